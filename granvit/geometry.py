@@ -1,0 +1,163 @@
+"""Boxes, and the one type that moves image and boxes together.
+
+Every box in the project is ``(x1, y1, x2, y2)``: float pixels of the EXIF-upright image, origin at the
+top-left corner, right and bottom edges exclusive. A `View` says which rectangle of the image the model sees
+and how it becomes the model's square canvas. No other module does box arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+Boxes = NDArray[np.float64]
+Frame = Literal["image", "canvas"]
+Fit = Literal["letterbox", "squash"]
+
+
+def as_boxes(boxes: ArrayLike) -> Boxes:
+    """Boxes as an array of shape (N, 4); a single box gives N = 1.
+
+    Raises:
+        ValueError: the input does not hold four numbers per box.
+    """
+    array = np.asarray(boxes, dtype=np.float64)
+    if array.size == 0:
+        return array.reshape(0, 4)
+    if array.shape[-1] != 4 or array.ndim > 2:
+        raise ValueError(f"boxes must have shape (N, 4) or (4,), got {array.shape}")
+    return array.reshape(-1, 4)
+
+
+def area(boxes: ArrayLike) -> NDArray[np.float64]:
+    """Areas in square pixels, shape (N,); an inverted box has area 0."""
+    b = as_boxes(boxes)
+    return np.clip(b[:, 2] - b[:, 0], 0, None) * np.clip(b[:, 3] - b[:, 1], 0, None)
+
+
+def clip(boxes: ArrayLike, width: float, height: float) -> Boxes:
+    """Boxes cut to the image, shape (N, 4). `width` and `height` in pixels."""
+    return np.clip(as_boxes(boxes), 0, [width, height, width, height])
+
+
+def intersection(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Pairwise intersection areas in square pixels, shape (len(a), len(b))."""
+    a_n4, b_m4 = as_boxes(a), as_boxes(b)
+    low = np.maximum(a_n4[:, None, :2], b_m4[None, :, :2])
+    high = np.minimum(a_n4[:, None, 2:], b_m4[None, :, 2:])
+    return np.clip(high - low, 0, None).prod(axis=-1)
+
+
+def iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Pairwise intersection over union in [0, 1], shape (len(a), len(b)); 0 where both areas are 0."""
+    overlap = intersection(a, b)
+    union = area(a)[:, None] + area(b)[None, :] - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a rectangle of an image becomes the model's canvas.
+
+    The rectangle `source` is cut out, padded by `padding` (left, top) to `padded` (width, height), and resized
+    to `canvas` (width, height). All but `canvas` are in whole image pixels, so that the picture is exactly
+    what the stock `LlavaImageProcessor` (letterbox) or `SiglipImageProcessor` (squash) would make of it.
+    """
+
+    source: tuple[int, int, int, int]
+    padding: tuple[int, int]
+    padded: tuple[int, int]
+    canvas: tuple[int, int]
+
+    @classmethod
+    def letterbox(cls, size: tuple[int, int], canvas: int) -> View:
+        """The whole image, padded to a centred square. `size` is (width, height) in pixels."""
+        return cls.window((0, 0, *size), canvas)
+
+    @classmethod
+    def squash(cls, size: tuple[int, int], canvas: int) -> View:
+        """The whole image, stretched to the square canvas; the aspect ratio is not kept."""
+        width, height = size
+        return cls((0, 0, width, height), (0, 0), (width, height), (canvas, canvas))
+
+    @classmethod
+    def window(cls, source: tuple[int, int, int, int], canvas: int) -> View:
+        """A part of the image, letterboxed: for small text and tiny objects.
+
+        `source` is (x1, y1, x2, y2) in whole image pixels.
+
+        Raises:
+            ValueError: the window is empty.
+        """
+        x1, y1, x2, y2 = source
+        width, height = x2 - x1, y2 - y1
+        if width <= 0 or height <= 0:
+            raise ValueError(f"window {source} is empty")
+        side = max(width, height)
+        return cls(source, ((side - width) // 2, (side - height) // 2), (side, side), (canvas, canvas))
+
+    @classmethod
+    def fit(cls, how: Fit, size: tuple[int, int], canvas: int) -> View:
+        """The whole image by the named way: "letterbox" or "squash"."""
+        return cls.letterbox(size, canvas) if how == "letterbox" else cls.squash(size, canvas)
+
+    @property
+    def _scale(self) -> Boxes:
+        return np.tile(np.divide(self.canvas, self.padded), 2)
+
+    @property
+    def _shift(self) -> Boxes:
+        return np.tile(np.subtract(self.padding, self.source[:2]), 2)
+
+    def to_canvas(self, boxes: ArrayLike) -> Boxes:
+        """Image pixels -> canvas pixels, shape (N, 4). Not clipped."""
+        return (as_boxes(boxes) + self._shift) * self._scale
+
+    def to_image(self, boxes: ArrayLike) -> Boxes:
+        """Canvas pixels -> image pixels, shape (N, 4). Not clipped."""
+        return as_boxes(boxes) / self._scale - self._shift
+
+    def _frame(self, frame: Frame) -> tuple[Boxes, Boxes]:
+        """Origin and size of the reference rectangle, in image pixels."""
+        x1, y1, x2, y2 = self.source
+        if frame == "image":
+            return np.array([x1, y1, x1, y1], float), np.array([x2 - x1, y2 - y1] * 2, float)
+        return -self._shift.astype(float), np.tile(np.asarray(self.padded, float), 2)
+
+    def to_relative(self, boxes: ArrayLike, frame: Frame) -> Boxes:
+        """Image pixels -> [0, 1] of the visible image ("image") or of the padded canvas ("canvas"), clipped to it."""
+        origin, size = self._frame(frame)
+        return np.clip((as_boxes(boxes) - origin) / size, 0, 1)
+
+    def from_relative(self, boxes: ArrayLike, frame: Frame) -> Boxes:
+        """[0, 1] of the chosen frame -> image pixels, shape (N, 4), cut to the visible rectangle."""
+        origin, size = self._frame(frame)
+        x1, y1, x2, y2 = self.source
+        return np.clip(as_boxes(boxes) * size + origin, [x1, y1, x1, y1], [x2, y2, x2, y2])
+
+    def visible(self, boxes: ArrayLike) -> NDArray[np.float64]:
+        """The share of each box's area that lies in the source rectangle, in [0, 1], shape (N,)."""
+        total = area(boxes)
+        inside = intersection(boxes, self.source)[:, 0]
+        return np.divide(inside, total, out=np.zeros_like(total), where=total > 0)
+
+    def apply(self, image: Image.Image, fill: tuple[int, int, int] = (127, 127, 127)) -> Image.Image:
+        """The canvas as an RGB picture. `image` is EXIF-upright RGB; padding takes the colour `fill` (0-255).
+
+        Raises:
+            ValueError: the source rectangle does not lie in the image.
+        """
+        x1, y1, x2, y2 = self.source
+        if x1 < 0 or y1 < 0 or x2 > image.width or y2 > image.height:
+            raise ValueError(f"view {self.source} does not fit an image of {image.width}x{image.height} pixels")
+        if self.source != (0, 0, *image.size):
+            image = image.crop(self.source)
+        if self.padded != image.size:
+            square = Image.new("RGB", self.padded, fill)
+            square.paste(image, self.padding)
+            image = square
+        return image if image.size == self.canvas else image.resize(self.canvas, Image.Resampling.BICUBIC)

@@ -1,0 +1,71 @@
+"""The paper's three questions (section 3.2): how they are asked, answered and parsed.
+
+Regions of both kinds, objects and text, are asked about in the same words: the answer to Bbox2Caption is the
+caption of an object and the transcription of a text region.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from numpy.typing import ArrayLike
+
+from granvit.coordinates import Box, Codec
+
+Task = Literal["global", "bbox2caption", "caption2bbox"]
+TASKS: tuple[Task, ...] = ("global", "bbox2caption", "caption2bbox")
+
+GLOBAL = "Describe in detail what is shown in the image in one paragraph"
+BBOX2CAPTION = (
+    "Describe the content contained within the normalized bounding box coordinates ",
+    " in no more than 10 words.",
+)
+CAPTION2BBOX = "Please provide the bounding box coordinate of the region this sentence describes: "
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question about an image and its answer, both plain text."""
+
+    task: Task
+    question: str
+    answer: str
+
+
+def ask_global() -> str:
+    """The question for a caption of the whole image."""
+    return GLOBAL
+
+
+def ask_caption(box: ArrayLike, codec: Codec) -> str:
+    """Bbox2Caption for a relative box (x1, y1, x2, y2) in [0, 1]."""
+    return BBOX2CAPTION[0] + codec.encode(box) + BBOX2CAPTION[1]
+
+
+def ask_box(text: str) -> str:
+    """Caption2Bbox for a phrase or a line of text."""
+    return CAPTION2BBOX + text
+
+
+def global_exchange(caption: str) -> Exchange:
+    return Exchange("global", ask_global(), caption)
+
+
+def caption_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
+    """`box` is relative (x1, y1, x2, y2) in [0, 1]."""
+    return Exchange("bbox2caption", ask_caption(box, codec), text)
+
+
+def box_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
+    """`box` is relative (x1, y1, x2, y2) in [0, 1]."""
+    return Exchange("caption2bbox", ask_box(text), codec.encode(box))
+
+
+def parse_box(answer: str, codec: Codec) -> Box | None:
+    """The one reading of an answer to Caption2Bbox: a relative box, or None.
+
+    The whole answer must be one box in the checkpoint's codec. Nothing is searched for, repaired or guessed, so
+    that a score never profits from a generous reader.
+    """
+    return codec.decode(answer)

@@ -1,0 +1,165 @@
+"""The one record type: an image with its regions. Every importer yields it, every consumer takes it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+Kind = Literal["object", "text"]
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Region:
+    """A box and what it holds.
+
+    Attributes:
+        box: (x1, y1, x2, y2) in float pixels of the EXIF-upright image.
+        text: the caption of an object, or the transcription of a text region.
+        kind: "object" or "text".
+        score: the annotator's confidence in [0, 1], None for human annotations.
+        box_by: who made the box, e.g. "human", "detector:dfine-l".
+        text_by: who made the text.
+        alternatives: other texts that are equally right for this box.
+        polygon: a finer outline as x, y, x, y, ... in pixels, or None.
+        ignore: neither train on it nor score it (unreadable, crowd).
+    """
+
+    box: tuple[float, float, float, float]
+    text: str
+    kind: Kind = "object"
+    score: float | None = None
+    box_by: str = "human"
+    text_by: str = "human"
+    alternatives: list[str] = field(default_factory=list)
+    polygon: list[float] | None = None
+    ignore: bool = False
+
+
+@dataclass
+class RegionImage:
+    """An image and its regions.
+
+    Attributes:
+        id: unique within its corpus.
+        image: the encoded file (JPEG, PNG, WebP...), or None where only `uri` is known.
+        width, height: pixels of the EXIF-upright image.
+        uri: where the image came from, relative to the imported folder, or a URL.
+        source: the data set's name.
+        licence: terms as the source states them.
+        caption: one paragraph about the whole image, or None.
+        split: "train", "val", "test" or "".
+    """
+
+    id: str
+    image: bytes | None
+    width: int
+    height: int
+    regions: list[Region]
+    uri: str = ""
+    source: str = ""
+    licence: str = ""
+    caption: str | None = None
+    split: str = ""
+
+    def to_row(self) -> dict[str, Any]:
+        """The Parquet row, in the layout of `SCHEMA`."""
+        return {
+            "id": self.id,
+            "image": {"bytes": self.image, "path": self.uri},
+            "width": self.width,
+            "height": self.height,
+            "source": self.source,
+            "licence": self.licence,
+            "caption": self.caption,
+            "split": self.split,
+            "regions": [{**vars(r), "box": [float(v) for v in r.box]} for r in self.regions],
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> RegionImage:
+        """The record of a Parquet row.
+
+        Raises:
+            ValueError: the row lacks a column of `SCHEMA`.
+        """
+        missing = sorted(set(SCHEMA.names) - row.keys())
+        if missing:
+            raise ValueError(f"row lacks the column(s) {', '.join(missing)}")
+        regions = [
+            Region(**{**r, "box": tuple(r["box"]), "alternatives": list(r["alternatives"] or [])})
+            for r in row["regions"] or []
+        ]
+        image = row["image"] or {"bytes": None, "path": ""}
+        rest = {k: row[k] for k in ("id", "width", "height", "source", "licence", "caption", "split")}
+        return cls(image=image["bytes"], uri=image["path"] or "", regions=regions, **rest)
+
+
+_REGION = pa.struct(
+    [
+        ("box", pa.list_(pa.float32(), 4)),
+        ("text", pa.string()),
+        ("kind", pa.string()),
+        ("score", pa.float32()),
+        ("box_by", pa.string()),
+        ("text_by", pa.string()),
+        ("alternatives", pa.list_(pa.string())),
+        ("polygon", pa.list_(pa.float32())),
+        ("ignore", pa.bool_()),
+    ]
+)
+
+# The "huggingface" entry makes `datasets` and its viewers show the image column as pictures.
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("source", pa.string()),
+        ("licence", pa.string()),
+        ("caption", pa.string()),
+        ("split", pa.string()),
+        ("regions", pa.list_(_REGION)),
+    ],
+    metadata={"granvit_schema": str(SCHEMA_VERSION)},
+)
+
+
+def schema_with_viewer_features() -> pa.Schema:
+    """`SCHEMA` with the metadata by which the `datasets` library knows the image column."""
+    plain = {"dtype": "string", "_type": "Value"}
+
+    def value(dtype: str) -> dict[str, str]:
+        return {**plain, "dtype": dtype}
+
+    def listed(feature: dict[str, Any], length: int = -1) -> dict[str, Any]:
+        return {"feature": feature, "length": length, "_type": "List"}
+
+    region = {
+        "box": listed(value("float32"), 4),
+        "text": plain,
+        "kind": plain,
+        "score": value("float32"),
+        "box_by": plain,
+        "text_by": plain,
+        "alternatives": listed(plain),
+        "polygon": listed(value("float32")),
+        "ignore": value("bool"),
+    }
+    features = {
+        "id": plain,
+        "image": {"_type": "Image"},
+        "width": value("int32"),
+        "height": value("int32"),
+        "source": plain,
+        "licence": plain,
+        "caption": plain,
+        "split": plain,
+        "regions": listed(region),
+    }
+    info = json.dumps({"info": {"features": features}})
+    return SCHEMA.with_metadata({**SCHEMA.metadata, b"huggingface": info.encode()})
