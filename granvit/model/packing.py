@@ -1,0 +1,223 @@
+"""Many questions behind one image prefix (the packed sequence).
+
+A *block* is one image: its prefix (everything up to the last image token), then N *branches*, each one question
+with its answer. A branch sees the prefix and itself, never its siblings, and its positions start where the
+prefix ends. So the encoder and the prefix run once per image, and every branch computes what it would compute
+in a sequence of its own. A row of the batch holds one or more blocks; blocks never see each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from granvit.questions import Task
+
+IGNORE = -100
+
+
+@dataclass
+class Branch:
+    """One tokenised question with its answer: `ids[answer_start:]` are the tokens to predict."""
+
+    ids: list[int]
+    answer_start: int
+    task: Task
+
+
+@dataclass
+class Grid:
+    """A symbolic image: entry k adds `weights[k]` of the embedding of token `words[k]` to patch `patches[k]`."""
+
+    patches: NDArray[np.int64]
+    words: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+@dataclass
+class Sample:
+    """One image, ready to be packed.
+
+    Attributes:
+        id: the record's id, named in every error about this sample.
+        branches: at least one question.
+        pixels: the canvas, uint8 (H, W, 3), or None where `grid` stands in for it.
+        crops: region crops for the teacher, uint8 (R, h, w, 3).
+        crop_boxes: where these crops lie on the canvas, float32 (R, 4), xyxy canvas pixels.
+        grid: the symbolic image of `LanguageWarmup`.
+    """
+
+    id: str
+    branches: list[Branch]
+    pixels: NDArray[np.uint8] | None = None
+    crops: NDArray[np.uint8] | None = None
+    crop_boxes: NDArray[np.float32] | None = None
+    grid: Grid | None = None
+
+
+@dataclass
+class Batch:
+    """Packed samples as tensors. B rows of S positions, I images, C crops.
+
+    Attributes:
+        input_ids: (B, S); image positions hold the image token.
+        position_ids: (B, S), restarting after the prefix for every branch.
+        block_ids: (B, S), which block of its row a position belongs to; -1 for padding.
+        branch_ids: (B, S), 0 for the prefix, n for the block's n-th branch.
+        labels: (B, S), the token to predict *from* this position, or `IGNORE`.
+        is_image: (B, S) bool; its True positions, row by row, take the I images' features in order.
+        ids: the I record ids.
+        tasks: the task of every branch, row by row.
+        pixels: uint8 (I, H, W, 3). crops: uint8 (C, h, w, 3). crop_boxes: (C, 4) xyxy canvas pixels.
+        crop_image: (C,) the image index of each crop.
+        grid_patches, grid_words, grid_weights: the symbolic images; patch indices run over I * P.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    block_ids: Tensor
+    branch_ids: Tensor
+    labels: Tensor
+    is_image: Tensor
+    ids: list[str]
+    tasks: list[str] = field(default_factory=list)
+    pixels: Tensor | None = None
+    crops: Tensor | None = None
+    crop_boxes: Tensor | None = None
+    crop_image: Tensor | None = None
+    grid_patches: Tensor | None = None
+    grid_words: Tensor | None = None
+    grid_weights: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the losses are normalised by: answer tokens, crops; and the number of images and branches."""
+        return {
+            "answer_tokens": int((self.labels != IGNORE).sum()),
+            "crops": 0 if self.crops is None else len(self.crops),
+            "images": len(self.ids),
+            "branches": len(self.tasks),
+        }
+
+    def mask(self) -> Tensor:
+        """Which position (dim 2) may look at which (dim 3): bool (B, 1, S, S).
+
+        A padding position sees itself alone, so that no softmax runs over nothing.
+        """
+        length = self.input_ids.shape[1]
+        index = torch.arange(length, device=self.input_ids.device)
+        causal = index[:, None] >= index[None, :]
+        same_block = self.block_ids[:, :, None] == self.block_ids[:, None, :]
+        key_branch = self.branch_ids[:, None, :]
+        reachable = (key_branch == 0) | (key_branch == self.branch_ids[:, :, None])
+        padding = (self.block_ids == -1)[:, :, None]
+        itself = index[:, None] == index[None, :]
+        return torch.where(padding, itself, causal & same_block & reachable)[:, None]
+
+
+def rows_of(lengths: Sequence[int], max_tokens: int | None) -> list[list[int]]:
+    """Which samples share a row: one each, or best-fit decreasing into rows of at most `max_tokens`.
+
+    Raises:
+        ValueError: one sample alone is longer than `max_tokens`.
+    """
+    if max_tokens is None:
+        return [[i] for i in range(len(lengths))]
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if lengths[i] > max_tokens:
+            raise ValueError(f"sample {i} has {lengths[i]} tokens, a row holds {max_tokens}")
+        fitting = [r for r in range(len(rows)) if room[r] >= lengths[i]]
+        if fitting:
+            best = min(fitting, key=lambda r: room[r])
+            rows[best].append(i)
+            room[best] -= lengths[i]
+        else:
+            rows.append([i])
+            room.append(max_tokens - lengths[i])
+    return rows
+
+
+def pack(
+    samples: Sequence[Sample],
+    prefix_ids: Sequence[int],
+    image_token: int,
+    pad_token: int,
+    max_tokens: int | None = None,
+) -> Batch:
+    """Samples -> one batch.
+
+    `prefix_ids` is what stands before the questions of every image, image tokens included. With `max_tokens`
+    several images share a row (best fit); without it every image has its own row, padded to the longest.
+
+    Raises:
+        ValueError: no samples, a sample without branches or without answer, or one longer than `max_tokens`.
+    """
+    if not samples:
+        raise ValueError("nothing to pack: no samples")
+    for sample in samples:
+        if not sample.branches or any(not 0 < b.answer_start < len(b.ids) for b in sample.branches):
+            raise ValueError(f"sample {sample.id!r} has no question, or a question without an answer")
+    prefix = np.asarray(prefix_ids)
+    lengths = [len(prefix) + sum(len(b.ids) for b in s.branches) for s in samples]
+    rows = rows_of(lengths, max_tokens)
+    shape = (len(rows), max(sum(lengths[i] for i in row) for row in rows))
+    tokens = np.full(shape, pad_token)
+    positions, branch_ids = np.zeros(shape, int), np.zeros(shape, int)
+    block_ids, labels = np.full(shape, -1), np.full(shape, IGNORE)
+    for r, row in enumerate(rows):
+        at = 0
+        for block, i in enumerate(row):
+            block_ids[r, at : at + lengths[i]] = block
+            tokens[r, at : at + len(prefix)] = prefix
+            positions[r, at : at + len(prefix)] = np.arange(len(prefix))
+            at += len(prefix)
+            for n, branch in enumerate(samples[i].branches, start=1):
+                end = at + len(branch.ids)
+                tokens[r, at:end] = branch.ids
+                positions[r, at:end] = len(prefix) + np.arange(len(branch.ids))
+                branch_ids[r, at:end] = n
+                labels[r, at + branch.answer_start - 1 : end - 1] = branch.ids[branch.answer_start :]
+                at = end
+    ordered = [samples[i] for row in rows for i in row]
+    return Batch(
+        input_ids=torch.from_numpy(tokens),
+        position_ids=torch.from_numpy(positions),
+        block_ids=torch.from_numpy(block_ids),
+        branch_ids=torch.from_numpy(branch_ids),
+        labels=torch.from_numpy(labels),
+        is_image=torch.from_numpy((tokens == image_token) & (branch_ids == 0) & (block_ids >= 0)),
+        ids=[s.id for s in ordered],
+        tasks=[b.task for s in ordered for b in s.branches],
+        **_pictures(ordered, int((prefix == image_token).sum())),
+    )
+
+
+def _pictures(samples: Sequence[Sample], patches: int) -> dict[str, Tensor]:
+    """The picture side of a batch: canvases and crops, or symbolic grids of `patches` patches each."""
+    tensors: dict[str, Tensor] = {}
+    pixels = [s.pixels for s in samples if s.pixels is not None]
+    if pixels:
+        tensors["pixels"] = torch.from_numpy(np.stack(pixels))
+    with_crops = [(i, s.crops, s.crop_boxes) for i, s in enumerate(samples) if s.crops is not None and len(s.crops)]
+    if with_crops:
+        tensors["crops"] = torch.from_numpy(np.concatenate([crops for _, crops, _ in with_crops]))
+        tensors["crop_boxes"] = torch.from_numpy(np.concatenate([b for _, _, b in with_crops if b is not None]))
+        tensors["crop_image"] = torch.from_numpy(np.repeat([i for i, _, _ in with_crops], [len(c) for _, c, _ in with_crops]))
+    grids = [(i, s.grid) for i, s in enumerate(samples) if s.grid is not None]
+    if grids:
+        tensors["grid_patches"] = torch.from_numpy(np.concatenate([i * patches + g.patches for i, g in grids]))
+        tensors["grid_words"] = torch.from_numpy(np.concatenate([g.words for _, g in grids]))
+        tensors["grid_weights"] = torch.from_numpy(np.concatenate([g.weights for _, g in grids]))
+    return tensors
