@@ -1,0 +1,52 @@
+"""What the training loop knows of a stage: a batch goes in, named loss terms come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from granvit.model.packing import Batch
+
+
+@dataclass
+class Term:
+    """One named part of a loss.
+
+    Attributes:
+        total: scalar, the sum over the items of this batch. Not the mean: the loop divides by the global count, so
+            that accumulation and data parallelism change nothing.
+        count: the key into `Batch.counts` that normalises it, "answer_tokens" or "crops".
+        weight: the term's share in the loss.
+    """
+
+    total: Tensor
+    count: str
+    weight: float = 1.0
+
+
+class Stage(nn.Module):
+    """A model and its objective as one object. What trains is what requires a gradient.
+
+    Attributes:
+        name: the stage's name in logs and checkpoints.
+        model: the student.
+    """
+
+    name: str
+    model: PreTrainedModel
+
+    def forward(self, batch: Batch) -> dict[str, Term]:
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Runs after every optimizer step, e.g. to move an EMA teacher."""
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors besides the student that a resumed run needs, e.g. the EMA teacher."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `extra_state` gave."""
