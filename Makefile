@@ -1,0 +1,44 @@
+# make demo [CORPUS=path]   train the small model through both stages and write a report
+# make test                 lint and tests (without those marked slow or gpu)
+# make bench                every speed comparison, each against its baseline
+#
+# Each target sets up .venv when pyproject.toml or constraints.txt is newer than it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# With OpenMP's default of spinning threads, one other busy process makes training on a CPU several times slower.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/core.stamp
+	$(BIN)/granvit demo --out runs/demo $(if $(CORPUS),--corpus "$(CORPUS)")
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy granvit
+
+bench: .venv/core.stamp
+	@set -e; for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file"; done
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find granvit tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone: a pinned version can come from whichever index or wheel folder pip is pointed at (say
+# the CPU builds), where an unpinned one is always the newest from PyPI with all of CUDA.
+.venv/core.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -q "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+.venv/dev.stamp: .venv/core.stamp
+	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	touch $@
