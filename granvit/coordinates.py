@@ -52,7 +52,7 @@ class Decimal:
     """``[0.125, 0.250, 0.500, 0.750]``: three decimals, the paper's wording (section 3.2)."""
 
     spec: str = "decimal"
-    _pattern = re.compile(r"\[\s*" + r"\s*,\s*".join([r"([01](?:\.\d{1,4})?)"] * 4) + r"\s*\]")
+    _pattern = re.compile(r"\[\s*" + r"\s*,\s*".join([r"([01](?:\.\d{1,4})?)"] * 4) + r"\s*\]", re.ASCII)
 
     @property
     def tokens(self) -> list[str]:
@@ -71,7 +71,7 @@ class Int1000:
     """``[125, 250, 500, 750]``: thousandths as integers (the convention of Qwen3-VL and InternVL)."""
 
     spec: str = "int1000"
-    _pattern = re.compile(r"\[\s*" + r"\s*,\s*".join([r"(\d{1,4})"] * 4) + r"\s*\]")
+    _pattern = re.compile(r"\[\s*" + r"\s*,\s*".join([r"(\d{1,4})"] * 4) + r"\s*\]", re.ASCII)
 
     @property
     def tokens(self) -> list[str]:
@@ -107,7 +107,7 @@ class Loc:
         return "".join(f"<loc{min(int(v * self.bins), self.bins - 1):04d}>" for v in _clipped(box))
 
     def decode(self, text: str) -> Box | None:
-        match = re.fullmatch(r"<loc(\d{4})>" * 4, text.strip())
+        match = re.fullmatch(r"<loc(\d{4})>" * 4, text.strip(), re.ASCII)
         if not match:
             return None
         bins = [int(v) for v in match.groups()]
@@ -126,7 +126,7 @@ def get_codec(spec: str) -> Codec:
         return Decimal()
     if spec == "int1000":
         return Int1000()
-    match = re.fullmatch(r"loc(?::(\d+))?", spec)
+    match = re.fullmatch(r"loc(?::(\d+))?", spec, re.ASCII)
     if match and 2 <= int(match.group(1) or 1024) <= 9999:
         return Loc(int(match.group(1) or 1024))
     raise ValueError(f"unknown coordinate codec {spec!r}: use 'decimal', 'int1000', 'loc' or 'loc:BINS' (2-9999 bins)")

@@ -1,0 +1,227 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from granvit.geometry import View, area, as_boxes, clip, intersection, iou
+
+CANVAS = 224
+sides = st.integers(1, 5000)
+canvases = st.sampled_from([64, 224, 384, 512])
+
+
+@st.composite
+def views(draw):
+    """Any view of any image: letterbox, squash or window."""
+    width, height, canvas = draw(sides), draw(sides), draw(canvases)
+    kind = draw(st.sampled_from(["letterbox", "squash", "window"]))
+    if kind != "window":
+        return View.fit(kind, (width, height), canvas)
+    x1, y1 = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
+    x2, y2 = draw(st.integers(x1 + 1, width)), draw(st.integers(y1 + 1, height))
+    return View.window((x1, y1, x2, y2), canvas)
+
+
+@st.composite
+def views_and_boxes(draw):
+    """A view and a box of positive size inside its source rectangle, in image pixels."""
+    view = draw(views())
+    x1, y1, x2, y2 = view.source
+    a, c = sorted([draw(st.floats(0, 1)), draw(st.floats(0, 1))])
+    b, d = sorted([draw(st.floats(0, 1)), draw(st.floats(0, 1))])
+    w, h = x2 - x1, y2 - y1
+    return view, np.array([x1 + a * w, y1 + b * h, x1 + c * w, y1 + d * h])
+
+
+def photo(width, height, seed=0):
+    """Smooth colours with noise, so that an offset of one pixel or another resampling filter shows."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(x / 9), np.cos(y / 7), np.sin((x + y) / 11)], -1) * 90 + 128
+    return Image.fromarray((waves + rng.integers(-30, 30, waves.shape)).clip(0, 255).astype(np.uint8))
+
+
+# --- boxes ---------------------------------------------------------------------------------------------------------
+
+
+def test_as_boxes_shapes():
+    assert as_boxes([1, 2, 3, 4]).shape == (1, 4)
+    assert as_boxes([[1, 2, 3, 4]] * 3).shape == (3, 4)
+    assert as_boxes([]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("wrong", [[1, 2, 3], [[1, 2], [3, 4]], np.zeros((2, 2, 4))])
+def test_as_boxes_refuses_other_shapes(wrong):
+    with pytest.raises(ValueError, match="shape"):
+        as_boxes(wrong)
+
+
+def test_area_of_inverted_box_is_zero():
+    assert area([[0, 0, 4, 5], [4, 0, 0, 5], [4, 5, 0, 0]]).tolist() == [20, 0, 0]
+
+
+def test_clip_cuts_to_the_image():
+    assert clip([-5, -5, 30, 30], 20, 10).tolist() == [[0, 0, 20, 10]]
+
+
+def test_iou_by_hand():
+    a = [[0, 0, 10, 10]]
+    b = [[0, 0, 10, 10], [5, 0, 15, 10], [0, 0, 5, 10], [10, 0, 20, 10], [2, 2, 4, 4]]
+    np.testing.assert_allclose(iou(a, b), [[1, 50 / 150, 0.5, 0, 0.04]])
+    np.testing.assert_allclose(intersection(a, b), [[100, 50, 50, 0, 4]])
+
+
+def test_iou_of_empty_boxes_is_zero_and_shapes_hold():
+    assert iou([3, 3, 3, 3], [3, 3, 3, 3]).tolist() == [[0]]
+    assert iou([], [[0, 0, 1, 1]]).shape == (0, 1)
+    assert iou([[0, 0, 1, 1]] * 2, [[0, 0, 1, 1]] * 3).shape == (2, 3)
+
+
+# --- views: boxes ----------------------------------------------------------------------------------------------------
+
+
+@given(views_and_boxes())
+def test_canvas_round_trip(case):
+    view, box = case
+    np.testing.assert_allclose(view.to_image(view.to_canvas(box))[0], box, rtol=0, atol=1e-6)
+
+
+@given(views_and_boxes())
+def test_whole_canvas_pixels_cost_at_most_half_a_canvas_pixel(case):
+    view, box = case
+    whole = np.round(view.to_canvas(box))
+    again = view.to_canvas(view.to_image(whole))
+    assert np.abs(again - view.to_canvas(box)).max() <= 0.5 + 1e-6
+
+
+@given(views_and_boxes())
+def test_boxes_of_the_source_lie_on_the_canvas(case):
+    view, box = case
+    on_canvas = view.to_canvas(box)[0]
+    assert (on_canvas >= -1e-6).all() and (on_canvas <= view.canvas[0] + 1e-6).all()
+
+
+@given(views_and_boxes(), st.sampled_from(["image", "canvas"]))
+def test_relative_round_trip(case, frame):
+    view, box = case
+    relative = view.to_relative(box, frame)
+    assert (relative >= 0).all() and (relative <= 1).all()
+    np.testing.assert_allclose(view.from_relative(relative, frame)[0], box, rtol=0, atol=1e-6)
+
+
+@given(views_and_boxes())
+def test_canvas_frame_is_the_canvas_divided_by_its_side(case):
+    view, box = case
+    np.testing.assert_allclose(view.to_relative(box, "canvas"), view.to_canvas(box) / view.canvas[0], atol=1e-9)
+
+
+@given(sides, sides, canvases)
+def test_letterbox_keeps_the_aspect_ratio_and_squash_fills(width, height, canvas):
+    whole = [0, 0, width, height]
+    x1, y1, x2, y2 = View.letterbox((width, height), canvas).to_canvas(whole)[0]
+    assert math.isclose((x2 - x1) * height, (y2 - y1) * width, rel_tol=1e-9)
+    assert math.isclose(max(x2 - x1, y2 - y1), canvas)
+    np.testing.assert_allclose(View.squash((width, height), canvas).to_canvas(whole), [[0, 0, canvas, canvas]])
+
+
+def test_letterbox_by_hand():
+    # 200x100 is padded by 50 above and below to 200x200, then halved.
+    view = View.letterbox((200, 100), 100)
+    assert view.to_canvas([20, 10, 60, 30]).tolist() == [[10, 30, 30, 40]]
+    assert view.to_relative([20, 10, 60, 30], "image").tolist() == [[0.1, 0.1, 0.3, 0.3]]
+    assert view.to_relative([20, 10, 60, 30], "canvas").tolist() == [[0.1, 0.3, 0.3, 0.4]]
+
+
+def test_boxes_outside_the_frame_are_cut():
+    view = View.window((10, 20, 110, 70), 100)
+    assert view.to_relative([0, 0, 60, 45], "image").tolist() == [[0, 0, 0.5, 0.5]]
+    # The padding above the window belongs to the canvas but not to the picture.
+    assert view.from_relative([0, 0, 1, 1], "canvas").tolist() == [[10, 20, 110, 70]]
+
+
+def test_visible_share():
+    view = View.window((0, 0, 10, 10), 32)
+    np.testing.assert_allclose(
+        view.visible([[0, 0, 5, 5], [5, 0, 15, 10], [20, 20, 30, 30], [3, 3, 3, 3]]), [1, 0.5, 0, 0]
+    )
+
+
+def test_empty_window_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        View.window((10, 10, 10, 20), 64)
+
+
+# --- views: pictures -------------------------------------------------------------------------------------------------
+
+SIZES = [(640, 480), (480, 641), (301, 200), (100, 37), (224, 224), (90, 90), (5, 300)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_letterbox_is_the_stock_llava_picture(size):
+    image = photo(*size)
+    stock = LlavaImageProcessorPil(
+        do_pad=True,
+        do_center_crop=False,
+        do_rescale=False,
+        do_normalize=False,
+        size={"shortest_edge": CANVAS},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    expected = np.asarray(stock(image)["pixel_values"][0]).transpose(1, 2, 0)
+    np.testing.assert_array_equal(np.asarray(View.letterbox(size, CANVAS).apply(image)), expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_squash_is_the_stock_siglip_picture(size):
+    image = photo(*size)
+    stock = SiglipImageProcessorPil(
+        do_rescale=False,
+        do_normalize=False,
+        size={"height": CANVAS, "width": CANVAS},
+        resample=Image.Resampling.BICUBIC,
+    )
+    expected = np.asarray(stock(image)["pixel_values"][0]).transpose(1, 2, 0)
+    np.testing.assert_array_equal(np.asarray(View.squash(size, CANVAS).apply(image)), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "view"),
+    [
+        ((640, 480), View.letterbox((640, 480), 256)),
+        ((333, 500), View.letterbox((333, 500), 256)),
+        ((640, 480), View.squash((640, 480), 256)),
+        ((640, 480), View.window((100, 50, 500, 450), 256)),
+        ((640, 480), View.window((37, 120, 437, 260), 512)),
+    ],
+)
+def test_a_drawn_rectangle_lands_where_its_box_says(size, view):
+    box = np.array([150, 130, 300, 240])
+    image = Image.new("RGB", size, "black")
+    # PIL includes the right and bottom edge; boxes do not.
+    ImageDraw.Draw(image).rectangle((150, 130, 299, 239), fill="white")
+    canvas = np.asarray(view.apply(image, fill=(0, 0, 0)))[..., 0] > 127
+    rows, columns = np.flatnonzero(canvas.any(1)), np.flatnonzero(canvas.any(0))
+    found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    assert np.abs(found - view.to_canvas(box)[0]).max() <= 1
+
+
+def test_padding_takes_the_fill_colour():
+    canvas = np.asarray(View.letterbox((200, 100), 100).apply(Image.new("RGB", (200, 100), "white"), fill=(9, 8, 7)))
+    assert canvas[0, 0].tolist() == [9, 8, 7] and canvas[50, 50].tolist() == [255, 255, 255]
+
+
+def test_a_view_of_another_image_is_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        View.letterbox((200, 100), 64).apply(Image.new("RGB", (100, 200)))
+
+
+def test_window_covering_the_width_is_still_cropped():
+    image = photo(100, 60)
+    canvas = View.window((0, 10, 100, 60), 100).apply(image)
+    np.testing.assert_array_equal(np.asarray(canvas)[25:75], np.asarray(image)[10:60])
