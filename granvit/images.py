@@ -1,0 +1,117 @@
+"""From the bytes of an image file to an upright RGB picture, or a stated reason why not.
+
+Files come from anywhere, so this is a boundary: whatever is wrong with one leaves as an `ImageError`, and a
+picture that leaves is RGB, EXIF-upright and of a reasonable size.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+MIN_SIDE = 8
+# Pillow's own threshold for a suspected decompression bomb: where Pillow would only warn, we refuse.
+MAX_PIXELS = 89_478_485
+# Only what decodes inside Pillow: its EPS reader, for one, starts Ghostscript on the file.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+_QUARTER_TURNED = (5, 6, 7, 8)
+
+
+class ImageError(ValueError):
+    """An image that cannot be used.
+
+    Attributes:
+        reason: one of "not-an-image", "truncated", "undecodable", "too-small", "too-many-pixels",
+            "unsupported-depth".
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        # The default would pass the joined message as `reason` when a worker process hands the error over.
+        return ImageError, (self.reason, self.detail)
+
+
+def probe(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels of the upright image, from the header alone where the format allows.
+
+    A PNG may state its orientation behind the pixels, so one without it in front is read to the end.
+
+    Raises:
+        ImageError: the header cannot be read, or states a size out of bounds.
+    """
+    with _open(data) as image:
+        width, height = image.size
+        # Pillow states a TIFF's size as it will be after turning, all others as they are stored.
+        turned = image.format != "TIFF" and _orientation(image) in _QUARTER_TURNED
+        return (height, width) if turned else (width, height)
+
+
+def decode(data: bytes) -> Image.Image:
+    """The upright RGB picture; of an animation, the first frame. Transparency is laid over white.
+
+    Raises:
+        ImageError: the bytes are not a complete image of a usable size.
+    """
+    with _open(data) as image:
+        try:
+            image.load()
+            # After `load`: Pillow turns a TIFF upright while loading it, and then drops the orientation.
+            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+            return _to_rgb(upright)
+        except ImageError:
+            raise
+        except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+            reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
+            raise ImageError(reason, str(error)) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """The image with its header read and its size accepted; no pixel is decoded."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("too-many-pixels", str(error)) from error
+    except Exception as error:  # as in `decode`: damaged headers raise nearly anything
+        raise ImageError("not-an-image", str(error) if data else "the file is empty") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError("too-many-pixels", f"{width}x{height}, the limit is {MAX_PIXELS} pixels")
+    if min(width, height) < MIN_SIDE:
+        raise ImageError("too-small", f"{width}x{height}, a side must have {MIN_SIDE} pixels")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. Damaged EXIF counts as none, as it does in viewers and annotation tools."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _from_16_bit(image)
+    if image.mode == "F":
+        raise ImageError("unsupported-depth", "floating-point pixels have no defined white")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    # `convert` returns a copy even of RGB; the loaded original is equally good and costs nothing.
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits. Pillow's own conversion cuts at 255, which turns such a scan white."""
+    values_hw = np.asarray(image)
+    if values_hw.min() < 0 or values_hw.max() > 65535:
+        raise ImageError("unsupported-depth", "more than 16 bits per pixel")
+    return Image.fromarray(((values_hw.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")

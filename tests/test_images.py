@@ -1,0 +1,162 @@
+"""Every kind of file that has hurt someone, built here: it decodes to the right pixels or names its reason."""
+
+import io
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from granvit import images
+from granvit.images import ImageError, decode, probe
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encode(image: Image.Image, fmt: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, fmt, **options)
+    return buffer.getvalue()
+
+
+def corners() -> Image.Image:
+    """60x40, one colour per quadrant, so that any turn or flip shows."""
+    image = Image.new("RGB", (60, 40))
+    for box, colour in {(0, 0): RED, (30, 0): GREEN, (0, 20): BLUE, (30, 20): WHITE}.items():
+        image.paste(colour, (*box, box[0] + 30, box[1] + 20))
+    return image
+
+
+def quadrants(image: Image.Image) -> list[tuple[int, ...]]:
+    w, h = image.size
+    points = [(w // 4, h // 4), (3 * w // 4, h // 4), (w // 4, 3 * h // 4), (3 * w // 4, 3 * h // 4)]
+    return [tuple(int(round(v / 255) * 255) for v in image.getpixel(p)) for p in points]
+
+
+def reason(data: bytes) -> str:
+    with pytest.raises(ImageError) as error:
+        decode(data)
+    return error.value.reason
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000"])
+def test_usual_formats_decode(fmt):
+    image = decode(encode(corners(), fmt))
+    assert (image.mode, image.size) == ("RGB", (60, 40))
+    assert quadrants(image) == [RED, GREEN, BLUE, WHITE]
+    assert probe(encode(corners(), fmt)) == (60, 40)
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_comes_out_upright(fmt, orientation):
+    # How the camera stores the upright scene so that `orientation` restores it.
+    stored = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(corners().transpose(stored) if stored is not None else corners(), fmt, exif=exif)
+    assert quadrants(decode(data)) == [RED, GREEN, BLUE, WHITE]
+    assert decode(data).size == probe(data) == (60, 40)
+
+
+def test_damaged_exif_is_no_orientation():
+    data = encode(corners(), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff garbage")
+    assert decode(data).size == probe(data) == (60, 40)
+
+
+def test_cmyk_keeps_its_colours():
+    data = encode(corners().convert("CMYK"), "JPEG")
+    assert quadrants(decode(data)) == [RED, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_not_clipped(fmt):
+    ramp_hw = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (16, 1))
+    got_hw = np.asarray(decode(encode(Image.fromarray(ramp_hw), fmt)))[..., 0]
+    assert np.abs(got_hw - ramp_hw / 257).max() <= 0.5
+
+
+def test_more_than_16_bits_is_refused():
+    assert reason(encode(Image.fromarray(np.full((16, 16), 70_000, np.int32)), "TIFF")) == "unsupported-depth"
+    assert reason(encode(Image.fromarray(np.full((16, 16), 0.5, np.float32)), "TIFF")) == "unsupported-depth"
+
+
+def test_palette_without_transparency():
+    assert quadrants(decode(encode(corners().quantize(4)))) == [RED, GREEN, BLUE, WHITE]
+
+
+def test_transparency_is_laid_over_white():
+    palette = corners().quantize(4)
+    red = palette.getpixel((1, 1))
+    assert quadrants(decode(encode(palette, transparency=red))) == [WHITE, GREEN, BLUE, WHITE]
+    half = Image.new("RGBA", (16, 16), (255, 0, 0, 128))
+    assert decode(encode(half)).getpixel((8, 8)) == (255, 127, 127)
+    clear_grey = Image.new("LA", (16, 16), (0, 0))
+    assert decode(encode(clear_grey)).getpixel((8, 8)) == WHITE
+
+
+@pytest.mark.parametrize("fmt", ["GIF", "PNG", "WEBP"])
+def test_animation_gives_its_first_frame(fmt):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN)]
+    data = encode(frames[0], fmt, save_all=True, append_images=frames[1:], duration=50)
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert quadrants(decode(data)) == [RED] * 4
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+def test_truncated_file(fmt):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, fmt)
+    assert reason(data[: len(data) // 2]) in {"truncated", "undecodable", "not-an-image"}
+    assert reason(data[: len(data) // 2]) == "truncated" or fmt == "WEBP"
+
+
+def test_not_an_image():
+    assert reason(b"") == "not-an-image"
+    assert reason(b"<html>404</html>") == "not-an-image"
+    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\nshowpage\n") == "not-an-image"
+
+
+def test_too_small():
+    assert reason(encode(Image.new("RGB", (1, 1)))) == "too-small"
+    assert reason(encode(Image.new("RGB", (images.MIN_SIDE - 1, 100)))) == "too-small"
+    assert decode(encode(Image.new("RGB", (images.MIN_SIDE, 100)))).size == (images.MIN_SIDE, 100)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and carries no pixels: decoding it would fail in another way than its size."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [10_000, 15_000, 60_000])
+def test_bomb_is_refused_from_its_header(side):
+    assert reason(png_header(side, side)) == "too-many-pixels"
+    with pytest.raises(ImageError):
+        probe(png_header(side, side))
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_pillows_bomb_warning_becomes_our_error():
+    assert reason(png_header(10_000, 10_000)) == "too-many-pixels"
+
+
+def test_errors_cross_process_borders():
+    error = pickle.loads(pickle.dumps(ImageError("too-small", "1x1")))
+    assert (error.reason, error.detail) == ("too-small", "1x1")
