@@ -1,0 +1,118 @@
+"""Boxes and their labels drawn on a picture, legible at any picture size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from granvit.geometry import as_boxes
+
+PALETTE = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#b91c1c", "#4d7c0f")
+SMALLEST_SIDE = 320
+
+
+def colors_for(count: int) -> list[str]:
+    """`count` colours that differ from their neighbours, from `PALETTE` in order."""
+    return [PALETTE[i % len(PALETTE)] for i in range(count)]
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes: ArrayLike,
+    labels: Sequence[str],
+    colors: Sequence[str],
+    *,
+    dashed: bool | Sequence[bool] = False,
+) -> Image.Image:
+    """A copy of the picture with a frame around each box and its label on a plate at the frame's upper left corner.
+
+    A picture whose longer side is below 320 px is enlarged to that first, since text has a least legible size.
+
+    Args:
+        image: any mode; the copy is RGB.
+        boxes: (N, 4), (x1, y1, x2, y2) in pixels of `image`.
+        labels: N texts; an empty one draws no plate. Texts too wide for the picture are cut with an ellipsis.
+        colors: N colour names or "#rrggbb".
+        dashed: frames in dashes on white, for predictions beside true boxes; one for all, or N of them. White, so that
+            a dashed frame shows even where it lies exactly on a solid one.
+
+    Raises:
+        ValueError: there are not as many labels, colours and dashes as boxes.
+    """
+    boxes_n4 = as_boxes(boxes)
+    if not len(boxes_n4) == len(labels) == len(colors):
+        raise ValueError(f"{len(boxes_n4)} boxes, {len(labels)} labels and {len(colors)} colors")
+    dashes = [dashed] * len(boxes_n4) if isinstance(dashed, bool) else dashed
+    picture, scale = _enlarged(image.convert("RGB"))
+    pen = ImageDraw.Draw(picture)
+    unit = max(picture.size) / 400
+    frame_width = max(2, round(1.5 * unit))
+    font = ImageFont.load_default(size=max(12, round(8 * unit)))
+
+    scaled = (boxes_n4 * np.tile(scale, 2)).tolist()
+    for box, color, in_dashes in zip(scaled, colors, dashes, strict=True):
+        _frame(pen, box, color, frame_width, in_dashes)
+    # Labels last, so that no later frame crosses an earlier label.
+    for box, label, color in zip(scaled, labels, colors, strict=True):
+        if label:
+            _label(pen, box, label, color, font, picture.size)
+    return picture
+
+
+def _enlarged(image: Image.Image) -> tuple[Image.Image, tuple[float, float]]:
+    longest = max(image.size)
+    if longest >= SMALLEST_SIDE:
+        return image.copy(), (1.0, 1.0)
+    width, height = (max(1, round(side * SMALLEST_SIDE / longest)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC), (width / image.width, height / image.height)
+
+
+def _frame(pen: ImageDraw.ImageDraw, box: list[float], color: str, width: int, dashed: bool) -> None:
+    # PIL includes the right and bottom edge; boxes do not.
+    x1, y1, x2, y2 = box[0], box[1], max(box[0], box[2] - 1), max(box[1], box[3] - 1)
+    pen.rectangle((x1, y1, x2, y2), outline="white" if dashed else color, width=width)
+    if not dashed:
+        return
+    dash, inner = 4 * width, width - 1
+    for x in np.arange(x1, x2, 2 * dash).tolist():
+        end = min(x + dash, x2)
+        pen.rectangle((x, y1, end, min(y1 + inner, y2)), fill=color)
+        pen.rectangle((x, max(y2 - inner, y1), end, y2), fill=color)
+    for y in np.arange(y1, y2, 2 * dash).tolist():
+        end = min(y + dash, y2)
+        pen.rectangle((x1, y, min(x1 + inner, x2), end), fill=color)
+        pen.rectangle((max(x2 - inner, x1), y, x2, end), fill=color)
+
+
+def _label(
+    pen: ImageDraw.ImageDraw,
+    box: list[float],
+    text: str,
+    color: str,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+) -> None:
+    pad = 3
+    text = _fitted(text, font, size[0] - 2 * pad)
+    left, top, right, bottom = font.getbbox(text)
+    width, height = right - left + 2 * pad, bottom - top + 2 * pad
+    # Above the box where there is room, else inside it; and never beyond the picture.
+    x = min(max(box[0], 0), size[0] - width)
+    y = box[1] - height if box[1] >= height else min(max(box[1], 0), size[1] - height)
+    x, y = max(x, 0), max(y, 0)
+    pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+    red, green, blue = ImageColor.getrgb(color)[:3]
+    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else "white"
+    pen.text((x + pad - left, y + pad - top), text, fill=ink, font=font)
+
+
+def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from granvit.draw import PALETTE, colors_for, draw_boxes
+
+
+def changed(before, after):
+    """The bounding rectangle (x1, y1, x2, y2) of the pixels that differ."""
+    different = (np.asarray(before.convert("RGB")) != np.asarray(after)).any(-1)
+    rows, columns = np.flatnonzero(different.any(1)), np.flatnonzero(different.any(0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+def test_a_frame_without_label_covers_its_box_exactly():
+    image = Image.new("RGB", (640, 480), "white")
+    drawn = draw_boxes(image, [[100, 120, 300, 240]], [""], ["#ff0000"])
+    assert changed(image, drawn) == (100, 120, 300, 240)
+    assert drawn.getpixel((200, 180)) == (255, 255, 255)
+    assert changed(image, draw_boxes(image, [[100, 120, 300, 240]], [""], ["#ff0000"], dashed=True))[:2] == (100, 120)
+
+
+def test_dashes_leave_gaps():
+    image = Image.new("RGB", (640, 480), "white")
+    solid, dashed = (draw_boxes(image, [[50, 50, 600, 400]], [""], ["red"], dashed=d) for d in (False, True))
+    inked = [(np.asarray(i) != 255).any(-1).sum() for i in (solid, dashed)]
+    assert 0.3 < inked[1] / inked[0] < 0.7
+
+
+def test_a_prediction_shows_even_on_top_of_its_true_box():
+    image, box = Image.new("RGB", (640, 480), "black"), [50, 50, 600, 400]
+    drawn = np.asarray(draw_boxes(image, [box, box], ["", ""], ["red", "red"], dashed=[False, True]))
+    edge = drawn[50, 50:600]
+    assert {tuple(c) for c in edge.tolist()} == {(255, 0, 0), (255, 255, 255)}
+
+
+def test_the_given_picture_stays_as_it_is():
+    image = Image.new("RGB", (640, 480), "white")
+    draw_boxes(image, [[100, 120, 300, 240]], ["car"], ["red"])
+    assert np.asarray(image).min() == 255
+
+
+@pytest.mark.parametrize("size", [(40, 30), (320, 20), (224, 224), (640, 480), (4000, 3000)])
+@pytest.mark.parametrize("corner", ["upper left", "lower right", "whole", "beyond"])
+def test_a_label_is_legible_and_inside_the_picture(size, corner):
+    width, height = size
+    box = {
+        "upper left": [0, 0, width / 8, height / 8],
+        "lower right": [width * 7 / 8, height * 7 / 8, width, height],
+        "whole": [0, 0, width, height],
+        "beyond": [width * 0.9, height * 0.9, width * 2, height * 2],
+    }[corner]
+    plain = draw_boxes(Image.new("RGB", size, "white"), [box], [""], ["#000000"])
+    drawn = draw_boxes(Image.new("RGB", size, "white"), [box], ["HHHH"], ["#000000"])
+    assert max(drawn.size) == max(320, *size)
+    # All of the plate's ink is in the picture: the white of the letters on it is as large as anywhere else.
+    letters = (np.asarray(drawn) != np.asarray(plain)).any(-1)
+    assert letters.any()
+    reference = draw_boxes(Image.new("RGB", size, "white"), [[width * 0.3, height * 0.5] * 2], ["HHHH"], ["#000000"])
+    white = (np.asarray(reference) != 255).any(-1).sum()
+    assert letters.sum() >= 0.5 * white
+
+
+def test_long_labels_are_cut_to_the_picture():
+    image = Image.new("RGB", (400, 300), "white")
+    drawn = draw_boxes(image, [[300, 100, 380, 200]], ["word " * 200], ["#123456"])
+    assert drawn.size == (400, 300)
+    plate = (np.asarray(drawn) == (0x12, 0x34, 0x56)).all(-1)
+    assert not plate[60:84, 390:].all(1).all()  # the plate's text, ellipsis included, ends before the edge
+
+
+def test_small_pictures_are_enlarged_with_their_boxes():
+    image = Image.new("RGB", (64, 32), "white")
+    drawn = draw_boxes(image, [[16, 8, 48, 24]], [""], ["blue"])
+    assert drawn.size == (320, 160)
+    assert changed(Image.new("RGB", (320, 160), "white"), drawn) == (80, 40, 240, 120)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_any_mode(mode):
+    assert draw_boxes(Image.new(mode, (64, 64)), [[1, 1, 9, 9]], ["x"], ["red"]).mode == "RGB"
+
+
+def test_counts_must_agree():
+    with pytest.raises(ValueError, match="2 boxes, 1 labels and 2 colors"):
+        draw_boxes(Image.new("RGB", (9, 9)), [[0, 0, 1, 1]] * 2, ["a"], ["red", "red"])
+
+
+def test_no_boxes_no_change():
+    image = Image.new("RGB", (400, 300), "white")
+    assert np.asarray(draw_boxes(image, [], [], [])).min() == 255
+
+
+def test_colors():
+    assert colors_for(2) == list(PALETTE[:2]) and len(colors_for(20)) == 20
