@@ -1,0 +1,222 @@
+"""What may enter a corpus, and a written account of what may not.
+
+`check_record` is the one gate: importers let every record through it, and `verify` holds stored records against
+it again. A bad region is set aside and its image stays; an image that cannot be trusted is set aside whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO, get_args
+
+import numpy as np
+
+from granvit import geometry, images
+from granvit.regions import Kind, Region, RegionImage
+
+MAX_TEXT = 2_000
+MIN_BOX_SIDE = 1.0
+SPLITS = ("", "train", "val", "test")
+UNKNOWN_SIZE = (0, 0)
+
+# Control characters but tab and newline, and lone surrogates, which no UTF-8 file can hold.
+_UNWANTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Something that did not enter the corpus.
+
+    Attributes:
+        reason: short and machine-readable; counted by the summary.
+        id: the record's id, "" where it had none yet.
+        uri: where it came from, e.g. "images/3.jpg" or "annotations.jsonl:12".
+        region: the region's index within its image, None when the whole image is meant.
+        detail: for a reader.
+    """
+
+    reason: str
+    id: str = ""
+    uri: str = ""
+    region: int | None = None
+    detail: str = ""
+
+
+@dataclass
+class Checked:
+    """What the gate made of a record.
+
+    Attributes:
+        record: the record as it may be stored, None if it was refused whole.
+        rejections: what was refused: the whole record, or some of its regions.
+        changes: what was kept but altered: "clipped" boxes, "cleaned" texts, "polygon-dropped" and
+            "alternative-dropped" details.
+    """
+
+    record: RegionImage | None
+    rejections: list[Rejection] = field(default_factory=list)
+    changes: Counter[str] = field(default_factory=Counter)
+
+
+class _Refused(Exception):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def check_record(record: RegionImage) -> Checked:
+    """Decode the image once and check the record and every region against it; the input is not modified.
+
+    A record of size `UNKNOWN_SIZE` gets the decoded size; any other size must equal the decoded one, for a
+    record made for another picture has wrong boxes. Partly visible boxes are clipped to the image.
+    """
+    checked = Checked(None)
+    try:
+        width, height = _checked_size(record)
+        caption = _clean(record.caption or "", checked.changes) or None
+    except _Refused as refused:
+        checked.rejections.append(Rejection(refused.reason, record.id, record.uri, None, refused.detail))
+        return checked
+    regions = []
+    for index, region in enumerate(record.regions):
+        try:
+            regions.append(_checked_region(region, width, height, checked.changes))
+        except _Refused as refused:
+            checked.rejections.append(Rejection(refused.reason, record.id, record.uri, index, refused.detail))
+    checked.record = replace(record, width=width, height=height, caption=caption, regions=regions)
+    return checked
+
+
+def _checked_size(record: RegionImage) -> tuple[int, int]:
+    for name in ("id", "uri", "source", "licence"):
+        if _UNWANTED.search(getattr(record, name)):
+            raise _Refused("bad-name", f"{name} is {getattr(record, name)!r}")
+    if not record.id:
+        raise _Refused("no-id", "the record has no id")
+    if record.split not in SPLITS:
+        raise _Refused("bad-split", f"{record.split!r} is none of {SPLITS}")
+    declared = (record.width, record.height)
+    if record.image is None:
+        if min(declared) < images.MIN_SIDE or record.width * record.height > images.MAX_PIXELS:
+            raise _Refused("no-size", f"no image bytes, and the declared size is {record.width}x{record.height}")
+        return declared
+    try:
+        width, height = images.decode(record.image).size
+    except images.ImageError as error:
+        raise _Refused(error.reason, error.detail) from error
+    if declared not in (UNKNOWN_SIZE, (width, height)):
+        raise _Refused("size-mismatch", f"declared {record.width}x{record.height}, upright image {width}x{height}")
+    return width, height
+
+
+def _checked_region(region: Region, width: int, height: int, changes: Counter[str]) -> Region:
+    text = _clean(region.text, changes)
+    if not text and not region.ignore:
+        raise _Refused("empty-text", f"box {_short(region.box)}")
+    if len(text) > MAX_TEXT:
+        raise _Refused("long-text", f"{len(text)} characters: {text[:60]}...")
+    if region.kind not in get_args(Kind):
+        raise _Refused("bad-kind", f"{region.kind!r} is none of {get_args(Kind)}")
+    if region.score is not None and not 0 <= region.score <= 1:
+        raise _Refused("bad-score", f"{region.score!r} is not in [0, 1]")
+    return replace(
+        region,
+        box=_checked_box(region, width, height, changes),
+        text=text,
+        alternatives=_checked_alternatives(region.alternatives, text, changes),
+        polygon=_checked_polygon(region.polygon, changes),
+    )
+
+
+def _checked_box(region: Region, width: int, height: int, changes: Counter[str]) -> tuple[float, float, float, float]:
+    detail = f"box {_short(region.box)} in {width}x{height}, text {_short(region.text)}"
+    # In the precision of the store, so that what is judged is what is stored.
+    box = _as_stored(region.box)
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise _Refused("bad-box", detail)
+    x1, y1, x2, y2 = box
+    if x2 < x1 or y2 < y1:
+        raise _Refused("inverted", detail)
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        raise _Refused("outside", detail)
+    left, top, right, bottom = geometry.clip(box, width, height)[0].tolist()
+    if right - left < MIN_BOX_SIDE or bottom - top < MIN_BOX_SIDE:
+        raise _Refused("degenerate", detail)
+    changes["clipped"] += [left, top, right, bottom] != box
+    return left, top, right, bottom
+
+
+def _checked_alternatives(texts: list[str], chosen: str, changes: Counter[str]) -> list[str]:
+    """The other wordings, each once. Equal ones lose nothing and go uncounted."""
+    cleaned = [_clean(text, changes) for text in texts]
+    usable = [text for text in cleaned if 0 < len(text) <= MAX_TEXT]
+    changes["alternative-dropped"] += len(cleaned) - len(usable)
+    return [text for text in dict.fromkeys(usable) if text != chosen]
+
+
+def _checked_polygon(polygon: list[float] | None, changes: Counter[str]) -> list[float] | None:
+    if polygon is None:
+        return None
+    points = _as_stored(polygon)
+    if len(points) >= 6 and len(points) % 2 == 0 and all(map(math.isfinite, points)):
+        return points
+    changes["polygon-dropped"] += 1
+    return None
+
+
+def _as_stored(values: Any) -> list[float]:
+    """Numbers rounded to the float32 of the schema; one that overflows becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, dtype=np.float64).astype(np.float32).ravel().tolist()
+
+
+def _clean(text: str, changes: Counter[str]) -> str:
+    unix = text.replace("\r\n", "\n").replace("\r", "\n")
+    cleaned = _UNWANTED.sub("", unix)
+    changes["cleaned"] += cleaned != unix
+    return cleaned.strip()
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 100 else shown[:97] + "..."
+
+
+class Quarantine:
+    """The account of rejections: one JSON line each, counted by reason.
+
+    Use as a context manager. Lines are on disk as they come: after a crash they tell how far it got.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.reasons: Counter[str] = Counter()
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> Quarantine:
+        # A name that is no UTF-8 is written as a JSON escape.
+        self._file = self.path.open("w", encoding="utf-8", errors="backslashreplace", buffering=1)
+        return self
+
+    def add(self, rejection: Rejection) -> None:
+        assert self._file is not None, "Quarantine is used as a context manager"
+        self._file.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
+        self.reasons[rejection.reason] += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def read_quarantine(path: str | Path) -> list[Rejection]:
+    """The rejections that a `Quarantine` wrote to `path`."""
+    with Path(path).open(encoding="utf-8") as file:
+        return [Rejection(**json.loads(line)) for line in file]
