@@ -1,0 +1,281 @@
+"""Corpora -> an endless, exactly repeatable stream of packed batches (on Grain).
+
+What a batch holds depends on the seed and its place in the stream alone: never on threads, worker processes or
+prefetching. The position in the stream is that of the last batch handed out, so a run resumes at the exact sample.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+# Grain warns at import that jax is absent, which nothing here needs.
+logging.getLogger("absl").addFilter(lambda record: "jax profiler" not in record.getMessage())
+import grain  # noqa: E402
+
+from granvit.model.packing import Batch, Sample  # noqa: E402
+from granvit.regions import RegionImage  # noqa: E402
+
+# So many refusals in a row mean that the corpus and the stage do not fit, not that a few records are bad.
+MAX_REJECTED_IN_A_ROW = 10_000
+
+# 2^64 over the golden ratio: multiples of it scatter evenly (Fibonacci hashing).
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+class Reject(Exception):
+    """Raised by `prepare` for a record it cannot use; the message is the reason, counted and listed as it is."""
+
+
+class FeedError(RuntimeError):
+    """A record that could not be read or prepared, named in the message."""
+
+
+class Records(Protocol):
+    """A corpus: random access to records. Worker processes need it to be picklable."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> RegionImage: ...
+
+
+Prepare = Callable[[RegionImage, np.random.Generator], Sample]
+Collate = Callable[[list[Sample]], Batch]
+
+
+@dataclass
+class _Rejected:
+    id: str
+    reason: str
+
+
+class _Make:
+    """(source, record index) -> Sample, or why not."""
+
+    def __init__(self, sources: Sequence[Records], prepare: Prepare):
+        self.sources = sources
+        self.prepare = prepare
+
+    def __call__(self, where: tuple[int, int], rng: np.random.Generator) -> Sample | _Rejected:
+        source, index = where
+        try:
+            record = self.sources[source][index]
+        except Exception as error:
+            raise FeedError(f"record {index} of source {source}: {type(error).__name__}: {error}") from error
+        try:
+            return self.prepare(record, rng)
+        except Reject as rejection:
+            return _Rejected(record.id, str(rejection))
+        except Exception as error:
+            raise FeedError(f"sample {record.id!r}: {type(error).__name__}: {error}") from error
+
+
+class _Shard(grain.transforms.DatasetSelectionMap):
+    """One rank's share: of every `world_size` neighbours in the stream one each, in changing order.
+
+    Changing, because a mixture is periodic: were it always the same neighbour, one rank could be dealt all the
+    documents and another all the photographs.
+    """
+
+    def __init__(self, rank: int, world_size: int):
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return sys.maxsize // self.world_size - 1
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        turn = (index * _GOLDEN % 2**64) >> 40
+        return 0, index * self.world_size + (self.rank + turn) % self.world_size
+
+
+class Feed:
+    """An endless iterator of `Batch`.
+
+    Every source is shuffled anew in each of its epochs; sources are mixed by weight. Over all ranks every record
+    of a source comes up exactly once per epoch. Rejected records are skipped and the batch filled with the next.
+
+    Attributes:
+        rejected: how many samples were rejected, by reason.
+        quarantine: a JSON-lines file that lists every rejected record once (id, reason), or None.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[Records, float]],
+        prepare: Prepare,
+        collate: Collate,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        threads: int = 2,
+        prefetch: int = 2,
+        quarantine: Path | None = None,
+    ):
+        """`batch_size` is images per batch of this rank. `prefetch` is the number of batches made ahead, by
+        `threads` background threads (Pillow releases the interpreter while it decodes) or by `workers` processes;
+        0 makes every batch when it is asked for.
+
+        Raises:
+            ValueError: no sources, an empty one, a weight that is not positive, or a rank outside the world.
+        """
+        if not sources or any(not len(records) for records, _ in sources):
+            raise ValueError("a feed needs at least one source, and no empty one")
+        if any(not weight > 0 for _, weight in sources):
+            raise ValueError(f"weights must be positive, got {[weight for _, weight in sources]}")
+        if not 0 <= rank < world_size or batch_size < 1:
+            raise ValueError(f"rank {rank} of {world_size} with batches of {batch_size} is impossible")
+        self.rank, self.world_size, self.batch_size, self.seed = rank, world_size, batch_size, seed
+        self.rejected: Counter[str] = Counter()
+        self.quarantine = quarantine
+        self._collate = collate
+        self._workers, self._threads, self._prefetch = workers, threads, prefetch
+        self._sizes = [len(records) for records, _ in sources]
+        self._weights = [float(weight) for _, weight in sources]
+        self._samples = self._stream(_Make([records for records, _ in sources], prepare))
+        self._position = 0
+        self._listed: set[tuple[str, str]] | None = None
+        self._items: Any = None
+        self._assembler: ThreadPoolExecutor | None = None
+        self._next: Future[tuple[Batch, int, list[_Rejected]]] | None = None
+
+    def _stream(self, make: _Make) -> grain.MapDataset:
+        """This rank's samples by position. The random generator follows the position in the common stream."""
+        seeds = np.random.SeedSequence(self.seed).generate_state(len(self._sizes) + 1)
+        places = [
+            grain.MapDataset.range(size).map(partial(_place, k)).shuffle(seed=int(seeds[k])).repeat()
+            for k, size in enumerate(self._sizes)
+        ]
+        mixed = places[0] if len(places) == 1 else grain.MapDataset.mix(places, self._weights)
+        samples = mixed.random_map(make, seed=int(seeds[-1]))
+        return grain.MapDataset.select_from_datasets([samples], _Shard(self.rank, self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            FeedError: a record could not be read or prepared (named in the message), or every record is rejected.
+        """
+        try:
+            if self._prefetch:
+                self._assembler = self._assembler or ThreadPoolExecutor(1, thread_name_prefix="feed")
+                pending = self._next or self._assembler.submit(self._assemble, self._position)
+                batch, position, rejected = pending.result()
+                self._next = self._assembler.submit(self._assemble, position)
+            else:
+                batch, position, rejected = self._assemble(self._position)
+        except BaseException:
+            # Else a caller who goes on would miss the samples of the broken batch.
+            self.close()
+            raise
+        self._position = position
+        self._record(rejected)
+        return batch
+
+    def _assemble(self, position: int) -> tuple[Batch, int, list[_Rejected]]:
+        """The batch that begins at `position`, where the next one begins, and what was left out."""
+        if self._items is None:
+            self._items = self._open(position)
+        samples: list[Sample] = []
+        rejected: list[_Rejected] = []
+        in_a_row = 0
+        while len(samples) < self.batch_size:
+            item = next(self._items)
+            position += 1
+            if isinstance(item, _Rejected):
+                rejected.append(item)
+                in_a_row += 1
+            else:
+                samples.append(item)
+                in_a_row = 0
+            if in_a_row >= min(sum(self._sizes), MAX_REJECTED_IN_A_ROW):
+                reasons = dict(Counter(r.reason for r in rejected))
+                raise FeedError(f"{in_a_row} records in a row were rejected, the last {item.id!r}: {reasons}")
+        return self._collate(samples), position, rejected
+
+    def _open(self, position: int) -> Any:
+        """Grain's iterator over the samples from `position` on."""
+        ahead = self._prefetch * self.batch_size
+        threads = self._threads if ahead else 0
+        reading = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
+        rest = self._samples.slice(slice(position, None)).to_iter_dataset(reading)
+        if self._workers:
+            per_worker = max(1, ahead // self._workers)
+            rest = rest.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker), _leave_with_parent)
+        return iter(rest)
+
+    def _record(self, rejected: list[_Rejected]) -> None:
+        self.rejected.update(r.reason for r in rejected)
+        if self.quarantine is None or not rejected:
+            return
+        if self._listed is None:
+            known = self.quarantine.read_text().splitlines() if self.quarantine.exists() else []
+            self._listed = {(row["id"], row["reason"]) for row in map(json.loads, known)}
+        new = dict.fromkeys((r.id, r.reason) for r in rejected if (r.id, r.reason) not in self._listed)
+        self._listed.update(new)
+        with self.quarantine.open("a") as file:
+            file.writelines(json.dumps({"id": id, "reason": reason}) + "\n" for id, reason in new)
+
+    def state(self) -> dict[str, Any]:
+        """The position after the last batch handed out, as JSON-able values."""
+        return {"position": self._position, "rejected": dict(self.rejected), **self._identity()}
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a position to mean the same samples."""
+        names = {"seed": self.seed, "rank": self.rank, "world_size": self.world_size}
+        return {**names, "sizes": self._sizes, "weights": self._weights}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on exactly where the feed that gave `state` stood.
+
+        Raises:
+            ValueError: the state is of another seed, rank, world size or mixture; the message names the field.
+        """
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise ValueError(f"{name} is {state.get(name)!r} in the saved feed and {value!r} in this one")
+        self.close()
+        self._position = state["position"]
+        self.rejected = Counter(state["rejected"])
+
+    def close(self) -> None:
+        """Ends threads and worker processes. The feed can still be read on: it opens again where it stood."""
+        if self._assembler is not None:
+            self._assembler.shutdown(wait=True, cancel_futures=True)
+        if self._items is not None:
+            self._items.close()
+        self._assembler = self._next = self._items = None
+
+
+def _place(source: int, index: int) -> tuple[int, int]:
+    return source, index
+
+
+def _leave_with_parent(worker: int, workers: int) -> None:
+    """In a worker process: ends it when the run is killed, which Grain's workers would outlive."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
