@@ -50,7 +50,7 @@ def draw_boxes(
     pen = ImageDraw.Draw(picture)
     unit = max(picture.size) / 400
     frame_width = max(2, round(1.5 * unit))
-    font = ImageFont.load_default(size=max(12, round(8 * unit)))
+    font = ImageFont.load_default(size=max(12, round(10 * unit)))
 
     scaled = (boxes_n4 * np.tile(scale, 2)).tolist()
     for box, color, in_dashes in zip(scaled, colors, dashes, strict=True):
