@@ -64,7 +64,9 @@ class Checked:
     changes: Counter[str] = field(default_factory=Counter)
 
 
-class _Refused(Exception):
+class Refused(Exception):
+    """Raised where something turns out to be unusable, and turned into a `Rejection` where it is known what."""
+
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
@@ -80,14 +82,14 @@ def check_record(record: RegionImage) -> Checked:
     try:
         width, height = _checked_size(record)
         caption = _clean(record.caption or "", checked.changes) or None
-    except _Refused as refused:
+    except Refused as refused:
         checked.rejections.append(Rejection(refused.reason, record.id, record.uri, None, refused.detail))
         return checked
     regions = []
     for index, region in enumerate(record.regions):
         try:
             regions.append(_checked_region(region, width, height, checked.changes))
-        except _Refused as refused:
+        except Refused as refused:
             checked.rejections.append(Rejection(refused.reason, record.id, record.uri, index, refused.detail))
     checked.record = replace(record, width=width, height=height, caption=caption, regions=regions)
     return checked
@@ -96,35 +98,35 @@ def check_record(record: RegionImage) -> Checked:
 def _checked_size(record: RegionImage) -> tuple[int, int]:
     for name in ("id", "uri", "source", "licence"):
         if _UNWANTED.search(getattr(record, name)):
-            raise _Refused("bad-name", f"{name} is {getattr(record, name)!r}")
+            raise Refused("bad-name", f"{name} is {getattr(record, name)!r}")
     if not record.id:
-        raise _Refused("no-id", "the record has no id")
+        raise Refused("no-id", "the record has no id")
     if record.split not in SPLITS:
-        raise _Refused("bad-split", f"{record.split!r} is none of {SPLITS}")
+        raise Refused("bad-split", f"{record.split!r} is none of {SPLITS}")
     declared = (record.width, record.height)
     if record.image is None:
         if min(declared) < images.MIN_SIDE or record.width * record.height > images.MAX_PIXELS:
-            raise _Refused("no-size", f"no image bytes, and the declared size is {record.width}x{record.height}")
+            raise Refused("no-size", f"no image bytes, and the declared size is {record.width}x{record.height}")
         return declared
     try:
         width, height = images.decode(record.image).size
     except images.ImageError as error:
-        raise _Refused(error.reason, error.detail) from error
+        raise Refused(error.reason, error.detail) from error
     if declared not in (UNKNOWN_SIZE, (width, height)):
-        raise _Refused("size-mismatch", f"declared {record.width}x{record.height}, upright image {width}x{height}")
+        raise Refused("size-mismatch", f"declared {record.width}x{record.height}, upright image {width}x{height}")
     return width, height
 
 
 def _checked_region(region: Region, width: int, height: int, changes: Counter[str]) -> Region:
     text = _clean(region.text, changes)
     if not text and not region.ignore:
-        raise _Refused("empty-text", f"box {_short(region.box)}")
+        raise Refused("empty-text", f"box {_short(region.box)}")
     if len(text) > MAX_TEXT:
-        raise _Refused("long-text", f"{len(text)} characters: {text[:60]}...")
+        raise Refused("long-text", f"{len(text)} characters: {text[:60]}...")
     if region.kind not in get_args(Kind):
-        raise _Refused("bad-kind", f"{region.kind!r} is none of {get_args(Kind)}")
+        raise Refused("bad-kind", f"{region.kind!r} is none of {get_args(Kind)}")
     if region.score is not None and not 0 <= region.score <= 1:
-        raise _Refused("bad-score", f"{region.score!r} is not in [0, 1]")
+        raise Refused("bad-score", f"{region.score!r} is not in [0, 1]")
     return replace(
         region,
         box=_checked_box(region, width, height, changes),
@@ -139,15 +141,15 @@ def _checked_box(region: Region, width: int, height: int, changes: Counter[str])
     # In the precision of the store, so that what is judged is what is stored.
     box = _as_stored(region.box)
     if len(box) != 4 or not all(map(math.isfinite, box)):
-        raise _Refused("bad-box", detail)
+        raise Refused("bad-box", detail)
     x1, y1, x2, y2 = box
     if x2 < x1 or y2 < y1:
-        raise _Refused("inverted", detail)
+        raise Refused("inverted", detail)
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-        raise _Refused("outside", detail)
+        raise Refused("outside", detail)
     left, top, right, bottom = geometry.clip(box, width, height)[0].tolist()
     if right - left < MIN_BOX_SIDE or bottom - top < MIN_BOX_SIDE:
-        raise _Refused("degenerate", detail)
+        raise Refused("degenerate", detail)
     changes["clipped"] += [left, top, right, bottom] != box
     return left, top, right, bottom
 

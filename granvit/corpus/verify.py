@@ -37,9 +37,7 @@ def verify(path: str | Path) -> list[str]:
     return problems
 
 
-def _shard_problems(
-    file: Path, shard: dict[str, Any], found: Counter[tuple[str, str]], ids: set[str]
-) -> Iterator[str]:
+def _shard_problems(file: Path, shard: dict[str, Any], found: Counter[tuple[str, str]], ids: set[str]) -> Iterator[str]:
     if not file.exists():
         yield f"{file}: missing"
         return
@@ -59,10 +57,7 @@ def _shard_problems(
         yield f"{file}: unreadable after {rows} rows: {error}"
         return
     if (rows, regions) != (shard["rows"], shard["regions"]):
-        yield (
-            f"{file}: {rows} images and {regions} regions, "
-            f"{MANIFEST} says {shard['rows']} and {shard['regions']}"
-        )
+        yield (f"{file}: {rows} images and {regions} regions, {MANIFEST} says {shard['rows']} and {shard['regions']}")
 
 
 def _records(file: Path) -> Iterator[RegionImage]:

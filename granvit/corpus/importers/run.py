@@ -1,0 +1,162 @@
+"""Running an importer: every record through the gate, the good ones into a corpus, the others into its quarantine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from granvit.corpus.importers.base import Importer, get_importer
+from granvit.corpus.layout import QUARANTINE, CorpusError
+from granvit.corpus.quarantine import Quarantine, Rejection, check_record
+from granvit.corpus.store import CorpusWriter
+from granvit.regions import RegionImage
+
+Group = Literal["id", "first-line"]
+
+
+@dataclass
+class ImportSummary:
+    """What became of everything an importer came across.
+
+    ``images_seen == images_written + images_quarantined``, and ``regions_seen == regions_written +
+    regions_quarantined + regions_with_image``, the last being those that went with a quarantined image.
+
+    Attributes:
+        reasons: quarantine entries by reason, images and regions together.
+        changes: what was kept but altered, see `Checked`.
+    """
+
+    images_seen: int = 0
+    images_written: int = 0
+    images_quarantined: int = 0
+    regions_seen: int = 0
+    regions_written: int = 0
+    regions_quarantined: int = 0
+    regions_with_image: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        lines = [
+            f"images   {self.images_written} of {self.images_seen} written",
+            f"regions  {self.regions_written} of {self.regions_seen} written",
+        ]
+        if self.regions_with_image:
+            lines[-1] += f" ({self.regions_with_image} went with their quarantined image)"
+        lines += [f"  quarantined  {count:>7}  {reason}" for reason, count in self.reasons.most_common()]
+        lines += [f"  kept, but    {count:>7}  {change}" for change, count in self.changes.most_common()]
+        return "\n".join(lines)
+
+
+def import_corpus(
+    name: str,
+    src: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    val_fraction: float = 0.0,
+    group: Group = "id",
+    overwrite: bool = False,
+    progress: bool = False,
+    rows_per_shard: int = 2_000,
+    **options: Any,
+) -> ImportSummary:
+    """Make a corpus of one or several folders or files in a public layout.
+
+    Args:
+        name: a key of `IMPORTERS`.
+        src: the place, or several of the same layout.
+        out: the corpus folder; what is refused goes to its quarantine.jsonl.
+        val_fraction: the share in [0, 1) of the source's training (or unassigned) images that becomes split "val",
+            chosen by a hash, so the same image is chosen each time; 0 keeps the source's splits.
+        group: what is hashed: "id", or "first-line", the text of the first text region, which keeps the receipts
+            of one company in one split.
+        overwrite: replace the corpus at `out`.
+        progress: show a progress bar.
+        options: passed to the importer.
+
+    Raises:
+        CorpusError: unknown importer or option, a place that does not exist or has not the layout, `out` is in
+            use, or not one image could be imported; the quarantine then tells why.
+    """
+    if not 0 <= val_fraction < 1:
+        raise CorpusError(f"val_fraction must be in [0, 1), got {val_fraction}")
+    reader = get_importer(name, options)
+    places = [Path(src)] if isinstance(src, str | Path) else [Path(s) for s in src]
+    for place in places:
+        if not place.exists():
+            raise CorpusError(f"{place} does not exist")
+    summary = ImportSummary()
+    meta = {"importer": name, "src": [str(p) for p in places], "val_fraction": val_fraction, "group": group}
+    with CorpusWriter(out, rows_per_shard, meta, overwrite) as writer:
+        with Quarantine(Path(out) / QUARANTINE) as quarantine:
+            stream = _read_all(reader, places, options)
+            for item in tqdm(stream, unit=" images", disable=not progress):
+                _take(item, writer, quarantine, summary, val_fraction, group)
+        summary.reasons = quarantine.reasons
+        if not summary.images_written:
+            why = ", ".join(f"{reason} {count}" for reason, count in summary.reasons.most_common())
+            raise CorpusError(
+                f"{', '.join(map(str, places))}: none of {summary.images_seen} images could be imported"
+                + (f" ({why}); see {quarantine.path}" if why else "")
+            )
+        writer.meta |= {"quarantined": dict(summary.reasons), "changed": dict(+summary.changes)}
+    return summary
+
+
+def _read_all(reader: Importer, places: list[Path], options: dict[str, Any]) -> Iterator[RegionImage | Rejection]:
+    for place in places:
+        yield from reader(place, **options)
+
+
+def _take(
+    item: RegionImage | Rejection,
+    writer: CorpusWriter,
+    quarantine: Quarantine,
+    summary: ImportSummary,
+    val_fraction: float,
+    group: Group,
+) -> None:
+    if isinstance(item, Rejection):
+        quarantine.add(item)
+        summary.images_seen += item.region is None
+        summary.images_quarantined += item.region is None
+        summary.regions_seen += item.region is not None
+        summary.regions_quarantined += item.region is not None
+        return
+    summary.images_seen += 1
+    summary.regions_seen += len(item.regions)
+    if item.id in writer:
+        quarantine.add(Rejection("duplicate-id", item.id, item.uri, None, "an earlier image has this id"))
+        summary.images_quarantined += 1
+        summary.regions_with_image += len(item.regions)
+        return
+    checked = check_record(item)
+    for rejection in checked.rejections:
+        quarantine.add(rejection)
+    if checked.record is None:
+        summary.images_quarantined += 1
+        summary.regions_with_image += len(item.regions)
+        return
+    writer.write(replace(checked.record, split=_split(checked.record, val_fraction, group)))
+    summary.changes += checked.changes
+    summary.images_written += 1
+    summary.regions_written += len(checked.record.regions)
+    summary.regions_quarantined += len(checked.rejections)
+
+
+def _split(record: RegionImage, val_fraction: float, group: Group) -> str:
+    """Only training images move: a test image must not become one to tune on."""
+    if not val_fraction or record.split not in ("", "train"):
+        return record.split
+    key = record.id
+    if group == "first-line":
+        first = next((r.text for r in record.regions if r.kind == "text"), key)
+        key = " ".join(first.casefold().split())
+    draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    return "val" if draw < val_fraction else "train"
