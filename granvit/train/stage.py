@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from granvit.model.packing import Batch
+
+if TYPE_CHECKING:  # it takes seconds to import, and nothing here runs it
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -45,7 +48,10 @@ class Stage(nn.Module):
         """Runs after every optimizer step, e.g. to move an EMA teacher."""
 
     def extra_state(self) -> dict[str, Tensor]:
-        """Tensors besides the student that a resumed run needs, e.g. the EMA teacher."""
+        """Tensors besides the student that a resumed run needs, e.g. the EMA teacher.
+
+        Names and shapes are the same from construction on.
+        """
         return {}
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:

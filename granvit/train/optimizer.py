@@ -1,0 +1,115 @@
+"""AdamW, its parameter groups, its learning-rate schedule, and how its state is stored."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from granvit.train.stage import Stage
+from granvit.train.tensorfile import CheckpointError, read_tensors
+
+
+def make_optimizer(
+    stage: Stage,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    multipliers: Mapping[str, float],
+) -> AdamW:
+    """AdamW over what trains. Biases, norms and embeddings do not decay.
+
+    `multipliers` maps a regular expression, searched in the parameter's name, to a factor on the learning rate;
+    the first that matches counts.
+
+    Raises:
+        ValueError: nothing trains, or an expression matches nothing that trains.
+    """
+    embeddings = {m.weight for m in stage.modules() if isinstance(m, nn.Embedding)}
+    trainable = {name: p for name, p in stage.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError(f"nothing trains in stage {stage.name!r}: no parameter requires a gradient")
+    for pattern in multipliers:
+        if not any(re.search(pattern, name) for name in trainable):
+            raise ValueError(f"no trainable parameter of stage {stage.name!r} matches {pattern!r}")
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in trainable.items():
+        factor = next((f for pattern, f in multipliers.items() if re.search(pattern, name)), 1.0)
+        decay = weight_decay if parameter.ndim > 1 and parameter not in embeddings else 0.0
+        groups.setdefault((factor, decay), []).append(parameter)
+    return AdamW(
+        [{"params": p, "lr": lr * factor, "weight_decay": decay} for (factor, decay), p in groups.items()],
+        lr=lr,
+        betas=betas,
+        fused=True,
+    )
+
+
+def make_schedule(optimizer: Optimizer, steps: int, warmup_steps: int, min_lr_ratio: float) -> LambdaLR:
+    """Linear warm-up to the full rate within `warmup_steps`, then a cosine down to `min_lr_ratio` of it."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+        return min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * done)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def _groups(stage: Stage, optimizer: Optimizer) -> list[list[str]]:
+    """The names of the parameters of every group."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in stage.named_parameters()}
+    return [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+
+
+def optimizer_parts(stage: Stage, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's tensors as "<parameter>:<key>", and its other facts as JSON-able values."""
+    groups = _groups(stage, optimizer)
+    by_index = [name for group in groups for name in group]
+    values = {f"{by_index[i]}:{k}": v for i, kv in optimizer.state_dict()["state"].items() for k, v in kv.items()}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    facts = {
+        "tensors": list(tensors),
+        "scalars": {name: value for name, value in values.items() if name not in tensors},
+        "groups": groups,
+        "rates": [{k: group[k] for k in ("lr", "initial_lr") if k in group} for group in optimizer.param_groups],
+    }
+    return tensors, facts
+
+
+def read_optimizer(path: Path, facts: Mapping[str, Any], stage: Stage, optimizer: Optimizer) -> dict[str, Any]:
+    """A state dict for `optimizer` from the tensors at `path` and the `facts` of `optimizer_parts`.
+
+    Raises:
+        CheckpointError: other parameters trained there, or a tensor is missing or of another shape.
+    """
+    groups = _groups(stage, optimizer)
+    if facts["groups"] != groups:
+        trained, trains = ({name for group in g for name in group} for g in (facts["groups"], groups))
+        different = sorted(trained ^ trains)
+        what = f"{different[0]!r} trains in one of them only" if different else "they are grouped otherwise"
+        raise CheckpointError(f"{path}: parameters are not those of this run: {what}")
+    stored = read_tensors(path)
+    shapes = {name: parameter.shape for name, parameter in stage.named_parameters()}
+    state: dict[int, dict[str, Any]] = {}
+    index = {name: i for i, name in enumerate(name for group in groups for name in group)}
+    for name in facts["tensors"]:
+        parameter, key = name.rsplit(":", 1)
+        if name not in stored:
+            raise CheckpointError(f"{path}: tensor {name!r} is missing")
+        if stored[name].ndim and stored[name].shape != shapes[parameter]:
+            there, here = tuple(stored[name].shape), tuple(shapes[parameter])
+            raise CheckpointError(f"{path}: tensor {name!r} has shape {there}, its parameter {here}")
+        state.setdefault(index[parameter], {})[key] = stored[name]
+    for name, value in facts["scalars"].items():
+        parameter, key = name.rsplit(":", 1)
+        state.setdefault(index[parameter], {})[key] = value
+    current = optimizer.state_dict()["param_groups"]
+    return {"state": state, "param_groups": [{**g, **r} for g, r in zip(current, facts["rates"], strict=True)]}
