@@ -101,6 +101,31 @@ class View:
         return cls(source, ((side - width) // 2, (side - height) // 2), (side, side), (canvas, canvas))
 
     @classmethod
+    def window_around(
+        cls,
+        box: ArrayLike,
+        size: tuple[int, int],
+        side: int,
+        canvas: int,
+        offset: ArrayLike = (0.0, 0.0),
+    ) -> View:
+        """A window of at most `side` x `side` pixels around a box, inside an image of `size` (width, height).
+
+        `offset` moves the box away from the window's centre, as (x, y) shares of the window's side.
+        """
+        limits = np.minimum(side, size)
+        centre = as_boxes(box)[0].reshape(2, 2).mean(0) + np.asarray(offset) * limits
+        corner = np.clip(np.round(centre - limits / 2), 0, np.asarray(size) - limits).astype(int)
+        x1, y1, x2, y2 = (int(v) for v in (*corner, *(corner + limits)))
+        return cls.window((x1, y1, x2, y2), canvas)
+
+    @classmethod
+    def crop(cls, source: tuple[int, int, int, int], canvas: int) -> View:
+        """A part of the image, stretched to the square canvas; `source` is xyxy in whole image pixels."""
+        x1, y1, x2, y2 = source
+        return cls(source, (0, 0), (x2 - x1, y2 - y1), (canvas, canvas))
+
+    @classmethod
     def fit(cls, how: Fit, size: tuple[int, int], canvas: int) -> View:
         """The whole image by the named way: "letterbox" or "squash"."""
         return cls.letterbox(size, canvas) if how == "letterbox" else cls.squash(size, canvas)
@@ -144,6 +169,11 @@ class View:
         total = area(boxes)
         inside = intersection(boxes, self.source)[:, 0]
         return np.divide(inside, total, out=np.zeros_like(total), where=total > 0)
+
+    def clip(self, boxes: ArrayLike) -> Boxes:
+        """Image pixels cut to the source rectangle, shape (N, 4)."""
+        x1, y1, x2, y2 = self.source
+        return np.clip(as_boxes(boxes), [x1, y1, x1, y1], [x2, y2, x2, y2])
 
     def apply(self, image: Image.Image, fill: tuple[int, int, int] = (127, 127, 127)) -> Image.Image:
         """The canvas as an RGB picture. `image` is EXIF-upright RGB; padding takes the colour `fill` (0-255).

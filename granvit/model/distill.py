@@ -1,0 +1,58 @@
+"""Localized self-distillation (paper, section 3.3): an EMA teacher sees the crop, the student the whole image.
+
+The student's features of the whole image, ROIAligned to a region, must match what the teacher makes of that
+region's crop: L_distill = MSE(teacher(crop), ROIAlign(student(image), box)).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from granvit.model.forward import encode, frozen
+from granvit.model.roi_align import roi_align
+
+
+class Teacher(nn.Module):
+    """An exponential moving average of the student's tower; never trained by gradient.
+
+    `alpha` is the share of the old teacher kept per step (paper: 0.9).
+    """
+
+    def __init__(self, student: nn.Module, alpha: float = 0.9):
+        super().__init__()
+        self.alpha = alpha
+        self.tower = frozen(copy.deepcopy(student))
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """teacher <- alpha * teacher + (1 - alpha) * student, all parameters in one call."""
+        mine, theirs = list(self.tower.parameters()), [p.detach() for p in student.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1 - self.alpha)
+
+    @torch.no_grad()
+    def forward(self, crops: Tensor, canvas: int) -> Tensor:
+        """Normalised crops (C, 3, h, h) -> features (C, g, g, D). `canvas` is the tower's own input side."""
+        features = encode(self.tower, crops, resized=crops.shape[-1] != canvas)
+        side = math.isqrt(features.shape[1])
+        return features.unflatten(1, (side, side))
+
+
+def distillation_loss(teacher_features: Tensor, student_features: Tensor, boxes: Tensor, image: Tensor, patch: int) -> Tensor:
+    """The sum over crops of the mean squared error.
+
+    Args:
+        teacher_features: (C, g, g, D) of the crops.
+        student_features: (I, P, D) of the whole canvases, P a square number.
+        boxes: (C, 4) xyxy canvas pixels. image: (C,) index into the student's images. patch: pixels per patch.
+    """
+    side = math.isqrt(student_features.shape[1])
+    grid = student_features.unflatten(1, (side, side))
+    size = (teacher_features.shape[1], teacher_features.shape[2])
+    aligned = roi_align(grid, boxes, image, size, spatial_scale=1 / patch)
+    errors = F.mse_loss(aligned.float(), teacher_features.float(), reduction="none")
+    return errors.mean(dim=(1, 2, 3)).sum()

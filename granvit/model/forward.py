@@ -1,0 +1,84 @@
+"""What all stages compute: pixels -> patch features -> image embeddings -> logits of the answers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from granvit.model.packing import IGNORE, Batch
+
+
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W), as the stock image processor normalises."""
+    scaled = pixels.to(mean.dtype) * (1 / 255)
+    return ((scaled - mean) / std).permute(0, 3, 1, 2)
+
+
+def siglip_body(tower: nn.Module) -> nn.Module:
+    """Embeddings and encoder of a SigLIP tower; some transformers releases keep them in `vision_model`."""
+    return tower.get_submodule("vision_model") if hasattr(tower, "vision_model") else tower
+
+
+def encode(tower: nn.Module, pixels: Tensor, resized: bool = False) -> Tensor:
+    """Patch features `hidden_states[-1]` of a SigLIP-type tower, (N, P, D).
+
+    Stock LLaVA never applies the tower's last layer norm, so neither do we: features behind it could not be
+    exported. `resized` interpolates the position embeddings to another canvas size (teacher crops).
+    """
+    body = siglip_body(tower)
+    embedded = body.embeddings(pixels, interpolate_pos_encoding=resized)
+    features: Tensor = body.encoder(inputs_embeds=embedded).last_hidden_state
+    return features
+
+
+def answer_logits(llava: LlavaForConditionalGeneration, batch: Batch, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """The packed forward: logits (A, V) of the A answer tokens, and the tokens themselves (A,).
+
+    `image_embeds` is (I, P, D), projected. Only positions that predict an answer token reach the LM head.
+
+    Raises:
+        ValueError: the language model does not run on SDPA (with eager attention a boolean mask is silently
+            wrong), or the number of image positions and features differ.
+    """
+    language = llava.model.language_model
+    if language.config._attn_implementation != "sdpa":
+        raise ValueError(f"packing needs attn_implementation='sdpa', not {language.config._attn_implementation!r}")
+    embedded = language.get_input_embeddings()(batch.input_ids)
+    flat = image_embeds.reshape(-1, image_embeds.shape[-1]).to(embedded.dtype)
+    if int(batch.is_image.sum()) != len(flat):
+        raise ValueError(f"{int(batch.is_image.sum())} image positions but {len(flat)} features in {batch.ids[:4]}...")
+    embedded = embedded.masked_scatter(batch.is_image[..., None], flat)
+    hidden = language(
+        inputs_embeds=embedded,
+        attention_mask=batch.mask(),
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    answers = batch.labels != IGNORE
+    return llava.lm_head(hidden[answers]), batch.labels[answers]
+
+
+def project(llava: LlavaForConditionalGeneration, features: Tensor) -> Tensor:
+    """Patch features (N, P, D) -> image embeddings (N, P, hidden size of the language model)."""
+    embeds: Tensor = llava.model.multi_modal_projector(features)
+    return embeds
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """The module without gradients, in evaluation mode."""
+    return module.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def scale_projector(llava: LlavaForConditionalGeneration, features: Tensor) -> None:
+    """Scale a fresh projector so that its output has the size of word embeddings.
+
+    `features` (N, P, D) are any patch features of the tower. Without this a small frozen language model sees
+    image tokens that are far too loud or too quiet, and the first hundred steps only mend that.
+    """
+    words = llava.get_input_embeddings().weight
+    last = llava.model.multi_modal_projector.linear_2
+    ratio = words.std() / project(llava, features).std().clamp(min=1e-8)
+    last.weight.mul_(ratio)
+    last.bias.zero_()

@@ -1,0 +1,181 @@
+"""A model with everything that gives its numbers a meaning: weights, processor, coordinates, geometry.
+
+On disk it is a stock LLaVA checkpoint plus one small file, `granvit.json`, that only this package reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+
+from granvit.coordinates import Codec, get_codec
+from granvit.geometry import Fit, Frame, View
+from granvit.model.dialog import Dialog
+from granvit.model.forward import encode, normalise, project
+
+SETTINGS_FILE = "granvit.json"
+
+
+class CheckpointError(ValueError):
+    """A directory that is no usable checkpoint; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How this checkpoint sees pictures and speaks of places.
+
+    Attributes:
+        codec: how boxes are written ("decimal", "int1000", "loc", "loc:BINS").
+        frame: what relative coordinates refer to: the visible "image" or the padded "canvas".
+        fit: how the whole image becomes the canvas: "letterbox" (the paper) or "squash".
+    """
+
+    codec: str = "decimal"
+    frame: Frame = "image"
+    fit: Fit = "letterbox"
+
+
+class RegionModel:
+    """A stock `LlavaForConditionalGeneration` with its processor and `Settings`."""
+
+    def __init__(self, llava: LlavaForConditionalGeneration, processor: LlavaProcessor, settings: Settings):
+        self.llava = llava
+        self.processor = processor
+        self.settings = settings
+
+    @property
+    def codec(self) -> Codec:
+        return get_codec(self.settings.codec)
+
+    @property
+    def canvas(self) -> int:
+        """Side of the square input, pixels."""
+        return int(self.llava.config.vision_config.image_size)
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch, pixels."""
+        return int(self.llava.config.vision_config.patch_size)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.canvas // self.patch
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The padding colour, 0-255, exactly as the stock processor computes it."""
+        red, green, blue = (int(v * 255) for v in self.processor.image_processor.image_mean)
+        return red, green, blue
+
+    @property
+    def device(self) -> torch.device:
+        return self.llava.device
+
+    @cached_property
+    def dialog(self) -> Dialog:
+        tokenizer = self.processor.tokenizer
+        tokenizer.chat_template = self.processor.chat_template or tokenizer.chat_template
+        return Dialog(tokenizer, self.processor.image_token, self.grid**2)
+
+    def view(self, size: tuple[int, int]) -> View:
+        """How a whole image of (width, height) pixels becomes the canvas."""
+        return View.fit(self.settings.fit, size, self.canvas)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3) -> the tower's input, (N, 3, H, W)."""
+        processor = self.processor.image_processor
+        mean = torch.tensor(processor.image_mean, device=pixels.device)
+        return normalise(pixels, mean, torch.tensor(processor.image_std, device=pixels.device))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Patch features of canvases uint8 (N, H, W, 3): (N, P, D)."""
+        return encode(self.llava.model.vision_tower, self.normalise(pixels).to(self.llava.dtype))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Image embeddings of canvases uint8 (N, H, W, 3), as the language model sees them: (N, P, hidden)."""
+        return project(self.llava, self.features(pixels))
+
+    def save(self, folder: Path | str) -> None:
+        """Write a checkpoint that stock transformers and vLLM load without this package."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.llava.config.save_pretrained(folder)
+        if self.llava.generation_config is not None:
+            self.llava.generation_config.save_pretrained(folder)
+        save_torch_state_dict(stock_weights(self.llava), folder)
+        self.processor.save_pretrained(folder)
+        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> RegionModel:
+        """A checkpoint that `save` wrote.
+
+        Raises:
+            CheckpointError: a file is missing, unreadable or of another kind.
+        """
+        folder = Path(folder)
+        settings = _read_settings(folder)
+        config = _read_json(folder / "config.json")
+        if config.get("model_type") != "llava":
+            raise CheckpointError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, expected 'llava'")
+        try:
+            llava, info = LlavaForConditionalGeneration.from_pretrained(
+                folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, use_safetensors=True
+            )
+            processor = AutoProcessor.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        lacking = sorted(info["missing_keys"]) + sorted(info.get("mismatched_keys", []))
+        if lacking:
+            raise CheckpointError(f"{folder}: weights missing or of the wrong shape: {lacking[:5]}")
+        return cls(llava.to(device).eval(), processor, settings)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; is this a granvit checkpoint?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content
+
+
+def _read_settings(folder: Path) -> Settings:
+    path = folder / SETTINGS_FILE
+    content = _read_json(path)
+    try:
+        settings = Settings(**content)
+        get_codec(settings.codec)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if settings.frame not in ("image", "canvas") or settings.fit not in ("letterbox", "squash"):
+        raise CheckpointError(f"{path}: unknown frame {settings.frame!r} or fit {settings.fit!r}")
+    return settings
+
+
+def stock_weights(llava: LlavaForConditionalGeneration) -> dict[str, Tensor]:
+    """The weights under the names that vLLM's loader takes; transformers reads them too. A tied head is left out."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in llava.state_dict().items():
+        if name == "lm_head.weight":
+            if llava.config.tie_word_embeddings:
+                continue
+            name = "language_model.lm_head.weight"
+        name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
+        name = re.sub(r"^model\.vision_tower\.(vision_model\.)?", "vision_tower.vision_model.", name)
+        name = re.sub(r"^model\.multi_modal_projector\.", "multi_modal_projector.", name)
+        named[name] = tensor.detach().contiguous()
+    return named

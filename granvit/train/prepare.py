@@ -1,0 +1,177 @@
+"""A record -> a sample: the view is taken, the questions are chosen, the teacher's crops are cut."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from granvit.coordinates import get_codec
+from granvit.geometry import Boxes, View
+from granvit.images import decode
+from granvit.model.dialog import Dialog
+from granvit.model.packing import Batch, Branch, Sample, pack
+from granvit.model.region_model import RegionModel
+from granvit.model.symbolic import symbolic_grid
+from granvit.questions import Task, box_exchange, caption_exchange, global_exchange
+from granvit.regions import Region, RegionImage
+from granvit.train.feed import Reject
+
+
+@dataclass
+class SampleConfig:
+    """Which questions an image is asked, and what the teacher sees of it.
+
+    Attributes:
+        questions: the chance that a question is asked where it can be: "global" once per image with a caption,
+            the other two once per region. (Paper: stage 1 global + bbox2caption, stage 2 global + caption2bbox.)
+        max_regions: at most so many regions per image, drawn anew each time.
+        subphrases: the chance that a region is also asked for by a part of its text, where that part fits no
+            other region of the image.
+        crops: at most so many region crops per image for the teacher; 0 for none.
+        crop_size: side of the teacher's crop in pixels, a multiple of the patch; 0 takes the canvas.
+        windows: the chance that a part of the image is shown in place of the whole (for small text).
+        window_side: the part's side, smallest and largest, in canvas sides.
+        max_answer: answers are cut after so many tokens.
+        symbolic: show the symbolic image in place of pixels (`LanguageWarmup`).
+    """
+
+    questions: Mapping[Task, float] = field(default_factory=lambda: {"global": 1.0, "bbox2caption": 1.0})
+    max_regions: int = 16
+    subphrases: float = 0.0
+    crops: int = 0
+    crop_size: int = 0
+    windows: float = 0.0
+    window_side: tuple[float, float] = (1.0, 2.0)
+    max_answer: int = 96
+    symbolic: bool = False
+
+
+# A region that a window cuts is kept where at least this share of it is seen. Cut text would be a wrong transcription.
+_LEAST_VISIBLE = {"object": 0.5, "text": 0.97}
+
+
+class Prepare:
+    """Makes samples for one model and one stage; a picklable function object."""
+
+    def __init__(self, model: RegionModel, config: SampleConfig):
+        self.config = config
+        self.settings = model.settings
+        self.codec = get_codec(model.settings.codec)
+        self.dialog: Dialog = model.dialog
+        self.canvas, self.grid, self.patch, self.fill = model.canvas, model.grid, model.patch, model.fill
+        self._words: dict[str, list[int]] = {}
+
+    def __call__(self, record: RegionImage, rng: np.random.Generator) -> Sample:
+        """One image with its questions.
+
+        Raises:
+            Reject: there is nothing to ask about this record.
+        """
+        image = None if self.config.symbolic else self._decode(record)
+        view = self._choose_view(record, rng)
+        shown, boxes = self._shown(record, view)
+        chosen = self._choose(len(shown), rng)
+        branches = self._ask(record, view, shown, boxes, chosen, rng)
+        if not branches:
+            raise Reject("nothing to ask: no caption and no usable region")
+        if image is None:
+            seen = RegionImage(**{**vars(record), "regions": shown})
+            return Sample(record.id, branches, grid=symbolic_grid(seen, view, self.grid, self._tokens))
+        crops, crop_boxes = self._crops(image, view, boxes[chosen])
+        pixels = np.asarray(view.apply(image, self.fill))
+        return Sample(record.id, branches, pixels=pixels, crops=crops, crop_boxes=crop_boxes)
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Samples -> one packed batch, a row per image."""
+        return pack(samples, self.dialog.prefix_ids, self.dialog.image_token, self.dialog.pad_token)
+
+    def _decode(self, record: RegionImage) -> Image.Image:
+        if record.image is None:
+            raise Reject("the record has no image bytes")
+        return decode(record.image)
+
+    def _choose_view(self, record: RegionImage, rng: np.random.Generator) -> View:
+        size = (record.width, record.height)
+        if record.regions and rng.random() < self.config.windows:
+            side = int(self.canvas * rng.uniform(*self.config.window_side))
+            box = record.regions[rng.integers(len(record.regions))].box
+            return View.window_around(box, size, side, self.canvas, offset=rng.uniform(-0.3, 0.3, 2))
+        return View.fit(self.settings.fit, size, self.canvas)
+
+    def _shown(self, record: RegionImage, view: View) -> tuple[list[Region], Boxes]:
+        """The usable regions in view and their boxes (image pixels), cut to what is seen."""
+        usable = [r for r in record.regions if not r.ignore]
+        if not usable:
+            return [], np.zeros((0, 4))
+        seen = view.visible([r.box for r in usable])
+        regions = [r for r, share in zip(usable, seen, strict=True) if share >= _LEAST_VISIBLE[r.kind]]
+        return regions, view.clip([r.box for r in regions])
+
+    def _choose(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        if count <= self.config.max_regions:
+            return np.arange(count)
+        return np.sort(rng.choice(count, self.config.max_regions, replace=False))
+
+    def _ask(
+        self,
+        record: RegionImage,
+        view: View,
+        shown: list[Region],
+        boxes: Boxes,
+        chosen: NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> list[Branch]:
+        wanted = self.config.questions
+        relative = view.to_relative(boxes, self.settings.frame)
+        # A phrase that fits two regions has no one right box; ignored regions count too.
+        texts = Counter(r.text.casefold() for r in record.regions)
+        exchanges = []
+        for i in chosen:
+            region, box = shown[i], relative[i]
+            if rng.random() < wanted.get("bbox2caption", 0):
+                exchanges.append(caption_exchange(box, region.text, self.codec))
+            if rng.random() < wanted.get("caption2bbox", 0) and texts[region.text.casefold()] == 1:
+                exchanges.append(box_exchange(box, region.text, self.codec))
+            if rng.random() < self.config.subphrases:
+                part = subphrase(region, record.regions, rng)
+                if part is not None:
+                    exchanges.append(box_exchange(box, part, self.codec))
+        whole = view.source == (0, 0, record.width, record.height)
+        if record.caption and whole and rng.random() < wanted.get("global", 0):
+            exchanges.append(global_exchange(record.caption))
+        return [self.dialog.branch(e, self.config.max_answer) for e in exchanges]
+
+    def _crops(self, image: Image.Image, view: View, boxes: Boxes) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The first `crops` regions as the teacher sees them, and where they lie on the canvas.
+
+        A crop is stretched to a square, so that the teacher's grid and ROIAlign's bins cover the same ground.
+        """
+        size = self.config.crop_size or self.canvas
+        whole = np.stack([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).reshape(-1, 4).astype(int)
+        rows = whole[: self.config.crops]
+        crops = [np.asarray(View.crop(tuple(int(v) for v in box), size).apply(image)) for box in rows]
+        if not crops:
+            return np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 4), np.float32)
+        return np.stack(crops), view.to_canvas(rows).astype(np.float32)
+
+    def _tokens(self, text: str) -> list[int]:
+        if text not in self._words:
+            self._words[text] = self.dialog.tokenizer.encode(text, add_special_tokens=False)
+        return self._words[text]
+
+
+def subphrase(region: Region, among: list[Region], rng: np.random.Generator) -> str | None:
+    """Some words of a region's text, in order, that no other region's text holds all of; None where none is found."""
+    words = region.text.split()
+    others = [set(r.text.split()) for r in among if r is not region]
+    for _ in range(4 if len(words) > 1 else 0):
+        kept = np.sort(rng.choice(len(words), rng.integers(1, len(words)), replace=False))
+        part = [words[i] for i in kept]
+        if not any(set(part) <= other for other in others):
+            return " ".join(part)
+    return None

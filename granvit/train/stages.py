@@ -1,0 +1,168 @@
+"""The four stages: which parts train, and by which losses. What they ask is `SampleConfig`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from granvit.model.answer_loss import AnswerLoss
+from granvit.model.distill import Teacher, distillation_loss
+from granvit.model.forward import answer_logits, frozen, project, siglip_body
+from granvit.model.packing import Batch
+from granvit.model.presets import patch_code
+from granvit.model.region_model import RegionModel
+from granvit.train.stage import Stage, Term
+
+
+class AnsweringStage(Stage):
+    """What the stages share: a LLaVA that answers packed questions.
+
+    `smoothing` spreads the target of a location token over its neighbours, in bins (0: the paper's plain loss).
+    """
+
+    def __init__(self, region_model: RegionModel, smoothing: float = 0.0):
+        super().__init__()
+        self.region_model = region_model
+        self.model = region_model.llava
+        self.answer_loss = AnswerLoss(region_model.processor.tokenizer, region_model.codec, smoothing)
+        frozen(self.model)
+
+    def _train(self, *modules: nn.Module) -> None:
+        for module in modules:
+            module.requires_grad_(True)
+
+    @property
+    def tower(self) -> nn.Module:
+        tower: nn.Module = self.model.model.vision_tower
+        return tower
+
+    @property
+    def projector(self) -> nn.Module:
+        projector: nn.Module = self.model.model.multi_modal_projector
+        return projector
+
+    def answers(self, batch: Batch, image_embeds: Tensor) -> Term:
+        """The cross-entropy of all answers, given image embeddings (I, P, hidden)."""
+        logits, labels = answer_logits(self.model, batch, image_embeds)
+        return Term(self.answer_loss(logits, labels), "answer_tokens")
+
+
+class LanguageWarmup(AnsweringStage):
+    """A from-scratch language model learns to look things up in symbolic images; nothing else trains.
+
+    It stands in for the paper's pretrained language model (from-scratch presets only). `noise` is the standard
+    deviation added to the symbolic image, in standard deviations of the word embeddings.
+    """
+
+    name = "warmup"
+
+    def __init__(self, region_model: RegionModel, smoothing: float = 0.0, noise: float = 0.3):
+        super().__init__(region_model, smoothing)
+        self.noise = noise
+        self._train(self.model.model.language_model, self.model.lm_head)
+        self.register_buffer("code", patch_code(region_model.grid), persistent=False)
+        width = self.model.config.text_config.hidden_size
+        self.place = nn.Linear(self.get_buffer("code").shape[1], width)
+        nn.init.normal_(self.place.weight, std=0.02)
+
+    def forward(self, batch: Batch) -> dict[str, Term]:
+        return {"answer": self.answers(batch, self.symbolic_embeds(batch))}
+
+    def symbolic_embeds(self, batch: Batch) -> Tensor:
+        """Word embeddings summed per patch, plus the patch's place, plus noise: (I, P, hidden)."""
+        assert batch.grid_patches is not None and batch.grid_words is not None and batch.grid_weights is not None
+        words: Tensor = self.model.get_input_embeddings().weight
+        places = self.place(self.get_buffer("code"))
+        held = words[batch.grid_words] * batch.grid_weights[:, None]
+        total = torch.zeros(len(batch.ids) * len(places), words.shape[1], device=words.device, dtype=held.dtype)
+        embeds = total.index_add(0, batch.grid_patches, held).unflatten(0, (len(batch.ids), -1)) + places
+        return embeds + self.noise * words.detach().std() * torch.randn_like(embeds)
+
+    def extra_state(self) -> dict[str, Tensor]:
+        return dict(self.place.state_dict())
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        self.place.load_state_dict(dict(state))
+
+
+class Pretrain(AnsweringStage):
+    """Stage 1 (paper, section 3.3): encoder and projector learn through the frozen language model.
+
+    L = L_caption + `distill_weight` * MSE(teacher(crop), ROIAlign(student(image))); the teacher is an EMA of the
+    student that keeps `alpha` of itself per step (paper: weight 1, alpha 0.9).
+    """
+
+    name = "stage1"
+
+    def __init__(
+        self, region_model: RegionModel, smoothing: float = 0.0, distill_weight: float = 1.0, alpha: float = 0.9
+    ):
+        super().__init__(region_model, smoothing)
+        self.distill_weight = distill_weight
+        body = siglip_body(self.tower)
+        self._train(body.get_submodule("embeddings"), body.get_submodule("encoder"), self.projector)
+        self.teacher = Teacher(self.tower, alpha) if distill_weight > 0 else None
+
+    def forward(self, batch: Batch) -> dict[str, Term]:
+        assert batch.pixels is not None
+        features = self.region_model.features(batch.pixels)
+        terms = {"caption": self.answers(batch, project(self.model, features))}
+        if self.teacher is not None and batch.crops is not None:
+            assert batch.crop_boxes is not None and batch.crop_image is not None
+            crops = self.region_model.normalise(batch.crops).to(features.dtype)
+            target = self.teacher(crops, self.region_model.canvas)
+            error = distillation_loss(target, features, batch.crop_boxes, batch.crop_image, self.region_model.patch)
+            terms["distill"] = Term(error, "crops", self.distill_weight)
+        return terms
+
+    def after_step(self) -> None:
+        if self.teacher is not None:
+            self.teacher.update(self.tower)
+
+    def extra_state(self) -> dict[str, Tensor]:
+        return {} if self.teacher is None else dict(self.teacher.tower.state_dict())
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        if self.teacher is not None:
+            self.teacher.tower.load_state_dict(dict(state))
+
+
+class Adapt(AnsweringStage):
+    """Stage 2 (paper, section 3.4): the encoder is frozen, projector and language model learn to find regions.
+
+    Features are computed without a graph, so the tower costs a forward pass and no activation memory.
+    """
+
+    name = "stage2"
+
+    def __init__(self, region_model: RegionModel, smoothing: float = 0.0):
+        super().__init__(region_model, smoothing)
+        self._train(self.projector, self.model.model.language_model, self.model.lm_head)
+
+    def forward(self, batch: Batch) -> dict[str, Term]:
+        assert batch.pixels is not None
+        with torch.no_grad():
+            features = self.region_model.features(batch.pixels)
+        return {"answer": self.answers(batch, project(self.model, features))}
+
+
+class Finetune(AnsweringStage):
+    """Supervised fine-tuning: projector and language model learn all questions; the encoder too by choice."""
+
+    name = "finetune"
+
+    def __init__(self, region_model: RegionModel, smoothing: float = 0.0, train_encoder: bool = False):
+        super().__init__(region_model, smoothing)
+        self.train_encoder = train_encoder
+        self._train(self.projector, self.model.model.language_model, self.model.lm_head)
+        if train_encoder:
+            body = siglip_body(self.tower)
+            self._train(body.get_submodule("embeddings"), body.get_submodule("encoder"))
+
+    def forward(self, batch: Batch) -> dict[str, Term]:
+        assert batch.pixels is not None
+        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+            features = self.region_model.features(batch.pixels)
+        return {"answer": self.answers(batch, project(self.model, features))}
