@@ -102,7 +102,7 @@ def _label(
     # Above the box where there is room, else inside it; and never beyond the picture.
     x = min(max(box[0], 0), size[0] - width)
     y = box[1] - height if box[1] >= height else min(max(box[1], 0), size[1] - height)
-    x, y = max(x, 0), max(y, 0)
+    x, y = max(round(x), 0), max(round(y), 0)  # whole pixels: letters stay crisp
     pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
     red, green, blue = ImageColor.getrgb(color)[:3]
     ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else "white"

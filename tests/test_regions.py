@@ -1,4 +1,5 @@
 import io
+import json
 
 import datasets
 import duckdb
@@ -80,6 +81,14 @@ def test_the_datasets_library_shows_pictures(tmp_path):
     row = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))[0]
     assert row["image"].size == (64, 48)
     assert row["regions"][1]["text"] == "EXIT" and row["regions"][0]["box"] == [1.5, 2.0, 30.25, 40.0]
+
+
+def test_viewer_features_describe_every_column():
+    schema = schema_with_viewer_features()
+    described = datasets.Features.from_dict(json.loads(schema.metadata[b"huggingface"])["info"]["features"])
+    assert set(described) == set(SCHEMA.names)
+    fields = {field.name for field in SCHEMA.field("regions").type.value_type}
+    assert set(described["regions"].feature) == fields == set(vars(Region((0, 0, 1, 1), "x")))
 
 
 def test_sql_reads_it(tmp_path):

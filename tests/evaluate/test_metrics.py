@@ -21,9 +21,9 @@ def test_rouge_l_by_hand():
     assert rouge_l(["a car", "dog", "red car"], ["a red car", "cat", "Red car!"]) == pytest.approx((0.8 + 0 + 1) / 3)
 
 
-def test_rouge_l_is_the_package_s_own():
+def test_rouge_l_is_the_packages_own():
     scorer = RougeScorer(["rougeL"])
-    predictions = ["the cat sat on the mat", "a large red square, top left", "", "total 12.50"]
+    predictions = ["the cats sat on the mats", "a large red square, top left", "", "total 12.50"]
     references = ["the cat lay on a mat", "large square in red at the top left", "nothing", "TOTAL 12.50 EUR"]
     own = [scorer.score(r, p)["rougeL"].fmeasure for p, r in zip(predictions, references, strict=True)]
     assert rouge_l(predictions, references) == pytest.approx(sum(own) / 4, abs=1e-12)
