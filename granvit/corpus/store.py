@@ -89,7 +89,7 @@ class CorpusWriter:
         if overwrite:
             ours |= {MANIFEST} | {p.name for p in self.path.glob(SHARDS)}
         if present - ours:
-            hint = "choose another folder" if overwrite else "choose another folder or ask to overwrite"
+            hint = "choose another folder" if overwrite else "choose another folder or overwrite it"
             raise CorpusError(f"{self.path} is not empty (it holds {min(present - ours)}): {hint}")
 
     def __enter__(self) -> CorpusWriter:

@@ -1,0 +1,98 @@
+"""``granvit corpus import`` and ``granvit corpus verify``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from granvit.corpus.importers import import_corpus
+from granvit.corpus.importers.run import Group
+from granvit.corpus.layout import QUARANTINE, CorpusError
+from granvit.corpus.verify import verify
+
+SHOWN_PROBLEMS = 20
+
+
+@dataclass
+class Import:
+    """Make a corpus from images and regions in a public layout.
+
+    Layouts: jsonl: folders with annotations.jsonl. coco: an instances JSON file or the data set's folder.
+    sroie: a folder with img/ and box/. image_folder: pictures without regions.
+
+    Example: granvit corpus import jsonl packs/receipts packs/photos corpus --val-fraction 0.1
+    """
+
+    name: Positional[Literal["jsonl", "coco", "sroie", "image_folder"]]
+    """The layout."""
+    paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SRC [SRC ...] OUT")]
+    """One or several places in that layout, then the corpus folder to write."""
+    val_fraction: float = 0.0
+    """Share of the training images that becomes split "val", chosen by a hash; 0 keeps the source's splits."""
+    group: Group = "id"
+    """What is hashed: each image's id, or the first line of text, which keeps receipts of one company together."""
+    overwrite: bool = False
+    """Replace the corpus at OUT once the new one is complete."""
+    source: str | None = None
+    """The data set's name, where the layout's own is not right."""
+    licence: str | None = None
+    """The terms of the data, recorded with every image."""
+    split: Literal["train", "val", "test"] | None = None
+    """sroie, image_folder: the split that SRC is."""
+    images: Path | None = None
+    """coco: the folder of the pictures, where it is not beside the annotations."""
+    captions: Path | None = None
+    """coco: a captions JSON file, where it is not beside the instances."""
+
+    def run(self) -> int:
+        """Exit status: 0, or 1 when nothing could be imported."""
+        if len(self.paths) < 2:
+            return _fail("give SRC and OUT: the place of the data and the corpus folder to write")
+        *places, out = self.paths
+        optional = ("source", "licence", "split", "images", "captions")
+        options = {name: getattr(self, name) for name in optional if getattr(self, name) is not None}
+        try:
+            summary = import_corpus(
+                self.name,
+                places,
+                out,
+                val_fraction=self.val_fraction,
+                group=self.group,
+                overwrite=self.overwrite,
+                progress=sys.stderr.isatty(),
+                **options,
+            )
+        except CorpusError as error:
+            return _fail(str(error))
+        print(f"{out}\n{summary}")
+        if summary.reasons:
+            print(f"see {out / QUARANTINE}")
+        return 0
+
+
+@dataclass
+class Verify:
+    """Read a whole corpus and report whatever is wrong with it: checksums, counts, images, boxes, ids."""
+
+    corpus: Positional[Path]
+    """The corpus folder."""
+
+    def run(self) -> int:
+        """Exit status: 0, or 1 when there are problems."""
+        problems = verify(self.corpus)
+        for problem in problems[:SHOWN_PROBLEMS]:
+            print(problem)
+        if len(problems) > SHOWN_PROBLEMS:
+            print(f"... and {len(problems) - SHOWN_PROBLEMS} more")
+        print(f"{self.corpus}: {len(problems)} problem(s)" if problems else f"{self.corpus}: in order")
+        return 1 if problems else 0
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1

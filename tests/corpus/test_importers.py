@@ -1,0 +1,454 @@
+"""Each layout as it is really published, what strangers get wrong in it, and that every piece is accounted for."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from granvit import images
+from granvit.corpus.commands import Import, Verify
+from granvit.corpus.importers import IMPORTERS, import_corpus
+from granvit.corpus.quarantine import read_quarantine
+from granvit.corpus.store import Corpus, CorpusError
+from granvit.corpus.verify import verify
+from granvit.regions import Region
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
+
+
+def save(file: Path, size: tuple[int, int] = (40, 30), **options) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (10, 200, 10)).save(file, **options)
+    return file
+
+
+def rejected(out: Path) -> list[tuple[str, str, int | None]]:
+    return [(r.reason, r.uri, r.region) for r in read_quarantine(out / "quarantine.jsonl")]
+
+
+def assert_all_accounted_for(summary, out: Path) -> None:
+    entries = read_quarantine(out / "quarantine.jsonl")
+    corpus = Corpus(out)
+    assert summary.images_seen == summary.images_written + summary.images_quarantined
+    assert summary.regions_seen == (summary.regions_written + summary.regions_quarantined + summary.regions_with_image)
+    assert summary.images_written == len(corpus)
+    assert summary.regions_written == sum(len(r.regions) for r in corpus.records())
+    assert summary.images_quarantined == sum(e.region is None for e in entries)
+    assert summary.regions_quarantined == sum(e.region is not None for e in entries)
+    assert summary.reasons == Counter(e.reason for e in entries)
+    assert corpus.manifest["meta"]["quarantined"] == dict(summary.reasons)
+    assert verify(out) == []
+
+
+# jsonl
+
+
+def row(name: str = "images/a.jpg", regions=(), **changes) -> dict:
+    return {
+        "image": name,
+        "width": 40,
+        "height": 30,
+        "source": "shop",
+        "split": "train",
+        "regions": [*regions],
+        **changes,
+    }
+
+
+def pack(folder: Path, *rows: dict | str | bytes) -> Path:
+    for item in rows:
+        name = item["image"] if isinstance(item, dict) and "image" in item else "images/a.jpg"
+        if isinstance(name, str) and name.startswith("images/") and not (folder / name).exists():
+            save(folder / name)
+    texts = [json.dumps(item) if isinstance(item, dict) else item for item in rows]
+    lines = [text.encode() if isinstance(text, str) else text for text in texts]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "annotations.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return folder
+
+
+FULL_ROW = row(
+    regions=[
+        {"bbox": [1.5, 2, 20, 10], "kind": "object", "caption": "a dog", "captions": ["a dog", "pet"], "label": "dog"},
+        {
+            "bbox": [0, 0, 9, 9],
+            "kind": "text",
+            "text": "EXIT",
+            "polygon": [[0, 0], [9, 1], [9, 9], [0, 9]],
+            "ignore": True,
+        },
+        {"bbox": [0, 0, 9, 9], "text": "no kind", "score": 0.5, "box_by": "detector:x", "text_by": "ocr:y"},
+    ],
+    caption="A shop.",
+    split="validation",
+    licence="CC0",
+)
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_jsonl(tmp_path, by_file):
+    src = pack(tmp_path / "pack", FULL_ROW)
+    summary = import_corpus("jsonl", src / "annotations.jsonl" if by_file else src, tmp_path / "out")
+    [got] = Corpus(tmp_path / "out")
+    assert got.image == (src / "images/a.jpg").read_bytes()
+    assert (got.id, got.uri, got.source) == ("shop/images/a.jpg", "images/a.jpg", "shop")
+    assert (got.caption, got.split, got.licence, got.width, got.height) == ("A shop.", "val", "CC0", 40, 30)
+    assert got.regions == [
+        Region((1.5, 2, 20, 10), "a dog", alternatives=["pet"]),
+        Region((0, 0, 9, 9), "EXIT", "text", polygon=[0, 0, 9, 1, 9, 9, 0, 9], ignore=True),
+        Region((0, 0, 9, 9), "no kind", "text", score=0.5, box_by="detector:x", text_by="ocr:y"),
+    ]
+    assert_all_accounted_for(summary, tmp_path / "out")
+
+
+def test_jsonl_bad_lines_are_named_by_their_number(tmp_path):
+    good = row("images/good.jpg")
+    bad = {
+        b'{"image": "images/a.jpg", ': "not-json",
+        b"[1, 2]": "not-json",
+        b'{"image": "caf\xe9.jpg"}': "not-json",
+        b"[" * 100_000: "not-json",
+        json.dumps({k: v for k, v in row().items() if k != "width"}).encode(): "missing-field",
+        json.dumps({**row(), "regions": None}).encode(): "bad-field",
+        json.dumps(row(width="40")).encode(): "bad-field",
+        json.dumps(row(image=7)).encode(): "bad-field",
+        json.dumps(row("/etc/passwd")).encode(): "path-outside",
+        json.dumps(row("images/../../secret.jpg")).encode(): "path-outside",
+        json.dumps(row("C:\\secret.jpg")).encode(): "path-outside",
+        json.dumps(row("..\\secret.jpg")).encode(): "path-outside",
+        json.dumps(row("images/none.jpg")).encode(): "missing-image",
+        json.dumps(row("images")).encode(): "missing-image",
+        json.dumps(row("images/\0.jpg")).encode(): "missing-image",
+        json.dumps(row("x" * 5000)).encode(): "missing-image",
+    }
+    save(tmp_path / "secret.jpg")
+    src = pack(tmp_path / "pack", good, *bad)
+    summary = import_corpus("jsonl", src, tmp_path / "out")
+    assert rejected(tmp_path / "out") == [
+        (reason, f"annotations.jsonl:{number}", None) for number, reason in enumerate(bad.values(), start=2)
+    ]
+    assert summary.images_written == 1
+    assert summary.images_seen == 1 + len(bad)
+    assert_all_accounted_for(summary, tmp_path / "out")
+
+
+def test_jsonl_bad_regions_keep_their_index_and_their_image(tmp_path):
+    regions = [
+        {"bbox": [1, 2, 3], "caption": "x"},
+        {"bbox": "1 2 3 4", "caption": "x"},
+        {"caption": "x"},
+        {"bbox": [1, 2, 20, 20]},
+        "no region",
+        {"bbox": [1, 2, float("nan"), 20], "caption": "x"},
+        {"bbox": [1, 2, 20, 20], "caption": "x", "kind": "face"},
+        {"bbox": [1, 2, 20, 20], "text": 154},
+        {"bbox": [1, 2, 20, 20], "caption": "x", "score": "high"},
+    ]
+    summary = import_corpus("jsonl", pack(tmp_path / "pack", row(regions=regions)), tmp_path / "out")
+    assert [(reason, region) for reason, _, region in rejected(tmp_path / "out")] == [
+        ("bad-box", 0), ("bad-box", 1), ("bad-box", 2), ("empty-text", 3), ("empty-text", 4), ("bad-box", 5),
+        ("bad-kind", 6), ("bad-score", 8),
+    ]  # fmt: skip
+    assert [r.text for r in Corpus(tmp_path / "out")[0].regions] == ["154"]
+    assert_all_accounted_for(summary, tmp_path / "out")
+
+
+def test_several_packs_become_one_corpus_and_duplicates_are_set_aside(tmp_path):
+    region = {"bbox": [1, 2, 20, 20], "caption": "x"}
+    one = pack(
+        tmp_path / "one", row("images/a.jpg", [region], source="one"), row("images/a.jpg", [region], source="one")
+    )
+    two = pack(tmp_path / "two", row("images/a.jpg", [region], source="two"))
+    summary = import_corpus("jsonl", [one, two], tmp_path / "out")
+    assert [r.id for r in Corpus(tmp_path / "out")] == ["one/images/a.jpg", "two/images/a.jpg"]
+    assert rejected(tmp_path / "out") == [("duplicate-id", "images/a.jpg", None)]
+    assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (3, 2, 1)
+    assert_all_accounted_for(summary, tmp_path / "out")
+
+
+def test_a_wrong_size_or_a_damaged_picture_takes_its_regions_along(tmp_path):
+    region = {"bbox": [1, 2, 20, 20], "caption": "x"}
+    src = pack(
+        tmp_path / "pack",
+        row("images/a.jpg", [region] * 2, width=80),
+        row("images/b.jpg", [region] * 3),
+        row("images/c.jpg"),
+    )
+    (src / "images/b.jpg").write_bytes((src / "images/b.jpg").read_bytes()[:-40])
+    summary = import_corpus("jsonl", src, tmp_path / "out")
+    assert [reason for reason, *_ in rejected(tmp_path / "out")] == ["size-mismatch", "truncated"]
+    assert summary.regions_with_image == 5
+    assert_all_accounted_for(summary, tmp_path / "out")
+
+
+def test_every_picture_is_decoded_once(tmp_path, monkeypatch):
+    decoded = []
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda data: decoded.append(data) or decode(data))
+    import_corpus("jsonl", pack(tmp_path / "pack", row("images/a.jpg"), row("images/b.jpg")), tmp_path / "out")
+    assert len(decoded) == 2
+
+
+# coco
+
+
+def coco(folder: Path, part: str = "val2017") -> Path:
+    """The tree of the COCO download, with two pictures."""
+    for number in (139, 285):
+        save(folder / part / f"{number:012d}.jpg")
+    instances = {
+        "info": {},
+        "licenses": [],
+        "images": [{"id": n, "file_name": f"{n:012d}.jpg", "width": 40, "height": 30} for n in (139, 285)],
+        "annotations": [
+            {"id": 1, "image_id": 139, "category_id": 18, "bbox": [5.5, 6, 10, 12], "area": 120, "iscrowd": 0,
+             "segmentation": [[5.5, 6, 15.5, 6, 15.5, 18]]},
+            {"id": 2, "image_id": 139, "category_id": 1, "bbox": [0, 0, 40, 30], "area": 9, "iscrowd": 1,
+             "segmentation": {"counts": [1, 2], "size": [30, 40]}},
+            {"id": 3, "image_id": 139, "category_id": 1, "bbox": [5, 5, 0, 10], "iscrowd": 0, "segmentation": [[], []]},
+            {"id": 4, "image_id": 139, "category_id": 77, "bbox": [5, 5, 5, 10], "iscrowd": 0},
+            {"id": 5, "image_id": 999, "category_id": 1, "bbox": [5, 5, 5, 10], "iscrowd": 0},
+        ],
+        "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog", "supercategory": "animal"}],
+    }  # fmt: skip
+    captions = [
+        {"id": 1, "image_id": 139, "caption": "A dog."},
+        {"id": 2, "image_id": 139, "caption": "A dog beside a crowd of people."},
+    ]
+    (folder / "annotations").mkdir(exist_ok=True)
+    (folder / f"annotations/instances_{part}.json").write_text(json.dumps(instances))
+    (folder / f"annotations/captions_{part}.json").write_text(json.dumps({"annotations": captions}))
+    return folder
+
+
+def test_coco(tmp_path):
+    summary = import_corpus("coco", coco(tmp_path / "coco"), tmp_path / "out")
+    dog, empty = Corpus(tmp_path / "out")
+    assert (dog.id, dog.uri) == ("coco/val2017/000000000139.jpg", "val2017/000000000139.jpg")
+    assert (dog.source, dog.split, dog.caption) == ("coco", "val", "A dog beside a crowd of people.")
+    assert dog.regions == [
+        Region((5.5, 6, 15.5, 18), "dog", polygon=[5.5, 6, 15.5, 6, 15.5, 18]),
+        Region((0, 0, 40, 30), "person", ignore=True),
+    ]
+    assert (empty.regions, empty.caption) == ([], None)
+    assert [(reason, region) for reason, _, region in rejected(tmp_path / "out")] == [
+        ("degenerate", 2),
+        ("empty-text", 3),
+        ("unknown-image", 0),
+    ]
+    assert summary.regions_seen == 5
+    assert_all_accounted_for(summary, tmp_path / "out")
+
+
+def test_coco_reads_every_part_or_the_one_that_is_named(tmp_path):
+    root = coco(coco(tmp_path / "coco"), "train2017")
+    import_corpus("coco", root, tmp_path / "all")
+    assert Corpus(tmp_path / "all").manifest["images_by_split"] == {"train": 2, "val": 2}
+    import_corpus("coco", root / "annotations/instances_train2017.json", tmp_path / "one")
+    assert Corpus(tmp_path / "one").manifest["images_by_split"] == {"train": 2}
+
+
+def test_coco_with_its_parts_elsewhere(tmp_path):
+    root = coco(tmp_path / "coco")
+    (root / "val2017").rename(tmp_path / "pictures")
+    (root / "annotations/captions_val2017.json").rename(tmp_path / "captions.json")
+    with pytest.raises(CorpusError, match="found none of its pictures"):
+        import_corpus("coco", root, tmp_path / "out")
+    import_corpus("coco", root, tmp_path / "out", images=tmp_path / "pictures", captions=tmp_path / "captions.json")
+    assert Corpus(tmp_path / "out")[0].caption == "A dog beside a crowd of people."
+    with pytest.raises(CorpusError, match="nowhere.json"):
+        import_corpus("coco", root, tmp_path / "o", images=tmp_path / "pictures", captions=Path("nowhere.json"))
+
+
+def test_coco_annotations_among_the_pictures(tmp_path):
+    root = coco(tmp_path / "coco")
+    (root / "annotations/instances_val2017.json").rename(root / "val2017/_annotations.coco.json")
+    import_corpus("coco", root / "val2017", tmp_path / "out", source="shelves")
+    assert [r.id for r in Corpus(tmp_path / "out")] == [f"shelves/val2017/{n:012d}.jpg" for n in (139, 285)]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": [], "annotations": [1], "categories": []}'])
+def test_coco_refuses_another_format(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(CorpusError, match="x.json"):
+        import_corpus("coco", tmp_path / "x.json", tmp_path / "out")
+
+
+# sroie
+
+
+def sroie(folder: Path, box_suffix: str = ".csv", encoding: str = "utf-8") -> Path:
+    """The raw tree: two receipts, the second with a turned line, a broken line, commas and an empty text."""
+    for name in ("000", "001"):
+        save(folder / f"img/{name}.jpg")
+    (folder / "box").mkdir()
+    (folder / f"box/000{box_suffix}").write_bytes("2,3,30,3,30,10,2,10,CAFÉ SDN, BHD\r\n".encode(encoding))
+    (folder / f"box/001{box_suffix}").write_bytes(
+        b"2,3,30,5,29,12,1,10,TOTAL: 1,234.00\n\n2,3,x,3,30,10,2,10,BROKEN\n2,3,30,3,30,10,2,10,\n2,3,30\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(("suffix", "encoding"), [(".csv", "utf-8"), (".txt", "latin-1"), (".txt", "utf-8-sig")])
+def test_sroie(tmp_path, suffix, encoding):
+    summary = import_corpus("sroie", sroie(tmp_path / "raw", suffix, encoding), tmp_path / "out", split="train")
+    first, second = Corpus(tmp_path / "out")
+    assert (first.id, first.width, first.height, first.split) == ("sroie/img/000.jpg", 40, 30, "train")
+    assert first.regions == [Region((2, 3, 30, 10), "CAFÉ SDN, BHD", "text")]
+    assert second.regions == [Region((1, 3, 30, 12), "TOTAL: 1,234.00", "text", polygon=[2, 3, 30, 5, 29, 12, 1, 10])]
+    assert rejected(tmp_path / "out") == [
+        ("bad-box", "img/001.jpg", 1),
+        ("empty-text", "img/001.jpg", 2),
+        ("bad-box", "img/001.jpg", 3),
+    ]
+    assert_all_accounted_for(summary, tmp_path / "out")
+
+
+def test_sroie_without_partner_or_folder(tmp_path):
+    src = sroie(tmp_path / "raw")
+    (src / "box/000.csv").rename(src / "box/002.csv")
+    summary = import_corpus("sroie", src, tmp_path / "out")
+    assert rejected(tmp_path / "out")[0] == ("missing-annotation", "img/000.jpg", None)
+    assert rejected(tmp_path / "out")[-1] == ("missing-image", "box/002.csv", None)
+    assert_all_accounted_for(summary, tmp_path / "out")
+    with pytest.raises(CorpusError, match="lacks the folder img/"):
+        import_corpus("sroie", src / "box", tmp_path / "other")
+
+
+# image_folder
+
+
+def test_image_folder(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "photos/b/2.JPG", exif=exif)
+    save(tmp_path / "photos/a.png")
+    (tmp_path / "photos/b/notes.txt").write_text("no picture")
+    (tmp_path / "photos/b/broken.webp").write_bytes(b"RIFF")
+    summary = import_corpus("image_folder", tmp_path / "photos", tmp_path / "out", licence="mine", split="test")
+    got = [(r.id, r.width, r.height, r.licence, r.split) for r in Corpus(tmp_path / "out")]
+    assert got == [("photos/a.png", 40, 30, "mine", "test"), ("photos/b/2.JPG", 30, 40, "mine", "test")]
+    assert rejected(tmp_path / "out") == [("not-an-image", "b/broken.webp", None)]
+    assert_all_accounted_for(summary, tmp_path / "out")
+
+
+# Splits
+
+
+def splits(src, out, **options) -> dict[str, str]:
+    import_corpus("jsonl", src, out, **options)
+    return {record.uri: record.split for record in Corpus(out).records()}
+
+
+def receipt(number: int, company: str, split: str = "train") -> dict:
+    lines = [{"bbox": [1, 2, 20, 20], "caption": "logo"}, {"bbox": [1, 2, 20, 20], "text": company}]
+    return row(f"images/{number}.jpg", lines, split=split)
+
+
+def test_val_fraction_is_deterministic_and_leaves_test_images_alone(tmp_path):
+    src = pack(tmp_path / "pack", *[receipt(i, "A", "test" if i < 20 else "train") for i in range(120)])
+    kept = splits(src, tmp_path / "a")
+    assert Counter(kept.values()) == {"test": 20, "train": 100}
+    chosen = splits(src, tmp_path / "b", val_fraction=0.3)
+    assert chosen == splits(src, tmp_path / "c", val_fraction=0.3)
+    counts = Counter(chosen.values())
+    assert counts["test"] == 20
+    assert 15 <= counts["val"] <= 45
+    more = splits(src, tmp_path / "d", val_fraction=0.5)
+    assert all(more[uri] == "val" for uri, split in chosen.items() if split == "val")
+
+
+def test_first_line_keeps_a_company_together(tmp_path):
+    companies = [f"COMPANY {i} " for i in range(40)]
+    src = pack(
+        tmp_path / "pack", *[receipt(i, companies[i % 40] if i < 40 else companies[i % 40].lower()) for i in range(80)]
+    )
+    chosen = splits(src, tmp_path / "out", val_fraction=0.5, group="first-line")
+    assert all(chosen[f"images/{i}.jpg"] == chosen[f"images/{i + 40}.jpg"] for i in range(40))
+    assert 8 <= Counter(chosen.values())["val"] / 2 <= 32
+
+
+# Errors and commands
+
+
+def test_nothing_importable_is_a_clear_error_and_leaves_the_account(tmp_path):
+    src = pack(tmp_path / "pack", row("/etc/passwd"), "nonsense")
+    with pytest.raises(CorpusError, match=r"none of 2 images could be imported \(path-outside 1, not-json 1\)"):
+        import_corpus("jsonl", src, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["quarantine.jsonl"]
+    with pytest.raises(CorpusError, match="missing"):
+        Corpus(tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match="none of 0 images"):
+        import_corpus("image_folder", tmp_path / "empty", tmp_path / "out")
+
+
+def test_wrong_calls_are_refused_before_anything_is_written(tmp_path):
+    src = pack(tmp_path / "pack", row())
+    for call, message in (
+        (dict(name="yolo", src=src), "unknown importer 'yolo': use one of coco, image_folder, jsonl, sroie"),
+        (dict(name="jsonl", src=src, images=src), "'jsonl' has no option 'images'"),
+        (dict(name="jsonl", src=[src, tmp_path / "nowhere"]), "nowhere does not exist"),
+        (dict(name="jsonl", src=src, val_fraction=1.0), "val_fraction"),
+    ):
+        with pytest.raises(CorpusError, match=message):
+            import_corpus(out=tmp_path / "out", **call)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_importer_states_layout_boxes_and_terms():
+    for reader in IMPORTERS.values():
+        assert all(word in reader.__doc__ for word in ("`src`", "oxes", "Terms"))
+
+
+def test_commands(tmp_path, capsys):
+    assert set(get_args(get_type_hints(Import)["name"])) == set(IMPORTERS)
+    src = pack(tmp_path / "pack", FULL_ROW, row("images/none.jpg"))
+    (src / "images/none.jpg").unlink()
+    assert Import("jsonl", (src, tmp_path / "out")).run() == 0
+    shown = capsys.readouterr().out
+    assert "1 of 2 written" in shown
+    assert "missing-image" in shown
+    assert Verify(tmp_path / "out").run() == 0
+    assert "in order" in capsys.readouterr().out
+    assert Import("jsonl", (src, tmp_path / "out")).run() == 1
+    assert "not empty" in capsys.readouterr().err
+    assert Import("jsonl", (src, tmp_path / "out"), overwrite=True).run() == 0
+    assert Import("jsonl", (src,)).run() == 1
+    (tmp_path / "out/part-00000.parquet").unlink()
+    assert Verify(tmp_path / "out").run() == 1
+    assert "part-00000.parquet: missing" in capsys.readouterr().out
+
+
+# Real data
+
+
+@pytest.mark.parametrize("name", ["sroie", "coco_mix"])
+def test_real_packs_import_completely(tmp_path, name):
+    if not REAL_DATA.is_dir():
+        pytest.skip("real data pack not present: ../shared/data")
+    lines = (REAL_DATA / name / "annotations.jsonl").read_text().splitlines()[:12]
+    (tmp_path / "annotations.jsonl").write_text("\n".join(lines))
+    (tmp_path / "images").symlink_to((REAL_DATA / name / "images").resolve())
+    summary = import_corpus("jsonl", tmp_path, tmp_path / "out")
+    rows = [json.loads(line) for line in lines]
+    assert (summary.images_written, summary.images_quarantined) == (12, 0)
+    assert summary.regions_written == sum(len(r["regions"]) for r in rows) > 12
+    for got, stated in zip(Corpus(tmp_path / "out"), rows, strict=True):
+        np.testing.assert_allclose([r.box for r in got.regions], [r["bbox"] for r in stated["regions"]], atol=1e-3)
+        assert [r.text for r in got.regions] == [r.get("text") or r["caption"] for r in stated["regions"]]
+        assert images.decode(got.image).size == (stated["width"], stated["height"])
+    assert_all_accounted_for(summary, tmp_path / "out")
+
+
+def test_a_real_receipt_decodes_like_pillow(tmp_path):
+    if not REAL_DATA.is_dir():
+        pytest.skip("real data pack not present: ../shared/data")
+    data = next((REAL_DATA / "sroie/images").iterdir()).read_bytes()
+    plain = Image.open(io.BytesIO(data)).convert("RGB")
+    assert images.decode(data).tobytes() == plain.tobytes()
