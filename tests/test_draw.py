@@ -61,11 +61,11 @@ def test_a_label_is_legible_and_inside_the_picture(size, corner):
 
 
 def test_long_labels_are_cut_to_the_picture():
-    image = Image.new("RGB", (400, 300), "white")
+    image = Image.new("RGB", (400, 300), "gray")
     drawn = draw_boxes(image, [[300, 100, 380, 200]], ["word " * 200], ["#123456"])
     assert drawn.size == (400, 300)
-    plate = (np.asarray(drawn) == (0x12, 0x34, 0x56)).all(-1)
-    assert not plate[60:84, 390:].all(1).all()  # the plate's text, ellipsis included, ends before the edge
+    letters = np.flatnonzero((np.asarray(drawn) > 200).all(-1).any(0))
+    assert letters[0] < 20 and 360 < letters[-1] < 398
 
 
 def test_small_pictures_are_enlarged_with_their_boxes():
