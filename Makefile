@@ -29,7 +29,7 @@ bench: .venv/core.stamp
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
-	find granvit tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone: a pinned version can come from whichever index or wheel folder pip is pointed at (say
 # the CPU builds), where an unpinned one is always the newest from PyPI with all of CUDA.
