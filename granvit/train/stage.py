@@ -42,6 +42,7 @@ class Stage(nn.Module):
     model: PreTrainedModel
 
     def forward(self, batch: Batch) -> dict[str, Term]:
+        """The same names for every batch: a term with nothing to sum is zero, not absent."""
         raise NotImplementedError
 
     def after_step(self) -> None:

@@ -1,0 +1,50 @@
+"""How a stage is trained: the settings of the loop."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+# Settings that may change when a run is resumed, because they change no number of it.
+_FREE = ("log_every", "save_every", "save_keep", "trackers")
+
+
+@dataclass
+class LoopConfig:
+    """How a stage is trained.
+
+    Attributes:
+        steps: optimizer steps of the whole run.
+        batch_size: images per micro-batch and process.
+        accumulate: micro-batches per optimizer step.
+        lr: peak learning rate, reached after `warmup_steps`; a cosine then leads to `min_lr_ratio * lr`.
+        weight_decay: of matrices; biases, norms and embeddings do not decay.
+        clip_norm: largest gradient norm; 0 clips nothing.
+        optimizer_groups: regular expression over parameter names -> factor on their learning rate.
+        precision: "auto" is bfloat16 autocast where CUDA has it, else float32.
+        log_every: steps per line of the history.
+        save_every: steps between checkpoints; 0 saves at the end only.
+        save_keep: how many checkpoints remain.
+        trackers: "tensorboard", "wandb".
+    """
+
+    steps: int = 1000
+    batch_size: int = 8
+    accumulate: int = 1
+    lr: float = 1e-5
+    min_lr_ratio: float = 0.0
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 1.0
+    optimizer_groups: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    log_every: int = 10
+    save_every: int = 0
+    save_keep: int = 2
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+    def fixed(self) -> dict[str, Any]:
+        """The settings that must be the same for a run to be resumed exactly."""
+        return {name: value for name, value in asdict(self).items() if name not in _FREE}

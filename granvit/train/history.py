@@ -1,0 +1,136 @@
+"""What a run reports: history.jsonl, trackers and the progress bar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import IO, Any
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from granvit.train.checkpoint import CheckpointError
+from granvit.train.tensorfile import sync
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+class History:
+    """One line per `log_every` steps: the mean of each metric over these steps. Continuous across resumes.
+
+    The file holds only what the seed determines; the speed goes to the trackers and the progress bar.
+
+    Attributes:
+        curves: metric -> (step, value) pairs; on the first rank those of the run's earlier parts included.
+    """
+
+    def __init__(self, run_dir: Path, steps: int, log_every: int, accelerator: Accelerator):
+        self.path = run_dir / "history.jsonl"
+        self.curves: Curves = {}
+        self._steps, self._log_every, self._accelerator = steps, log_every, accelerator
+        self._sums: dict[str, float] = defaultdict(float)
+        self._summed = 0
+        self._lines = 0
+        self._file: IO[str] | None = None
+        self._bar: Any = None
+        self._speed = _Speed()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: how many lines there are, and the sums of the one to come."""
+        return {"lines": self._lines, "sums": dict(self._sums), "summed": self._summed}
+
+    def open(self, step: int, state: dict[str, Any]) -> None:
+        """Goes on after `step`: later lines, of steps that will be taken again, are dropped.
+
+        Raises:
+            CheckpointError: the file lacks lines that the checkpoint counted.
+        """
+        main = self._accelerator.is_main_process
+        lines = self.path.read_bytes().splitlines() if main and self.path.exists() else []
+        self._lines = state.get("lines", 0)
+        if main and len(lines) < self._lines:
+            raise CheckpointError(f"{self.path}: has {len(lines)} lines, the checkpoint counted {self._lines}")
+        for line in lines[: self._lines]:
+            self._collect(json.loads(line))
+        self._sums.update(state.get("sums", {}))
+        self._summed = state.get("summed", 0)
+        if main:
+            self._file = self.path.open("a")
+            # Cut, not rewritten: a kill at this point must not cost the lines that stay.
+            self._file.truncate(sum(len(line) + 1 for line in lines[: self._lines]))
+        self._bar = tqdm(total=self._steps, initial=step, disable=not main, unit="step", leave=False)
+
+    def open_trackers(self, trackers: tuple[str, ...], config: dict[str, Any], step: int) -> None:
+        """`step` is the last one done: TensorBoard drops what an earlier part logged after it."""
+        if not trackers:
+            return
+        run_dir = self.path.parent.resolve()
+        wandb = {
+            "name": run_dir.name,
+            "dir": str(run_dir),
+            "id": hashlib.sha256(str(run_dir).encode()).hexdigest()[:16],
+            "resume": "allow",
+        }
+        options = {"tensorboard": {"purge_step": step + 1}, "wandb": wandb}
+        self._accelerator.init_trackers("granvit", config, {k: v for k, v in options.items() if k in trackers})
+
+    def add(self, step: int, metrics: dict[str, float], branches: int, seconds: float, waited: float) -> None:
+        """One optimizer step: its metrics, its regions, how long it took and how long of that it waited for data."""
+        self._speed.add(branches, seconds, waited)
+        self._summed += 1
+        for name, value in metrics.items():
+            self._sums[name] += value
+        self._bar.update()
+        if step % self._log_every and step != self._steps:
+            return
+        row = {"step": step, **{name: total / self._summed for name, total in self._sums.items()}}
+        self._sums.clear()
+        self._summed = 0
+        self._lines += 1
+        self._collect(row)
+        speed = self._speed.take()
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        self._accelerator.log({k: v for k, v in {**row, **speed}.items() if k != "step"}, step=step)
+        shown = {k: f"{v:.4g}" for k, v in row.items() if k not in ("step", "lr")}
+        shown["regions/s"] = f"{speed['regions_per_second']:.3g}"
+        self._bar.set_postfix({**shown, "data_wait": f"{speed['data_wait']:.0%}"}, refresh=False)
+
+    def _collect(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self.curves.setdefault(name, []).append((int(row["step"]), value))
+
+    def sync(self) -> None:
+        """Returns when every line is on the disk, so that no checkpoint counts a line that is not."""
+        if self._file is not None:
+            sync(self.path)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._bar is not None:
+            self._bar.close()
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+
+
+class _Speed:
+    """Regions per second and the share of time spent waiting for data, since they were last taken."""
+
+    def __init__(self) -> None:
+        self.branches, self.seconds, self.waited = 0, 0.0, 0.0
+
+    def add(self, branches: int, seconds: float, waited: float) -> None:
+        self.branches += branches
+        self.seconds += seconds
+        self.waited += waited
+
+    def take(self) -> dict[str, float]:
+        seconds = max(self.seconds, 1e-9)
+        rates = {"regions_per_second": self.branches / seconds, "data_wait": self.waited / seconds}
+        self.__init__()  # type: ignore[misc]
+        return rates

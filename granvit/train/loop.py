@@ -1,0 +1,287 @@
+"""The training loop (on Accelerate): one process, or one of many under `torchrun`.
+
+It knows of a stage only that it turns a batch into named sums. An optimizer step is exactly the step of one big
+batch, however that batch is cut into micro-batches and ranks: the micro-batches are fetched first, so that every
+sum is divided by the count of the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    ProjectConfiguration,
+    gather_object,
+    set_seed,
+)
+from torch import Tensor, nn
+
+from granvit.model.packing import Batch
+from granvit.train import checkpoint, rng
+from granvit.train.config import LoopConfig
+from granvit.train.feed import Feed
+from granvit.train.history import Curves, History
+from granvit.train.optimizer import make_optimizer, make_schedule
+from granvit.train.signals import StopSignals
+from granvit.train.stage import Stage
+from granvit.train.tensorfile import write_tensors
+
+__all__ = ["LoopConfig", "NonFiniteLoss", "TrainResult", "train"]
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient norm that is not a finite number; the message names the step and the samples."""
+
+
+@dataclass
+class TrainResult:
+    """How a run went.
+
+    Attributes:
+        history: metric -> (step, value) pairs of the whole run, earlier parts included.
+        seconds, data_wait, regions_per_second: of this call; `data_wait` is the share of the time spent waiting
+            for batches.
+    """
+
+    history: Curves
+    seconds: float
+    data_wait: float
+    regions_per_second: float
+
+
+def train(
+    stage: Stage,
+    feed: Feed,
+    config: LoopConfig,
+    run_dir: Path,
+    *,
+    resume: bool = True,
+    device: Literal["auto", "cpu"] = "auto",
+    recipe: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Trains a stage for `config.steps` steps, or for those that remain after the newest checkpoint in `run_dir`.
+
+    A resumed run takes the very steps that the uninterrupted one would have taken. SIGTERM and SIGINT finish the
+    step, save, and leave through `SystemExit`. Writes history.jsonl, checkpoints/, quarantine.jsonl (rejected
+    records) and the trackers' files. `recipe` holds JSON-able facts that must be the same when the run is resumed.
+
+    Raises:
+        NonFiniteLoss: after writing the batch's ids, the random state and the student to `run_dir/nonfinite`.
+        CheckpointError: the newest checkpoint is damaged, or of another recipe.
+        FeedError: a sample could not be read or prepared.
+        FileExistsError: `resume` is off and `run_dir` holds a run.
+        ValueError: feed and config do not fit together, or nothing trains.
+    """
+    return _Run(stage, feed, config, Path(run_dir), device, recipe or {}).train(resume)
+
+
+class _Run:
+    """One call of `train`: everything that lives as long as the run."""
+
+    def __init__(
+        self, stage: Stage, feed: Feed, config: LoopConfig, run_dir: Path, device: str, recipe: Mapping[str, Any]
+    ):
+        self.accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="no",  # autocast is entered below: Accelerate would patch the stage's forward
+            log_with=list(config.trackers) or None,
+            project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / "tensorboard")),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+        _check(self.accelerator, feed, config)
+        self.stage, self.feed, self.config, self.run_dir = stage, feed, config, run_dir
+        set_seed(config.seed, device_specific=True)
+        stage.to(self.accelerator.device).train()
+        multipliers = config.optimizer_groups
+        self.optimizer = make_optimizer(stage, config.lr, config.weight_decay, config.betas, multipliers)
+        self.scheduler = make_schedule(self.optimizer, config.steps, config.warmup_steps, config.min_lr_ratio)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        _check_saved(stage)
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and _cuda_bf16(self.accelerator.device))
+        self.autocast = torch.autocast(self.accelerator.device.type, torch.bfloat16) if bf16 else nullcontext()
+        self.recipe = {
+            **config.fixed(),
+            "precision": "bf16" if bf16 else "fp32",
+            "stage": stage.name,
+            "processes": self.accelerator.num_processes,
+            **recipe,
+        }
+        self.history = History(run_dir, config.steps, config.log_every, self.accelerator)
+        self.wrapped: nn.Module = stage
+        self.step = 0
+
+    def train(self, resume: bool) -> TrainResult:
+        self._begin(resume)
+        start, waited, branches = time.perf_counter(), 0.0, 0
+        stop = 0
+        try:
+            with StopSignals() as signals:
+                while self.step < self.config.steps and not stop:
+                    began = time.perf_counter()
+                    batches = [next(self.feed) for _ in range(self.config.accumulate)]
+                    wait = time.perf_counter() - began
+                    metrics, regions, stop = self._take_step(batches, signals)
+                    self.history.add(self.step, metrics, regions, time.perf_counter() - began, wait)
+                    waited, branches = waited + wait, branches + regions
+                    if stop or self.step == self.config.steps or self._due():
+                        self._save()
+        finally:
+            self.history.close()
+        if stop:
+            raise SystemExit(128 + stop)
+        seconds = max(time.perf_counter() - start, 1e-9)
+        return TrainResult(self.history.curves, seconds, waited / seconds, branches / seconds)
+
+    def _begin(self, resume: bool) -> None:
+        """Starts anew, or where the newest checkpoint ends."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.feed.quarantine = self.feed.quarantine or self.run_dir / _ranked("quarantine", self.feed.rank)
+        newest = checkpoint.latest(self.run_dir)
+        if newest is not None and not resume:
+            raise FileExistsError(f"{newest}: this folder holds a run; resume it or choose another folder")
+        kept: dict[str, Any] = {}
+        if newest is not None:
+            progress = checkpoint.load(newest, self.stage, self.optimizer, self.scheduler, self.recipe)
+            self.step, kept = progress.step, progress.history
+            mine = progress.ranks[self.accelerator.process_index]
+            try:
+                self.feed.restore(mine["feed"])
+            except ValueError as error:
+                raise checkpoint.CheckpointError(f"{newest / checkpoint.STATE}: feed: {error}") from error
+        self.history.open(self.step, kept)
+        self.history.open_trackers(self.config.trackers, _flat(self.recipe), self.step)
+        self.wrapped = self.accelerator.prepare(self.stage)
+        if newest is not None:
+            rng.restore(mine["rng"])
+
+    def _take_step(self, batches: list[Batch], signals: StopSignals) -> tuple[dict[str, float], int, int]:
+        """One optimizer step on the micro-batches: its metrics, its regions over all ranks, the signal to stop."""
+        random_state = rng.snapshot()
+        counts = self._global_counts(batches)
+        weights: dict[str, float] = {}
+        shares: list[Tensor] = []
+        for batch in batches[:-1]:
+            with self.accelerator.no_sync(self.wrapped):
+                shares.append(self._backward(batch, counts, weights))
+        shares.append(self._backward(batches[-1], counts, weights))
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
+        metrics, stop = self._measure(shares, weights, norm, signals)
+        if not all(math.isfinite(value) for value in metrics.values()):
+            self._stop_at_nonfinite(batches, metrics, random_state)
+        metrics["lr"] = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.stage.after_step()
+        self.step += 1
+        return metrics, counts["branches"], stop
+
+    def _global_counts(self, batches: list[Batch]) -> dict[str, int]:
+        """What `Batch.counts` gives for all micro-batches of all ranks together."""
+        counted = [batch.counts for batch in batches]
+        counts = {name: sum(c[name] for c in counted) for name in counted[0]}
+        if self.accelerator.num_processes == 1:
+            return counts
+        summed = self.accelerator.reduce(torch.tensor(list(counts.values()), device=self.accelerator.device), "sum")
+        return dict(zip(counts, summed.tolist(), strict=True))
+
+    def _backward(self, batch: Batch, counts: dict[str, int], weights: dict[str, float]) -> Tensor:
+        """Adds a micro-batch to the gradients; returns its share of every term's mean, in the order of `weights`."""
+        with self.autocast:
+            terms = self.wrapped(batch.to(self.accelerator.device))
+        shares = {name: term.total.float() / max(1, counts[term.count]) for name, term in terms.items()}
+        if weights and shares.keys() != weights.keys():
+            raise ValueError(f"stage {self.stage.name!r} gave the terms {list(shares)} after {list(weights)}")
+        weights.update((name, term.weight) for name, term in terms.items())
+        loss = torch.stack([weights[name] * share for name, share in shares.items()]).sum()
+        # DistributedDataParallel averages the gradients over the ranks, and the shares want their sum.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+        return torch.stack([shares[name].detach() for name in weights])
+
+    def _measure(
+        self, shares: list[Tensor], weights: dict[str, float], norm: Tensor, signals: StopSignals
+    ) -> tuple[dict[str, float], int]:
+        """The step's metrics over all ranks, and the signal to stop; the one point where the device is waited for."""
+        means = torch.stack(shares).sum(0)
+        vector = torch.cat([means, means.new_tensor([signals.received])])
+        if self.accelerator.num_processes > 1:
+            vector = self.accelerator.reduce(vector, "sum")
+        *values, stop, norm_value = torch.cat([vector, norm.detach().float()[None]]).tolist()
+        terms = dict(zip(weights, values, strict=True))
+        loss = math.fsum(weights[name] * value for name, value in terms.items())
+        signal_number = signals.received or (signal.SIGTERM if stop else 0)
+        return {"loss": loss, **terms, "grad_norm": norm_value}, signal_number if stop else 0
+
+    def _due(self) -> bool:
+        return bool(self.config.save_every) and self.step % self.config.save_every == 0
+
+    def _save(self) -> None:
+        ranks = gather_object([{"rng": rng.encode(rng.snapshot()), "feed": self.feed.state()}])
+        if self.accelerator.is_main_process:
+            self.history.sync()
+            progress = checkpoint.Progress(self.step, ranks, self.history.state())
+            keep = self.config.save_keep
+            checkpoint.save(self.run_dir, progress, self.stage, self.optimizer, self.scheduler, self.recipe, keep)
+        self.accelerator.wait_for_everyone()
+
+    def _stop_at_nonfinite(self, batches: list[Batch], metrics: dict[str, float], random_state: rng.Raw) -> None:
+        """Leaves what is needed to take the step again, and raises."""
+        ranks = gather_object([{"ids": [batch.ids for batch in batches], "rng": rng.encode(random_state)}])
+        step = self.step + 1
+        if self.accelerator.is_main_process:
+            folder = self.run_dir / "nonfinite"
+            folder.mkdir(exist_ok=True)
+            named = {name: repr(value) for name, value in metrics.items()}
+            batch = {"step": step, "metrics": named, "ids": [rank["ids"] for rank in ranks]}
+            (folder / "batch.json").write_text(json.dumps(batch))
+            (folder / "rng.json").write_text(json.dumps([rank["rng"] for rank in ranks]))
+            write_tensors(folder / "student.safetensors", self.stage.model.state_dict())
+        self.accelerator.wait_for_everyone()
+        ids = [id for rank in ranks for micro in rank["ids"] for id in micro]
+        bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+        raise NonFiniteLoss(f"step {step}: {bad} with the samples {', '.join(ids)}; see {self.run_dir / 'nonfinite'}")
+
+
+def _check(accelerator: Accelerator, feed: Feed, config: LoopConfig) -> None:
+    """Refuses what would train something else than asked for."""
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise ValueError(f"the loop runs on one process or data-parallel, not on {accelerator.distributed_type}")
+    there, here = (feed.rank, feed.world_size), (accelerator.process_index, accelerator.num_processes)
+    if there != here:
+        raise ValueError(f"the feed is made for rank {there[0]} of {there[1]}, this is rank {here[0]} of {here[1]}")
+    if feed.batch_size != config.batch_size:
+        raise ValueError(f"the feed makes batches of {feed.batch_size}, the config asks for {config.batch_size}")
+
+
+def _check_saved(stage: Stage) -> None:
+    """Refuses trainable weights that no checkpoint would hold."""
+    saved = {t.data_ptr() for t in (*stage.model.state_dict().values(), *stage.extra_state().values())}
+    for name, parameter in stage.named_parameters():
+        if parameter.requires_grad and parameter.data_ptr() not in saved:
+            raise ValueError(f"{name} trains, but is neither part of stage.model nor of stage.extra_state()")
+
+
+def _cuda_bf16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _ranked(name: str, rank: int) -> str:
+    """The rank's own file: appending to one file from several machines loses lines."""
+    return f"{name}.jsonl" if rank == 0 else f"{name}.{rank}.jsonl"
+
+
+def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What trackers can show of a recipe."""
+    return {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in recipe.items()}
