@@ -70,8 +70,11 @@ def test_every_exif_orientation_comes_out_upright(fmt, orientation):
     assert decode(data).size == probe(data) == (60, 40)
 
 
-def test_damaged_exif_is_no_orientation():
-    data = encode(corners(), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff garbage")
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"MM\x00*\x00\x00\xff\xff garbage", b"garbage", b""])
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_is_no_orientation(fmt, exif):
+    data = encode(corners(), fmt, exif=b"Exif\x00\x00" + exif)
     assert decode(data).size == probe(data) == (60, 40)
 
 

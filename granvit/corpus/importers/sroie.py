@@ -59,8 +59,8 @@ def _lines(file: Path) -> list[str]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    # Not `splitlines`, which would also cut at characters that occur inside texts.
-    return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
+    # Not `splitlines`, which also cuts at characters that occur inside texts; the gate strips what is left of CRLF.
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def _region(line: str) -> Region:
