@@ -72,9 +72,10 @@ class History:
             "dir": str(run_dir),
             "id": hashlib.sha256(str(run_dir).encode()).hexdigest()[:16],
             "resume": "allow",
+            "config": config,
         }
         options = {"tensorboard": {"purge_step": step + 1}, "wandb": wandb}
-        self._accelerator.init_trackers("granvit", config, {k: v for k, v in options.items() if k in trackers})
+        self._accelerator.init_trackers("granvit", init_kwargs={k: v for k, v in options.items() if k in trackers})
 
     def add(self, step: int, metrics: dict[str, float], branches: int, seconds: float, waited: float) -> None:
         """One optimizer step: its metrics, its regions, how long it took and how long of that it waited for data."""
