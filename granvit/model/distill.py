@@ -31,7 +31,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """teacher <- alpha * teacher + (1 - alpha) * student, all parameters in one call."""
-        mine, theirs = list(self.tower.parameters()), [p.detach() for p in student.parameters()]
+        mine: list[Tensor] = list(self.tower.parameters())
+        theirs = [p.detach() for p in student.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - self.alpha)
 
     @torch.no_grad()
@@ -42,7 +43,9 @@ class Teacher(nn.Module):
         return features.unflatten(1, (side, side))
 
 
-def distillation_loss(teacher_features: Tensor, student_features: Tensor, boxes: Tensor, image: Tensor, patch: int) -> Tensor:
+def distillation_loss(
+    teacher_features: Tensor, student_features: Tensor, boxes: Tensor, image: Tensor, patch: int
+) -> Tensor:
     """The sum over crops of the mean squared error.
 
     Args:

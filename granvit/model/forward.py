@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
@@ -15,7 +17,7 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return ((scaled - mean) / std).permute(0, 3, 1, 2)
 
 
-def siglip_body(tower: nn.Module) -> nn.Module:
+def siglip_body(tower: nn.Module) -> Any:
     """Embeddings and encoder of a SigLIP tower; some transformers releases keep them in `vision_model`."""
     return tower.get_submodule("vision_model") if hasattr(tower, "vision_model") else tower
 

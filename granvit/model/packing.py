@@ -9,7 +9,7 @@ in a sequence of its own. A row of the batch holds one or more blocks; blocks ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -97,7 +97,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        tensors = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -214,7 +215,8 @@ def _pictures(samples: Sequence[Sample], patches: int) -> dict[str, Tensor]:
     if with_crops:
         tensors["crops"] = torch.from_numpy(np.concatenate([crops for _, crops, _ in with_crops]))
         tensors["crop_boxes"] = torch.from_numpy(np.concatenate([b for _, _, b in with_crops if b is not None]))
-        tensors["crop_image"] = torch.from_numpy(np.repeat([i for i, _, _ in with_crops], [len(c) for _, c, _ in with_crops]))
+        owner = np.repeat([i for i, _, _ in with_crops], [len(crops) for _, crops, _ in with_crops])
+        tensors["crop_image"] = torch.from_numpy(owner)
     grids = [(i, s.grid) for i, s in enumerate(samples) if s.grid is not None]
     if grids:
         tensors["grid_patches"] = torch.from_numpy(np.concatenate([i * patches + g.patches for i, g in grids]))

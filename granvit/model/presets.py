@@ -62,7 +62,9 @@ def nano_language(
     return model
 
 
-def nano_encoder(canvas: int = 160, width: int = 160, layers: int = 5, heads: int = 5, patch: int = 16) -> SiglipVisionModel:
+def nano_encoder(
+    canvas: int = 160, width: int = 160, layers: int = 5, heads: int = 5, patch: int = 16
+) -> SiglipVisionModel:
     """An untrained SigLIP tower of about 1.7 million parameters; its position embeddings start as sines (MAE)."""
     tower = SiglipVisionModel(
         SiglipVisionConfig(

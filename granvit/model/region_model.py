@@ -117,7 +117,9 @@ class RegionModel:
         (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> RegionModel:
+    def load(
+        cls, folder: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> RegionModel:
         """A checkpoint that `save` wrote.
 
         Raises:

@@ -264,6 +264,12 @@ class Feed:
             self._items.close()
         self._assembler = self._next = self._items = None
 
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def _place(source: int, index: int) -> tuple[int, int]:
     return source, index

@@ -154,7 +154,10 @@ class Prepare:
         size = self.config.crop_size or self.canvas
         whole = np.stack([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).reshape(-1, 4).astype(int)
         rows = whole[: self.config.crops]
-        crops = [np.asarray(View.crop(tuple(int(v) for v in box), size).apply(image)) for box in rows]
+        crops = [
+            np.asarray(View.crop((int(box[0]), int(box[1]), int(box[2]), int(box[3])), size).apply(image))
+            for box in rows
+        ]
         if not crops:
             return np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 4), np.float32)
         return np.stack(crops), view.to_canvas(rows).astype(np.float32)

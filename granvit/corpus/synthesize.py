@@ -1,0 +1,72 @@
+"""Write the embedded corpus to disk, on all cores, once: an ordinary corpus like any other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from granvit.corpus.drawing import draw, encode
+from granvit.corpus.layout import CorpusError, read_manifest
+from granvit.corpus.store import Corpus, CorpusWriter
+from granvit.corpus.synthetic import layout
+from granvit.regions import RegionImage
+
+# Raised when the pictures of a given seed change, so that an older cached corpus is made anew.
+VERSION = 1
+_CHUNK = 32
+
+
+def make(index: int, seed: int, size: int, documents: float) -> RegionImage:
+    """Picture number `index` with its bytes; `size` is its side in pixels."""
+    what = layout(seed, index, size, documents)
+    return replace(what.record, image=encode(draw(what, seed, index)))
+
+
+def synthesize(
+    out: Path | str,
+    count: int,
+    seed: int = 0,
+    size: int = 160,
+    documents: float = 0.15,
+    split: str = "train",
+    workers: int | None = None,
+    progress: bool = True,
+) -> Corpus:
+    """The embedded corpus of `count` pictures in `out`; one that is already there with the same settings is kept.
+
+    Raises:
+        CorpusError: `out` holds something else.
+    """
+    meta: dict[str, object] = {
+        "embedded": {"version": VERSION, "count": count, "seed": seed, "size": size, "documents": documents}
+    }
+    if _is_there(out, meta):
+        return Corpus(out)
+    workers = workers or os.cpu_count() or 1
+    job = partial(make, seed=seed, size=size, documents=documents)
+    bar = tqdm(total=count, desc=f"draw {split} pictures", unit="img", disable=not progress)
+    with CorpusWriter(out, meta=meta) as writer:
+        if workers <= 1:
+            for record in map(job, range(count)):
+                writer.write(replace(record, split=split))
+                bar.update()
+        else:
+            # Spawned, not forked: a fork after PyTorch has started its threads can hang.
+            with multiprocessing.get_context("spawn").Pool(workers) as pool:
+                for record in pool.imap(job, range(count), chunksize=_CHUNK):
+                    writer.write(replace(record, split=split))
+                    bar.update()
+    bar.close()
+    return Corpus(out)
+
+
+def _is_there(out: Path | str, meta: dict[str, object]) -> bool:
+    try:
+        return read_manifest(Path(out)).get("meta") == meta
+    except CorpusError:
+        return False

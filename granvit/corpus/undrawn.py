@@ -1,0 +1,22 @@
+"""The embedded corpus as records without pictures: endless training data for symbolic images."""
+
+from __future__ import annotations
+
+from granvit.corpus.synthetic import layout
+from granvit.regions import RegionImage
+
+
+class Layouts:
+    """`count` records of the embedded corpus `seed`, laid out when asked for, never drawn.
+
+    `size` is the picture's side in pixels, `documents` the share of documents in [0, 1].
+    """
+
+    def __init__(self, count: int, seed: int, size: int, documents: float):
+        self.count, self.seed, self.size, self.documents = count, seed, size, documents
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> RegionImage:
+        return layout(self.seed, index, self.size, self.documents).record

@@ -1,0 +1,92 @@
+"""What a recipe is: a typed, printable, executable description of one experiment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from granvit.model.region_model import RegionModel, Settings
+from granvit.train.config import LoopConfig
+from granvit.train.prepare import SampleConfig
+from granvit.train.stages import Adapt, AnsweringStage, Finetune, LanguageWarmup, Pretrain
+
+Kind = Literal["warmup", "stage1", "stage2", "finetune"]
+
+
+@dataclass
+class StageRecipe:
+    """One stage: what it asks, how it is trained, and the weights of its losses.
+
+    Attributes:
+        kind: "warmup", "stage1" (pretraining), "stage2" (adaptation) or "finetune".
+        smoothing: spread of a location token's target over its neighbours, in bins (0: the paper's plain loss).
+        distill_weight, alpha: stage 1's self-distillation (paper: 1 and 0.9).
+        noise: the warm-up's noise on symbolic images, in standard deviations of the word embeddings.
+        train_encoder: whether "finetune" trains the encoder too.
+    """
+
+    kind: Kind
+    sample: SampleConfig
+    loop: LoopConfig
+    smoothing: float = 0.0
+    distill_weight: float = 1.0
+    alpha: float = 0.9
+    noise: float = 0.3
+    train_encoder: bool = False
+
+    def build(self, model: RegionModel) -> AnsweringStage:
+        """The stage object for a model."""
+        if self.kind == "warmup":
+            return LanguageWarmup(model, self.smoothing, self.noise)
+        if self.kind == "stage1":
+            return Pretrain(model, self.smoothing, self.distill_weight, self.alpha)
+        if self.kind == "stage2":
+            return Adapt(model, self.smoothing)
+        return Finetune(model, self.smoothing, self.train_encoder)
+
+
+@dataclass
+class EmbeddedCorpus:
+    """The embedded corpus that a recipe trains on where no other is named.
+
+    `size` is the pictures' side in pixels, `documents` the share of documents in [0, 1].
+    """
+
+    train: int = 6000
+    val: int = 200
+    size: int = 160
+    documents: float = 0.15
+    seed: int = 1
+
+
+@dataclass
+class Recipe:
+    """An experiment from parts to checkpoint.
+
+    Attributes:
+        name: how it is called on the command line and in tables.
+        encoder, language: a directory, a hub name, or "nano" for the from-scratch encoder and the shipped language
+            model.
+        settings: coordinates and geometry of the checkpoint.
+        stages: what is trained, in order.
+        corpus: the embedded corpus, used where no other is named.
+    """
+
+    name: str
+    encoder: str
+    language: str
+    settings: Settings
+    stages: list[StageRecipe]
+    corpus: EmbeddedCorpus = field(default_factory=EmbeddedCorpus)
+    seed: int = 0
+
+    def save(self, path: Path) -> None:
+        """The resolved recipe as JSON, beside the run it made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.facts(), indent=2) + "\n")
+
+    def facts(self) -> dict[str, Any]:
+        """The resolved recipe as plain data."""
+        return asdict(self)

@@ -1,0 +1,140 @@
+"""A recipe becomes a run: parts are assembled, stages are trained in order, each leaves a checkpoint.
+
+run/
+  recipe.json          the resolved recipe
+  stage1/              history.jsonl, tensorboard/, checkpoints/ (for resuming), model/ (when done)
+  stage2/              the same
+  checkpoint/          the last stage's model: a stock LLaVA with granvit.json
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+
+from granvit.coordinates import get_codec
+from granvit.corpus.synthetic import sample_texts
+from granvit.model.assemble import assemble, load_encoder, load_language
+from granvit.model.presets import nano_encoder, nano_language
+from granvit.model.region_model import RegionModel
+from granvit.model.tokenizer import train_tokenizer
+from granvit.train.feed import Feed, Records
+from granvit.train.loop import TrainResult, train
+from granvit.train.prepare import Prepare
+from granvit.train.recipes.base import Recipe, StageRecipe
+
+NANO_LANGUAGE = Path(__file__).parent.parent / "assets" / "nano-language"
+# Bytes and merges of the from-scratch tokenizer.
+_VOCABULARY = 1024
+
+OnStage = Callable[[str, RegionModel, TrainResult | None], None]
+
+
+def build_model(recipe: Recipe) -> RegionModel:
+    """The untrained model of a recipe."""
+    torch.manual_seed(recipe.seed)
+    encoder = nano_encoder() if recipe.encoder == "nano" else load_encoder(recipe.encoder)
+    if recipe.language == "nano-untrained":
+        codec = get_codec(recipe.settings.codec)
+        tokenizer = train_tokenizer(sample_texts(), _VOCABULARY, codec)
+        language = (nano_language(tokenizer, codec), tokenizer)
+    else:
+        language = load_language(NANO_LANGUAGE if recipe.language == "nano" else recipe.language)
+    return assemble(encoder, language, recipe.settings, recipe.seed)
+
+
+def run_recipe(
+    recipe: Recipe,
+    run_dir: Path | str,
+    sources: Sequence[tuple[Records, float]],
+    *,
+    init: Path | str | None = None,
+    resume: bool = True,
+    device: Literal["auto", "cpu"] = "auto",
+    on_stage: OnStage | None = None,
+) -> RegionModel:
+    """Train all stages of a recipe; a run that was interrupted goes on where it stopped.
+
+    Args:
+        sources: corpora and their weights in the mixture.
+        init: start from this checkpoint in place of the recipe's parts.
+        on_stage: called with ("before", model, None) first, and with each stage's name, model and result when it
+            is done; also for stages that an earlier call finished (result None).
+
+    Raises:
+        FileExistsError: `resume` is off and `run_dir` holds a run.
+        CheckpointError, FeedError, NonFiniteLoss: see `granvit.train.loop.train`.
+    """
+    run_dir = Path(run_dir)
+    if not resume and (run_dir / "recipe.json").exists():
+        raise FileExistsError(f"{run_dir} holds a run; name another folder, or resume it")
+    state = PartialState(cpu=device == "cpu")
+    if state.is_main_process:
+        recipe.save(run_dir / "recipe.json")
+    model = RegionModel.load(init) if init is not None else build_model(recipe)
+    if on_stage is not None and state.is_main_process:
+        on_stage("before", model, None)
+    for stage in recipe.stages:
+        done = run_dir / stage.kind / "model"
+        result = None
+        if done.exists():
+            model = RegionModel.load(done)
+        else:
+            result = run_stage(stage, recipe, model, run_dir / stage.kind, sources, resume=resume, device=device)
+            if state.is_main_process:
+                _publish(model, done)
+        state.wait_for_everyone()
+        if on_stage is not None and state.is_main_process:
+            on_stage(stage.kind, model, result)
+    if state.is_main_process:
+        _publish(model, run_dir / "checkpoint")
+    return model
+
+
+def run_stage(
+    stage: StageRecipe,
+    recipe: Recipe,
+    model: RegionModel,
+    stage_dir: Path,
+    sources: Sequence[tuple[Records, float]],
+    *,
+    resume: bool = True,
+    device: Literal["auto", "cpu"] = "auto",
+) -> TrainResult:
+    """Train one stage in place, resuming from the newest checkpoint in `stage_dir`."""
+    prepare = Prepare(model, stage.sample)
+    state = PartialState(cpu=device == "cpu")
+    feed = Feed(
+        sources,
+        prepare,
+        prepare.collate,
+        stage.loop.batch_size,
+        seed=stage.loop.seed,
+        rank=state.process_index,
+        world_size=state.num_processes,
+    )
+    facts = {"recipe": recipe.name, "sample": _plain(stage), "settings": vars(recipe.settings)}
+    result = train(stage.build(model), feed, stage.loop, stage_dir, resume=resume, device=device, recipe=facts)
+    model.llava.eval()
+    return result
+
+
+def _plain(stage: StageRecipe) -> dict[str, object]:
+    """What of a stage, besides the loop, must stay the same when it is resumed."""
+    rest = {k: v for k, v in vars(stage).items() if k not in ("sample", "loop")}
+    return {**rest, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(stage.sample).items()}}
+
+
+def _publish(model: RegionModel, folder: Path) -> None:
+    """Save under a temporary name, then rename: a model folder is whole or absent."""
+    unfinished = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
