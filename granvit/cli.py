@@ -1,0 +1,66 @@
+"""`granvit ...`: one program; its commands are the typed dataclasses of `commands.py` and `corpus/commands.py`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from tyro.extras import SubcommandApp
+
+
+def build_app() -> SubcommandApp:
+    """All commands: demo, train RECIPE, eval, describe, locate, read, caption, corpus ..."""
+    from granvit import commands
+    from granvit.corpus import commands as corpus_commands
+    from granvit.train.recipes import RECIPES
+
+    app = SubcommandApp()
+    app.command(commands.Demo, name="demo")
+    train = SubcommandApp()
+    for name, make in RECIPES.items():
+        train.command(_train_command(make), name=name, help=(make.__doc__ or "").strip().splitlines()[0])
+    app.command(train, name="train", help="Train a recipe on the embedded corpus or on your own.")
+    for name, command in (
+        ("eval", commands.Eval),
+        ("describe", commands.Describe),
+        ("locate", commands.Locate),
+        ("read", commands.Read),
+        ("caption", commands.Caption),
+    ):
+        app.command(command, name=name)
+    corpus = SubcommandApp()
+    corpus.command(corpus_commands.Import, name="import")
+    corpus.command(corpus_commands.Verify, name="verify")
+    corpus.command(corpus_commands.Draw, name="draw")
+    app.command(corpus, name="corpus", help="Make and check region corpora.")
+    return app
+
+
+def _train_command(make: Any) -> Any:
+    """`commands.Train` with one recipe as its default, so that every setting shows and can be overridden."""
+    from granvit.commands import Train
+
+    @dataclass
+    class Command(Train):
+        recipe: Any = field(default_factory=make)
+
+    Command.__doc__ = f"{Train.__doc__}\n\n{make.__doc__}"
+    Command.__annotations__["recipe"] = Train.__annotations__["recipe"]
+    return Command
+
+
+def main(args: list[str] | None = None) -> None:
+    """The program's entry point; exits with the command's status.
+
+    Errors about the input are told in one line; anything else is a bug and keeps its traceback.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    command = build_app().cli(prog="granvit", args=args)
+    try:
+        status = command.run()
+    except (ValueError, OSError) as error:
+        print(f"granvit: {error}", file=sys.stderr)
+        status = 1
+    raise SystemExit(status)

@@ -1,0 +1,59 @@
+"""Parts of a corpus: by split, or by a hash where the corpus has no split of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from granvit.corpus.layout import CorpusError
+from granvit.corpus.store import Corpus
+from granvit.regions import RegionImage
+
+_HELD_OUT = ("val", "test")
+
+
+class Subset:
+    """Some records of a corpus, in the corpus's order; random access, picklable like the corpus itself."""
+
+    def __init__(self, corpus: Corpus, indices: list[int]):
+        self.corpus, self.indices = corpus, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> RegionImage:
+        return self.corpus[self.indices[index]]
+
+    def __iter__(self) -> Iterator[RegionImage]:
+        return (self.corpus[i] for i in self.indices)
+
+
+def train_and_held_out(corpus: Corpus, fraction: float = 0.1) -> tuple[Subset, Subset]:
+    """The images to train on, and those held out ("val", or "test" where there is no "val").
+
+    A corpus without either holds out `fraction` of its images, chosen by a hash of their ids: the same ones on
+    every machine and in every run.
+
+    Raises:
+        CorpusError: one of the two parts is empty.
+    """
+    splits: dict[str, list[int]] = {}
+    ids: list[str] = []
+    for index, record in enumerate(corpus.records()):
+        splits.setdefault(record.split, []).append(index)
+        ids.append(record.id)
+    named = next((name for name in _HELD_OUT if splits.get(name)), None)
+    if named is not None:
+        held_out = splits[named]
+        train = sorted(i for name, indices in splits.items() if name not in _HELD_OUT for i in indices)
+    else:
+        held_out = [i for i, name in enumerate(ids) if _share(name) < fraction]
+        train = [i for i, name in enumerate(ids) if _share(name) >= fraction]
+    if not train or not held_out:
+        raise CorpusError(f"{corpus.path}: {len(train)} images to train on and {len(held_out)} held out; both are needed")
+    return Subset(corpus, train), Subset(corpus, held_out)
+
+
+def _share(name: str) -> float:
+    """A number in [0, 1) that depends on the id alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
