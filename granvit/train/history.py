@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,7 +92,8 @@ class History:
         self._summed = 0
         self._lines += 1
         self._collect(row)
-        speed = self._speed.take()
+        speed = self._speed.rates()
+        self._speed = _Speed()
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -119,19 +121,20 @@ class History:
             tracker.finish()
 
 
+@dataclass
 class _Speed:
-    """Regions per second and the share of time spent waiting for data, since they were last taken."""
+    """Regions and seconds since the last line."""
 
-    def __init__(self) -> None:
-        self.branches, self.seconds, self.waited = 0, 0.0, 0.0
+    branches: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
 
     def add(self, branches: int, seconds: float, waited: float) -> None:
         self.branches += branches
         self.seconds += seconds
         self.waited += waited
 
-    def take(self) -> dict[str, float]:
+    def rates(self) -> dict[str, float]:
+        """Regions per second, and the share of the time spent waiting for data."""
         seconds = max(self.seconds, 1e-9)
-        rates = {"regions_per_second": self.branches / seconds, "data_wait": self.waited / seconds}
-        self.__init__()  # type: ignore[misc]
-        return rates
+        return {"regions_per_second": self.branches / seconds, "data_wait": self.waited / seconds}

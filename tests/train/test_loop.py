@@ -68,6 +68,17 @@ def test_one_seed_gives_one_run_bit_for_bit(tmp_path):
     assert first["loss"] != other["loss"], "dropout draws from the seed"
 
 
+def test_bfloat16_is_near_float32_and_keeps_the_weights_in_float32(tmp_path):
+    stage = TinyStage(dropout=0.0)
+    full = run(tmp_path / "full").history["loss"]
+    half = run(tmp_path / "half", stage, config=replace(CONFIG, precision="bf16")).history["loss"]
+    assert half != full
+    assert [value for _, value in half] == pytest.approx([value for _, value in full], rel=0.02)
+    assert {p.dtype for p in stage.parameters()} == {torch.float32}
+    with pytest.raises(CheckpointError, match="precision was 'bf16'"):
+        run(tmp_path / "half")
+
+
 def test_it_learns(tmp_path):
     losses = [value for _, value in run(tmp_path, config=replace(CONFIG, steps=60)).history["caption"]]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])

@@ -96,11 +96,11 @@ def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, uninterrupted):
     assert rows(tmp_path) == rows(uninterrupted)
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path):
+def test_two_processes_take_the_steps_of_one_even_when_resumed(tmp_path):
     options = {"steps": 12, "log_every": 1, "save_every": 5, "dropout": 0.0}
     main(tmp_path / "one", {**options, "batch_size": 4, "accumulate": 2})
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    two = start(tmp_path / "two", {**options, "batch_size": 2, "accumulate": 2}, *launcher)
+    two = start(tmp_path / "two", {**options, "batch_size": 2, "accumulate": 2, "break_at": 8}, *launcher)
     try:
         _, errors = two.communicate(timeout=60)
     except subprocess.TimeoutExpired:
