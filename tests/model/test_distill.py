@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from tiny_model import CANVAS, PATCH, make_tower
+
+from granvit.model.distill import Teacher, distillation_loss
+from granvit.model.forward import encode
+from granvit.model.roi_align import roi_align
+
+WHOLE = torch.tensor([[0.0, 0, CANVAS, CANVAS]])
+FIRST = torch.tensor([0])
+
+
+def pictures(count=1, side=CANVAS, seed=0):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def moved(tower, by):
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.add_(by)
+
+
+@pytest.mark.parametrize("alpha", [0.9, 0.1])
+def test_teacher_is_the_moving_average(alpha):
+    student = make_tower()
+    teacher = Teacher(student, alpha)
+    start = [p.detach().clone() for p in student.parameters()]
+    # The student moves by 1 before each update; after k of them the teacher's distance from the start is this.
+    expected = 0.0
+    for k in range(1, 6):
+        moved(student, 1.0)
+        teacher.update(student)
+        expected = alpha * expected + (1 - alpha) * k
+    for mine, first in zip(teacher.tower.parameters(), start, strict=True):
+        torch.testing.assert_close(mine, first + expected, rtol=0, atol=1e-5)
+
+
+def test_teacher_is_a_copy_without_gradient():
+    student = make_tower()
+    teacher = Teacher(student)
+    before = teacher(pictures(), CANVAS)
+    moved(student, 1.0)
+    assert torch.equal(teacher(pictures(), CANVAS), before)
+    teacher.update(student)
+    assert not torch.equal(teacher(pictures(), CANVAS), before)
+    assert not before.requires_grad and not any(p.requires_grad for p in teacher.parameters())
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_teacher_features_are_a_grid_in_reading_order():
+    tower = make_tower()
+    flat = encode(tower, pictures(2))
+    grid = Teacher(tower)(pictures(2), CANVAS)
+    assert grid.shape == (2, 4, 4, 32)
+    torch.testing.assert_close(grid[:, 1, 2], flat[:, 1 * 4 + 2])
+
+
+def test_teacher_takes_crops_of_another_size():
+    teacher = Teacher(make_tower())
+    assert teacher(pictures(side=32), CANVAS).shape == (1, 2, 2, 32)
+    assert teacher(pictures(side=96), CANVAS).shape == (1, 6, 6, 32)
+
+
+def test_a_crop_of_the_whole_image_costs_nothing_for_an_identical_teacher():
+    # Of one colour and without position embeddings all patches are alike: ROIAlign of the whole is the identity.
+    tower = make_tower()
+    torch.nn.init.zeros_(tower.get_submodule("embeddings.position_embedding").weight)
+    teacher = Teacher(tower)
+    plain, other = torch.full((2, 1, 3, CANVAS, CANVAS), 0.5).mul(torch.tensor([1.0, -1]).view(2, 1, 1, 1, 1))
+    student = encode(tower, plain)
+    assert distillation_loss(teacher(plain, CANVAS), student, WHOLE, FIRST, PATCH) < 1e-8
+    assert distillation_loss(teacher(other, CANVAS), student, WHOLE, FIRST, PATCH) > 0.1
+
+
+def test_loss_is_the_sum_over_crops_of_mean_squared_errors():
+    rng = np.random.default_rng(0)
+    student = torch.tensor(rng.standard_normal((2, 16, 8)), dtype=torch.float32)
+    teacher = torch.tensor(rng.standard_normal((3, 2, 2, 8)), dtype=torch.float32)
+    boxes = torch.tensor([[0.0, 0, 32, 32], [16, 16, 64, 48], [5, 5, 20, 60]])
+    image = torch.tensor([1, 0, 1])
+    aligned = roi_align(student.reshape(2, 4, 4, 8), boxes, image, (2, 2), 1 / 16)
+    expected = sum(((a - t) ** 2).mean() for a, t in zip(aligned, teacher, strict=True))
+    torch.testing.assert_close(distillation_loss(teacher, student, boxes, image, 16), expected)
+
+
+def test_the_loss_looks_where_the_box_is():
+    # The student knows the column it is in; a teacher that saw columns 2 and 3 agrees with the box over them alone.
+    student = torch.arange(4.0).repeat(4).reshape(1, 16, 1)
+    teacher = torch.tensor([2.0, 3.0]).repeat(2).reshape(1, 2, 2, 1)
+    right = torch.tensor([[32.0, 16, 64, 48]])
+    down = torch.tensor([[16.0, 32, 48, 64]])
+    assert distillation_loss(teacher, student, right, FIRST, PATCH) < 0.02  # the right border blurs a little
+    assert distillation_loss(teacher, student, down, FIRST, PATCH) > 0.9
+
+
+def test_gradient_reaches_the_student_only():
+    student, teacher = make_tower(), Teacher(make_tower(seed=3))
+    features = encode(student, pictures())
+    box = torch.tensor([[8.0, 0, 40, 64]])
+    distillation_loss(teacher(pictures(side=32), CANVAS), features, box, FIRST, PATCH).backward()
+    used = {n: p.grad for n, p in student.named_parameters() if "post_layernorm" not in n}
+    assert all(g is not None and g.abs().max() > 0 for n, g in used.items() if n.endswith("weight"))
+    assert all(p.grad is None for p in teacher.parameters())
