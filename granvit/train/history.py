@@ -61,7 +61,8 @@ class History:
             self._file = self.path.open("a")
             # Cut, not rewritten: a kill at this point must not cost the lines that stay.
             self._file.truncate(sum(len(line) + 1 for line in lines[: self._lines]))
-        self._bar = tqdm(total=self._steps, initial=step, disable=not main, unit="step", leave=False)
+        name = self.path.parent.name
+        self._bar = tqdm(total=self._steps, initial=step, desc=name, disable=not main, unit="step", leave=False)
 
     def open_trackers(self, trackers: tuple[str, ...], config: dict[str, Any], step: int) -> None:
         """`step` is the last one done: TensorBoard drops what an earlier part logged after it."""
