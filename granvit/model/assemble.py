@@ -17,7 +17,9 @@ from transformers import (
     LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -124,7 +126,18 @@ def load_language(
             f"{language}: language model of type {config.model_type!r}, supported: {', '.join(LANGUAGE_TYPES)}"
         )
     model = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32, use_safetensors=True)
-    return model, AutoTokenizer.from_pretrained(language)
+    return model, _load_tokenizer(language)
+
+
+def _load_tokenizer(language: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer as its `tokenizer.json` says.
+
+    For a Qwen2 model `AutoTokenizer` takes Qwen2's own way of splitting text, whatever that file says: a model with
+    another tokenizer (as the presets') would read other tokens than those it was trained on.
+    """
+    if get_tokenizer_config(language).get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        return PreTrainedTokenizerFast.from_pretrained(language)
+    return AutoTokenizer.from_pretrained(language)
 
 
 def _processor(tokenizer: PreTrainedTokenizerBase, canvas: int, patch: int, settings: Settings) -> LlavaProcessor:
