@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from transformers import (
     AddedToken,
     AutoConfig,
@@ -25,7 +26,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from granvit.coordinates import get_codec
 from granvit.model.chat import template_for
-from granvit.model.forward import encode, scale_projector
+from granvit.model.forward import encode, scale_projector, siglip_body
 from granvit.model.region_model import RegionModel, Settings
 
 log = logging.getLogger(__name__)
@@ -172,3 +173,19 @@ def save_language(model: RegionModel, folder: Path | str) -> None:
     alone.tie_weights()
     alone.save_pretrained(folder)
     model.processor.tokenizer.save_pretrained(folder)
+
+
+def save_encoder(model: RegionModel, folder: Path | str) -> None:
+    """The tower alone as a stock `SiglipVisionModel` with its image processor: the encoder for any other stack.
+
+    Its features are `hidden_states[-1]`; the final layer norm behind them was never trained (see `encode`).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tower = model.llava.model.vision_tower
+    config = type(tower.config)(**{**tower.config.to_dict(), "architectures": [type(tower).__name__]})
+    config.save_pretrained(folder)
+    # The names that SigLIP checkpoints have everywhere; transformers 5 reads them too.
+    weights = {f"vision_model.{name}": tensor.contiguous() for name, tensor in siglip_body(tower).state_dict().items()}
+    save_torch_state_dict(weights, folder)
+    model.processor.image_processor.save_pretrained(folder)
