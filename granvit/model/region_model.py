@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -132,12 +133,18 @@ class RegionModel:
             raise CheckpointError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, expected 'llava'")
         try:
             llava, info = LlavaForConditionalGeneration.from_pretrained(
-                folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, use_safetensors=True
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named below
+                use_safetensors=True,
             )
             processor = AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            _find_damage(folder)
             raise CheckpointError(f"{folder}: {error}") from error
-        lacking = sorted(info["missing_keys"]) + sorted(info.get("mismatched_keys", []))
+        lacking = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
         if lacking:
             raise CheckpointError(f"{folder}: weights missing or of the wrong shape: {lacking[:5]}")
         return cls(llava.to(device).eval(), processor, settings)
@@ -153,6 +160,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return content
+
+
+def _find_damage(folder: Path) -> None:
+    """Raises the `CheckpointError` of the first file that cannot be read; the libraries' errors often name none."""
+    for path in sorted(folder.glob("*.json")):
+        _read_json(path)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
 def _read_settings(folder: Path) -> Settings:
