@@ -1,0 +1,84 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_model import make_model
+
+from granvit.coordinates import get_codec
+from granvit.model.answer_loss import AnswerLoss
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+def logits_and_labels(model, count=40):
+    torch.manual_seed(0)
+    tokenizer = model.processor.tokenizer
+    first = tokenizer.convert_tokens_to_ids("<loc0000>")
+    labels = torch.cat([torch.randint(0, first, (count,)), first + torch.randint(0, 16, (count,))])
+    return torch.randn(2 * count, len(tokenizer)), labels[torch.randperm(2 * count)], first
+
+
+def loss_of(model, smoothing):
+    return AnswerLoss(model.processor.tokenizer, model.codec, smoothing)
+
+
+def test_no_smoothing_is_plain_cross_entropy(model):
+    logits, labels, _ = logits_and_labels(model)
+    plain = F.cross_entropy(logits, labels, reduction="sum")
+    for smoothing in (0.0, 1e-3):
+        torch.testing.assert_close(loss_of(model, smoothing)(logits, labels), plain)
+    assert abs(loss_of(model, 1.0)(logits, labels) - plain) > 1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5, 3.0])
+def test_every_answer_token_weighs_one_whatever_the_smoothing(model, smoothing):
+    _, labels, _ = logits_and_labels(model)
+    uniform = torch.zeros(len(labels), len(model.processor.tokenizer))
+    expected = len(labels) * np.log(uniform.shape[1])
+    assert loss_of(model, smoothing)(uniform, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_smoothed_target_by_hand(model):
+    logits, _, first = logits_and_labels(model)
+    log_probs = F.log_softmax(logits[0], -1)[first : first + 16]
+    gauss = torch.tensor([np.exp(-((i - 3) ** 2) / (2 * 1.5**2)) for i in range(16)], dtype=torch.float32)
+    expected = -(gauss / gauss.sum() * log_probs).sum()
+    torch.testing.assert_close(loss_of(model, 1.5)(logits[:1], torch.tensor([first + 3])), expected)
+
+
+def test_one_bin_off_costs_less_than_five(model):
+    _, _, first = logits_and_labels(model)
+    loss, labels = loss_of(model, 1.0), torch.tensor([first + 8])
+
+    def at(bin_):
+        logits = torch.zeros(1, len(model.processor.tokenizer))
+        logits[0, first + bin_] = 8
+        return loss(logits, labels).item()
+
+    assert at(7) == pytest.approx(at(9))
+    assert at(8) < at(9) < at(13)
+
+
+def test_codecs_without_bins_are_not_smoothed(model):
+    logits, labels, _ = logits_and_labels(model)
+    decimal = AnswerLoss(model.processor.tokenizer, get_codec("decimal"), 2.0)
+    torch.testing.assert_close(decimal(logits, labels), F.cross_entropy(logits, labels, reduction="sum"))
+
+
+def test_scattered_location_tokens_are_refused():
+    tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda tokens: [3 * i for i in range(len(tokens))])
+    with pytest.raises(ValueError, match="contiguous"):
+        AnswerLoss(tokenizer, get_codec("loc:16"), 1.0)
+
+
+def test_a_batch_of_words_alone_and_of_places_alone(model):
+    logits, labels, first = logits_and_labels(model)
+    loss = loss_of(model, 1.0)
+    words = labels < first
+    parts = loss(logits[words], labels[words]) + loss(logits[~words], labels[~words])
+    torch.testing.assert_close(parts, loss(logits, labels))
