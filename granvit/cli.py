@@ -17,10 +17,10 @@ def build_app() -> SubcommandApp:
     from granvit.train.recipes import RECIPES
 
     app = SubcommandApp()
-    app.command(commands.Demo, name="demo")
+    app.command(name="demo")(commands.Demo)
     train = SubcommandApp()
     for name, make in RECIPES.items():
-        train.command(_train_command(make), name=name, help=(make.__doc__ or "").strip().splitlines()[0])
+        train.command(name=name, help=(make.__doc__ or "").strip().splitlines()[0])(_train_command(make))
     app.command(train, name="train", help="Train a recipe on the embedded corpus or on your own.")
     for name, command in (
         ("eval", commands.Eval),
@@ -29,11 +29,11 @@ def build_app() -> SubcommandApp:
         ("read", commands.Read),
         ("caption", commands.Caption),
     ):
-        app.command(command, name=name)
+        app.command(name=name)(command)
     corpus = SubcommandApp()
-    corpus.command(corpus_commands.Import, name="import")
-    corpus.command(corpus_commands.Verify, name="verify")
-    corpus.command(corpus_commands.Draw, name="draw")
+    corpus.command(name="import")(corpus_commands.Import)
+    corpus.command(name="verify")(corpus_commands.Verify)
+    corpus.command(name="draw")(corpus_commands.Draw)
     app.command(corpus, name="corpus", help="Make and check region corpora.")
     return app
 

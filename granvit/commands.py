@@ -83,7 +83,9 @@ class Eval:
         from granvit.evaluate.region_tasks import evaluate
 
         _, held_out = train_and_held_out(Corpus(self.corpus))
-        report = evaluate(_load(self.model, self.device), held_out, self.tasks.split(","), self.limit, window=self.window)
+        report = evaluate(
+            _load(self.model, self.device), held_out, self.tasks.split(","), self.limit, window=self.window
+        )
         for task, scores in report.scores.items():
             constants = report.baseline[task]
             print(f"{task} ({int(scores['count'])} questions)")

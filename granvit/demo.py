@@ -10,22 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.select import Subset, train_and_held_out
+from granvit.corpus.select import train_and_held_out
 from granvit.corpus.store import Corpus
-from granvit.corpus.synthesize import synthesize
 from granvit.evaluate.region_tasks import Item, Report, evaluate
 from granvit.evaluate.report import Example, ExampleRegion, write_report
 from granvit.images import decode
 from granvit.model.region_model import RegionModel
 from granvit.predict import GranViT
 from granvit.regions import RegionImage
+from granvit.train.feed import Records
 from granvit.train.loop import TrainResult
 from granvit.train.recipes import RECIPES
-from granvit.train.recipes.base import EmbeddedCorpus, Recipe
-from granvit.train.run import run_recipe
+from granvit.train.recipes.base import Recipe
+from granvit.train.run import embedded_corpora, run_recipe
 
-# Seeds of held-out pictures are far from those of training pictures.
-_HELD_OUT_SEED = 1_000_000
 _SHOWN = 12
 _REGIONS_SHOWN = 5
 _SUMMARY = (
@@ -56,15 +54,17 @@ def run_demo(out: Path | str, corpus: Path | str | None = None, recipe: Recipe |
     start = time.perf_counter()
     out = Path(out)
     recipe = recipe or RECIPES["nano"]()
+    train: Records
+    held_out: Records
     if corpus is None:
-        train, held_out = _embedded(recipe.corpus)
+        train, held_out = embedded_corpora(recipe.corpus)
     else:
         train, held_out = train_and_held_out(Corpus(corpus))
     result = DemoResult()
 
     def on_stage(name: str, model: RegionModel, trained: TrainResult | None) -> None:
         print(f"evaluate {name}")
-        report = evaluate(GranViT(model), held_out, limit=limit)
+        report = evaluate(GranViT(model), (held_out[i] for i in range(len(held_out))), limit=min(limit, len(held_out)))
         _keep(result, name, report, trained)
 
     print(f"{len(train)} pictures to train on, {len(held_out)} held out")
@@ -85,15 +85,6 @@ def run_demo(out: Path | str, corpus: Path | str | None = None, recipe: Recipe |
     return path
 
 
-def _embedded(corpus: EmbeddedCorpus) -> tuple[Corpus, Corpus]:
-    folder = Path("runs") / "corpora"
-    made = []
-    for split, count, seed in (("train", corpus.train, corpus.seed), ("val", corpus.val, corpus.seed + _HELD_OUT_SEED)):
-        name = f"embedded-{split}-{count}-{corpus.size}px-{seed}-{corpus.documents}"
-        made.append(synthesize(folder / name, count, seed, corpus.size, corpus.documents, split))
-    return made[0], made[1]
-
-
 def _keep(result: DemoResult, name: str, report: Report, trained: TrainResult | None) -> None:
     result.metrics[name] = report.scores
     result.metrics["baseline"] = report.baseline
@@ -104,16 +95,22 @@ def _keep(result: DemoResult, name: str, report: Report, trained: TrainResult | 
         print(f"  {task}: " + ", ".join(f"{k} {100 * v:.1f}%" for k, v in scores.items() if k != "count"))
 
 
-def _examples(held_out: Subset | Corpus, items: dict[str, list[Item]]) -> list[Example]:
+def _examples(held_out: Records, items: dict[str, list[Item]]) -> list[Example]:
     """The first held-out pictures with regions, and what was said of them after each stage."""
     said: dict[tuple[str, str, str, tuple[float, ...]], Item] = {}
     for stage, answers in items.items():
         said.update({(stage, i.task, i.id, tuple(i.box)): i for i in answers if i.box is not None})
-    examples = []
-    for record in held_out:
+    examples: list[Example] = []
+    for record in (held_out[i] for i in range(len(held_out))):
         shown = [r for r in record.regions if not r.ignore][:_REGIONS_SHOWN]
-        if shown and len(examples) < _SHOWN and ("before", _task(shown[0].kind), record.id, tuple(shown[0].box)) in said:
-            examples.append(Example(decode(record.image or b""), [_row(record, r.box, said, list(items)) for r in shown]))
+        if (
+            shown
+            and len(examples) < _SHOWN
+            and ("before", _task(shown[0].kind), record.id, tuple(shown[0].box)) in said
+        ):
+            examples.append(
+                Example(decode(record.image or b""), [_row(record, r.box, said, list(items)) for r in shown])
+            )
     return examples
 
 
@@ -135,7 +132,7 @@ def _row(record: RegionImage, box: Any, said: dict[Any, Item], stages: Sequence[
     )
 
 
-def _facts(recipe: Recipe, out: Path, corpus: Path | str | None, train: Any, held_out: Any) -> dict[str, str]:
+def _facts(recipe: Recipe, out: Path, corpus: Path | str | None, train: Records, held_out: Records) -> dict[str, str]:
     model = RegionModel.load(out / "checkpoint").llava.model
     millions = {
         name: sum(p.numel() for p in part.parameters()) / 1e6
@@ -153,7 +150,7 @@ def _facts(recipe: Recipe, out: Path, corpus: Path | str | None, train: Any, hel
 def _commands(out: Path) -> list[str]:
     model = out / "checkpoint"
     return [
-        f'granvit describe photo.jpg --box 40,30,200,180 --model {model} --draw described.png',
+        f"granvit describe photo.jpg --box 40,30,200,180 --model {model} --draw described.png",
         f'granvit locate photo.jpg "red star" --model {model} --draw located.png',
         f"granvit caption photo.jpg --model {model}",
     ]

@@ -1,4 +1,4 @@
-"""``granvit corpus import`` and ``granvit corpus verify``."""
+"""``granvit corpus import``, ``verify`` and ``draw``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from granvit.corpus.importers import import_corpus
 from granvit.corpus.importers.run import Group
 from granvit.corpus.layout import QUARANTINE, CorpusError
+from granvit.corpus.synthesize import synthesize
 from granvit.corpus.verify import verify
 
 SHOWN_PROBLEMS = 20
@@ -91,6 +92,33 @@ class Verify:
             print(f"... and {len(problems) - SHOWN_PROBLEMS} more")
         print(f"{self.corpus}: {len(problems)} problem(s)" if problems else f"{self.corpus}: in order")
         return 1 if problems else 0
+
+
+@dataclass
+class Draw:
+    """Draw the embedded corpus: scenes and documents with exact boxes and texts."""
+
+    out: Positional[Path]
+    """The corpus folder to write; one that is already there with the same settings is kept."""
+    count: int = 6000
+    """How many pictures."""
+    seed: int = 1
+    """The same seed gives the same pictures."""
+    size: int = 160
+    """Side of a picture, pixels."""
+    documents: float = 0.15
+    """Share of documents; the rest are scenes."""
+    split: Literal["train", "val", "test"] = "train"
+    """The split that the pictures belong to."""
+
+    def run(self) -> int:
+        """Exit status: 0, or 1 when OUT holds something else."""
+        try:
+            corpus = synthesize(self.out, self.count, self.seed, self.size, self.documents, self.split)
+        except CorpusError as error:
+            return _fail(str(error))
+        print(f"{self.out}: {len(corpus)} pictures, {corpus.manifest['regions']} regions")
+        return 0
 
 
 def _fail(message: str) -> int:

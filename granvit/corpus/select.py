@@ -50,7 +50,9 @@ def train_and_held_out(corpus: Corpus, fraction: float = 0.1) -> tuple[Subset, S
         held_out = [i for i, name in enumerate(ids) if _share(name) < fraction]
         train = [i for i, name in enumerate(ids) if _share(name) >= fraction]
     if not train or not held_out:
-        raise CorpusError(f"{corpus.path}: {len(train)} images to train on and {len(held_out)} held out; both are needed")
+        raise CorpusError(
+            f"{corpus.path}: {len(train)} images to train on and {len(held_out)} held out; both are needed"
+        )
     return Subset(corpus, train), Subset(corpus, held_out)
 
 

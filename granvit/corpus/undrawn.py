@@ -6,7 +6,7 @@ from granvit.corpus.synthetic import layout
 from granvit.regions import RegionImage
 
 
-class Layouts:
+class Undrawn:
     """`count` records of the embedded corpus `seed`, laid out when asked for, never drawn.
 
     `size` is the picture's side in pixels, `documents` the share of documents in [0, 1].

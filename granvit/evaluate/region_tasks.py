@@ -71,8 +71,7 @@ def evaluate(
     if unknown:
         raise ValueError(f"unknown task(s) {', '.join(unknown)}; known are {', '.join(TASKS)}")
     items: list[Item] = []
-    total = min(limit, len(records)) if limit and hasattr(records, "__len__") else limit  # type: ignore[arg-type]
-    bar = tqdm(total=total, desc="evaluate", unit="img", disable=not progress)
+    bar = tqdm(total=limit, desc="evaluate", unit="img", disable=not progress)
     for some in _batched(islice(iter(records), limit), _IMAGES_AT_ONCE):
         asked = [(record, decode(record.image or b""), _regions(record, max_regions)) for record in some]
         for task in tasks:

@@ -6,10 +6,17 @@ import math
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from granvit.coordinates import Codec
-from granvit.model.forward import siglip_body
+from granvit.model.forward import encode, siglip_body
 
 _FREQUENCIES = 12
 
@@ -79,6 +86,30 @@ def nano_encoder(
     )
     code = patch_code(canvas // patch)
     code = code @ torch.randn(code.shape[1], width) / math.sqrt(code.shape[1])
+    body = siglip_body(tower)
     with torch.no_grad():
-        siglip_body(tower).embeddings.position_embedding.weight.copy_(0.5 * code)
+        body.embeddings.position_embedding.weight.copy_(code)
+        for layer in body.encoder.layers:  # quiet branches: at the start every patch speaks of itself (GPT-2)
+            layer.self_attn.out_proj.weight.div_(math.sqrt(2 * layers))
+            layer.mlp.fc2.weight.div_(math.sqrt(2 * layers))
     return tower
+
+
+@torch.no_grad()
+def say_where(llava: LlavaForConditionalGeneration, places: Tensor, pictures: Tensor) -> None:
+    """Set a fresh projector so that every patch says where it is, and nothing yet of what it holds.
+
+    A warmed-up nano language model expects a place in every image embedding (`LanguageWarmup`). Without it no
+    question about a box can be answered, and the encoder would have to find that out before it could learn to see.
+    The last projector layer is fitted by least squares.
+
+    Args:
+        places: (P, hidden), the place that the language model was shown for each patch.
+        pictures: normalised canvases of any content, (N, 3, H, W).
+    """
+    projector = llava.model.multi_modal_projector
+    inner = projector.act(projector.linear_1(encode(llava.model.vision_tower, pictures))).flatten(0, 1)
+    inner = torch.cat([inner, torch.ones(len(inner), 1)], dim=1)
+    solution = torch.linalg.lstsq(inner, places.repeat(len(pictures), 1)).solution
+    projector.linear_2.weight.copy_(solution[:-1].T)
+    projector.linear_2.bias.copy_(solution[-1])

@@ -74,11 +74,16 @@ class LanguageWarmup(AnsweringStage):
         """Word embeddings summed per patch, plus the patch's place, plus noise: (I, P, hidden)."""
         assert batch.grid_patches is not None and batch.grid_words is not None and batch.grid_weights is not None
         words: Tensor = self.model.get_input_embeddings().weight
-        places = self.place(self.get_buffer("code"))
+        places = self.places()
         held = words[batch.grid_words] * batch.grid_weights[:, None]
         total = torch.zeros(len(batch.ids) * len(places), words.shape[1], device=words.device, dtype=held.dtype)
         embeds = total.index_add(0, batch.grid_patches, held).unflatten(0, (len(batch.ids), -1)) + places
         return embeds + self.noise * words.detach().std() * torch.randn_like(embeds)
+
+    def places(self) -> Tensor:
+        """What the language model is shown as each patch's place, (P, hidden)."""
+        places: Tensor = self.place(self.get_buffer("code"))
+        return places
 
     def extra_state(self) -> dict[str, Tensor]:
         return dict(self.place.state_dict())
@@ -109,13 +114,16 @@ class Pretrain(AnsweringStage):
         assert batch.pixels is not None
         features = self.region_model.features(batch.pixels)
         terms = {"caption": self.answers(batch, project(self.model, features))}
-        if self.teacher is not None and batch.crops is not None:
-            assert batch.crop_boxes is not None and batch.crop_image is not None
-            crops = self.region_model.normalise(batch.crops).to(features.dtype)
-            target = self.teacher(crops, self.region_model.canvas)
-            error = distillation_loss(target, features, batch.crop_boxes, batch.crop_image, self.region_model.patch)
-            terms["distill"] = Term(error, "crops", self.distill_weight)
+        if self.teacher is not None:
+            terms["distill"] = Term(self._distill(self.teacher, batch, features), "crops", self.distill_weight)
         return terms
+
+    def _distill(self, teacher: Teacher, batch: Batch, features: Tensor) -> Tensor:
+        if batch.crops is None or batch.crop_boxes is None or batch.crop_image is None:
+            return features.sum() * 0  # no region in the whole batch
+        crops = self.region_model.normalise(batch.crops).to(features.dtype)
+        target = teacher(crops, self.region_model.canvas)
+        return distillation_loss(target, features, batch.crop_boxes, batch.crop_image, self.region_model.patch)
 
     def after_step(self) -> None:
         if self.teacher is not None:
