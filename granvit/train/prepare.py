@@ -171,10 +171,10 @@ class Prepare:
 def subphrase(region: Region, among: list[Region], rng: np.random.Generator) -> str | None:
     """Some words of a region's text, in order, that no other region's text holds all of; None where none is found."""
     words = region.text.split()
-    others = [set(r.text.split()) for r in among if r is not region]
+    others = [set(r.text.casefold().split()) for r in among if r is not region]
     for _ in range(4 if len(words) > 1 else 0):
         kept = np.sort(rng.choice(len(words), rng.integers(1, len(words)), replace=False))
         part = [words[i] for i in kept]
-        if not any(set(part) <= other for other in others):
+        if not any({word.casefold() for word in part} <= other for other in others):
             return " ".join(part)
     return None
