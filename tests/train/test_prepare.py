@@ -1,0 +1,297 @@
+import io
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_model import make_model
+
+from granvit.geometry import View
+from granvit.questions import box_exchange, caption_exchange, global_exchange
+from granvit.regions import Region, RegionImage
+from granvit.train.feed import Reject
+from granvit.train.prepare import Prepare, SampleConfig, subphrase
+
+MODEL = make_model()
+WIDTH, HEIGHT = 200, 100
+EVERYTHING = {"global": 1.0, "bbox2caption": 1.0, "caption2bbox": 1.0}
+
+
+def photo(width=WIDTH, height=HEIGHT, seed=0):
+    """Smooth colours, so that resampling changes little and another place much."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def record(regions, caption="two green rings", width=WIDTH, height=HEIGHT):
+    file = io.BytesIO()
+    photo(width, height).save(file, "PNG")
+    return RegionImage("r", file.getvalue(), width, height, regions, caption=caption)
+
+
+REGIONS = [
+    Region((20, 10, 60, 50), "small red star"),
+    Region((100, 20, 200, 100), "large blue plain circle"),
+    Region((10, 70, 90, 90), "TOTAL 12.50", "text"),
+]
+
+
+def prepare(config=None, model=MODEL, **fields):
+    return Prepare(model, config or SampleConfig(**fields))
+
+
+def ask(made, rec, seed=0):
+    return made(rec, np.random.default_rng(seed))
+
+
+def relative(box):
+    return np.array(box) / [WIDTH, HEIGHT, WIDTH, HEIGHT]
+
+
+def caption_of(region):
+    return MODEL.dialog.branch(caption_exchange(relative(region.box), region.text, MODEL.codec))
+
+
+def box_of(region, text=None):
+    return MODEL.dialog.branch(box_exchange(relative(region.box), text or region.text, MODEL.codec))
+
+
+GLOBAL = MODEL.dialog.branch(global_exchange("two green rings"))
+
+
+def at(made, view):
+    """The same `Prepare`, always with this view."""
+    made._choose_view = lambda record, rng: view
+    return made
+
+
+# --- which questions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("questions", "expected"),
+    [
+        ({"global": 1.0, "bbox2caption": 1.0}, [*map(caption_of, REGIONS), GLOBAL]),
+        ({"global": 1.0, "caption2bbox": 1.0}, [*map(box_of, REGIONS), GLOBAL]),
+        ({"bbox2caption": 1.0, "global": 0.0}, [*map(caption_of, REGIONS)]),
+        (EVERYTHING, [b for r in REGIONS for b in (caption_of(r), box_of(r))] + [GLOBAL]),
+    ],
+)
+def test_asked_is_what_the_config_says(questions, expected):
+    for seed in range(3):
+        assert ask(prepare(questions=questions), record(REGIONS), seed).branches == expected
+
+
+def test_chances_between():
+    made = prepare(questions={"global": 0.3, "bbox2caption": 0.5}, symbolic=True)
+    rec, counts = record(REGIONS), {"global": 0, "bbox2caption": 0}
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        try:
+            for branch in made(rec, rng).branches:
+                counts[branch.task] += 1
+        except Reject:
+            pass
+    assert 0.2 < counts["global"] / 300 < 0.4 and 0.43 < counts["bbox2caption"] / 900 < 0.57
+
+
+def test_a_picture_without_caption_is_not_asked_for_one():
+    assert ask(prepare(), record(REGIONS, caption=None)).branches == [*map(caption_of, REGIONS)]
+    assert ask(prepare(), record([])).branches == [GLOBAL]
+
+
+def test_a_phrase_that_fits_two_regions_is_not_located():
+    twice = [Region((0, 0, 50, 50), "Tea"), Region((60, 0, 99, 50), "tea"), REGIONS[1]]
+    assert ask(prepare(questions={"caption2bbox": 1.0}), record(twice)).branches == [box_of(REGIONS[1])]
+    hidden = [Region((0, 0, 50, 50), "tea", ignore=True), *twice[1:]]
+    assert ask(prepare(questions={"caption2bbox": 1.0}), record(hidden)).branches == [box_of(REGIONS[1])]
+
+
+def test_ignored_regions_are_never_asked_nor_cropped():
+    regions = [Region((5, 5, 90, 90), "a striped heart", ignore=True), REGIONS[0]]
+    sample = ask(prepare(questions=EVERYTHING, subphrases=1.0, crops=4), record(regions))
+    star = [b for b in sample.branches if b.task == "caption2bbox"]
+    assert sample.branches[:2] == [caption_of(REGIONS[0]), box_of(REGIONS[0])]
+    assert len(star) == 2 and star[1].ids[star[1].answer_start :] == star[0].ids[star[0].answer_start :]
+    assert len(sample.crops) == 1
+
+
+def test_nothing_to_ask_is_rejected():
+    with pytest.raises(Reject, match="nothing to ask"):
+        ask(prepare(), record([Region((5, 5, 9, 9), "tea", ignore=True)], caption=None))
+    with pytest.raises(Reject, match="nothing to ask"):
+        ask(prepare(questions={"caption2bbox": 1.0}), record([]))
+    with pytest.raises(Reject, match="no image bytes"):
+        ask(prepare(), RegionImage("r", None, WIDTH, HEIGHT, REGIONS))
+
+
+def test_at_most_so_many_regions_drawn_anew():
+    regions = [Region((i, i, i + 20, i + 20), f"tea {i}") for i in range(12)]
+    made, rec = prepare(questions={"bbox2caption": 1.0}, max_regions=4, crops=2), record(regions)
+    samples = [ask(made, rec, seed) for seed in range(6)]
+    assert all(len(s.branches) == 4 for s in samples)
+    assert len({str(s.branches) for s in samples}) > 3
+    for sample in samples:  # the teacher sees regions that are asked about
+        asked = [r for r in regions for b in sample.branches if b == caption_of(r)]
+        np.testing.assert_allclose(sample.crop_boxes, MODEL.view((WIDTH, HEIGHT)).to_canvas([r.box for r in asked[:2]]))
+
+
+def test_long_answers_are_cut():
+    sample = ask(prepare(questions={"global": 1.0}, max_answer=3), record([], caption="a star and a ring and a cup"))
+    answer = sample.branches[0].ids[sample.branches[0].answer_start :]
+    assert len(answer) == 3 and MODEL.dialog.end_token not in answer
+
+
+@pytest.mark.parametrize("frame", ["image", "canvas"])
+def test_coordinates_refer_to_the_frame_of_the_checkpoint(frame):
+    model = make_model(frame=frame)
+    # The canvas stands for 200 x 200 pixels, with 50 of padding above the picture.
+    box = {"image": (0.1, 0.1, 0.3, 0.5), "canvas": (0.1, 0.3, 0.3, 0.5)}[frame]
+    sample = ask(prepare(model=model, questions={"caption2bbox": 1.0}), record(REGIONS[:1]))
+    assert sample.branches == [model.dialog.branch(box_exchange(box, "small red star", model.codec))]
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_window_keeps_whole_text_and_half_an_object():
+    window = (0, 0, 100, 100)
+    regions = [
+        Region((60, 0, 139, 20), "small red star"),  # just over half is seen
+        Region((60, 20, 141, 40), "large blue plain circle"),  # just under
+        Region((20, 60, 101, 70), "TOTAL 12.50", "text"),  # all but one column
+        Region((20, 80, 110, 90), "tea", "text"),
+        Region((150, 0, 190, 40), "a striped heart"),
+    ]
+    made = at(prepare(questions={"global": 1.0, "bbox2caption": 1.0}), View.window(window, 64))
+    seen = [(0.6, 0, 1, 0.2), (0.2, 0.6, 1, 0.7)]
+    asked = ask(made, record(regions)).branches
+    assert asked == [
+        MODEL.dialog.branch(caption_exchange(box, text, MODEL.codec))
+        for box, text in zip(seen, ("small red star", "TOTAL 12.50"), strict=True)
+    ]  # and no caption of the whole
+
+
+def test_windows_are_of_the_stated_side_and_show_a_region():
+    rec = record([Region((350, 260, 390, 280), "TOTAL 12.50", "text")], width=400, height=300)
+    made = prepare(questions={"bbox2caption": 1.0}, windows=1.0, window_side=(1.5, 2.0))
+    sides = set()
+    for seed in range(20):
+        view = made._choose_view(rec, np.random.default_rng(seed))
+        x1, y1, x2, y2 = view.source
+        assert x2 - x1 == y2 - y1 and 96 <= x2 - x1 <= 128
+        assert view.visible(rec.regions[0].box)[0] > 0.5
+        sides.add(x2 - x1)
+    assert len(sides) > 5
+    assert prepare()._choose_view(rec, np.random.default_rng(0)) == View.letterbox((400, 300), 64)
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "squash"])
+def test_the_canvas_is_the_view_of_the_picture(fit):
+    sample = ask(prepare(model=make_model(fit=fit)), record(REGIONS))
+    np.testing.assert_array_equal(sample.pixels, np.asarray(View.fit(fit, (WIDTH, HEIGHT), 64).apply(photo())))
+
+
+@pytest.mark.parametrize("view", ["letterbox", "squash", "window"])
+@pytest.mark.parametrize("size", [0, 32])
+def test_crops_show_what_their_boxes_cover(view, size):
+    views = {"window": View.window((50, 0, 150, 100), 64)}
+    regions = [Region((60.4, 20.2, 119.5, 79.6), "small red star"), Region((80, 10, 140, 90), "tea")]
+    made = at(prepare(crops=4, crop_size=size), views.get(view) or View.fit(view, (WIDTH, HEIGHT), 64))
+    sample = ask(made, record(regions))
+    side = size or 64
+    assert sample.crops.shape == (2, side, side, 3) and sample.crops.dtype == np.uint8
+    assert sample.crop_boxes.dtype == np.float32
+    expected = photo().crop((60, 20, 120, 80)).resize((side, side), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(sample.crops[0], np.asarray(expected))
+    canvas = Image.fromarray(sample.pixels)
+    for crop, box in zip(sample.crops, sample.crop_boxes, strict=True):
+        again = canvas.resize((side, side), Image.Resampling.BICUBIC, box=tuple(map(float, box)))
+        moved = canvas.resize((side, side), Image.Resampling.BICUBIC, box=tuple(map(float, box - 6)))
+        error, other = (np.abs(np.asarray(c, float) - crop).mean() for c in (again, moved))
+        assert error < 5 < 2 * error + 10 < other
+
+
+def test_crops_of_cut_regions_stay_in_the_picture():
+    sample = ask(prepare(crops=1), record([Region((150, 50, 200.0, 100.0), "tea")]))
+    np.testing.assert_allclose(sample.crop_boxes, [[48, 32, 64, 48]])
+    made = at(prepare(crops=1), View.window((0, 0, 100, 100), 64))
+    sample = ask(made, record([Region((60, 20, 130, 90), "tea")]))
+    np.testing.assert_allclose(sample.crop_boxes, np.array([[60, 20, 100, 90]]) * 0.64)
+
+
+@pytest.mark.parametrize("fields", [{}, {"crops": 2, "questions": {"global": 1.0}}])
+def test_no_crops(fields):
+    sample = ask(prepare(**fields), record(REGIONS if not fields else []))
+    assert sample.crops.shape == (0, 64, 64, 3) and sample.crop_boxes.shape == (0, 4)
+
+
+# --- the same again --------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_depends_on_record_and_rng_alone():
+    config = SampleConfig({"global": 0.5, "bbox2caption": 0.7}, max_regions=2, subphrases=0.5, crops=2, windows=0.5)
+    made, rec = prepare(config), record(REGIONS)
+    again = pickle.loads(pickle.dumps(prepare(config)))  # as worker processes get it
+    different = 0
+    for seed in range(8):
+        first, second = ask(made, rec, seed), ask(again, rec, seed)
+        assert first.branches == second.branches
+        for name in ("pixels", "crops", "crop_boxes"):
+            np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+        different += first.branches != ask(made, rec, seed + 100).branches
+    assert different > 3
+
+
+def test_collate_gives_each_image_a_row():
+    made = prepare(crops=1)
+    batch = made.collate([ask(made, record(REGIONS)), ask(made, record(REGIONS[:1]))])
+    assert batch.counts["images"] == 2 and batch.input_ids.shape[0] == 2
+    assert batch.pixels.shape == (2, 64, 64, 3) and batch.crop_image.tolist() == [0, 1]
+    assert batch.input_ids[1, -1] == MODEL.dialog.pad_token
+
+
+# --- parts of phrases ------------------------------------------------------------------------------------------------
+
+phrases = st.lists(st.sampled_from(["red", "Red", "blue", "star", "ring", "small"]), min_size=1, max_size=5).map(
+    " ".join
+)
+
+
+@settings(deadline=None)
+@given(st.lists(phrases, min_size=1, max_size=5), st.integers(0, 1000))
+def test_a_subphrase_fits_its_region_alone(texts, seed):
+    regions = [Region((0, 0, 9, 9), text) for text in texts]
+    part = subphrase(regions[0], regions, np.random.default_rng(seed))
+    if part is not None:
+        words, own = part.split(), iter(texts[0].split())
+        assert 0 < len(words) < len(texts[0].split())
+        assert all(word in own for word in words)  # in order
+        for other in texts[1:]:
+            assert not set(part.casefold().split()) <= set(other.casefold().split())
+
+
+def test_subphrases_are_found_where_there_are_any():
+    regions = [Region((0, 0, 9, 9), t) for t in ("small red star", "small blue star", "tea")]
+    parts = {subphrase(regions[0], regions, np.random.default_rng(seed)) for seed in range(40)}
+    assert {"red", "small red", "red star"} <= parts <= {"red", "small red", "red star", None}
+    assert subphrase(regions[2], regions, np.random.default_rng(0)) is None
+    asked = ask(prepare(questions={}, subphrases=1.0), record([REGIONS[0], REGIONS[1]])).branches
+    assert len(asked) == 2 and {b.task for b in asked} == {"caption2bbox"}
+    assert asked[0].ids[-5:] == box_of(REGIONS[0]).ids[-5:]
+
+
+def test_the_symbolic_image_shows_usable_regions_and_asks_the_same():
+    regions = [*REGIONS, Region((0, 0, 200, 100), "a striped heart", ignore=True)]
+    symbolic = ask(prepare(symbolic=True, crops=2), record(regions))
+    assert symbolic.pixels is None and symbolic.crops is None
+    assert symbolic.branches == ask(prepare(), record(regions)).branches
+    encode = MODEL.dialog.tokenizer.encode
+    shown = {t for r in REGIONS for t in encode(r.text, add_special_tokens=False)}
+    assert set(symbolic.grid.words.tolist()) == shown
+    assert 0 <= symbolic.grid.patches.min() and symbolic.grid.patches.max() < 16
