@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import field, make_dataclass
+from typing import Annotated, Any
 
+import tyro
 from tyro.extras import SubcommandApp
+
+from granvit import commands
+from granvit.corpus import commands as corpus_commands
+from granvit.train.recipes import RECIPES
+from granvit.train.recipes.base import Recipe
 
 
 def build_app() -> SubcommandApp:
     """All commands: demo, train RECIPE, eval, describe, locate, read, caption, corpus ..."""
-    from granvit import commands
-    from granvit.corpus import commands as corpus_commands
-    from granvit.train.recipes import RECIPES
-
     app = SubcommandApp()
     app.command(name="demo")(commands.Demo)
     train = SubcommandApp()
@@ -38,17 +41,12 @@ def build_app() -> SubcommandApp:
     return app
 
 
-def _train_command(make: Any) -> Any:
+def _train_command(make: Callable[[], Recipe]) -> Any:
     """`commands.Train` with one recipe as its default, so that every setting shows and can be overridden."""
-    from granvit.commands import Train
-
-    @dataclass
-    class Command(Train):
-        recipe: Any = field(default_factory=make)
-
-    Command.__doc__ = f"{Train.__doc__}\n\n{make.__doc__}"
-    Command.__annotations__["recipe"] = Train.__annotations__["recipe"]
-    return Command
+    setting = (Annotated[Recipe, tyro.conf.arg(name="")], field(default_factory=make))
+    command = make_dataclass("Train", [("recipe", *setting)], bases=(commands.Train,))
+    command.__doc__ = make.__doc__
+    return command
 
 
 def main(args: list[str] | None = None) -> None:
