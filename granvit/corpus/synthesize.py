@@ -45,12 +45,14 @@ def synthesize(
     meta: dict[str, object] = {
         "embedded": {"version": VERSION, "count": count, "seed": seed, "size": size, "documents": documents}
     }
-    if _is_there(out, meta):
+    there = _embedded(out, split)
+    if there == meta["embedded"]:
         return Corpus(out)
+    older = there is not None and {**there, "version": VERSION} == meta["embedded"]
     workers = workers or os.cpu_count() or 1
     job = partial(make, seed=seed, size=size, documents=documents)
     bar = tqdm(total=count, desc=f"draw {split} pictures", unit="img", disable=not progress)
-    with CorpusWriter(out, meta=meta) as writer:
+    with CorpusWriter(out, meta=meta, overwrite=older) as writer:
         if workers <= 1:
             for record in map(job, range(count)):
                 writer.write(replace(record, split=split))
@@ -65,8 +67,11 @@ def synthesize(
     return Corpus(out)
 
 
-def _is_there(out: Path | str, meta: dict[str, object]) -> bool:
+def _embedded(out: Path | str, split: str) -> dict[str, object] | None:
+    """The settings of the embedded corpus in `out`, or None where there is no such corpus of this split."""
     try:
-        return read_manifest(Path(out)).get("meta") == meta
+        manifest = read_manifest(Path(out))
     except CorpusError:
-        return False
+        return None
+    settings = manifest.get("meta", {}).get("embedded")
+    return settings if list(manifest.get("images_by_split", {})) == [split] else None
