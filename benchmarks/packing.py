@@ -35,7 +35,7 @@ from granvit.coordinates import get_codec
 from granvit.corpus.synthetic import sample_texts
 from granvit.model.assemble import assemble
 from granvit.model.forward import answer_logits, project
-from granvit.model.packing import Batch, Sample, pack
+from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.model.presets import nano_encoder, nano_language
 from granvit.model.region_model import RegionModel, Settings
 from granvit.model.tokenizer import train_tokenizer
@@ -62,13 +62,13 @@ def make_samples(model: RegionModel, texts: list[str], images: int, regions: int
     rng = np.random.default_rng(regions)
     captions = [t for t in texts if len(t) < 40]
 
-    def branch() -> object:
+    def branch() -> Branch:
         box = np.sort(rng.random((2, 2)), axis=0).ravel()
         return model.dialog.branch(caption_exchange(box, str(rng.choice(captions)), model.codec))
 
     shape = (model.canvas, model.canvas, 3)
     return [
-        Sample(f"{i}", [branch() for _ in range(regions)], rng.integers(0, 256, shape, dtype=np.uint8))  # type: ignore[misc]
+        Sample(f"{i}", [branch() for _ in range(regions)], rng.integers(0, 256, shape, dtype=np.uint8))
         for i in range(images)
     ]
 
