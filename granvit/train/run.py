@@ -9,11 +9,13 @@ run/
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +34,8 @@ from granvit.model.assemble import assemble, load_encoder, load_language, save_l
 from granvit.model.presets import nano_encoder, nano_language, say_where
 from granvit.model.region_model import RegionModel
 from granvit.model.tokenizer import train_tokenizer
+from granvit.train.checkpoint import CheckpointError
+from granvit.train.config import LoopConfig
 from granvit.train.feed import Feed, Records
 from granvit.train.loop import TrainResult, train
 from granvit.train.prepare import Prepare
@@ -86,7 +90,7 @@ def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, fl
     A recipe of symbolic images alone needs no pictures: its embedded corpus is laid out and never drawn.
 
     Raises:
-        CorpusError: a folder is no corpus, or holds no training images. ValueError: a weight is no number.
+        CorpusError: a folder is no corpus, or holds no training images. ValueError: a weight is not positive.
     """
     embedded = recipe.corpus
     if not corpora and all(stage.sample.symbolic for stage in recipe.stages):
@@ -95,12 +99,23 @@ def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, fl
         return [(embedded_corpora(embedded)[0], 1.0)]
     sources: list[tuple[Records, float]] = []
     for given in corpora:
-        folder, _, weight = given.partition("=")
-        try:
-            sources.append((train_and_held_out(Corpus(folder))[0], float(weight or 1)))
-        except ValueError as error:
-            raise ValueError(f"--corpus {given!r}: {error}") from error
+        folder, weight = _weighted(given)
+        sources.append((train_and_held_out(Corpus(folder))[0], weight))
     return sources
+
+
+def _weighted(given: str) -> tuple[str, float]:
+    """`DIR` or `DIR=WEIGHT` -> folder and weight; a folder's own name may hold an equals sign."""
+    folder, equals, weight = given.rpartition("=")
+    if not equals or Path(given).is_dir():
+        return given, 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"--corpus {given!r}: the weight {weight!r} is not a positive number")
+    return folder, number
 
 
 def run_recipe(
@@ -123,11 +138,13 @@ def run_recipe(
 
     Raises:
         FileExistsError: `resume` is off and `run_dir` holds a run.
-        CheckpointError, FeedError, NonFiniteLoss: see `granvit.train.loop.train`.
+        CheckpointError: a finished stage was trained by another recipe; also, with FeedError and NonFiniteLoss, as
+            `granvit.train.loop.train` says.
     """
     run_dir = Path(run_dir)
     if not resume and (run_dir / "recipe.json").exists():
         raise FileExistsError(f"{run_dir} holds a run; name another folder, or resume it")
+    _check_finished(recipe, run_dir)
     state = PartialState(cpu=device == "cpu")
     if state.is_main_process:
         recipe.save(run_dir / "recipe.json")
@@ -149,6 +166,30 @@ def run_recipe(
     if state.is_main_process:
         _publish(model, run_dir / "checkpoint")
     return model
+
+
+def _check_finished(recipe: Recipe, run_dir: Path) -> None:
+    """Refuses a run folder whose finished stages, which would be taken as they are, are another recipe's."""
+    finished = [stage.kind for stage in recipe.stages if (run_dir / stage.kind / "model").exists()]
+    if not finished:
+        return
+    path = run_dir / "recipe.json"
+    before, now = (_decisive(facts, finished) for facts in (json.loads(path.read_text()), recipe.facts()))
+    for name in now:
+        if before.get(name) != now[name]:
+            raise CheckpointError(f"{path}: {name} was {before.get(name)!r} there and is {now[name]!r} in this run")
+
+
+def _decisive(facts: dict[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+    """The settings, by dotted name, that the weights after these stages depend on."""
+    flat = {name: facts[name] for name in ("encoder", "language", "settings", "seed")}
+    for stage in facts["stages"]:
+        if stage["kind"] in kinds:
+            rest = {**stage, **{f"sample.{k}": v for k, v in stage["sample"].items()}}
+            rest |= {f"loop.{k}": v for k, v in LoopConfig(**stage["loop"]).fixed().items()}
+            flat |= {f"{stage['kind']}.{k}": v for k, v in rest.items() if k not in ("sample", "loop")}
+    plain: dict[str, Any] = json.loads(json.dumps(flat))
+    return plain
 
 
 def run_stage(

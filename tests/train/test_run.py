@@ -1,0 +1,294 @@
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recipe import save_parts, tiny_recipe
+
+from granvit.corpus.layout import CorpusError
+from granvit.corpus.synthesize import make, synthesize
+from granvit.corpus.undrawn import Undrawn
+from granvit.model.region_model import CheckpointError, RegionModel, stock_weights
+from granvit.train import run as running
+from granvit.train.checkpoint import latest
+from granvit.train.recipes import RECIPES
+from granvit.train.run import build_model, embedded_corpora, run_recipe, sources_of
+from granvit.train.stages import Adapt, Pretrain
+
+SOURCES = [([make(i, seed=1, size=64, documents=0.4) for i in range(8)], 1.0)]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return save_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def done(parts, tmp_path_factory):
+    """A finished run, and what `on_stage` was told: (name, the model's weights, result)."""
+    folder, told = tmp_path_factory.mktemp("done") / "run", []
+
+    def on_stage(name, model, result):
+        told.append((name, weights_of(model), result))
+
+    run_recipe(tiny_recipe(parts), folder, SOURCES, device="cpu", on_stage=on_stage)
+    return folder, told
+
+
+def weights_of(model: RegionModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in stock_weights(model.llava).items()}
+
+
+def changed(before, after) -> set[str]:
+    """The parts of the model whose weights differ in any bit."""
+    assert before.keys() == after.keys()
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+# --- a run from start to end -----------------------------------------------------------------------------------------
+
+
+def test_the_folders_are_those_documented(done):
+    folder, _ = done
+    assert {p.name for p in folder.iterdir()} == {"recipe.json", "stage1", "stage2", "checkpoint"}
+    for stage in ("stage1", "stage2"):
+        there = {p.name for p in (folder / stage).iterdir()}
+        assert {"history.jsonl", "tensorboard", "checkpoints", "model"} <= there
+        rows = [json.loads(line) for line in (folder / stage / "history.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [1, 2] and all(math.isfinite(row["loss"]) for row in rows)
+    assert not list(folder.rglob("*.partial"))
+    assert changed(stored(folder / "stage2" / "model"), stored(folder / "checkpoint")) == set()
+    RegionModel.load(folder / "checkpoint")
+
+
+def test_recipe_json_is_the_resolved_recipe(done, parts):
+    facts = json.loads((done[0] / "recipe.json").read_text())
+    assert facts == json.loads(json.dumps(tiny_recipe(parts).facts()))
+    assert facts["stages"][0]["loop"]["steps"] == 2 and facts["settings"]["codec"] == "loc:16"
+
+
+def test_on_stage_is_told_of_the_start_and_of_each_stage_in_order(done):
+    folder, told = done
+    assert [name for name, _, _ in told] == ["before", "stage1", "stage2"]
+    assert told[0][2] is None
+    for name, weights, result in told[1:]:
+        assert changed(weights, stored(folder / name / "model")) == set()
+        assert [step for step, _ in result.history["loss"]] == [1, 2]
+    assert set(told[1][2].history) >= {"caption", "distill"}
+
+
+def test_stage_1_leaves_the_language_model_and_stage_2_the_tower_as_they_were(done):
+    _, told = done
+    before, stage1, stage2 = (weights for _, weights, _ in told)
+    assert changed(before, stage1) == {"vision_tower", "multi_modal_projector"}
+    assert changed(stage1, stage2) == {"language_model", "multi_modal_projector"}
+
+
+def test_the_parts_come_from_the_folders_that_the_recipe_names(done, parts):
+    before = done[1][0][1]
+    encoder, language = stored(parts / "encoder"), stored(parts / "language")
+    name = "encoder.layers.0.mlp.fc1.weight"
+    there = next(value for key, value in encoder.items() if key.endswith(name))
+    torch.testing.assert_close(before[f"vision_tower.vision_model.{name}"], there, rtol=0, atol=0)
+    name = "layers.1.mlp.up_proj.weight"
+    torch.testing.assert_close(before[f"language_model.model.{name}"], language[f"model.{name}"], rtol=0, atol=0)
+
+
+def test_a_run_repeats_itself(done, parts, tmp_path):
+    model = run_recipe(tiny_recipe(parts), tmp_path, SOURCES, device="cpu")
+    assert changed(weights_of(model), stored(done[0] / "checkpoint")) == set()
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_not_trained_again(done, parts, tmp_path, monkeypatch):
+    folder = shutil.copytree(done[0], tmp_path / "run")
+    monkeypatch.setattr(running, "train", None)
+    told = []
+    model = run_recipe(
+        tiny_recipe(parts),
+        folder,
+        SOURCES,
+        device="cpu",
+        on_stage=lambda name, model, result: told.append((name, result)),
+    )
+    assert told == [("before", None), ("stage1", None), ("stage2", None)]
+    assert changed(weights_of(model), stored(done[0] / "checkpoint")) == set()
+    assert changed(stored(folder / "checkpoint"), stored(done[0] / "checkpoint")) == set()
+
+
+def test_a_run_interrupted_between_stages_goes_on_to_the_same_end(done, parts, tmp_path, monkeypatch):
+    def stop(name, model, result):
+        if name == "stage1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(tiny_recipe(parts), tmp_path, SOURCES, device="cpu", on_stage=stop)
+    assert not (tmp_path / "stage2").exists() and not (tmp_path / "checkpoint").exists()
+    monkeypatch.setattr(Pretrain, "forward", None)
+    model = run_recipe(tiny_recipe(parts), tmp_path, SOURCES, device="cpu")
+    assert changed(weights_of(model), stored(done[0] / "checkpoint")) == set()
+
+
+@pytest.mark.parametrize("stage", [Pretrain, Adapt])
+def test_a_run_interrupted_within_a_stage_goes_on_to_the_same_end(done, parts, tmp_path, monkeypatch, stage):
+    forward, calls = stage.forward, []
+
+    def second_fails(self, batch):
+        calls.append(batch)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return forward(self, batch)
+
+    monkeypatch.setattr(stage, "forward", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(tiny_recipe(parts), tmp_path, SOURCES, device="cpu")
+    assert latest(tmp_path / stage.name).name == "step_00000001"
+    assert not (tmp_path / stage.name / "model").exists()
+    model = run_recipe(tiny_recipe(parts), tmp_path, SOURCES, device="cpu")
+    assert len(calls) == 3
+    assert changed(weights_of(model), stored(done[0] / "checkpoint")) == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda recipe: replace(recipe, seed=5), "seed was 0 there and is 5"),
+        (lambda recipe: replace(recipe, settings=replace(recipe.settings, fit="squash")), "settings was .*letterbox"),
+        (lambda recipe: setattr(recipe.stages[0].loop, "steps", 9), "stage1.loop.steps was 2 there and is 9"),
+        (lambda recipe: setattr(recipe.stages[1].sample, "max_regions", 9), "stage2.sample.max_regions was 16"),
+        (lambda recipe: setattr(recipe.stages[0], "distill_weight", 0.0), "stage1.distill_weight was 1.0"),
+    ],
+)
+def test_finished_stages_of_another_recipe_are_refused(done, parts, change, said):
+    recipe = tiny_recipe(parts)
+    recipe = change(recipe) or recipe
+    before = (done[0] / "recipe.json").read_bytes()
+    with pytest.raises(running.CheckpointError, match=f"recipe.json: {said}"):
+        run_recipe(recipe, done[0], SOURCES, device="cpu")
+    assert (done[0] / "recipe.json").read_bytes() == before
+
+
+def test_settings_that_change_no_number_may_change_when_a_run_goes_on(done, parts, tmp_path):
+    recipe = tiny_recipe(parts)
+    recipe.stages[0].loop.log_every, recipe.stages[1].loop.save_keep = 7, 1
+    run_recipe(recipe, shutil.copytree(done[0], tmp_path / "run"), SOURCES, device="cpu")
+
+
+def test_without_resume_a_folder_with_a_run_is_refused(done, parts):
+    before = stored(done[0] / "checkpoint")
+    with pytest.raises(FileExistsError, match="holds a run"):
+        run_recipe(tiny_recipe(parts), done[0], SOURCES, resume=False, device="cpu")
+    assert changed(stored(done[0] / "checkpoint"), before) == set()
+
+
+# --- where it starts -------------------------------------------------------------------------------------------------
+
+
+def test_init_starts_from_a_checkpoint(done, parts, tmp_path):
+    recipe = tiny_recipe(parts, steps=1)
+    recipe.stages = recipe.stages[1:]
+    told = []
+    run_recipe(
+        recipe,
+        tmp_path,
+        SOURCES,
+        init=done[0] / "checkpoint",
+        device="cpu",
+        on_stage=lambda name, model, result: told.append((name, weights_of(model))),
+    )
+    assert [name for name, _ in told] == ["before", "stage2"]
+    assert changed(told[0][1], stored(done[0] / "checkpoint")) == set()
+    assert {p.name for p in tmp_path.iterdir()} == {"recipe.json", "stage2", "checkpoint"}
+
+
+def test_init_from_what_is_no_checkpoint_is_named(parts, tmp_path):
+    for folder in (tmp_path / "nowhere", parts / "language"):
+        with pytest.raises(CheckpointError, match=str(folder)):
+            run_recipe(tiny_recipe(parts), tmp_path / "run", SOURCES, init=folder, device="cpu")
+    assert not (tmp_path / "run" / "stage1").exists()
+
+
+def test_init_from_a_foreign_checkpoint_is_named(done, parts, tmp_path):
+    folder = shutil.copytree(done[0] / "checkpoint", tmp_path / "foreign")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
+    with pytest.raises(CheckpointError, match="config.json: model_type is 'blip'"):
+        run_recipe(tiny_recipe(parts), tmp_path / "run", SOURCES, init=folder, device="cpu")
+
+
+def test_the_seed_decides_the_fresh_weights(parts):
+    recipe = tiny_recipe(parts)
+    assert changed(weights_of(build_model(recipe)), weights_of(build_model(recipe))) == set()
+    assert changed(weights_of(build_model(recipe)), weights_of(build_model(replace(recipe, seed=1)))) == {
+        "multi_modal_projector"
+    }
+
+
+# --- what it trains on -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    synthesize(tmp_path / "corpus", 30, 0, 32, workers=1, progress=False)
+    return tmp_path / "corpus"
+
+
+def test_sources_are_the_training_images_of_folders_with_weights(parts, corpus):
+    sources = sources_of(tiny_recipe(parts), [str(corpus), f"{corpus}=2.5"])
+    assert [weight for _, weight in sources] == [1.0, 2.5]
+    assert len(sources[0][0]) == len(sources[1][0]) < 30  # some are held out
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(parts, corpus, tmp_path):
+    corpus.rename(tmp_path / "day=1")
+    sources = sources_of(tiny_recipe(parts), [f"{tmp_path / 'day=1'}=3", f"{tmp_path / 'day=1'}"])
+    assert [weight for _, weight in sources] == [3.0, 1.0]
+
+
+@pytest.mark.parametrize("weight", ["much", "1,5", "0", "-1", "nan", "inf"])
+def test_a_weight_that_is_no_positive_number_is_refused(parts, corpus, weight):
+    with pytest.raises(ValueError, match="weight"):
+        sources_of(tiny_recipe(parts), [f"{corpus}={weight}"])
+
+
+def test_a_folder_that_is_no_corpus_is_named(parts, tmp_path):
+    with pytest.raises(CorpusError, match=str(tmp_path / "nowhere")):
+        sources_of(tiny_recipe(parts), [str(tmp_path / "nowhere")])
+
+
+def test_without_corpora_the_embedded_one_is_drawn_once(parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [(records, weight)] = sources_of(tiny_recipe(parts), [])
+    assert (len(records), weight, records[0].split) == (8, 1.0, "train")
+    train, held_out = embedded_corpora(tiny_recipe(parts).corpus)
+    assert train.path == records.path and len(held_out) == 4 and {r.split for r in held_out} == {"val"}
+    assert {r.image for r in train}.isdisjoint(r.image for r in held_out)
+
+
+def test_symbolic_images_alone_are_never_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [(records, _)] = sources_of(RECIPES["nano-language"](), [])
+    assert isinstance(records, Undrawn) and not list(tmp_path.iterdir())
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_an_object_that_prints_as_json(name, tmp_path):
+    recipe = RECIPES[name]()
+    assert recipe.name == name and RECIPES[name].__doc__ and RECIPES[name]() == recipe
+    recipe.save(tmp_path / "new" / "recipe.json")
+    facts = json.loads((tmp_path / "new" / "recipe.json").read_text())
+    assert [s["kind"] for s in facts["stages"]] == [s.kind for s in recipe.stages]
+    assert all(s["loop"]["steps"] > 0 for s in facts["stages"])
