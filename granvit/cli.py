@@ -59,6 +59,12 @@ def main(args: list[str] | None = None) -> None:
     try:
         status = command.run()
     except (ValueError, OSError) as error:
-        print(f"granvit: {error}", file=sys.stderr)
+        print(f"granvit: {_in_one_line(error)}", file=sys.stderr)
         status = 1
     raise SystemExit(status)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

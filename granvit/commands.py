@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +30,8 @@ class Demo:
     def run(self) -> int:
         from granvit.demo import run_demo
 
-        report = run_demo(self.out, self.corpus)
+        with _told():
+            report = run_demo(self.out, self.corpus)
         print(f"\nreport: {report}\nmetrics: {self.out / 'metrics.json'}\ncheckpoint: {self.out / 'checkpoint'}")
         return 0
 
@@ -54,9 +56,28 @@ class Train:
 
         out = self.out or Path("runs") / self.recipe.name
         sources = sources_of(self.recipe, self.corpus)
-        run_recipe(self.recipe, out, sources, init=self.init, resume=self.resume, device=self.device)
+        with _told():
+            run_recipe(self.recipe, out, sources, init=self.init, resume=self.resume, device=self.device)
         print(f"checkpoint: {out / 'checkpoint'}")
         return 0
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors of a run whose message says it all become those that the program tells in one line."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from granvit.train.checkpoint import CheckpointError
+    from granvit.train.feed import FeedError
+    from granvit.train.loop import NonFiniteLoss
+
+    disable_progress_bar()
+    try:
+        yield
+    except CheckpointError as error:
+        raise ValueError(f"{error} (choose another --out to train anew)") from error
+    except (FeedError, NonFiniteLoss) as error:
+        raise ValueError(str(error)) from error
 
 
 @dataclass
@@ -78,14 +99,20 @@ class Eval:
     device: Device = "auto"
 
     def run(self) -> int:
-        from granvit.corpus.select import train_and_held_out
+        from granvit.corpus.select import held_out_part
         from granvit.corpus.store import Corpus
         from granvit.evaluate.region_tasks import evaluate
 
-        _, held_out = train_and_held_out(Corpus(self.corpus))
-        report = evaluate(
-            _load(self.model, self.device), held_out, self.tasks.split(","), self.limit, window=self.window
-        )
+        _check_window(self.window)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit {self.limit}: at least one image is needed")
+        if self.out is not None:  # before the work, not after it
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        tasks = [task.strip() for task in self.tasks.split(",") if task.strip()]
+        if not tasks:
+            raise ValueError("--tasks names no task; see granvit eval --help")
+        held_out = held_out_part(Corpus(self.corpus))
+        report = evaluate(_load(self.model, self.device), held_out, tasks, self.limit, window=self.window)
         for task, scores in report.scores.items():
             constants = report.baseline[task]
             print(f"{task} ({int(scores['count'])} questions)")
@@ -101,12 +128,21 @@ class Eval:
 
 def _load(model: Path, device: Device) -> Any:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from granvit.predict import GranViT
 
+    disable_progress_bar()
+    if model == DEFAULT_MODEL and not model.exists():
+        raise ValueError(f"{model} is not there yet: run `granvit demo`, or name a checkpoint with --model")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return GranViT.load(model, device)
+
+
+def _check_window(window: int | None) -> None:
+    if window is not None and window < 1:
+        raise ValueError(f"--window {window}: a window has a side of at least 1 pixel")
 
 
 @dataclass
@@ -123,7 +159,24 @@ class Ask:
     """Write the picture with boxes and texts drawn on it."""
     device: Device = "auto"
 
-    def finish(self, boxes: Sequence[Sequence[float] | None], texts: Sequence[str]) -> int:
+    def start(self) -> tuple[Any, Any]:
+        """The model and the picture; what can't work is told before anything is computed."""
+        from PIL import Image
+
+        from granvit.images import ImageError
+        from granvit.predict import open_picture
+
+        if self.draw is not None:
+            if self.draw.suffix.lower() not in Image.registered_extensions():
+                raise ValueError(f"--draw {self.draw}: the name must end as a picture's does, such as .png")
+            self.draw.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            picture = open_picture(self.image)
+        except ImageError as error:
+            raise ValueError(f"{self.image}: {error}") from error
+        return _load(self.model, self.device), picture
+
+    def finish(self, picture: Any, boxes: Sequence[Sequence[float] | None], texts: Sequence[str]) -> int:
         """Print and draw the answers; boxes are xyxy pixels of the picture."""
         if self.json:
             rows = [{"box": b and [round(v, 2) for v in b], "text": t} for b, t in zip(boxes, texts, strict=True)]
@@ -133,13 +186,10 @@ class Ask:
                 print(f"{'no box' if box is None else ','.join(f'{v:.0f}' for v in box)}\t{text}")
         if self.draw is not None:
             from granvit.draw import colors_for, draw_boxes
-            from granvit.predict import open_picture
 
             shown = [(b, t) for b, t in zip(boxes, texts, strict=True) if b is not None]
-            picture = draw_boxes(
-                open_picture(self.image), [b for b, _ in shown], [t for _, t in shown], colors_for(len(shown))
-            )
-            picture.save(self.draw)
+            drawn = draw_boxes(picture, [b for b, _ in shown], [t for _, t in shown], colors_for(len(shown)))
+            drawn.save(self.draw)
         return 0
 
 
@@ -169,7 +219,8 @@ class Describe(Ask):
 
     def run(self) -> int:
         boxes = _some_boxes(self.box)
-        return self.finish(boxes, _load(self.model, self.device).describe(self.image, boxes))
+        model, picture = self.start()
+        return self.finish(picture, boxes, model.describe(picture, boxes))
 
 
 @dataclass
@@ -182,7 +233,9 @@ class Read(Ask):
 
     def run(self) -> int:
         boxes = _some_boxes(self.box)
-        return self.finish(boxes, _load(self.model, self.device).read(self.image, boxes, self.window))
+        _check_window(self.window)
+        model, picture = self.start()
+        return self.finish(picture, boxes, model.read(picture, boxes, self.window))
 
 
 def _some_boxes(options: Sequence[str]) -> list[tuple[float, float, float, float]]:
@@ -201,7 +254,8 @@ class Locate(Ask):
     def run(self) -> int:
         if not self.phrases:
             raise ValueError("give at least one phrase to locate")
-        return self.finish(_load(self.model, self.device).locate(self.image, self.phrases), self.phrases)
+        model, picture = self.start()
+        return self.finish(picture, model.locate(picture, self.phrases), self.phrases)
 
 
 @dataclass
@@ -209,7 +263,5 @@ class Caption(Ask):
     """Describe the whole picture."""
 
     def run(self) -> int:
-        from granvit.predict import open_picture
-
-        picture = open_picture(self.image)
-        return self.finish([(0, 0, *picture.size)], [_load(self.model, self.device).caption(picture)])
+        model, picture = self.start()
+        return self.finish(picture, [(0, 0, *picture.size)], [model.caption(picture)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MIN_SIDE = 8
 # Pillow's own threshold for a suspected decompression bomb: where Pillow would only warn, we refuse.
@@ -78,8 +78,10 @@ def _open(data: bytes) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("too-many-pixels", str(error)) from error
+    except UnidentifiedImageError as error:  # its own message is the address of a buffer
+        raise ImageError("not-an-image", "no known image format" if data else "the file is empty") from error
     except Exception as error:  # as in `decode`: damaged headers raise nearly anything
-        raise ImageError("not-an-image", str(error) if data else "the file is empty") from error
+        raise ImageError("not-an-image", str(error)) from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError("too-many-pixels", f"{width}x{height}, the limit is {MAX_PIXELS} pixels")

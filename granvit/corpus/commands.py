@@ -122,5 +122,5 @@ class Draw:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"granvit: {message}", file=sys.stderr)
     return 1

@@ -37,6 +37,39 @@ def train_and_held_out(corpus: Corpus, fraction: float = 0.1) -> tuple[Subset, S
     Raises:
         CorpusError: one of the two parts is empty.
     """
+    train, held_out = _parts(corpus, fraction)
+    if not len(train) or not len(held_out):
+        raise CorpusError(
+            f"{corpus.path}: {len(train)} images to train on and {len(held_out)} held out; both are needed"
+        )
+    return train, held_out
+
+
+def training_part(corpus: Corpus) -> Subset:
+    """The training images as `train_and_held_out` chooses them, where nothing needs to be held out.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    train, _ = _parts(corpus)
+    if not len(train):
+        raise CorpusError(f"{corpus.path}: no image to train on, all are held out")
+    return train
+
+
+def held_out_part(corpus: Corpus) -> Subset:
+    """The held-out images as `train_and_held_out` chooses them, where nothing needs to be trained on.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    _, held_out = _parts(corpus)
+    if not len(held_out):
+        raise CorpusError(f'{corpus.path}: no image is held out; give some the split "val" when you import it')
+    return held_out
+
+
+def _parts(corpus: Corpus, fraction: float = 0.1) -> tuple[Subset, Subset]:
     splits: dict[str, list[int]] = {}
     ids: list[str] = []
     for index, record in enumerate(corpus.records()):
@@ -49,10 +82,6 @@ def train_and_held_out(corpus: Corpus, fraction: float = 0.1) -> tuple[Subset, S
     else:
         held_out = [i for i, name in enumerate(ids) if _share(name) < fraction]
         train = [i for i, name in enumerate(ids) if _share(name) >= fraction]
-    if not train or not held_out:
-        raise CorpusError(
-            f"{corpus.path}: {len(train)} images to train on and {len(held_out)} held out; both are needed"
-        )
     return Subset(corpus, train), Subset(corpus, held_out)
 
 

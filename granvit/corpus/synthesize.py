@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from dataclasses import replace
@@ -18,6 +19,8 @@ from granvit.regions import RegionImage
 
 # Raised when the pictures of a given seed change, so that an older cached corpus is made anew.
 VERSION = 1
+# Below this side (pixels) neither shapes nor print can be made out.
+SMALLEST = 32
 _CHUNK = 32
 
 
@@ -40,8 +43,13 @@ def synthesize(
     """The embedded corpus of `count` pictures in `out`; one that is already there with the same settings is kept.
 
     Raises:
-        CorpusError: `out` holds something else.
+        CorpusError: `out` holds something else. ValueError: no picture is asked for, or one too small to draw in.
     """
+    if count < 1 or size < SMALLEST or not 0 <= documents <= 1:
+        raise ValueError(
+            f"count {count}, size {size}, documents {documents}: at least 1 picture of at least {SMALLEST} pixels, "
+            "and a share of documents in [0, 1]"
+        )
     meta: dict[str, object] = {
         "embedded": {"version": VERSION, "count": count, "seed": seed, "size": size, "documents": documents}
     }
@@ -49,10 +57,12 @@ def synthesize(
     if there == meta["embedded"]:
         return Corpus(out)
     older = there is not None and {**there, "version": VERSION} == meta["embedded"]
-    workers = workers or os.cpu_count() or 1
+    workers = min(workers or os.cpu_count() or 1, math.ceil(count / _CHUNK))  # a process takes a second to start
     job = partial(make, seed=seed, size=size, documents=documents)
-    bar = tqdm(total=count, desc=f"draw {split} pictures", unit="img", disable=not progress)
-    with CorpusWriter(out, meta=meta, overwrite=older) as writer:
+    with (
+        CorpusWriter(out, meta=meta, overwrite=older) as writer,
+        tqdm(total=count, desc=f"draw {split} pictures", unit="img", disable=not progress) as bar,
+    ):
         if workers <= 1:
             for record in map(job, range(count)):
                 writer.write(replace(record, split=split))
@@ -63,7 +73,6 @@ def synthesize(
                 for record in pool.imap(job, range(count), chunksize=_CHUNK):
                     writer.write(replace(record, split=split))
                     bar.update()
-    bar.close()
     return Corpus(out)
 
 

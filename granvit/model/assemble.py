@@ -16,6 +16,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -104,7 +105,7 @@ def load_encoder(encoder: str | Path | PreTrainedModel) -> PreTrainedModel:
     """
     if isinstance(encoder, PreTrainedModel):
         return encoder
-    config = AutoConfig.from_pretrained(encoder)
+    config = _config(encoder, "encoder")
     if config.model_type not in ENCODER_TYPES:
         raise ValueError(f"{encoder}: encoder of type {config.model_type!r}, supported: {', '.join(ENCODER_TYPES)}")
     loaded = AutoModel.from_pretrained(encoder, dtype=torch.float32, use_safetensors=True)
@@ -121,13 +122,20 @@ def load_language(
     """
     if isinstance(language, tuple):
         return language
-    config = AutoConfig.from_pretrained(language)
+    config = _config(language, "language model")
     if config.model_type not in LANGUAGE_TYPES:
         raise ValueError(
             f"{language}: language model of type {config.model_type!r}, supported: {', '.join(LANGUAGE_TYPES)}"
         )
     model = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32, use_safetensors=True)
     return model, _load_tokenizer(language)
+
+
+def _config(name: str | Path, what: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: no {what} of that name, in a folder or on the hub: {error}") from error
 
 
 def _load_tokenizer(language: str | Path) -> PreTrainedTokenizerBase:

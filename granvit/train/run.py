@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from granvit.coordinates import get_codec
-from granvit.corpus.select import train_and_held_out
+from granvit.corpus.select import training_part
 from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import make, synthesize
 from granvit.corpus.synthetic import sample_texts
@@ -100,7 +100,7 @@ def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, fl
     sources: list[tuple[Records, float]] = []
     for given in corpora:
         folder, weight = _weighted(given)
-        sources.append((train_and_held_out(Corpus(folder))[0], weight))
+        sources.append((training_part(Corpus(folder)), weight))
     return sources
 
 

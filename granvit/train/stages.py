@@ -53,14 +53,16 @@ class LanguageWarmup(AnsweringStage):
     """A from-scratch language model learns to look things up in symbolic images; nothing else trains.
 
     It stands in for the paper's pretrained language model (from-scratch presets only). `noise` is the standard
-    deviation added to the symbolic image, in standard deviations of the word embeddings.
+    deviation added to the symbolic image, in standard deviations of the word embeddings. `blur` in [0, 1] mixes
+    other words into what an image holds and makes it fainter: an encoder that is still learning speaks just so,
+    and a language model that has only seen clear images gives it nearly no gradient to learn from.
     """
 
     name = "warmup"
 
-    def __init__(self, region_model: RegionModel, smoothing: float = 0.0, noise: float = 0.3):
+    def __init__(self, region_model: RegionModel, smoothing: float = 0.0, noise: float = 0.3, blur: float = 0.0):
         super().__init__(region_model, smoothing)
-        self.noise = noise
+        self.noise, self.blur = noise, blur
         self._train(self.model.model.language_model, self.model.lm_head)
         self.register_buffer("code", patch_code(region_model.grid), persistent=False)
         width = self.model.config.text_config.hidden_size
@@ -71,14 +73,26 @@ class LanguageWarmup(AnsweringStage):
         return {"answer": self.answers(batch, self.symbolic_embeds(batch))}
 
     def symbolic_embeds(self, batch: Batch) -> Tensor:
-        """Word embeddings summed per patch, plus the patch's place, plus noise: (I, P, hidden)."""
+        """Word embeddings summed per patch, blurred, plus the patch's place, plus noise: (I, P, hidden)."""
         assert batch.grid_patches is not None and batch.grid_words is not None and batch.grid_weights is not None
+        places, images = self.places(), len(batch.ids)
+        # Squared, so that most images are rather clear: unclear ones alone would teach slowly.
+        unclear = self.blur * torch.rand(images, device=places.device).square()
+        held = self._mixed(batch.grid_words, batch.grid_patches // len(places), unclear)
+        total = torch.zeros(images * len(places), held.shape[1], device=held.device, dtype=held.dtype)
+        grid = total.index_add(0, batch.grid_patches, held * batch.grid_weights[:, None])
+        grid = grid.unflatten(0, (images, -1)) * (1 - unclear * torch.rand_like(unclear))[:, None, None]
         words: Tensor = self.model.get_input_embeddings().weight
-        places = self.places()
-        held = words[batch.grid_words] * batch.grid_weights[:, None]
-        total = torch.zeros(len(batch.ids) * len(places), words.shape[1], device=words.device, dtype=held.dtype)
-        embeds = total.index_add(0, batch.grid_patches, held).unflatten(0, (len(batch.ids), -1)) + places
-        return embeds + self.noise * words.detach().std() * torch.randn_like(embeds)
+        return grid + places + self.noise * words.detach().std() * torch.randn_like(grid)
+
+    def _mixed(self, words: Tensor, image: Tensor, unclear: Tensor) -> Tensor:
+        """Embeddings of grid entries, (K, hidden): each word of each image mixed with two others of the batch."""
+        embeddings: Tensor = self.model.get_input_embeddings().weight
+        pairs, which = torch.unique(torch.stack([image, words]), dim=1, return_inverse=True)
+        others = words[torch.randint(len(words), (2, pairs.shape[1]), device=words.device)]
+        doubt = (unclear[pairs[0]] * torch.rand(pairs.shape[1], device=words.device))[:, None]
+        mixed: Tensor = (1 - doubt) * embeddings[pairs[1]] + doubt * embeddings[others].mean(0)
+        return mixed[which]
 
     def places(self) -> Tensor:
         """What the language model is shown as each patch's place, (P, hidden)."""

@@ -23,7 +23,7 @@ class StageRecipe:
         kind: "warmup", "stage1" (pretraining), "stage2" (adaptation) or "finetune".
         smoothing: spread of a location token's target over its neighbours, in bins (0: the paper's plain loss).
         distill_weight, alpha: stage 1's self-distillation (paper: 1 and 0.9).
-        noise: the warm-up's noise on symbolic images, in standard deviations of the word embeddings.
+        noise, blur: how unclear the warm-up's symbolic images are (see `LanguageWarmup`).
         train_encoder: whether "finetune" trains the encoder too.
     """
 
@@ -34,12 +34,13 @@ class StageRecipe:
     distill_weight: float = 1.0
     alpha: float = 0.9
     noise: float = 0.3
+    blur: float = 0.0
     train_encoder: bool = False
 
     def build(self, model: RegionModel) -> AnsweringStage:
         """The stage object for a model."""
         if self.kind == "warmup":
-            return LanguageWarmup(model, self.smoothing, self.noise)
+            return LanguageWarmup(model, self.smoothing, self.noise, self.blur)
         if self.kind == "stage1":
             return Pretrain(model, self.smoothing, self.distill_weight, self.alpha)
         if self.kind == "stage2":

@@ -35,9 +35,9 @@ def nano_language_warmup() -> Recipe:
         stages=[
             StageRecipe(
                 "warmup",
-                SampleConfig({"global": 0.3, "bbox2caption": 1.0, "caption2bbox": 1.0}, subphrases=1.0, symbolic=True),
+                SampleConfig({"global": 0.2, "bbox2caption": 1.0, "caption2bbox": 1.0}, subphrases=0.7, symbolic=True),
                 LoopConfig(
-                    steps=5000,
+                    steps=2200,
                     batch_size=16,
                     lr=2e-3,
                     min_lr_ratio=0.05,
@@ -45,9 +45,11 @@ def nano_language_warmup() -> Recipe:
                     weight_decay=0.05,
                     betas=(0.9, 0.98),
                     precision="bf16",
-                    save_every=500,
+                    save_every=200,
                 ),
                 smoothing=1.0,
+                noise=1.0,
+                blur=1.0,
             )
         ],
     )
