@@ -67,7 +67,7 @@ def _told() -> Iterator[None]:
     """Errors of a run whose message says it all become those that the program tells in one line."""
     from transformers.utils.logging import disable_progress_bar
 
-    from granvit.train.checkpoint import CheckpointError
+    from granvit.errors import CheckpointError
     from granvit.train.feed import FeedError
     from granvit.train.loop import NonFiniteLoss
 

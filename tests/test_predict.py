@@ -7,8 +7,8 @@ from PIL import Image
 from tiny_model import make_model
 
 from granvit import predict
+from granvit.errors import CheckpointError
 from granvit.images import ImageError
-from granvit.model.region_model import CheckpointError
 from granvit.predict import Ask, GranViT
 from granvit.questions import ask_box, ask_caption, ask_global
 

@@ -56,6 +56,6 @@ def distillation_loss(
     side = math.isqrt(student_features.shape[1])
     grid = student_features.unflatten(1, (side, side))
     size = (teacher_features.shape[1], teacher_features.shape[2])
-    aligned = roi_align(grid, boxes, image, size, spatial_scale=1 / patch)
+    aligned = roi_align(grid, boxes, image, size, spatial_scale=1 / patch, sampling_ratio=0)
     errors = F.mse_loss(aligned.float(), teacher_features.float(), reduction="none")
     return errors.mean(dim=(1, 2, 3)).sum()

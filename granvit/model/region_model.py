@@ -19,15 +19,12 @@ from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from granvit.coordinates import Codec, get_codec
+from granvit.errors import CheckpointError
 from granvit.geometry import Fit, Frame, View
 from granvit.model.dialog import Dialog
 from granvit.model.forward import encode, normalise, project
 
 SETTINGS_FILE = "granvit.json"
-
-
-class CheckpointError(ValueError):
-    """A directory that is no usable checkpoint; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from granvit.errors import CheckpointError
 from granvit.train.optimizer import optimizer_parts, read_optimizer
 from granvit.train.stage import Stage
-from granvit.train.tensorfile import CheckpointError, check_file, facts_of, read_expected, sync, write_tensors
+from granvit.train.tensorfile import check_file, facts_of, read_expected, sync, write_tensors
 
-__all__ = ["CheckpointError", "Progress", "latest", "load", "save"]
+__all__ = ["Progress", "latest", "load", "save"]
 
 FORMAT = 1
 STUDENT, OPTIMIZER, EXTRA, STATE = "student.safetensors", "optimizer.safetensors", "extra.safetensors", "state.json"

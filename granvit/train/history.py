@@ -12,7 +12,7 @@ from typing import IO, Any
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from granvit.train.checkpoint import CheckpointError
+from granvit.errors import CheckpointError
 from granvit.train.tensorfile import sync
 
 Curves = dict[str, list[tuple[int, float]]]

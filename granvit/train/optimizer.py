@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from granvit.errors import CheckpointError
 from granvit.train.stage import Stage
-from granvit.train.tensorfile import CheckpointError, read_tensors
+from granvit.train.tensorfile import read_tensors
 
 
 def make_optimizer(

@@ -29,12 +29,12 @@ from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import make, synthesize
 from granvit.corpus.synthetic import sample_texts
 from granvit.corpus.undrawn import Undrawn
+from granvit.errors import CheckpointError
 from granvit.images import decode
 from granvit.model.assemble import assemble, load_encoder, load_language, save_language
 from granvit.model.presets import nano_encoder, nano_language, say_where
 from granvit.model.region_model import RegionModel
 from granvit.model.tokenizer import train_tokenizer
-from granvit.train.checkpoint import CheckpointError
 from granvit.train.config import LoopConfig
 from granvit.train.feed import Feed, Records
 from granvit.train.loop import TrainResult, train

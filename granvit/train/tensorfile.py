@@ -13,9 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-class CheckpointError(Exception):
-    """A checkpoint that is damaged or belongs to another run; the message names the file and the field."""
+from granvit.errors import CheckpointError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_model import collate, make_model, packed_logits
 
+from granvit.errors import CheckpointError
 from granvit.model.assemble import assemble, load_encoder, load_language, save_encoder, save_language
 from granvit.model.packing import Sample
-from granvit.model.region_model import CheckpointError, RegionModel, Settings
+from granvit.model.region_model import RegionModel, Settings
 from granvit.questions import box_exchange, caption_exchange, global_exchange
 
 CHILD = Path(__file__).parent / "stock_child.py"

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_stage import TinyStage, make_feed
 
+from granvit.errors import CheckpointError
 from granvit.train import checkpoint, rng, tensorfile
-from granvit.train.checkpoint import CheckpointError, Progress
+from granvit.train.checkpoint import Progress
 from granvit.train.optimizer import make_optimizer, make_schedule
 
 RECIPE = {"lr": 0.01, "betas": (0.9, 0.99), "stage": "tiny"}

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_stage import Corpus, TinyStage, collate, make_feed, prepare
 
+from granvit.errors import CheckpointError
 from granvit.model.packing import Branch, Sample, pack
 from granvit.train import checkpoint
-from granvit.train.checkpoint import CheckpointError
 from granvit.train.feed import Feed, FeedError, Reject
 from granvit.train.loop import LoopConfig, NonFiniteLoss, train
 from granvit.train.stage import Stage, Term
