@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.select import train_and_held_out
+from granvit.corpus.select import held_out_part, train_and_held_out, training_part
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthesize import make
 
@@ -47,3 +47,12 @@ def test_without_a_split_a_tenth_is_held_out_by_its_id(tmp_path):
 def test_both_parts_are_needed(tmp_path, splits):
     with pytest.raises(CorpusError, match="both are needed"):
         train_and_held_out(corpus_of(tmp_path, splits))
+
+
+def test_either_part_alone_is_enough_where_only_that_one_is_used(tmp_path):
+    to_score, to_train = corpus_of(tmp_path / "a", ["val", "val"]), corpus_of(tmp_path / "b", ["train"], "other")
+    assert ids(held_out_part(to_score)) == ["image0", "image1"] and ids(training_part(to_train)) == ["other0"]
+    with pytest.raises(CorpusError, match="no image to train on"):
+        training_part(to_score)
+    with pytest.raises(CorpusError, match="no image is held out"):
+        held_out_part(to_train)

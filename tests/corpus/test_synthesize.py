@@ -52,6 +52,13 @@ def test_synthesize_replaces_what_an_older_version_drew(tmp_path, monkeypatch):
     assert made.manifest["meta"]["embedded"]["version"] == synthesizing.VERSION and verify(tmp_path / "it") == []
 
 
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 16}, {"documents": 1.5}, {"documents": -0.1}], ids=str)
+def test_synthesize_refuses_what_cannot_be_drawn(tmp_path, wrong):
+    with pytest.raises(ValueError, match="at least 1 picture"):
+        synthesize(tmp_path / "it", **{"count": 1, "size": 64, "workers": 1, "progress": False, **wrong})
+    assert not (tmp_path / "it").exists()
+
+
 def test_synthesize_refuses_a_foreign_folder(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(CorpusError, match="letter.txt"):

@@ -3,6 +3,7 @@ import itertools
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +43,9 @@ def test_the_same_seed_and_index_give_the_same_bytes_in_another_process_too():
         "print([hashlib.sha256(make(i, 5, 64, 0.5).image).hexdigest() for i in range(4)])"
     )
     here = [hashlib.sha256(make(i, 5, 64, 0.5).image).hexdigest() for i in range(4)]
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    there = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    ).stdout
     assert there.strip() == str(here)
     assert make(3, 5, 64, 0.5) == make(3, 5, 64, 0.5)
 

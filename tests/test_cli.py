@@ -1,0 +1,253 @@
+import json
+import shutil
+
+import pytest
+from PIL import Image
+from tiny_model import make_model
+from tiny_recipe import save_parts, shorten_answers, tiny_recipe
+
+from granvit.cli import main
+from granvit.corpus.store import Corpus
+from granvit.corpus.synthesize import synthesize
+from granvit.predict import GranViT
+from granvit.train.recipes import RECIPES
+
+COMMANDS = ["demo", "train", "eval", "describe", "locate", "read", "caption", "corpus"]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """A folder with a checkpoint "model", a corpus "corpus", "parts" of a recipe, a picture and what is none."""
+    folder = tmp_path_factory.mktemp("shelf")
+    make_model().save(folder / "model")
+    synthesize(folder / "corpus", 6, 1, 64, 0.5, split="val", workers=1, progress=False)
+    synthesize(folder / "more", 6, 2, 64, 0.5, workers=1, progress=False)
+    synthesize(folder / "alone", 1, 2, 64, 0.0, workers=1, progress=False)
+    save_parts(folder / "parts")
+    Image.effect_noise((200, 100), 90).convert("RGB").save(folder / "photo.png")
+    (folder / "note.png").write_text("not a picture")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.fixture
+def granvit(shelf, monkeypatch, capsys):
+    """Runs a command in the shelf's folder: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(shelf)
+    shorten_answers(monkeypatch)
+
+    def run(*args: str):
+        with pytest.raises(SystemExit) as left:
+            main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return run
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(granvit):
+    status, out, _ = granvit("--help")
+    assert status == 0 and all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "shows"),
+    [
+        ("demo", "--corpus"),
+        ("train", "nano-paper"),
+        ("eval", "--tasks"),
+        ("describe", "X1,Y1,X2,Y2"),
+        ("locate", "phrases"),
+        ("read", "--window"),
+        ("caption", "--draw"),
+        ("corpus", "verify"),
+        ("corpus import", "jsonl"),
+        ("corpus verify", "corpus folder"),
+        ("corpus draw", "--documents"),
+        *((f"train {name}", "--stages.0.loop.steps") for name in RECIPES),
+    ],
+)
+def test_help_of_every_command(granvit, command, shows):
+    status, out, err = granvit(*command.split(), "--help")
+    assert status == 0 and shows in out and not err
+
+
+def test_an_unknown_command_is_refused(granvit):
+    status, _, err = granvit("descibe", "photo.png")
+    assert status == 2 and "descibe" in err and "describe" in err
+
+
+# --- corpora ---------------------------------------------------------------------------------------------------------
+
+
+def test_corpus_draw_and_verify(granvit, tmp_path):
+    status, out, _ = granvit("corpus", "draw", tmp_path / "drawn", "--count", "3", "--size", "64", "--split", "val")
+    assert status == 0 and "3 pictures" in out
+    assert [r.split for r in Corpus(tmp_path / "drawn")] == ["val"] * 3
+    assert granvit("corpus", "verify", tmp_path / "drawn") == (0, f"{tmp_path / 'drawn'}: in order\n", "")
+    shard = tmp_path / "drawn" / "part-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    status, out, _ = granvit("corpus", "verify", tmp_path / "drawn")
+    assert status == 1 and "part-00000.parquet" in out and "problem(s)" in out
+
+
+def test_corpus_import(granvit, tmp_path):
+    (tmp_path / "pack").mkdir()
+    shutil.copy("photo.png", tmp_path / "pack")
+    row = {"image": "photo.png", "width": 200, "height": 100, "source": "mine", "split": "train"}
+    row["regions"] = [{"bbox": [0, 0, 50, 50], "kind": "object", "caption": "noise"}, {"bbox": [9, 9, 1, 1]}]
+    (tmp_path / "pack" / "annotations.jsonl").write_text(json.dumps(row) + "\n")
+    status, out, _ = granvit("corpus", "import", "jsonl", tmp_path / "pack", tmp_path / "out")
+    assert status == 0 and "1 of 1" in out and "1 of 2" in out and "quarantine.jsonl" in out
+    assert [region.text for region in Corpus(tmp_path / "out")[0].regions] == ["noise"]
+
+
+# --- training and scores ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(monkeypatch, shelf):
+    monkeypatch.setitem(RECIPES, "tiny", lambda: tiny_recipe(shelf / "parts", steps=1))
+    RECIPES["tiny"].__doc__ = "Seconds."
+
+
+def test_train_a_recipe_with_overrides_on_mixed_corpora(granvit, tiny, tmp_path):
+    options = ["--stages.0.loop.lr", "0.01", "--stages.1.sample.max-regions", "3", "--device", "cpu"]
+    synthesize(tmp_path / "a", 5, 3, 64, 0.5, workers=1, progress=False)
+    corpora = [f"{tmp_path / 'a'}=0.5", "more"]
+    command = ["train", "tiny", "--out", tmp_path / "run", "--corpus", *corpora, *options]
+    status, out, err = granvit(*command)
+    assert status == 0 and f"checkpoint: {tmp_path / 'run' / 'checkpoint'}" in out and "Loading" not in err
+    facts = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert facts["stages"][0]["loop"]["lr"] == 0.01 and facts["stages"][1]["sample"]["max_regions"] == 3
+    assert facts["stages"][1]["loop"]["lr"] == 0.001
+    GranViT.load(tmp_path / "run")
+
+    assert granvit(*command)[0] == 0  # nothing is left to do
+    status, _, err = granvit(*command, "--no-resume")
+    assert status == 1 and err.startswith("granvit: ") and "holds a run" in err
+    status, _, err = granvit(*command, "--seed", "3")
+    assert status == 1 and err.endswith("seed was 0 there and is 3 in this run (choose another --out to train anew)\n")
+
+
+def test_eval_prints_every_score_beside_the_best_constant(granvit, tmp_path):
+    status, out, _ = granvit("eval", "model", "--corpus", "corpus", "--out", tmp_path / "new" / "scores.json")
+    assert status == 0
+    for name in ("describe", "locate", "read", "locate_text", "rouge_l", "cer", "parse_rate", "best constant answer"):
+        assert name in out
+    facts = json.loads((tmp_path / "new" / "scores.json").read_text())
+    assert set(facts) == {"scores", "baseline", "items"} and facts["items"]
+    assert granvit("eval", "model", "--corpus", "corpus", "--tasks", "read, ", "--limit", "3")[1].startswith("read (")
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+def test_describe_as_lines_json_and_picture(granvit, tmp_path):
+    boxes = ["--box", "10,20,60,80", "--box", "100.5,0,200,50"]
+    status, out, err = granvit("describe", "photo.png", "--model", "model", *boxes, "--json")
+    assert status == 0 and err == ""
+    answers = GranViT.load("model").describe("photo.png", [[10, 20, 60, 80], [100.5, 0, 200, 50]])
+    assert json.loads(out) == [
+        {"box": [10, 20, 60, 80], "text": answers[0]},
+        {"box": [100.5, 0, 200, 50], "text": answers[1]},
+    ]
+    drawn = tmp_path / "new" / "drawn.png"
+    status, out, _ = granvit("describe", "photo.png", "--model", "model", *boxes, "--draw", drawn)
+    assert status == 0 and out.startswith("10,20,60,80\t")
+    with Image.open(drawn) as picture, Image.open("photo.png") as photo:
+        assert picture.width >= photo.width and picture.resize(photo.size).tobytes() != photo.tobytes()
+
+
+def test_read_with_a_window(granvit):
+    answers = GranViT.load("model").read("photo.png", [[10, 20, 60, 80]], window=64)
+    asked = ["read", "photo.png", "--model", "model", "--box", "10,20,60,80", "--json"]
+    assert json.loads(granvit(*asked, "--window", "64")[1]) == [{"box": [10, 20, 60, 80], "text": answers[0]}]
+
+
+def test_locate_gives_pixels_or_no_box(granvit, monkeypatch, tmp_path):
+    answers = iter([["<loc0004><loc0004><loc0007><loc0015>", "nowhere"]] * 2)
+    monkeypatch.setattr(GranViT, "answer", lambda self, asks, longest: [next(answers)])
+    asked = ["locate", "photo.png", "red star", "tea", "--model", "model"]
+    status, out, _ = granvit(*asked, "--json", "--draw", tmp_path / "drawn.jpg")
+    box = [200 * 4.5 / 16, 100 * 4.5 / 16, 200 * 7.5 / 16, 100]
+    assert json.loads(out) == [
+        {"box": pytest.approx(box, abs=0.01), "text": "red star"},
+        {"box": None, "text": "tea"},
+    ]
+    assert (tmp_path / "drawn.jpg").exists()
+    assert granvit(*asked)[1] == "56,28,94,100\tred star\nno box\ttea\n"
+
+
+def test_caption(granvit):
+    text = GranViT.load("model").caption("photo.png")
+    out = granvit("caption", "photo.png", "--model", "model", "--json")[1]
+    assert json.loads(out) == [{"box": [0, 0, 200, 100], "text": text}]
+
+
+# --- errors are one line ---------------------------------------------------------------------------------------------
+
+BOX = ["--box", "10,20,60,80"]
+MODEL = ["--model", "model"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["describe", "nowhere.png", *BOX, *MODEL], "nowhere.png: No such file or directory"),
+        (["describe", "empty", *BOX, *MODEL], "empty: Is a directory"),
+        (["caption", "note.png", *MODEL], "note.png: not-an-image: no known image format"),
+        (["describe", "photo.png", "--box", "1,2,3", *MODEL], "--box '1,2,3' is not x1,y1,x2,y2"),
+        (["describe", "photo.png", "--box", "1,2,3,x", *MODEL], "--box '1,2,3,x' is not x1,y1,x2,y2"),
+        (["read", "photo.png", "--box", "60,20,10,80", *MODEL], "box [60.0, 20.0, 10.0, 80.0] is not x1 < x2"),
+        (["describe", "photo.png", "--box", "200,0,300,9", *MODEL], "lies outside the picture of 200x100 pixels"),
+        (["describe", "photo.png", *MODEL], "give at least one --box"),
+        (["read", "photo.png", *MODEL], "give at least one --box"),
+        (["read", "photo.png", *BOX, *MODEL, "--window", "0"], "--window 0"),
+        (["locate", "photo.png", *MODEL], "give at least one phrase"),
+        (["locate", "photo.png", " ", *MODEL], "an empty phrase"),
+        (["caption", "photo.png"], "runs/demo/checkpoint is not there yet: run `granvit demo`"),
+        (["caption", "photo.png", "--model", "empty"], "empty/granvit.json: no such file"),
+        (["caption", "photo.png", *MODEL, "--draw", "drawn.txt"], "--draw drawn.txt"),
+        (["eval", "model", "--corpus", "empty"], "empty/manifest.json is missing"),
+        (["eval", "model", "--corpus", "nowhere"], "nowhere is not a folder"),
+        (["eval", "empty", "--corpus", "corpus"], "empty/granvit.json: no such file"),
+        (["eval", "model", "--corpus", "alone"], "alone: no image is held out"),
+        (["eval", "model", "--corpus", "corpus", "--tasks", "sing"], "unknown task(s) sing; known are describe"),
+        (["eval", "model", "--corpus", "corpus", "--tasks", " ,"], "--tasks names no task"),
+        (["eval", "model", "--corpus", "corpus", "--limit", "0"], "--limit 0"),
+        (["train", "tiny", "--corpus", "more=much"], "'more=much': the weight 'much'"),
+        (["train", "tiny", "--corpus", "empty"], "empty/manifest.json is missing"),
+        (["train", "tiny", "--corpus", "corpus"], "corpus: no image to train on"),
+        (["train", "tiny", "--corpus", "more", "--init", "empty"], "empty/granvit.json: no such file"),
+        (["train", "tiny", "--corpus", "more", "--encoder", "/no/such/place"], "/no/such/place: no encoder"),
+        (
+            ["train", "tiny", "--corpus", "more", "--language", "parts/encoder"],
+            "of type 'siglip_vision_model', supported",
+        ),
+        (["demo", "--corpus", "nowhere"], "nowhere is not a folder"),
+        (["corpus", "import", "jsonl", "nowhere", "out"], "nowhere does not exist"),
+        (["corpus", "import", "jsonl", "out"], "give SRC and OUT"),
+        (["corpus", "draw", "empty/new", "--count", "0"], "at least 1 picture"),
+        (["corpus", "draw", "empty/new", "--size", "4"], "at least 32 pixels"),
+        (["corpus", "draw", "note.png"], "note.png is a file"),
+        (["corpus", "draw", "more"], "more is not empty"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors_are_one_line(granvit, tiny, command, said):
+    status, out, err = granvit(*command)
+    assert (status, out) == (1, "")
+    assert err.startswith("granvit: ") and said in err and err.count("\n") == 1, err
+
+
+def test_a_corpus_that_fits_no_question_is_told_in_one_line(granvit, tiny, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(20):
+        Image.new("RGB", (40, 40), (i, i, i)).save(tmp_path / "pictures" / f"{i}.png")
+    granvit("corpus", "import", "image_folder", tmp_path / "pictures", tmp_path / "bare")
+    status, _, err = granvit("train", "tiny", "--corpus", tmp_path / "bare", "--out", tmp_path / "run")
+    assert status == 1 and "rejected" in err.splitlines()[-1] and "Traceback" not in err
