@@ -10,7 +10,6 @@ steps, its ratio is to the bare step of the same round; the table gives medians 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import statistics
 import tempfile
@@ -19,86 +18,35 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
-from granvit.model.packing import Batch, Branch, Sample, pack
-from granvit.regions import RegionImage
+from granvit.corpus.synthesize import synthesize
+from granvit.model.packing import Batch
+from granvit.train.build import build_model
 from granvit.train.feed import Collate, Feed, Prepare, Records
 from granvit.train.loop import LoopConfig, train
 from granvit.train.optimizer import make_optimizer
-from granvit.train.stage import Stage, Term
+from granvit.train.prepare import Prepare as PrepareSample
+from granvit.train.recipes.nano import nano
+from granvit.train.stage import Stage
 
-BATCH, SIDE, PATCH = 8, 112, 16
-
-
-def workload() -> tuple[Callable[[], Stage], list[tuple[Records, float]], Prepare, Collate]:
-    """What is trained, on what: stage factory, sources, prepare, collate."""
-    return CaptionStage, [(RandomPictures(256), 1.0)], _prepare, _collate
+BATCH = 16
 
 
-class CaptionStage(Stage):
-    """A small stock LLaVA that learns answer tokens, encoder and projector training."""
+def workload(folder: Path) -> tuple[Callable[[], Stage], list[tuple[Records, float]], Prepare, Collate]:
+    """What is trained, on what: stage 1 of the nano recipe on pictures drawn into `folder`."""
+    recipe = nano()
+    stage = recipe.stages[0]
+    model = build_model(recipe)
+    start = {name: tensor.clone() for name, tensor in model.llava.state_dict().items()}
 
-    name = "caption"
+    def make_stage() -> Stage:
+        model.llava.load_state_dict(start)
+        return stage.build(model)
 
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        heads = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 128, "intermediate_size": 384}
-        config = LlavaConfig(
-            vision_config=SiglipVisionConfig(image_size=SIDE, patch_size=PATCH, **heads),
-            text_config=Qwen2Config(vocab_size=512, num_key_value_heads=4, tie_word_embeddings=True, **heads),
-            image_token_index=0,
-            vision_feature_layer=-1,
-            vision_feature_select_strategy="full",
-        )
-        config._attn_implementation = "sdpa"
-        self.model = LlavaForConditionalGeneration(config)
-        self.model.model.language_model.requires_grad_(False)
-
-    def forward(self, batch: Batch) -> dict[str, Term]:
-        assert batch.pixels is not None
-        logits = self.model(
-            input_ids=batch.input_ids,
-            pixel_values=batch.pixels.permute(0, 3, 1, 2).float() / 127.5 - 1,
-            attention_mask=batch.mask(),
-            position_ids=batch.position_ids,
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="sum")
-        return {"caption": Term(loss, "answer_tokens")}
-
-
-class RandomPictures:
-    """`size` JPEG files of smooth noise, 256 pixels wide."""
-
-    def __init__(self, size: int):
-        rng = np.random.default_rng(0)
-        self.files = []
-        for _ in range(size):
-            small = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-            file = io.BytesIO()
-            small.resize((256, 256)).save(file, "JPEG")
-            self.files.append(file.getvalue())
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> RegionImage:
-        return RegionImage(f"picture{index}", self.files[index], 256, 256, [])
-
-
-def _prepare(record: RegionImage, rng: np.random.Generator) -> Sample:
-    assert record.image is not None
-    canvas = np.asarray(Image.open(io.BytesIO(record.image)).resize((SIDE, SIDE)))
-    branches = [Branch(rng.integers(3, 512, 20).tolist(), 12, "bbox2caption") for _ in range(4)]
-    return Sample(record.id, branches, canvas)
-
-
-def _collate(samples: list[Sample]) -> Batch:
-    return pack(samples, [1] + [0] * (SIDE // PATCH) ** 2, image_token=0, pad_token=2)
+    prepare = PrepareSample(model, stage.sample)
+    corpus = synthesize(folder / "corpus", 256, progress=False)
+    return make_stage, [(corpus, 1.0)], prepare, prepare.collate
 
 
 class Ready(Feed):
@@ -146,7 +94,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=8)
     options = parser.parse_args()
-    make_stage, sources, prepare, collate = workload()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(options, *workload(Path(folder)))
+
+
+def measure(
+    options: argparse.Namespace,
+    make_stage: Callable[[], Stage],
+    sources: list[tuple[Records, float]],
+    prepare: Prepare,
+    collate: Collate,
+) -> None:
+    """Time all arms and print the table."""
     config = LoopConfig(steps=options.steps, batch_size=BATCH, trackers=(), log_every=1)
 
     def feed(kind: type[Feed] = Feed, prefetch: int = 2) -> Any:

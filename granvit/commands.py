@@ -52,7 +52,8 @@ class Train:
     device: Literal["auto", "cpu"] = "auto"
 
     def run(self) -> int:
-        from granvit.train.run import run_recipe, sources_of
+        from granvit.train.build import sources_of
+        from granvit.train.run import run_recipe
 
         out = self.out or Path("runs") / self.recipe.name
         sources = sources_of(self.recipe, self.corpus)

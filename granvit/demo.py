@@ -18,11 +18,12 @@ from granvit.images import decode
 from granvit.model.region_model import RegionModel
 from granvit.predict import GranViT
 from granvit.regions import RegionImage
+from granvit.train.build import embedded_corpora
 from granvit.train.feed import Records
 from granvit.train.loop import TrainResult
 from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
-from granvit.train.run import embedded_corpora, run_recipe
+from granvit.train.run import run_recipe
 
 _SHOWN = 12
 _REGIONS_SHOWN = 5

@@ -49,6 +49,8 @@ class RegionModel:
         self.llava = llava
         self.processor = processor
         self.settings = settings
+        # The place that a warmed-up language model was shown for each patch, (P, hidden); presets only.
+        self.places: Tensor | None = None
 
     @property
     def codec(self) -> Codec:

@@ -10,112 +10,27 @@ run/
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from granvit.coordinates import get_codec
-from granvit.corpus.select import training_part
-from granvit.corpus.store import Corpus
-from granvit.corpus.synthesize import make, synthesize
-from granvit.corpus.synthetic import sample_texts
-from granvit.corpus.undrawn import Undrawn
 from granvit.errors import CheckpointError
-from granvit.images import decode
-from granvit.model.assemble import assemble, load_encoder, load_language, save_language
-from granvit.model.presets import nano_encoder, nano_language, say_where
+from granvit.model.assemble import save_language
 from granvit.model.region_model import RegionModel
-from granvit.model.tokenizer import train_tokenizer
+from granvit.train.build import PLACES, build_model, start_with_places
 from granvit.train.config import LoopConfig
 from granvit.train.feed import Feed, Records
 from granvit.train.loop import TrainResult, train
 from granvit.train.prepare import Prepare
-from granvit.train.recipes.base import EmbeddedCorpus, Recipe, StageRecipe
+from granvit.train.recipes.base import Recipe, StageRecipe
 from granvit.train.stages import LanguageWarmup
 
-NANO_LANGUAGE = Path(__file__).parent.parent / "assets" / "nano-language"
-# What a warmed-up language model was shown as each patch's place, (patches, hidden).
-PLACES = "places.safetensors"
-# Bytes and merges of the from-scratch tokenizer.
-_VOCABULARY = 1024
-# Seeds of held-out pictures are far from those of training pictures.
-_HELD_OUT_SEED = 1_000_000
-
 OnStage = Callable[[str, RegionModel, TrainResult | None], None]
-
-
-def build_model(recipe: Recipe) -> RegionModel:
-    """The untrained model of a recipe."""
-    torch.manual_seed(recipe.seed)
-    encoder = nano_encoder() if recipe.encoder == "nano" else load_encoder(recipe.encoder)
-    if recipe.language == "nano-untrained":
-        codec = get_codec(recipe.settings.codec)
-        tokenizer = train_tokenizer(sample_texts(), _VOCABULARY, codec)
-        language = (nano_language(tokenizer, codec), tokenizer)
-    else:
-        language = load_language(NANO_LANGUAGE if recipe.language == "nano" else recipe.language)
-    model = assemble(encoder, language, recipe.settings, recipe.seed)
-    if recipe.language == "nano":
-        say_where(model.llava, load_file(NANO_LANGUAGE / PLACES)["places"], model.normalise(_some_pictures(model)))
-    return model
-
-
-def _some_pictures(model: RegionModel, count: int = 48) -> Tensor:
-    """Canvases of the embedded corpus, uint8 (N, H, W, 3), for fitting a fresh projector."""
-    drawn = [decode(make(index, seed=0, size=model.canvas, documents=0.15).image or b"") for index in range(count)]
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in drawn]))
-
-
-def embedded_corpora(corpus: EmbeddedCorpus, folder: Path | str = "runs/corpora") -> tuple[Corpus, Corpus]:
-    """The embedded corpus to train on and the one held out, drawn on first use into `folder`."""
-    made = []
-    for split, count, seed in (("train", corpus.train, corpus.seed), ("val", corpus.val, corpus.seed + _HELD_OUT_SEED)):
-        name = f"embedded-{split}-{count}-{corpus.size}px-{corpus.documents}-{seed}"
-        made.append(synthesize(Path(folder) / name, count, seed, corpus.size, corpus.documents, split))
-    return made[0], made[1]
-
-
-def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, float]]:
-    """What a run trains on: the training images of corpora given as DIR or DIR=WEIGHT, else the embedded corpus.
-
-    A recipe of symbolic images alone needs no pictures: its embedded corpus is laid out and never drawn.
-
-    Raises:
-        CorpusError: a folder is no corpus, or holds no training images. ValueError: a weight is not positive.
-    """
-    embedded = recipe.corpus
-    if not corpora and all(stage.sample.symbolic for stage in recipe.stages):
-        return [(Undrawn(embedded.train, embedded.seed, embedded.size, embedded.documents), 1.0)]
-    if not corpora:
-        return [(embedded_corpora(embedded)[0], 1.0)]
-    sources: list[tuple[Records, float]] = []
-    for given in corpora:
-        folder, weight = _weighted(given)
-        sources.append((training_part(Corpus(folder)), weight))
-    return sources
-
-
-def _weighted(given: str) -> tuple[str, float]:
-    """`DIR` or `DIR=WEIGHT` -> folder and weight; a folder's own name may hold an equals sign."""
-    folder, equals, weight = given.rpartition("=")
-    if not equals or Path(given).is_dir():
-        return given, 1.0
-    try:
-        number = float(weight)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"--corpus {given!r}: the weight {weight!r} is not a positive number")
-    return folder, number
 
 
 def run_recipe(
@@ -218,9 +133,11 @@ def run_stage(
     built = stage.build(model)
     result = train(built, feed, stage.loop, stage_dir, resume=resume, device=device, recipe=facts)
     model.llava.eval()
-    if isinstance(built, LanguageWarmup) and state.is_main_process:
-        save_language(model, stage_dir / "language")
-        save_file({"places": built.places().detach().contiguous()}, stage_dir / "language" / PLACES)
+    if isinstance(built, LanguageWarmup):
+        start_with_places(model, built.places().detach().cpu())
+        if state.is_main_process:
+            save_language(model, stage_dir / "language")
+            save_file({"places": built.places().detach().cpu().contiguous()}, stage_dir / "language" / PLACES)
     return result
 
 

@@ -68,6 +68,8 @@ class LanguageWarmup(AnsweringStage):
         width = self.model.config.text_config.hidden_size
         self.place = nn.Linear(self.get_buffer("code").shape[1], width)
         nn.init.normal_(self.place.weight, std=0.02)
+        if region_model.places is not None:  # a second warm-up goes on from the first one's places
+            self._start_from(region_model.places)
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         return {"answer": self.answers(batch, self.symbolic_embeds(batch))}
@@ -98,6 +100,13 @@ class LanguageWarmup(AnsweringStage):
         """What the language model is shown as each patch's place, (P, hidden)."""
         places: Tensor = self.place(self.get_buffer("code"))
         return places
+
+    @torch.no_grad()
+    def _start_from(self, places: Tensor) -> None:
+        code = self.get_buffer("code")
+        solution = torch.linalg.lstsq(torch.cat([code, torch.ones(len(code), 1)], dim=1), places).solution
+        self.place.weight.copy_(solution[:-1].T)
+        self.place.bias.copy_(solution[-1])
 
     def extra_state(self) -> dict[str, Tensor]:
         return dict(self.place.state_dict())

@@ -15,9 +15,10 @@ from granvit.corpus.undrawn import Undrawn
 from granvit.errors import CheckpointError
 from granvit.model.region_model import RegionModel, stock_weights
 from granvit.train import run as running
+from granvit.train.build import build_model, embedded_corpora, sources_of
 from granvit.train.checkpoint import latest
 from granvit.train.recipes import RECIPES
-from granvit.train.run import build_model, embedded_corpora, run_recipe, sources_of
+from granvit.train.run import run_recipe
 from granvit.train.stages import Adapt, Pretrain
 
 SOURCES = [([make(i, seed=1, size=64, documents=0.4) for i in range(8)], 1.0)]

@@ -1,0 +1,104 @@
+"""What a run is made of: the model of a recipe, and the corpora it learns from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from granvit.coordinates import get_codec
+from granvit.corpus.select import training_part
+from granvit.corpus.store import Corpus
+from granvit.corpus.synthesize import make, synthesize
+from granvit.corpus.synthetic import sample_texts
+from granvit.corpus.undrawn import Undrawn
+from granvit.images import decode
+from granvit.model.assemble import assemble, load_encoder, load_language
+from granvit.model.presets import nano_encoder, nano_language, say_where
+from granvit.model.region_model import RegionModel
+from granvit.model.tokenizer import train_tokenizer
+from granvit.train.feed import Records
+from granvit.train.recipes.base import EmbeddedCorpus, Recipe
+
+NANO_LANGUAGE = Path(__file__).parent.parent / "assets" / "nano-language"
+# What a warmed-up language model was shown as each patch's place, (patches, hidden).
+PLACES = "places.safetensors"
+# Bytes and merges of the from-scratch tokenizer.
+_VOCABULARY = 1024
+# Seeds of held-out pictures are far from those of training pictures.
+_HELD_OUT_SEED = 1_000_000
+
+
+def build_model(recipe: Recipe) -> RegionModel:
+    """The untrained model of a recipe."""
+    torch.manual_seed(recipe.seed)
+    encoder = nano_encoder() if recipe.encoder == "nano" else load_encoder(recipe.encoder)
+    if recipe.language == "nano-untrained":
+        codec = get_codec(recipe.settings.codec)
+        tokenizer = train_tokenizer(sample_texts(), _VOCABULARY, codec)
+        language = (nano_language(tokenizer, codec), tokenizer)
+    else:
+        language = load_language(NANO_LANGUAGE if recipe.language == "nano" else recipe.language)
+    model = assemble(encoder, language, recipe.settings, recipe.seed)
+    if recipe.language == "nano":
+        start_with_places(model, load_file(NANO_LANGUAGE / PLACES)["places"])
+    return model
+
+
+def start_with_places(model: RegionModel, places: Tensor, pictures: int = 48) -> None:
+    """Fit the fresh projector to the places (P, hidden) that a warmed-up language model was shown.
+
+    The fit needs pictures of any content; the embedded corpus has some.
+    """
+    drawn = [decode(make(index, seed=0, size=model.canvas, documents=0.15).image or b"") for index in range(pictures)]
+    canvases = torch.from_numpy(np.stack([np.asarray(picture) for picture in drawn]))
+    say_where(model.llava, places, model.normalise(canvases))
+    model.places = places
+
+
+def embedded_corpora(corpus: EmbeddedCorpus, folder: Path | str = "runs/corpora") -> tuple[Corpus, Corpus]:
+    """The embedded corpus to train on and the one held out, drawn on first use into `folder`."""
+    made = []
+    for split, count, seed in (("train", corpus.train, corpus.seed), ("val", corpus.val, corpus.seed + _HELD_OUT_SEED)):
+        name = f"embedded-{split}-{count}-{corpus.size}px-{corpus.documents}-{seed}"
+        made.append(synthesize(Path(folder) / name, count, seed, corpus.size, corpus.documents, split))
+    return made[0], made[1]
+
+
+def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, float]]:
+    """What a run trains on: the training images of corpora given as DIR or DIR=WEIGHT, else the embedded corpus.
+
+    A recipe of symbolic images alone needs no pictures: its embedded corpus is laid out and never drawn.
+
+    Raises:
+        CorpusError: a folder is no corpus, or holds no training images. ValueError: a weight is not positive.
+    """
+    embedded = recipe.corpus
+    if not corpora and all(stage.sample.symbolic for stage in recipe.stages):
+        return [(Undrawn(embedded.train, embedded.seed, embedded.size, embedded.documents), 1.0)]
+    if not corpora:
+        return [(embedded_corpora(embedded)[0], 1.0)]
+    sources: list[tuple[Records, float]] = []
+    for given in corpora:
+        folder, weight = _weighted(given)
+        sources.append((training_part(Corpus(folder)), weight))
+    return sources
+
+
+def _weighted(given: str) -> tuple[str, float]:
+    """`DIR` or `DIR=WEIGHT` -> folder and weight; a folder's own name may hold an equals sign."""
+    folder, equals, weight = given.rpartition("=")
+    if not equals or Path(given).is_dir():
+        return given, 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"--corpus {given!r}: the weight {weight!r} is not a positive number")
+    return folder, number
