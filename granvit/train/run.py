@@ -2,6 +2,7 @@
 
 run/
   recipe.json          the resolved recipe
+  data.json            which corpora: images, weights, checksums
   stage1/              history.jsonl, tensorboard/, checkpoints/ (for resuming), model/ (when done)
   stage2/              the same
   checkpoint/          the last stage's model: a stock LLaVA with granvit.json
@@ -19,6 +20,8 @@ from typing import Any, Literal
 from accelerate import PartialState
 from safetensors.torch import save_file
 
+from granvit.corpus.select import Subset
+from granvit.corpus.store import Corpus
 from granvit.errors import CheckpointError
 from granvit.model.assemble import save_language
 from granvit.model.region_model import RegionModel
@@ -53,16 +56,18 @@ def run_recipe(
 
     Raises:
         FileExistsError: `resume` is off and `run_dir` holds a run.
-        CheckpointError: a finished stage was trained by another recipe; also, with FeedError and NonFiniteLoss, as
-            `granvit.train.loop.train` says.
+        CheckpointError: a finished stage was trained by another recipe or on other corpora; also, with FeedError and
+            NonFiniteLoss, as `granvit.train.loop.train` says.
     """
     run_dir = Path(run_dir)
     if not resume and (run_dir / "recipe.json").exists():
         raise FileExistsError(f"{run_dir} holds a run; name another folder, or resume it")
-    _check_finished(recipe, run_dir)
+    data = _data_facts(sources)
+    _check_finished(recipe, data, run_dir)
     state = PartialState(cpu=device == "cpu")
     if state.is_main_process:
         recipe.save(run_dir / "recipe.json")
+        (run_dir / "data.json").write_text(json.dumps(data, indent=1) + "\n")
     model = RegionModel.load(init) if init is not None else build_model(recipe)
     if on_stage is not None and state.is_main_process:
         on_stage("before", model, None)
@@ -83,8 +88,18 @@ def run_recipe(
     return model
 
 
-def _check_finished(recipe: Recipe, run_dir: Path) -> None:
-    """Refuses a run folder whose finished stages, which would be taken as they are, are another recipe's."""
+def _data_facts(sources: Sequence[tuple[Records, float]]) -> list[dict[str, Any]]:
+    """What tells corpora apart, wherever they lie."""
+    facts = []
+    for records, weight in sources:
+        whole = records.corpus if isinstance(records, Subset) else records
+        shards = [shard["sha256"] for shard in whole.manifest["shards"]] if isinstance(whole, Corpus) else []
+        facts.append({"images": len(records), "weight": weight, "shards": shards})
+    return facts
+
+
+def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path) -> None:
+    """Refuses a run folder whose finished stages, which would be taken as they are, are another run's."""
     finished = [stage.kind for stage in recipe.stages if (run_dir / stage.kind / "model").exists()]
     if not finished:
         return
@@ -93,6 +108,8 @@ def _check_finished(recipe: Recipe, run_dir: Path) -> None:
     for name in now:
         if before.get(name) != now[name]:
             raise CheckpointError(f"{path}: {name} was {before.get(name)!r} there and is {now[name]!r} in this run")
+    if json.loads((run_dir / "data.json").read_text()) != data:
+        raise CheckpointError(f"{run_dir / 'data.json'}: {', '.join(finished)} was trained on other corpora or weights")
 
 
 def _decisive(facts: dict[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
@@ -101,7 +118,7 @@ def _decisive(facts: dict[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
     for stage in facts["stages"]:
         if stage["kind"] in kinds:
             rest = {**stage, **{f"sample.{k}": v for k, v in stage["sample"].items()}}
-            rest |= {f"loop.{k}": v for k, v in LoopConfig(**stage["loop"]).fixed().items()}
+            rest |= {f"loop.{k}": v for k, v in stage["loop"].items() if k in LoopConfig().fixed()}
             flat |= {f"{stage['kind']}.{k}": v for k, v in rest.items() if k not in ("sample", "loop")}
     plain: dict[str, Any] = json.loads(json.dumps(flat))
     return plain

@@ -9,15 +9,12 @@ import torch
 from safetensors.torch import load_file
 from tiny_recipe import save_parts, tiny_recipe
 
-from granvit.corpus.layout import CorpusError
+from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import make, synthesize
-from granvit.corpus.undrawn import Undrawn
 from granvit.errors import CheckpointError
 from granvit.model.region_model import RegionModel, stock_weights
 from granvit.train import run as running
-from granvit.train.build import build_model, embedded_corpora, sources_of
 from granvit.train.checkpoint import latest
-from granvit.train.recipes import RECIPES
 from granvit.train.run import run_recipe
 from granvit.train.stages import Adapt, Pretrain
 
@@ -60,7 +57,7 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_the_folders_are_those_documented(done):
     folder, _ = done
-    assert {p.name for p in folder.iterdir()} == {"recipe.json", "stage1", "stage2", "checkpoint"}
+    assert {p.name for p in folder.iterdir()} == {"recipe.json", "data.json", "stage1", "stage2", "checkpoint"}
     for stage in ("stage1", "stage2"):
         there = {p.name for p in (folder / stage).iterdir()}
         assert {"history.jsonl", "tensorboard", "checkpoints", "model"} <= there
@@ -180,6 +177,17 @@ def test_finished_stages_of_another_recipe_are_refused(done, parts, change, said
     assert (done[0] / "recipe.json").read_bytes() == before
 
 
+def test_finished_stages_of_other_corpora_are_refused(parts, tmp_path):
+    corpora = [synthesize(tmp_path / str(seed), 4, seed, 64, workers=1, progress=False) for seed in (1, 2)]
+    run, recipe = tmp_path / "run", tiny_recipe(parts, steps=1)
+    run_recipe(recipe, run, [(corpora[0], 1.0)], device="cpu")
+    for sources in ([(corpora[1], 1.0)], [(corpora[0], 2.0)], [(corpora[0], 1.0), (corpora[1], 1.0)]):
+        with pytest.raises(CheckpointError, match="data.json: stage1, stage2 was trained on other corpora"):
+            run_recipe(recipe, run, sources, device="cpu")
+    moved = Corpus((tmp_path / "1").rename(tmp_path / "elsewhere"))
+    run_recipe(recipe, run, [(moved, 1.0)], device="cpu")
+
+
 def test_settings_that_change_no_number_may_change_when_a_run_goes_on(done, parts, tmp_path):
     recipe = tiny_recipe(parts)
     recipe.stages[0].loop.log_every, recipe.stages[1].loop.save_keep = 7, 1
@@ -210,7 +218,7 @@ def test_init_starts_from_a_checkpoint(done, parts, tmp_path):
     )
     assert [name for name, _ in told] == ["before", "stage2"]
     assert changed(told[0][1], stored(done[0] / "checkpoint")) == set()
-    assert {p.name for p in tmp_path.iterdir()} == {"recipe.json", "stage2", "checkpoint"}
+    assert {p.name for p in tmp_path.iterdir()} == {"recipe.json", "data.json", "stage2", "checkpoint"}
 
 
 def test_init_from_what_is_no_checkpoint_is_named(parts, tmp_path):
@@ -226,72 +234,3 @@ def test_init_from_a_foreign_checkpoint_is_named(done, parts, tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
     with pytest.raises(CheckpointError, match="config.json: model_type is 'blip'"):
         run_recipe(tiny_recipe(parts), tmp_path / "run", SOURCES, init=folder, device="cpu")
-
-
-def test_the_seed_decides_the_fresh_weights(parts):
-    recipe = replace(tiny_recipe(parts), encoder="nano")
-    assert changed(weights_of(build_model(recipe)), weights_of(build_model(recipe))) == set()
-    assert changed(weights_of(build_model(recipe)), weights_of(build_model(replace(recipe, seed=1)))) == {
-        "multi_modal_projector",
-        "vision_tower",
-    }
-
-
-# --- what it trains on -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    synthesize(tmp_path / "corpus", 30, 0, 32, workers=1, progress=False)
-    return tmp_path / "corpus"
-
-
-def test_sources_are_the_training_images_of_folders_with_weights(parts, corpus):
-    sources = sources_of(tiny_recipe(parts), [str(corpus), f"{corpus}=2.5"])
-    assert [weight for _, weight in sources] == [1.0, 2.5]
-    assert len(sources[0][0]) == len(sources[1][0]) < 30  # some are held out
-
-
-def test_a_folder_may_have_an_equals_sign_in_its_name(parts, corpus, tmp_path):
-    corpus.rename(tmp_path / "day=1")
-    sources = sources_of(tiny_recipe(parts), [f"{tmp_path / 'day=1'}=3", f"{tmp_path / 'day=1'}"])
-    assert [weight for _, weight in sources] == [3.0, 1.0]
-
-
-@pytest.mark.parametrize("weight", ["much", "1,5", "0", "-1", "nan", "inf"])
-def test_a_weight_that_is_no_positive_number_is_refused(parts, corpus, weight):
-    with pytest.raises(ValueError, match="weight"):
-        sources_of(tiny_recipe(parts), [f"{corpus}={weight}"])
-
-
-def test_a_folder_that_is_no_corpus_is_named(parts, tmp_path):
-    with pytest.raises(CorpusError, match=str(tmp_path / "nowhere")):
-        sources_of(tiny_recipe(parts), [str(tmp_path / "nowhere")])
-
-
-def test_without_corpora_the_embedded_one_is_drawn_once(parts, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    [(records, weight)] = sources_of(tiny_recipe(parts), [])
-    assert (len(records), weight, records[0].split) == (8, 1.0, "train")
-    train, held_out = embedded_corpora(tiny_recipe(parts).corpus)
-    assert train.path == records.path and len(held_out) == 4 and {r.split for r in held_out} == {"val"}
-    assert {r.image for r in train}.isdisjoint(r.image for r in held_out)
-
-
-def test_symbolic_images_alone_are_never_drawn(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    [(records, _)] = sources_of(RECIPES["nano-language"](), [])
-    assert isinstance(records, Undrawn) and not list(tmp_path.iterdir())
-
-
-# --- recipes ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_an_object_that_prints_as_json(name, tmp_path):
-    recipe = RECIPES[name]()
-    assert recipe.name == name and RECIPES[name].__doc__ and RECIPES[name]() == recipe
-    recipe.save(tmp_path / "new" / "recipe.json")
-    facts = json.loads((tmp_path / "new" / "recipe.json").read_text())
-    assert [s["kind"] for s in facts["stages"]] == [s.kind for s in recipe.stages]
-    assert all(s["loop"]["steps"] > 0 for s in facts["stages"])
