@@ -49,12 +49,12 @@ def run_demo(out: Path | str, corpus: Path | str | None = None, recipe: Recipe |
     Args:
         out: the run folder: report.html, metrics.json and checkpoint/ are left there.
         corpus: a corpus of your own; the embedded one by default.
-        recipe: the nano recipe by default.
+        recipe: `nano` by default, `nano-own` for a corpus of your own.
         limit: at most so many held-out images are evaluated.
     """
     start = time.perf_counter()
     out = Path(out)
-    recipe = recipe or RECIPES["nano"]()
+    recipe = recipe or RECIPES["nano" if corpus is None else "nano-own"]()
     train: Records
     held_out: Records
     if corpus is None:
@@ -64,8 +64,11 @@ def run_demo(out: Path | str, corpus: Path | str | None = None, recipe: Recipe |
     result = DemoResult()
 
     def on_stage(name: str, model: RegionModel, trained: TrainResult | None) -> None:
+        if name not in ("before", "stage1", "stage2"):
+            return
         print(f"evaluate {name}")
-        report = evaluate(GranViT(model), (held_out[i] for i in range(len(held_out))), limit=min(limit, len(held_out)))
+        shown = (held_out[i] for i in range(len(held_out)))
+        report = evaluate(GranViT(model), shown, limit=min(limit, len(held_out)), window=recipe.read_window)
         _keep(result, name, report, trained)
 
     print(f"{len(train)} pictures to train on, {len(held_out)} held out")

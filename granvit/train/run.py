@@ -72,17 +72,17 @@ def run_recipe(
     if on_stage is not None and state.is_main_process:
         on_stage("before", model, None)
     for stage in recipe.stages:
-        done = run_dir / stage.kind / "model"
+        done = run_dir / stage.folder / "model"
         result = None
         if done.exists():
             model = RegionModel.load(done)
         else:
-            result = run_stage(stage, recipe, model, run_dir / stage.kind, sources, resume=resume, device=device)
+            result = run_stage(stage, recipe, model, run_dir / stage.folder, sources, resume=resume, device=device)
             if state.is_main_process:
                 _publish(model, done)
         state.wait_for_everyone()
         if on_stage is not None and state.is_main_process:
-            on_stage(stage.kind, model, result)
+            on_stage(stage.folder, model, result)
     if state.is_main_process:
         _publish(model, run_dir / "checkpoint")
     return model
@@ -100,7 +100,7 @@ def _data_facts(sources: Sequence[tuple[Records, float]]) -> list[dict[str, Any]
 
 def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path) -> None:
     """Refuses a run folder whose finished stages, which would be taken as they are, are another run's."""
-    finished = [stage.kind for stage in recipe.stages if (run_dir / stage.kind / "model").exists()]
+    finished = [stage.folder for stage in recipe.stages if (run_dir / stage.folder / "model").exists()]
     if not finished:
         return
     path = run_dir / "recipe.json"
@@ -112,14 +112,14 @@ def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path) -
         raise CheckpointError(f"{run_dir / 'data.json'}: {', '.join(finished)} was trained on other corpora or weights")
 
 
-def _decisive(facts: dict[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+def _decisive(facts: dict[str, Any], folders: Sequence[str]) -> dict[str, Any]:
     """The settings, by dotted name, that the weights after these stages depend on."""
     flat = {name: facts[name] for name in ("encoder", "language", "settings", "seed")}
     for stage in facts["stages"]:
-        if stage["kind"] in kinds:
+        if (stage["name"] or stage["kind"]) in folders:
             rest = {**stage, **{f"sample.{k}": v for k, v in stage["sample"].items()}}
             rest |= {f"loop.{k}": v for k, v in stage["loop"].items() if k in LoopConfig().fixed()}
-            flat |= {f"{stage['kind']}.{k}": v for k, v in rest.items() if k not in ("sample", "loop")}
+            flat |= {f"{stage['name'] or stage['kind']}.{k}": v for k, v in rest.items() if k not in ("sample", "loop")}
     plain: dict[str, Any] = json.loads(json.dumps(flat))
     return plain
 

@@ -21,6 +21,7 @@ class StageRecipe:
 
     Attributes:
         kind: "warmup", "stage1" (pretraining), "stage2" (adaptation) or "finetune".
+        name: the stage's folder and its name in tables; the kind where empty.
         smoothing: spread of a location token's target over its neighbours, in bins (0: the paper's plain loss).
         distill_weight, alpha: stage 1's self-distillation (paper: 1 and 0.9).
         noise, blur: how unclear the warm-up's symbolic images are (see `LanguageWarmup`).
@@ -36,6 +37,12 @@ class StageRecipe:
     noise: float = 0.3
     blur: float = 0.0
     train_encoder: bool = False
+    name: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The stage's folder in a run, unique in its recipe."""
+        return self.name or self.kind
 
     def build(self, model: RegionModel) -> AnsweringStage:
         """The stage object for a model."""
@@ -73,6 +80,7 @@ class Recipe:
         settings: coordinates and geometry of the checkpoint.
         stages: what is trained, in order.
         corpus: the embedded corpus, used where no other is named.
+        read_window: side in pixels of the window in which text is read at evaluation; the whole image if None.
     """
 
     name: str
@@ -82,6 +90,12 @@ class Recipe:
     stages: list[StageRecipe]
     corpus: EmbeddedCorpus = field(default_factory=EmbeddedCorpus)
     seed: int = 0
+    read_window: int | None = None
+
+    def __post_init__(self) -> None:
+        folders = [stage.folder for stage in self.stages]
+        if len(set(folders)) != len(folders):
+            raise ValueError(f"recipe {self.name!r}: two stages are called the same ({', '.join(folders)})")
 
     def save(self, path: Path) -> None:
         """The resolved recipe as JSON, beside the run it made."""
