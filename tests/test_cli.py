@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from tiny_model import make_model
 from tiny_recipe import save_parts, shorten_answers, tiny_recipe
+from transformers.utils.logging import enable_progress_bar
 
 from granvit.cli import main
 from granvit.corpus.store import Corpus
@@ -35,6 +36,7 @@ def granvit(shelf, monkeypatch, capsys):
     """Runs a command in the shelf's folder: (exit status, standard output, standard error)."""
     monkeypatch.chdir(shelf)
     shorten_answers(monkeypatch)
+    enable_progress_bar()  # as in a fresh process
 
     def run(*args: str):
         with pytest.raises(SystemExit) as left:

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 
-from granvit.corpus.store import CorpusWriter
+from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthesize import make
 from granvit.demo import run_demo
 from granvit.predict import GranViT
@@ -127,6 +127,8 @@ def test_a_corpus_of_ones_own(here, parts, change, tasks):
         assert set(metrics[stage]) == tasks
     page = (here / "out" / "report.html").read_text()
     assert str(corpus) in page and "8 to train on, 4 held out" in page
+    shown = [r.text for record in Corpus(corpus) if record.split == "val" for r in record.regions if not r.ignore]
+    assert any(text in page for text in shown)
     assert not (here / "runs").exists()  # nothing else was drawn
 
 
