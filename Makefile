@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY = PASSIVE
 .PHONY: demo test lint bench clean
 
 demo: .venv/core.stamp
-	$(BIN)/granvit demo --out runs/demo $(if $(CORPUS),--corpus "$(CORPUS)")
+	$(BIN)/granvit demo $(if $(CORPUS),--out runs/own --corpus "$(CORPUS)",--out runs/demo)
 
 test: lint
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from granvit.coordinates import get_codec
 from granvit.corpus.select import training_part
@@ -25,7 +26,8 @@ from granvit.model.tokenizer import train_tokenizer
 from granvit.train.feed import Records
 from granvit.train.recipes.base import EmbeddedCorpus, Recipe
 
-NANO_LANGUAGE = Path(__file__).parent.parent / "assets" / "nano-language"
+ASSETS = Path(__file__).parent.parent / "assets"
+NANO_ENCODER, NANO_LANGUAGE = ASSETS / "nano-encoder", ASSETS / "nano-language"
 # What a warmed-up language model was shown as each patch's place, (patches, hidden).
 PLACES = "places.safetensors"
 # Bytes and merges of the from-scratch tokenizer.
@@ -37,7 +39,10 @@ _HELD_OUT_SEED = 1_000_000
 def build_model(recipe: Recipe) -> RegionModel:
     """The untrained model of a recipe."""
     torch.manual_seed(recipe.seed)
-    encoder = nano_encoder() if recipe.encoder == "nano" else load_encoder(recipe.encoder)
+    if recipe.encoder == "nano-untrained":
+        encoder: PreTrainedModel = nano_encoder()
+    else:
+        encoder = load_encoder(NANO_ENCODER if recipe.encoder == "nano" else recipe.encoder)
     if recipe.language == "nano-untrained":
         codec = get_codec(recipe.settings.codec)
         tokenizer = train_tokenizer(sample_texts(), _VOCABULARY, codec)

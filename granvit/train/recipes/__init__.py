@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from granvit.train.recipes.base import Recipe
-from granvit.train.recipes.nano import nano, nano_language, nano_own, nano_paper
+from granvit.train.recipes.nano import nano, nano_encoder_recipe, nano_language, nano_own, nano_paper
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "nano": nano,
     "nano-paper": nano_paper,
     "nano-own": nano_own,
     "nano-language": nano_language,
+    "nano-encoder": nano_encoder_recipe,
 }

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from granvit.model.region_model import RegionModel, Settings
 from granvit.train.config import LoopConfig
+from granvit.train.encoder_warmup import EncoderWarmup
 from granvit.train.prepare import SampleConfig
 from granvit.train.stages import Adapt, AnsweringStage, Finetune, LanguageWarmup, Pretrain
 
-Kind = Literal["warmup", "stage1", "stage2", "finetune"]
+Kind = Literal["encoder", "warmup", "stage1", "stage2", "finetune"]
 
 
 @dataclass
@@ -20,7 +21,8 @@ class StageRecipe:
     """One stage: what it asks, how it is trained, and the weights of its losses.
 
     Attributes:
-        kind: "warmup", "stage1" (pretraining), "stage2" (adaptation) or "finetune".
+        kind: "encoder" and "warmup" (for the presets' own parts), "stage1" (pretraining), "stage2" (adaptation) or
+            "finetune".
         name: the stage's folder and its name in tables; the kind where empty.
         smoothing: spread of a location token's target over its neighbours, in bins (0: the paper's plain loss).
         distill_weight, alpha: stage 1's self-distillation (paper: 1 and 0.9).
@@ -46,6 +48,8 @@ class StageRecipe:
 
     def build(self, model: RegionModel) -> AnsweringStage:
         """The stage object for a model."""
+        if self.kind == "encoder":
+            return EncoderWarmup(model)
         if self.kind == "warmup":
             return LanguageWarmup(model, self.smoothing, self.noise, self.blur)
         if self.kind == "stage1":

@@ -50,13 +50,44 @@ def nano_language() -> Recipe:
     blurred = replace(clear, steps=800, lr=1.2e-3, min_lr_ratio=0.02, warmup_steps=20, seed=1)
     return Recipe(
         name="nano-language",
-        encoder="nano",
+        encoder="nano-untrained",
         language="nano-untrained",
         settings=SETTINGS,
         corpus=EmbeddedCorpus(train=200_000, val=200, seed=7),
         stages=[
             _warmup("clear", clear, subphrases=1.0, noise=0.3, blur=0.0),
             _warmup("blurred", blurred, subphrases=0.7, noise=0.5, blur=1.0),
+        ],
+    )
+
+
+def nano_encoder_recipe() -> Recipe:
+    """`EncoderWarmup` of the shipped encoder: which words belong to a picture of the embedded corpus.
+
+    From random weights stage 1 stands still for hundreds of steps, as long as no patch looks different from the next;
+    the paper starts from SigLIP2, which has seen billions of pictures with their captions.
+    """
+    return Recipe(
+        name="nano-encoder",
+        encoder="nano-untrained",
+        language="nano",
+        settings=SETTINGS,
+        corpus=EmbeddedCorpus(train=16_000, val=200, documents=0.1, seed=3),
+        stages=[
+            StageRecipe(
+                "encoder",
+                SampleConfig({"bbox2caption": 1.0}),
+                LoopConfig(
+                    steps=2000,
+                    batch_size=16,
+                    lr=1e-3,
+                    min_lr_ratio=0.02,
+                    warmup_steps=100,
+                    weight_decay=0.02,
+                    betas=(0.9, 0.98),
+                    save_every=500,
+                ),
+            )
         ],
     )
 

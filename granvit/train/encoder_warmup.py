@@ -1,0 +1,71 @@
+"""A from-scratch encoder learns what is in a picture, and nothing of where: the stand-in for a pretrained SigLIP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from granvit.model.forward import siglip_body
+from granvit.model.packing import IGNORE, Batch
+from granvit.model.region_model import RegionModel
+from granvit.train.stage import Term
+from granvit.train.stages import AnsweringStage
+
+# How sharp the pooling is: the log-mean-exp of patch scores lies between their mean and their maximum.
+_SHARPNESS = 4.0
+
+
+class EncoderWarmup(AnsweringStage):
+    """The encoder learns which words belong to a picture; boxes and language model play no part.
+
+    Every patch scores every token of the vocabulary, a smooth maximum over patches scores the picture, and the
+    targets are the tokens of all its answers, as a set. Like the image-text pretraining of SigLIP it knows only
+    whole images; what belongs to which region is left for stage 1.
+    """
+
+    name = "encoder"
+
+    def __init__(self, region_model: RegionModel):
+        super().__init__(region_model)
+        body = siglip_body(self.tower)
+        self._train(body.get_submodule("embeddings"), body.get_submodule("encoder"))
+        width, tokens = self.model.config.vision_config.hidden_size, self.model.config.text_config.vocab_size
+        self.norm = nn.LayerNorm(width)
+        self.score = nn.Linear(width, tokens)
+        nn.init.normal_(self.score.weight, std=0.02)
+        nn.init.constant_(self.score.bias, -4.0)  # most words are absent from most pictures
+
+    def forward(self, batch: Batch) -> dict[str, Term]:
+        """The binary cross-entropy of all tokens, summed, per answer token of the batch."""
+        assert batch.pixels is not None
+        scores = self.score(self.norm(self.region_model.features(batch.pixels)))
+        pooled = (torch.logsumexp(_SHARPNESS * scores, dim=1) - math.log(scores.shape[1])) / _SHARPNESS
+        errors = F.binary_cross_entropy_with_logits(
+            pooled.float(), present_tokens(batch, scores.shape[-1]), reduction="sum"
+        )
+        return {"tags": Term(errors, "answer_tokens")}
+
+    def extra_state(self) -> dict[str, Tensor]:
+        return {**self._named("norm", self.norm), **self._named("score", self.score)}
+
+    @staticmethod
+    def _named(name: str, module: nn.Module) -> dict[str, Tensor]:
+        return {f"{name}.{key}": value for key, value in module.state_dict().items()}
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, module in (("norm", self.norm), ("score", self.score)):
+            module.load_state_dict(
+                {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+            )
+
+
+def present_tokens(batch: Batch, tokens: int) -> Tensor:
+    """Which tokens the answers about each image hold, float (I, tokens); one image per row."""
+    row, column = (batch.labels != IGNORE).nonzero(as_tuple=True)
+    present = torch.zeros(len(batch.ids), tokens, device=batch.labels.device)
+    present[row, batch.labels[row, column]] = 1.0
+    return present
