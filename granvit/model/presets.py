@@ -110,6 +110,6 @@ def say_where(llava: LlavaForConditionalGeneration, places: Tensor, pictures: Te
     projector = llava.model.multi_modal_projector
     inner = projector.act(projector.linear_1(encode(llava.model.vision_tower, pictures))).flatten(0, 1)
     inner = torch.cat([inner, torch.ones(len(inner), 1)], dim=1)
-    solution = torch.linalg.lstsq(inner, places.repeat(len(pictures), 1)).solution
+    solution = torch.linalg.lstsq(inner, places.repeat(len(pictures), 1), driver="gelsd").solution
     projector.linear_2.weight.copy_(solution[:-1].T)
     projector.linear_2.bias.copy_(solution[-1])

@@ -5,6 +5,7 @@ run/
   data.json            which corpora: images, weights, checksums
   stage1/              history.jsonl, tensorboard/, checkpoints/ (for resuming), model/ (when done)
   stage2/              the same
+  */alone/             what an encoder or language warm-up made, as a stock checkpoint of its own
   checkpoint/          the last stage's model: a stock LLaVA with granvit.json
 """
 
@@ -23,10 +24,11 @@ from safetensors.torch import save_file
 from granvit.corpus.select import Subset
 from granvit.corpus.store import Corpus
 from granvit.errors import CheckpointError
-from granvit.model.assemble import save_language
+from granvit.model.assemble import save_encoder, save_language
 from granvit.model.region_model import RegionModel
 from granvit.train.build import PLACES, build_model, start_with_places
 from granvit.train.config import LoopConfig
+from granvit.train.encoder_warmup import EncoderWarmup
 from granvit.train.feed import Feed, Records
 from granvit.train.loop import TrainResult, train
 from granvit.train.prepare import Prepare
@@ -150,11 +152,13 @@ def run_stage(
     built = stage.build(model)
     result = train(built, feed, stage.loop, stage_dir, resume=resume, device=device, recipe=facts)
     model.llava.eval()
+    if isinstance(built, EncoderWarmup) and state.is_main_process:
+        save_encoder(model, stage_dir / "alone")
     if isinstance(built, LanguageWarmup):
         start_with_places(model, built.places().detach().cpu())
         if state.is_main_process:
-            save_language(model, stage_dir / "language")
-            save_file({"places": built.places().detach().cpu().contiguous()}, stage_dir / "language" / PLACES)
+            save_language(model, stage_dir / "alone")
+            save_file({"places": built.places().detach().cpu().contiguous()}, stage_dir / "alone" / PLACES)
     return result
 
 

@@ -104,7 +104,9 @@ class LanguageWarmup(AnsweringStage):
     @torch.no_grad()
     def _start_from(self, places: Tensor) -> None:
         code = self.get_buffer("code")
-        solution = torch.linalg.lstsq(torch.cat([code, torch.ones(len(code), 1)], dim=1), places).solution
+        # In float64 and by singular values: the codes of a small grid are far from independent.
+        system = torch.cat([code, torch.ones(len(code), 1)], dim=1).double()
+        solution = torch.linalg.lstsq(system, places.double(), driver="gelsd").solution
         self.place.weight.copy_(solution[:-1].T)
         self.place.bias.copy_(solution[-1])
 

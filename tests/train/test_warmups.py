@@ -1,0 +1,103 @@
+"""The stages that make the presets' own parts: what they teach, what they leave alone, and where they begin."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny_model import make_model
+
+from granvit.corpus.synthesize import make
+from granvit.corpus.undrawn import Undrawn
+from granvit.model.presets import patch_code, say_where
+from granvit.train.encoder_warmup import EncoderWarmup, present_tokens
+from granvit.train.prepare import Prepare, SampleConfig
+from granvit.train.recipes import RECIPES
+from granvit.train.recipes.base import Recipe
+from granvit.train.stages import LanguageWarmup
+
+QUESTIONS = {"bbox2caption": 1.0, "caption2bbox": 1.0}
+
+
+@pytest.fixture
+def model():
+    return make_model("qwen2")
+
+
+def symbolic_batch(model, rng):
+    prepare = Prepare(model, SampleConfig(QUESTIONS, symbolic=True))
+    corpus = Undrawn(4, seed=0, size=64, documents=0.0)
+    return prepare.collate([prepare(corpus[i], rng) for i in range(4)])
+
+
+def drawn_batch(model, rng):
+    prepare = Prepare(model, SampleConfig({"bbox2caption": 1.0}))
+    return prepare.collate([prepare(make(i, 0, 64, 0.0), rng) for i in range(3)])
+
+
+@pytest.fixture
+def rng():
+    import numpy as np
+
+    return np.random.default_rng(0)
+
+
+def test_the_encoder_warmup_trains_the_encoder_and_its_head_alone(model, rng):
+    stage = EncoderWarmup(model)
+    batch = drawn_batch(model, rng)
+    term = stage(batch)["tags"]
+    (term.total / batch.counts[term.count]).backward()
+    touched = {name.split(".")[1] for name, p in stage.model.named_parameters() if p.grad is not None}
+    assert touched == {"vision_tower"}
+    assert stage.score.weight.grad.abs().sum() > 0
+
+
+def test_the_encoder_warmup_knows_words_and_no_places(model, rng):
+    batch = drawn_batch(model, rng)
+    moved = dataclasses.replace(batch, position_ids=batch.position_ids + 1, branch_ids=batch.branch_ids * 0)
+    stage = EncoderWarmup(model)
+    assert torch.equal(stage(batch)["tags"].total, stage(moved)["tags"].total)
+    present = present_tokens(batch, len(model.dialog.tokenizer))
+    for row in range(3):
+        said = {int(t) for t in batch.labels[row] if t >= 0}
+        assert set(present[row].nonzero()[:, 0].tolist()) == said
+
+
+def test_blur_leaves_a_clear_image_clear_and_mixes_an_unclear_one(model, rng):
+    batch = symbolic_batch(model, rng)
+    clear = LanguageWarmup(model, noise=0.0, blur=0.0)
+    assert torch.equal(clear.symbolic_embeds(batch), clear.symbolic_embeds(batch))
+    blurred = LanguageWarmup(model, noise=0.0, blur=1.0)
+    blurred.place.load_state_dict(clear.place.state_dict())
+    torch.manual_seed(0)
+    apart = (blurred.symbolic_embeds(batch) - clear.symbolic_embeds(batch)).abs().amax(-1)
+    covered = torch.zeros(apart.numel(), dtype=torch.bool)
+    covered[batch.grid_patches] = True
+    assert (apart.flatten()[covered] > 1e-6).any()
+    assert torch.equal(apart.flatten()[~covered], torch.zeros(int((~covered).sum())))  # nothing is there to blur
+
+
+def test_a_fresh_projector_says_where_each_patch_is(model):
+    torch.manual_seed(0)
+    tower = model.llava.model.vision_tower
+    code = patch_code(model.grid)
+    with torch.no_grad():
+        tower.embeddings.position_embedding.weight.copy_(code @ torch.randn(code.shape[1], 32))
+    places = code @ torch.randn(code.shape[1], 32) / 5
+    pictures = torch.rand(64, 3, 64, 64) * 0.2
+    say_where(model.llava, places, pictures)
+    with torch.no_grad():
+        said = model.embed(((pictures * 0.5 + 0.5) * 255).permute(0, 2, 3, 1).to(torch.uint8))
+    assert (said - places).square().mean() < 0.2 * places.var()
+
+
+def test_a_second_warmup_goes_on_from_the_first_ones_places(model):
+    first = LanguageWarmup(model)
+    model.places = first.places().detach()
+    second = LanguageWarmup(model)
+    torch.testing.assert_close(second.places(), first.places(), atol=1e-4, rtol=1e-4)
+
+
+def test_stages_of_a_recipe_have_folders_of_their_own():
+    recipe = RECIPES["nano"]()
+    with pytest.raises(ValueError, match="called the same"):
+        Recipe("twice", "nano", "nano", recipe.settings, [recipe.stages[0], recipe.stages[0]])
