@@ -96,20 +96,33 @@ def nano_encoder(
 
 
 @torch.no_grad()
-def say_where(llava: LlavaForConditionalGeneration, places: Tensor, pictures: Tensor) -> None:
-    """Set a fresh projector so that every patch says where it is, and nothing yet of what it holds.
+def fit_projector(llava: LlavaForConditionalGeneration, pictures: Tensor, targets: Tensor) -> None:
+    """Set a fresh projector so that it says `targets` of `pictures`, as well as least squares can.
 
-    A warmed-up nano language model expects a place in every image embedding (`LanguageWarmup`). Without it no
-    question about a box can be answered, and the encoder would have to find that out before it could learn to see.
-    The last projector layer is fitted by least squares.
+    The first layer mixes what a linear map of the features predicts of the targets, the last one is fitted behind it.
 
     Args:
-        places: (P, hidden), the place that the language model was shown for each patch.
-        pictures: normalised canvases of any content, (N, 3, H, W).
+        pictures: normalised canvases, (N, 3, H, W).
+        targets: the image embedding wanted of each patch, (N, P, hidden).
     """
     projector = llava.model.multi_modal_projector
-    inner = projector.act(projector.linear_1(encode(llava.model.vision_tower, pictures))).flatten(0, 1)
-    inner = torch.cat([inner, torch.ones(len(inner), 1)], dim=1)
-    solution = torch.linalg.lstsq(inner, places.repeat(len(pictures), 1), driver="gelsd").solution
-    projector.linear_2.weight.copy_(solution[:-1].T)
-    projector.linear_2.bias.copy_(solution[-1])
+    features = encode(llava.model.vision_tower, pictures).flatten(0, 1)
+    wanted = targets.flatten(0, 1)
+    linear = _least_squares(features, wanted)
+    predicted = _with_one(features) @ linear
+    mix = torch.linalg.qr(torch.randn(predicted.shape[1], predicted.shape[1])).Q / predicted.std(0)[:, None]
+    first = (linear - torch.cat([torch.zeros_like(linear[:-1]), predicted.mean(0, keepdim=True)])) @ mix
+    projector.linear_1.weight.copy_(first[:-1].T)
+    projector.linear_1.bias.copy_(first[-1])
+    last = _least_squares(projector.act(projector.linear_1(features)), wanted)
+    projector.linear_2.weight.copy_(last[:-1].T)
+    projector.linear_2.bias.copy_(last[-1])
+
+
+def _with_one(inputs: Tensor) -> Tensor:
+    return torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+
+
+def _least_squares(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Weights and, in the last row, the bias of the best linear map: (D + 1, H)."""
+    return torch.linalg.lstsq(_with_one(inputs), outputs, driver="gelsd").solution

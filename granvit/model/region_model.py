@@ -51,6 +51,8 @@ class RegionModel:
         self.settings = settings
         # The place that a warmed-up language model was shown for each patch, (P, hidden); presets only.
         self.places: Tensor | None = None
+        # The head by which a warmed-up encoder's patches name words; presets only.
+        self.words: dict[str, Tensor] | None = None
 
     @property
     def codec(self) -> Codec:

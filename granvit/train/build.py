@@ -20,9 +20,10 @@ from granvit.corpus.synthetic import sample_texts
 from granvit.corpus.undrawn import Undrawn
 from granvit.images import decode
 from granvit.model.assemble import assemble, load_encoder, load_language
-from granvit.model.presets import nano_encoder, nano_language, say_where
+from granvit.model.presets import fit_projector, nano_encoder, nano_language
 from granvit.model.region_model import RegionModel
 from granvit.model.tokenizer import train_tokenizer
+from granvit.train.encoder_warmup import word_scores
 from granvit.train.feed import Records
 from granvit.train.recipes.base import EmbeddedCorpus, Recipe
 
@@ -30,6 +31,8 @@ ASSETS = Path(__file__).parent.parent / "assets"
 NANO_ENCODER, NANO_LANGUAGE = ASSETS / "nano-encoder", ASSETS / "nano-language"
 # What a warmed-up language model was shown as each patch's place, (patches, hidden).
 PLACES = "places.safetensors"
+# The head of the encoder's warm-up: which word is in which patch.
+WORDS = "words.safetensors"
 # Bytes and merges of the from-scratch tokenizer.
 _VOCABULARY = 1024
 # Seeds of held-out pictures are far from those of training pictures.
@@ -51,19 +54,30 @@ def build_model(recipe: Recipe) -> RegionModel:
         language = load_language(NANO_LANGUAGE if recipe.language == "nano" else recipe.language)
     model = assemble(encoder, language, recipe.settings, recipe.seed)
     if recipe.language == "nano":
-        start_with_places(model, load_file(NANO_LANGUAGE / PLACES)["places"])
+        model.places = load_file(NANO_LANGUAGE / PLACES)["places"]
+        model.words = load_file(NANO_ENCODER / WORDS) if recipe.encoder == "nano" else None
+        start_projector(model)
     return model
 
 
-def start_with_places(model: RegionModel, places: Tensor, pictures: int = 48) -> None:
-    """Fit the fresh projector to the places (P, hidden) that a warmed-up language model was shown.
+def start_projector(model: RegionModel, pictures: int = 64) -> None:
+    """Fit the fresh projector to what the parts of a preset already know, on pictures of the embedded corpus.
 
-    The fit needs pictures of any content; the embedded corpus has some.
+    Every patch says the place that the language model was shown for it (`model.places`) and, where the encoder comes
+    with the head of its warm-up (`model.words`), the words which that head finds there rather than elsewhere.
     """
-    drawn = [decode(make(index, seed=0, size=model.canvas, documents=0.15).image or b"") for index in range(pictures)]
+    assert model.places is not None
+    drawn = [decode(make(index, seed=0, size=model.canvas, documents=0.1).image or b"") for index in range(pictures)]
     canvases = torch.from_numpy(np.stack([np.asarray(picture) for picture in drawn]))
-    say_where(model.llava, places, model.normalise(canvases))
-    model.places = places
+    targets = model.places.expand(pictures, -1, -1)
+    if model.words is not None:
+        with torch.no_grad():
+            embeddings: Tensor = model.llava.get_input_embeddings().weight
+            found = word_scores(model.features(canvases), model.words).sigmoid()
+            # What all patches say alike tells nothing of the place.
+            found = 2 * (found - found.mean(dim=1, keepdim=True)).clamp(min=0)
+            targets = targets + found @ embeddings
+    fit_projector(model.llava, model.normalise(canvases), targets)
 
 
 def embedded_corpora(corpus: EmbeddedCorpus, folder: Path | str = "runs/corpora") -> tuple[Corpus, Corpus]:

@@ -34,15 +34,15 @@ class EncoderWarmup(AnsweringStage):
         body = siglip_body(self.tower)
         self._train(body.get_submodule("embeddings"), body.get_submodule("encoder"))
         width, tokens = self.model.config.vision_config.hidden_size, self.model.config.text_config.vocab_size
-        self.norm = nn.LayerNorm(width)
-        self.score = nn.Linear(width, tokens)
-        nn.init.normal_(self.score.weight, std=0.02)
-        nn.init.constant_(self.score.bias, -4.0)  # most words are absent from most pictures
+        score = nn.Linear(width, tokens)
+        nn.init.normal_(score.weight, std=0.02)
+        nn.init.constant_(score.bias, -4.0)  # most words are absent from most pictures
+        self.head = nn.ModuleDict({"norm": nn.LayerNorm(width), "score": score})
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         """The binary cross-entropy of all tokens, summed, per answer token of the batch."""
         assert batch.pixels is not None
-        scores = self.score(self.norm(self.region_model.features(batch.pixels)))
+        scores = word_scores(self.region_model.features(batch.pixels), dict(self.head.named_parameters()))
         pooled = (torch.logsumexp(_SHARPNESS * scores, dim=1) - math.log(scores.shape[1])) / _SHARPNESS
         errors = F.binary_cross_entropy_with_logits(
             pooled.float(), present_tokens(batch, scores.shape[-1]), reduction="sum"
@@ -50,17 +50,16 @@ class EncoderWarmup(AnsweringStage):
         return {"tags": Term(errors, "answer_tokens")}
 
     def extra_state(self) -> dict[str, Tensor]:
-        return {**self._named("norm", self.norm), **self._named("score", self.score)}
-
-    @staticmethod
-    def _named(name: str, module: nn.Module) -> dict[str, Tensor]:
-        return {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        return dict(self.head.state_dict())
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, module in (("norm", self.norm), ("score", self.score)):
-            module.load_state_dict(
-                {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
-            )
+        self.head.load_state_dict(dict(state))
+
+
+def word_scores(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
+    """How much each patch looks like each word, as logits: features (N, P, D) -> (N, P, tokens)."""
+    normed = F.layer_norm(features, features.shape[-1:], head["norm.weight"], head["norm.bias"])
+    return F.linear(normed, head["score.weight"], head["score.bias"])
 
 
 def present_tokens(batch: Batch, tokens: int) -> Tensor:

@@ -26,7 +26,7 @@ from granvit.corpus.store import Corpus
 from granvit.errors import CheckpointError
 from granvit.model.assemble import save_encoder, save_language
 from granvit.model.region_model import RegionModel
-from granvit.train.build import PLACES, build_model, start_with_places
+from granvit.train.build import PLACES, WORDS, build_model, start_projector
 from granvit.train.config import LoopConfig
 from granvit.train.encoder_warmup import EncoderWarmup
 from granvit.train.feed import Feed, Records
@@ -154,8 +154,10 @@ def run_stage(
     model.llava.eval()
     if isinstance(built, EncoderWarmup) and state.is_main_process:
         save_encoder(model, stage_dir / "alone")
+        save_file({k: v.cpu().contiguous() for k, v in built.extra_state().items()}, stage_dir / "alone" / WORDS)
     if isinstance(built, LanguageWarmup):
-        start_with_places(model, built.places().detach().cpu())
+        model.places = built.places().detach().cpu()
+        start_projector(model)
         if state.is_main_process:
             save_language(model, stage_dir / "alone")
             save_file({"places": built.places().detach().cpu().contiguous()}, stage_dir / "alone" / PLACES)

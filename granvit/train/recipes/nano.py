@@ -105,14 +105,15 @@ def nano() -> Recipe:
         encoder="nano",
         language="nano",
         settings=SETTINGS,
+        corpus=EmbeddedCorpus(documents=0.1),
         stages=[
             StageRecipe(
                 "stage1",
-                SampleConfig({"global": 0.3, "bbox2caption": 1.0}, crops=2, crop_size=64),
+                SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=2, crop_size=64),
                 LoopConfig(
                     steps=700,
                     batch_size=16,
-                    lr=1.5e-3,
+                    lr=1e-3,
                     min_lr_ratio=0.02,
                     warmup_steps=50,
                     weight_decay=0.02,
@@ -124,7 +125,7 @@ def nano() -> Recipe:
                 "stage2",
                 SampleConfig({"global": 0.3, "bbox2caption": 0.5, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=250,
+                    steps=280,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
