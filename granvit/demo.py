@@ -28,9 +28,9 @@ from granvit.train.run import run_recipe
 _SHOWN = 12
 _REGIONS_SHOWN = 5
 _SUMMARY = (
-    "A small vision encoder was trained from nothing, on this machine. Stage 1 taught it to describe boxes through a "
-    "frozen language model; stage 2 froze it and taught the language model to find regions with it. All numbers are "
-    "from pictures it never saw."
+    "A small vision encoder that knew pictures but no regions was trained on this machine. Stage 1 taught it to "
+    "describe boxes through a frozen language model; stage 2 froze it and taught the language model to find regions "
+    "with it. All numbers are from pictures it never saw."
 )
 
 
@@ -78,7 +78,7 @@ def run_demo(out: Path | str, corpus: Path | str | None = None, recipe: Recipe |
     path = out / "report.html"
     write_report(
         path,
-        title="granvit: a region-aware encoder, trained from nothing",
+        title="granvit: from an image encoder to a region encoder",
         summary=_SUMMARY,
         metrics=result.metrics,
         curves=result.curves,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from granvit.coordinates import Box, Codec
@@ -22,6 +23,10 @@ BBOX2CAPTION = (
     " in no more than 10 words.",
 )
 CAPTION2BBOX = "Please provide the bounding box coordinate of the region this sentence describes: "
+
+# How the warm-up of a from-scratch language model asks for a place. It learns to look things up, but in words and in an
+# order of coordinates of its own: Caption2Bbox is new to it in stage 2, as it is to the paper's pretrained model.
+WHERE = "Where in the image is this: "
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,14 @@ def caption_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
 def box_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
     """`box` is relative (x1, y1, x2, y2) in [0, 1]."""
     return Exchange("caption2bbox", ask_box(text), codec.encode(box))
+
+
+def where_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
+    """The warm-up's way to ask for a region, answered as y1, x1, y2, x2 (PaliGemma's order).
+
+    `box` is relative (x1, y1, x2, y2) in [0, 1].
+    """
+    return Exchange("caption2bbox", WHERE + text, codec.encode(np.asarray(box)[[1, 0, 3, 2]]))
 
 
 def parse_box(answer: str, codec: Codec) -> Box | None:

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from granvit.coordinates import Codec
-from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
+from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL, WHERE
 
 BEGIN, END, PAD, ANSWER, IMAGE = "<|begin|>", "<|end|>", "<|pad|>", "<|answer|>", "<image>"
 
@@ -30,7 +30,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, codec: Codec) -> PreT
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+        # In this order: digits split off first would each get a space in front, and "12" would come back as "1 2".
+        [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -40,9 +41,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, codec: Codec) -> PreT
     special = [AddedToken(t, special=True) for t in (BEGIN, END, PAD, ANSWER, IMAGE)]
     tokenizer.add_special_tokens(special)
     # Not "special": skip_special_tokens must leave them in a decoded answer.
-    pieces = (GLOBAL, *BBOX2CAPTION, CAPTION2BBOX)
-    tokenizer.add_tokens([AddedToken(p.strip(), lstrip=True, rstrip=True, normalized=False) for p in pieces])
+    tokenizer.add_tokens([_piece(text) for text in (GLOBAL, *BBOX2CAPTION, CAPTION2BBOX)])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in codec.tokens])
+    tokenizer.add_tokens([_piece(WHERE)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BEGIN,
@@ -52,3 +53,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, codec: Codec) -> PreT
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _piece(text: str) -> AddedToken:
+    """A fixed piece of a question; the spaces around it belong to it."""
+    return AddedToken(text.strip(), lstrip=True, rstrip=True, normalized=False)

@@ -76,7 +76,7 @@ def start_projector(model: RegionModel, pictures: int = 64) -> None:
             found = word_scores(model.features(canvases), model.words).sigmoid()
             # What all patches say alike tells nothing of the place.
             found = 2 * (found - found.mean(dim=1, keepdim=True)).clamp(min=0)
-            targets = targets + found @ embeddings
+            targets = targets + found @ embeddings[: found.shape[-1]]
     fit_projector(model.llava, model.normalise(canvases), targets)
 
 

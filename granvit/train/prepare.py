@@ -17,7 +17,7 @@ from granvit.model.dialog import Dialog
 from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.model.region_model import RegionModel
 from granvit.model.symbolic import symbolic_grid
-from granvit.questions import Task, box_exchange, caption_exchange, global_exchange
+from granvit.questions import Task, box_exchange, caption_exchange, global_exchange, where_exchange
 from granvit.regions import Region, RegionImage
 from granvit.train.feed import Reject
 
@@ -37,7 +37,8 @@ class SampleConfig:
         windows: the chance that a part of the image is shown in place of the whole (for small text).
         window_side: the part's side, smallest and largest, in canvas sides.
         max_answer: answers are cut after so many tokens.
-        symbolic: show the symbolic image in place of pixels (`LanguageWarmup`).
+        symbolic: show the symbolic image in place of pixels, and ask for places in the warm-up's own words
+            (`LanguageWarmup`).
     """
 
     questions: Mapping[Task, float] = field(default_factory=lambda: {"global": 1.0, "bbox2caption": 1.0})
@@ -130,17 +131,18 @@ class Prepare:
         relative = view.to_relative(boxes, self.settings.frame)
         # A phrase that fits two regions has no one right box; ignored regions count too.
         texts = Counter(r.text.casefold() for r in record.regions)
+        locating = where_exchange if self.config.symbolic else box_exchange
         exchanges = []
         for i in chosen:
             region, box = shown[i], relative[i]
             if rng.random() < wanted.get("bbox2caption", 0):
                 exchanges.append(caption_exchange(box, region.text, self.codec))
             if rng.random() < wanted.get("caption2bbox", 0) and texts[region.text.casefold()] == 1:
-                exchanges.append(box_exchange(box, region.text, self.codec))
+                exchanges.append(locating(box, region.text, self.codec))
             if rng.random() < self.config.subphrases:
                 part = subphrase(region, record.regions, rng)
                 if part is not None:
-                    exchanges.append(box_exchange(box, part, self.codec))
+                    exchanges.append(locating(box, part, self.codec))
         whole = view.source == (0, 0, record.width, record.height)
         if record.caption and whole and rng.random() < wanted.get("global", 0):
             exchanges.append(global_exchange(record.caption))

@@ -12,6 +12,9 @@ layers, 128 wide, one token per coordinate bin) is the shipped one that `nano_la
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
+
+import torch
 
 from granvit.model.region_model import Settings
 from granvit.questions import Task
@@ -20,6 +23,8 @@ from granvit.train.prepare import SampleConfig
 from granvit.train.recipes.base import EmbeddedCorpus, Recipe, StageRecipe
 
 BINS = 80
+# Twice as fast where the processor multiplies bfloat16 itself, several times slower where it does not.
+_PRECISION: Literal["bf16", "fp32"] = "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 SETTINGS = Settings(codec=f"loc:{BINS}", frame="image", fit="letterbox")
 
 
@@ -109,29 +114,29 @@ def nano() -> Recipe:
         stages=[
             StageRecipe(
                 "stage1",
-                SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=2, crop_size=64),
+                SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=1, crop_size=64),
                 LoopConfig(
-                    steps=700,
+                    steps=600,
                     batch_size=16,
                     lr=1e-3,
                     min_lr_ratio=0.02,
                     warmup_steps=50,
                     weight_decay=0.02,
                     betas=(0.9, 0.98),
-                    precision="fp32",
+                    precision=_PRECISION,
                 ),
             ),
             StageRecipe(
                 "stage2",
                 SampleConfig({"global": 0.3, "bbox2caption": 0.5, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=280,
+                    steps=240,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
                     warmup_steps=20,
                     betas=(0.9, 0.98),
-                    precision="fp32",
+                    precision=_PRECISION,
                 ),
                 smoothing=1.0,
             ),
