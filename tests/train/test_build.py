@@ -26,7 +26,7 @@ def changed(one, other) -> set[str]:
 
 
 def test_the_seed_decides_the_fresh_weights(parts):
-    recipe = replace(tiny_recipe(parts), encoder="nano")
+    recipe = replace(tiny_recipe(parts), encoder="nano-untrained")
     model = build_model(recipe)
     assert changed(model, build_model(recipe)) == set()
     assert changed(model, build_model(replace(recipe, seed=1))) == {"multi_modal_projector", "vision_tower"}

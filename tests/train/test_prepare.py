@@ -286,7 +286,7 @@ def test_subphrases_are_found_where_there_are_any():
     assert asked[0].ids[-5:] == box_of(REGIONS[0]).ids[-5:]
 
 
-def test_the_symbolic_image_shows_usable_regions_and_asks_the_same():
+def test_the_symbolic_image_shows_usable_regions_and_describes_the_same():
     regions = [*REGIONS, Region((0, 0, 200, 100), "a striped heart", ignore=True)]
     symbolic = ask(prepare(symbolic=True, crops=2), record(regions))
     assert symbolic.pixels is None and symbolic.crops is None

@@ -8,13 +8,15 @@ from tiny_model import make_model
 
 from granvit.corpus.synthesize import make
 from granvit.corpus.undrawn import Undrawn
-from granvit.model.presets import patch_code, say_where
+from granvit.model.presets import fit_projector, patch_code
+from granvit.train.build import start_projector
 from granvit.train.encoder_warmup import EncoderWarmup, present_tokens
 from granvit.train.prepare import Prepare, SampleConfig
 from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 from granvit.train.stages import LanguageWarmup
 
+PICTURES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 QUESTIONS = {"bbox2caption": 1.0, "caption2bbox": 1.0}
 
 
@@ -48,7 +50,7 @@ def test_the_encoder_warmup_trains_the_encoder_and_its_head_alone(model, rng):
     (term.total / batch.counts[term.count]).backward()
     touched = {name.split(".")[1] for name, p in stage.model.named_parameters() if p.grad is not None}
     assert touched == {"vision_tower"}
-    assert stage.score.weight.grad.abs().sum() > 0
+    assert stage.head["score"].weight.grad.abs().sum() > 0
 
 
 def test_the_encoder_warmup_knows_words_and_no_places(model, rng):
@@ -76,18 +78,33 @@ def test_blur_leaves_a_clear_image_clear_and_mixes_an_unclear_one(model, rng):
     assert torch.equal(apart.flatten()[~covered], torch.zeros(int((~covered).sum())))  # nothing is there to blur
 
 
-def test_a_fresh_projector_says_where_each_patch_is(model):
+def test_a_fresh_projector_says_what_it_is_fitted_to(model):
     torch.manual_seed(0)
-    tower = model.llava.model.vision_tower
     code = patch_code(model.grid)
     with torch.no_grad():
-        tower.embeddings.position_embedding.weight.copy_(code @ torch.randn(code.shape[1], 32))
+        model.llava.model.vision_tower.embeddings.position_embedding.weight.copy_(code @ torch.randn(code.shape[1], 32))
     places = code @ torch.randn(code.shape[1], 32) / 5
     pictures = torch.rand(64, 3, 64, 64) * 0.2
-    say_where(model.llava, places, pictures)
+    fit_projector(model.llava, pictures, places.expand(64, -1, -1))
     with torch.no_grad():
         said = model.embed(((pictures * 0.5 + 0.5) * 255).permute(0, 2, 3, 1).to(torch.uint8))
     assert (said - places).square().mean() < 0.2 * places.var()
+
+
+def test_a_projector_starts_with_places_and_the_words_found_there(model):
+    size, width = len(model.dialog.tokenizer), 32
+    model.places = torch.randn(16, 32) * 0.1
+    start_projector(model)
+    without = model.embed(PICTURES).detach()
+    torch.manual_seed(0)
+    model.words = {
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+        "score.weight": torch.randn(size, width),
+        "score.bias": torch.zeros(size),
+    }
+    start_projector(model)
+    assert (model.embed(PICTURES).detach() - without).abs().mean() > 0.01
 
 
 def test_a_second_warmup_goes_on_from_the_first_ones_places(model):
