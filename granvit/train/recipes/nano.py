@@ -110,13 +110,13 @@ def nano() -> Recipe:
         encoder="nano",
         language="nano",
         settings=SETTINGS,
-        corpus=EmbeddedCorpus(documents=0.1),
+        corpus=EmbeddedCorpus(documents=0.05),
         stages=[
             StageRecipe(
                 "stage1",
-                SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=1, crop_size=64),
+                SampleConfig({"global": 0.1, "bbox2caption": 1.0}, crops=1, crop_size=64),
                 LoopConfig(
-                    steps=600,
+                    steps=720,
                     batch_size=16,
                     lr=1e-3,
                     min_lr_ratio=0.02,
@@ -130,7 +130,7 @@ def nano() -> Recipe:
                 "stage2",
                 SampleConfig({"global": 0.3, "bbox2caption": 0.5, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=240,
+                    steps=250,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
