@@ -110,13 +110,13 @@ def nano() -> Recipe:
         encoder="nano",
         language="nano",
         settings=SETTINGS,
-        corpus=EmbeddedCorpus(documents=0.05),
+        corpus=EmbeddedCorpus(documents=0.1),
         stages=[
             StageRecipe(
                 "stage1",
-                SampleConfig({"global": 0.1, "bbox2caption": 1.0}, crops=1, crop_size=64),
+                SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=1, crop_size=64),
                 LoopConfig(
-                    steps=720,
+                    steps=600,
                     batch_size=16,
                     lr=1e-3,
                     min_lr_ratio=0.02,
@@ -130,7 +130,7 @@ def nano() -> Recipe:
                 "stage2",
                 SampleConfig({"global": 0.3, "bbox2caption": 0.5, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=250,
+                    steps=240,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
