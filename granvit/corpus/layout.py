@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -90,12 +89,3 @@ def encoding() -> dict[str, Any]:
         "use_dictionary": packed,
         "write_statistics": packed,
     }
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -36,8 +36,8 @@ from granvit.corpus.layout import (
     group_ends,
     read_manifest,
     sha256,
-    sync,
 )
+from granvit.files import sync
 from granvit.regions import SCHEMA, SCHEMA_VERSION, RegionImage, schema_with_viewer_features
 
 __all__ = ["Corpus", "CorpusError", "CorpusWriter"]

@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from granvit.errors import CheckpointError
+from granvit.files import sync
 from granvit.train.optimizer import optimizer_parts, read_optimizer
 from granvit.train.stage import Stage
-from granvit.train.tensorfile import check_file, facts_of, read_expected, sync, write_tensors
+from granvit.train.tensorfile import check_file, facts_of, read_expected, write_tensors
 
 __all__ = ["Progress", "latest", "load", "save"]
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from granvit.errors import CheckpointError
-from granvit.train.tensorfile import sync
+from granvit.files import sync
 
 Curves = dict[str, list[tuple[int, float]]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,12 +75,3 @@ def check_file(path: Path, facts: Mapping[str, int]) -> None:
         raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, {facts['bytes']} were written")
     if facts_of(path) != facts:
         raise CheckpointError(f"{path}: is damaged, its checksum differs")
-
-
-def sync(path: Path) -> None:
-    """Returns when the file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
