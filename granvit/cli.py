@@ -1,4 +1,4 @@
-"""`granvit ...`: one program; its commands are the typed dataclasses of `commands.py` and `corpus/commands.py`."""
+"""`granvit ...`: one program; its commands are the typed dataclasses of `commands.py` and `corpus/commands/`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from granvit import commands
-from granvit.corpus import commands as corpus_commands
+from granvit.corpus.commands import COMMANDS as CORPUS_COMMANDS
 from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 
@@ -34,9 +34,8 @@ def build_app() -> SubcommandApp:
     ):
         app.command(name=name)(command)
     corpus = SubcommandApp()
-    corpus.command(name="import")(corpus_commands.Import)
-    corpus.command(name="verify")(corpus_commands.Verify)
-    corpus.command(name="draw")(corpus_commands.Draw)
+    for name, command in CORPUS_COMMANDS.items():
+        corpus.command(name=name)(command)
     app.command(corpus, name="corpus", help="Make and check region corpora.")
     return app
 

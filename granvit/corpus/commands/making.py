@@ -1,4 +1,4 @@
-"""``granvit corpus import``, ``verify`` and ``draw``."""
+"""``granvit corpus import``, ``verify`` and ``draw``: how a corpus comes about."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from granvit.corpus.commands.common import fail
 from granvit.corpus.importers import import_corpus
 from granvit.corpus.importers.run import Group
 from granvit.corpus.layout import QUARANTINE, CorpusError
@@ -53,7 +54,7 @@ class Import:
     def run(self) -> int:
         """Exit status: 0, or 1 when nothing could be imported."""
         if len(self.paths) < 2:
-            return _fail("give SRC and OUT: the place of the data and the corpus folder to write")
+            return fail("give SRC and OUT: the place of the data and the corpus folder to write")
         *places, out = self.paths
         optional = ("source", "licence", "split", "images", "captions")
         options = {name: getattr(self, name) for name in optional if getattr(self, name) is not None}
@@ -69,7 +70,7 @@ class Import:
                 **options,
             )
         except CorpusError as error:
-            return _fail(str(error))
+            return fail(str(error))
         print(f"{out}\n{summary}")
         if summary.reasons:
             print(f"see {out / QUARANTINE}")
@@ -116,11 +117,6 @@ class Draw:
         try:
             corpus = synthesize(self.out, self.count, self.seed, self.size, self.documents, self.split)
         except CorpusError as error:
-            return _fail(str(error))
+            return fail(str(error))
         print(f"{self.out}: {len(corpus)} pictures, {corpus.manifest['regions']} regions")
         return 0
-
-
-def _fail(message: str) -> int:
-    print(f"granvit: {message}", file=sys.stderr)
-    return 1

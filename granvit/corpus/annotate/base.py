@@ -1,0 +1,64 @@
+"""What every annotator is: records in, records with regions out, and an account of what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from PIL import Image
+
+from granvit.corpus.quarantine import Rejection
+from granvit.regions import RegionImage
+
+
+@dataclass
+class Item:
+    """One image on its way through the annotators.
+
+    Attributes:
+        record: the image and the regions found so far.
+        picture: the decoded, upright RGB picture, so that it is decoded once for all annotators.
+        rejections: what was refused on the way: boxes, texts, answers.
+        kind: "natural" or "text" once it was routed, "" before.
+    """
+
+    record: RegionImage
+    picture: Image.Image
+    rejections: list[Rejection] = field(default_factory=list)
+    kind: str = ""
+
+    def refuse(self, reason: str, detail: str = "", region: int | None = None) -> None:
+        """Note that something of this image was refused; `region` is an index into the regions as they were."""
+        self.rejections.append(Rejection(reason, self.record.id, self.record.uri, region, detail))
+
+
+class Annotator(Protocol):
+    """A model ready to annotate; made once per worker by its config and then called with batches.
+
+    It returns one item per item, in order. What it cannot do it refuses with a reason, item by item; an exception is
+    a bug or a broken installation, and stops the run.
+    """
+
+    def __call__(self, items: Sequence[Item]) -> list[Item]: ...
+
+
+class AnnotatorConfig(Protocol):
+    """The typed settings of an annotator: plain data, so that they travel to workers and into the manifest."""
+
+    @property
+    def name(self) -> str:
+        """Who annotates, as written into `Region.box_by` and `Region.text_by`, e.g. "rapidocr:PP-OCRv6-small"."""
+        ...
+
+    def build(self, device: str = "cpu") -> Annotator:
+        """Load the model.
+
+        Raises:
+            AnnotateError: the package, the model or the endpoint is not there.
+        """
+        ...
+
+
+class AnnotateError(ValueError):
+    """An annotator that cannot work at all; the message says what is missing and how to get it."""
