@@ -34,8 +34,8 @@ def build_app() -> SubcommandApp:
     ):
         app.command(name=name)(command)
     corpus = SubcommandApp()
-    for name, command in CORPUS_COMMANDS.items():
-        corpus.command(name=name)(command)
+    for name, made in CORPUS_COMMANDS.items():
+        corpus.command(name=name)(made)
     app.command(corpus, name="corpus", help="Make and check region corpora.")
     return app
 

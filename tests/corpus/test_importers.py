@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from granvit import images
-from granvit.corpus.commands import Import, Verify
+from granvit.corpus.commands.making import Import, Verify
 from granvit.corpus.importers import IMPORTERS, import_corpus
 from granvit.corpus.quarantine import read_quarantine
 from granvit.corpus.store import Corpus, CorpusError
