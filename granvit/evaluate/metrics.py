@@ -1,7 +1,6 @@
-"""Scores of answers against references: pure functions over lists of texts or boxes.
+"""Scores of located boxes, and what a constant answer would score; scores of texts are in `granvit.texts`.
 
-A reference text is one string, or a list of strings that are equally right; of those, the one that suits the
-prediction best counts. All functions raise `ValueError` where nothing is to be scored, or where there are not as many
+Pure functions over lists. All raise `ValueError` where nothing is to be scored, or where there are not as many
 predictions as references.
 """
 
@@ -13,80 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rapidfuzz.distance import Levenshtein
-from rouge_score.rouge_scorer import RougeScorer
 
 from granvit.coordinates import Box
 from granvit.geometry import iou
+from granvit.texts import check_pairs
 
-Reference = str | Sequence[str]
 Answer = TypeVar("Answer", str, Box)
-
-
-def _check(predictions: Sequence[Any], references: Sequence[Any]) -> None:
-    if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
-    if not references:
-        raise ValueError("nothing to score: no references")
-
-
-def _alternatives(reference: Reference) -> list[str]:
-    texts = [reference] if isinstance(reference, str) else list(reference)
-    if not texts:
-        raise ValueError("a reference has no text at all")
-    return texts
-
-
-def _one_spaced(text: str) -> str:
-    return " ".join(text.split())
-
-
-# --- texts -----------------------------------------------------------------------------------------------------------
-
-
-def rouge_l(predictions: Sequence[str], references: Sequence[Reference]) -> float:
-    """Mean ROUGE-L F1 in [0, 1], by the `rouge-score` package without stemming.
-
-    Its tokenizer knows Latin letters and digits only: texts of other scripts score 0, use `character_error_rate`.
-    """
-    _check(predictions, references)
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    pairs = zip(predictions, references, strict=True)
-    return float(np.mean([scorer.score_multi(_alternatives(r), p)["rougeL"].fmeasure for p, r in pairs]))
-
-
-def exact_match(predictions: Sequence[str], references: Sequence[Reference]) -> float:
-    """The share of predictions in [0, 1] that equal their reference, but for letter case and white space."""
-    _check(predictions, references)
-
-    def same(text: str) -> str:
-        return _one_spaced(text).casefold()
-
-    hits = [same(p) in map(same, _alternatives(r)) for p, r in zip(predictions, references, strict=True)]
-    return sum(hits) / len(hits)
-
-
-def character_error_rate(predictions: Sequence[str], references: Sequence[Reference], *, clipped: bool = True) -> float:
-    """Edit distance over the characters of the references, summed over the corpus before dividing (micro average).
-
-    Letter case counts, the amount of white space doesn't. With `clipped` (the default) one answer costs at most the
-    length of its reference, so that the rate stays in [0, 1] and a single runaway answer can't outweigh the rest;
-    without, it is the usual CER, which may exceed 1.
-
-    Raises:
-        ValueError: also where all references are empty.
-    """
-    _check(predictions, references)
-    errors = characters = 0
-    for prediction, reference in zip(predictions, references, strict=True):
-        texts = [_one_spaced(t) for t in _alternatives(reference)]
-        costs = [(Levenshtein.distance(_one_spaced(prediction), t), len(t)) for t in texts]
-        distance, length = min(costs, key=lambda cost: cost[0] / max(cost[1], 1))
-        errors += min(distance, length) if clipped else distance
-        characters += length
-    if characters == 0:
-        raise ValueError("nothing to score: all references are empty")
-    return errors / characters
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------
@@ -97,7 +28,7 @@ def paired_iou(predictions: Sequence[Box | None], references: Sequence[Box]) -> 
 
     Boxes are (x1, y1, x2, y2), pixels or relative alike: scaling an axis leaves the IoU as it is.
     """
-    _check(predictions, references)
+    check_pairs(predictions, references)
     predicted_n4 = np.array([(0, 0, 0, 0) if p is None else p for p in predictions], dtype=float)
     true_n4 = np.asarray(references, dtype=float)
     # `iou` is pairwise; in blocks, its diagonal costs little more than the pairs alone.

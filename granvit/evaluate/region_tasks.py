@@ -18,6 +18,7 @@ from granvit.images import decode
 from granvit.predict import LONGEST_BOX, LONGEST_CAPTION, LONGEST_DESCRIPTION, Ask, GranViT
 from granvit.questions import ask_box, ask_global
 from granvit.regions import Region, RegionImage
+from granvit.texts import character_error_rate, exact_match, rouge_l
 
 TASKS = ("describe", "locate", "read", "locate_text", "caption")
 _IMAGES_AT_ONCE = 64
@@ -96,9 +97,9 @@ def score(task: str, items: Sequence[Item]) -> dict[str, float]:
         scores = metrics.box_scores([item.found for item in items], boxes)
     else:
         said, truth = [item.said for item in items], [item.truth for item in items]
-        scores = {"rouge_l": metrics.rouge_l(said, truth), "exact": metrics.exact_match(said, truth)}
+        scores = {"rouge_l": rouge_l(said, truth), "exact": exact_match(said, truth)}
         if task == "read":
-            scores["cer"] = metrics.character_error_rate(said, truth)
+            scores["cer"] = character_error_rate(said, truth)
     return {**scores, "count": float(len(items))}
 
 
@@ -113,11 +114,11 @@ def constant(task: str, items: Sequence[Item]) -> dict[str, float]:
     truth = [item.truth for item in items]
     answers = [texts[0] for texts in truth]
     best: dict[str, float] = {}
-    for name, metric in (("rouge_l", metrics.rouge_l), ("exact", metrics.exact_match)):
+    for name, metric in (("rouge_l", rouge_l), ("exact", exact_match)):
         best[name] = metrics.best_constant_answer(answers, truth, metric)[1]
     if task == "read":
         best["cer"] = -metrics.best_constant_answer(
-            answers, truth, lambda said, true: -metrics.character_error_rate(said, true)
+            answers, truth, lambda said, true: -character_error_rate(said, true)
         )[1]
     return best
 

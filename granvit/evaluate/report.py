@@ -19,7 +19,8 @@ from PIL import Image
 
 from granvit.coordinates import Box
 from granvit.draw import colors_for, draw_boxes
-from granvit.evaluate.metrics import exact_match, paired_iou
+from granvit.evaluate.metrics import paired_iou
+from granvit.texts import exact_match
 
 STAGES = {"before": "Before", "stage1": "After stage 1", "stage2": "After stage 2"}
 BASELINE = {"baseline": "Best constant answer"}
