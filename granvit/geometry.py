@@ -35,8 +35,19 @@ def as_boxes(boxes: ArrayLike) -> Boxes:
 
 def area(boxes: ArrayLike) -> NDArray[np.float64]:
     """Areas in square pixels, shape (N,); an inverted box has area 0."""
+    return sizes(boxes).prod(axis=1)
+
+
+def sizes(boxes: ArrayLike) -> Boxes:
+    """Widths and heights in pixels, shape (N, 2); an inverted side is 0."""
     b = as_boxes(boxes)
-    return np.clip(b[:, 2] - b[:, 0], 0, None) * np.clip(b[:, 3] - b[:, 1], 0, None)
+    return np.clip(b[:, 2:] - b[:, :2], 0, None)
+
+
+def centres(boxes: ArrayLike) -> Boxes:
+    """Centres (x, y) in pixels, shape (N, 2)."""
+    b = as_boxes(boxes)
+    return (b[:, :2] + b[:, 2:]) / 2
 
 
 def clip(boxes: ArrayLike, width: float, height: float) -> Boxes:

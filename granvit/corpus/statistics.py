@@ -1,0 +1,221 @@
+"""What is in a corpus, source by source: one pass over the records, no pixels, memory that does not grow with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from granvit import geometry
+from granvit.corpus.histogram import Frequent, Histogram
+from granvit.corpus.languages import language, script, words
+from granvit.regions import Region, RegionImage
+
+SIDE_EDGES = (0, 64, 128, 224, 336, 448, 512, 640, 768, 1024, 1536, 2048, 4096, 8192)
+ASPECT_EDGES = (0, 1 / 32, 1 / 16, 1 / 8, 1 / 5, 1 / 3, 1 / 2, 3 / 4, 1, 4 / 3, 2, 3, 5, 8, 16, 32, 64)
+BOX_SIDE_EDGES = (0, 4, 8, 16, 24, 32, 48, 64, 100, 144, 224, 336, 448, 672, 1024, 2048, 8192)
+SHARE_EDGES = (0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+COUNT_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512, 1024)
+LENGTH_EDGES = (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
+WORD_EDGES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 64, 128, 512)
+SCORE_EDGES = tuple(np.linspace(0, 1, 21).round(2).tolist())
+GRID = 10
+
+_BATCH = 4_096
+_TITLES = 200
+
+
+class KindStatistics:
+    """The regions of one source and one kind. The histograms are current after `flush`.
+
+    Attributes:
+        regions, ignored: how many, and how many of them are marked `ignore`. Ignored regions enter no other figure.
+        box_side: square root of the box's area, pixels.
+        box_share: the box's area as a share of its image's.
+        box_aspect: width / height.
+        positions: centres of the boxes on a GRID x GRID raster of the image, [row, column], shape (GRID, GRID).
+        characters, word_counts: lengths of the texts.
+        scores: of the regions that have one; `unscored` counts the others.
+        vocabulary, texts: the most frequent words, and whole texts without regard to case.
+        scripts, languages: of the texts, see `granvit.corpus.languages`.
+        box_by, text_by: who made them.
+    """
+
+    def __init__(self) -> None:
+        self.regions = self.ignored = self.unscored = 0
+        self.box_side, self.box_share = Histogram(BOX_SIDE_EDGES), Histogram(SHARE_EDGES)
+        self.box_aspect = Histogram(ASPECT_EDGES)
+        self.positions = np.zeros((GRID, GRID), dtype=np.int64)
+        self.characters, self.word_counts = Histogram(LENGTH_EDGES), Histogram(WORD_EDGES)
+        self.scores = Histogram(SCORE_EDGES)
+        self.vocabulary, self.texts = Frequent(), Frequent()
+        self.scripts: Counter[str] = Counter()
+        self.languages: Counter[str] = Counter()
+        self.box_by: Counter[str] = Counter()
+        self.text_by: Counter[str] = Counter()
+        self._waiting: list[tuple[Region, int, int]] = []
+
+    def add(self, region: Region, width: int, height: int) -> None:
+        """Count one region of an image of `width` x `height` pixels."""
+        self.regions += 1
+        if region.ignore:
+            self.ignored += 1
+            return
+        self._waiting.append((region, width, height))
+        if len(self._waiting) >= _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Enter what waits: boxes and texts are counted in batches, which is several times faster."""
+        regions = [region for region, _, _ in self._waiting]
+        sizes_n2 = np.array([size for _, *size in self._waiting], dtype=float).reshape(-1, 2)
+        self._waiting = []
+        self._count_boxes(geometry.as_boxes([region.box for region in regions]), sizes_n2)
+        self._count_texts([region.text for region in regions])
+        scores = [region.score for region in regions if region.score is not None]
+        self.scores.add(scores)
+        self.unscored += len(regions) - len(scores)
+        self.box_by.update(region.box_by for region in regions)
+        self.text_by.update(region.text_by for region in regions)
+
+    def _count_boxes(self, boxes_n4: geometry.Boxes, sizes_n2: geometry.Boxes) -> None:
+        widths, heights = geometry.sizes(boxes_n4).T
+        areas = geometry.area(boxes_n4)
+        self.box_side.add(np.sqrt(areas))
+        self.box_share.add(areas / sizes_n2.prod(axis=1))
+        self.box_aspect.add(widths / np.maximum(heights, 1e-6))
+        cells = np.clip(geometry.centres(boxes_n4) / sizes_n2 * GRID, 0, GRID - 1).astype(int)
+        np.add.at(self.positions, (cells[:, 1], cells[:, 0]), 1)
+
+    def _count_texts(self, texts: list[str]) -> None:
+        split = [words(text) for text in texts]
+        self.characters.add([len(text) for text in texts])
+        self.word_counts.add([len(text.split()) for text in texts])
+        self.vocabulary.update(word for found in split for word in found)
+        self.texts.update(text.casefold()[:_TITLES] for text in texts)
+        named = [script(text) for text in texts]
+        self.scripts.update(named)
+        self.languages.update(language(text, name) for text, name in zip(texts, named, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON-able values."""
+        self.flush()
+        histograms = ("box_side", "box_share", "box_aspect", "characters", "word_counts", "scores")
+        frequent = ("vocabulary", "texts")
+        counters = ("scripts", "languages", "box_by", "text_by")
+        return {
+            "regions": self.regions,
+            "ignored": self.ignored,
+            "unscored": self.unscored,
+            "positions": self.positions.tolist(),
+            **{name: getattr(self, name).to_json() for name in histograms + frequent},
+            **{name: dict(getattr(self, name).most_common()) for name in counters},
+        }
+
+
+class SourceStatistics:
+    """The images of one source and, by kind, their regions.
+
+    Attributes:
+        images, empty, captioned: how many; how many have no region; how many have a global caption.
+        splits, licences: images by split and by licence.
+        short_side: of the image, pixels.
+        aspect: of the image, width / height.
+        regions_per_image: a histogram.
+        caption_words: length of the global captions.
+        kinds: "object" and "text", as far as they occur.
+    """
+
+    def __init__(self) -> None:
+        self.images = self.empty = self.captioned = 0
+        self.splits: Counter[str] = Counter()
+        self.licences: Counter[str] = Counter()
+        self.short_side, self.aspect = Histogram(SIDE_EDGES), Histogram(ASPECT_EDGES)
+        self.regions_per_image, self.caption_words = Histogram(COUNT_EDGES), Histogram(LENGTH_EDGES)
+        self.kinds: dict[str, KindStatistics] = {}
+        self._waiting: list[tuple[int, int, int]] = []
+
+    def add(self, record: RegionImage) -> None:
+        """Count one image with its regions."""
+        self.images += 1
+        self.empty += not record.regions
+        self.splits[record.split] += 1
+        self.licences[record.licence] += 1
+        if record.caption:
+            self.captioned += 1
+            self.caption_words.add([len(record.caption.split())])
+        self._waiting.append((record.width, record.height, len(record.regions)))
+        if len(self._waiting) >= _BATCH:
+            self._flush_sizes()
+        for region in record.regions:
+            if region.kind not in self.kinds:
+                self.kinds[region.kind] = KindStatistics()
+            self.kinds[region.kind].add(region, record.width, record.height)
+
+    def flush(self) -> None:
+        """Enter what waits in the batches."""
+        self._flush_sizes()
+        for kind in self.kinds.values():
+            kind.flush()
+
+    def _flush_sizes(self) -> None:
+        widths, heights, counts = np.array(self._waiting, dtype=float).reshape(-1, 3).T
+        self._waiting = []
+        self.short_side.add(np.minimum(widths, heights))
+        self.aspect.add(widths / np.maximum(heights, 1))
+        self.regions_per_image.add(counts)
+
+    @property
+    def regions(self) -> int:
+        """Regions of all kinds, ignored ones included."""
+        return sum(kind.regions for kind in self.kinds.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON-able values."""
+        self.flush()
+        return {
+            "images": self.images,
+            "regions": self.regions,
+            "empty": self.empty,
+            "captioned": self.captioned,
+            "splits": dict(self.splits.most_common()),
+            "licences": dict(self.licences.most_common()),
+            **{
+                name: getattr(self, name).to_json()
+                for name in ("short_side", "aspect", "regions_per_image", "caption_words")
+            },
+            "kinds": {name: self.kinds[name].to_json() for name in sorted(self.kinds)},
+        }
+
+
+class Statistics:
+    """Statistics of a stream of records, by source."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, SourceStatistics] = {}
+
+    def add(self, record: RegionImage) -> None:
+        """Count one record."""
+        if record.source not in self.sources:
+            self.sources[record.source] = SourceStatistics()
+        self.sources[record.source].add(record)
+
+    @classmethod
+    def of(cls, records: Iterable[RegionImage]) -> dict[str, SourceStatistics]:
+        """Statistics by source, in the order in which the sources appear.
+
+        Reads each record once and keeps none; `image` is not looked at, so `Corpus.records()` will do. Memory per
+        source and kind: at most 100,000 words and 100,000 texts of 200 characters.
+        """
+        statistics = cls()
+        for record in records:
+            statistics.add(record)
+        for source in statistics.sources.values():
+            source.flush()
+        return statistics.sources
+
+    def to_json(self) -> dict[str, Any]:
+        """Each source's figures under its name."""
+        return {name: source.to_json() for name, source in self.sources.items()}

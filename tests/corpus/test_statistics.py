@@ -1,0 +1,78 @@
+"""Statistics: worked out by hand for a few records, the same however the stream is cut, small however long it is."""
+
+import json
+
+import numpy as np
+import pytest
+
+from granvit.corpus import statistics
+from granvit.corpus.histogram import Frequent, Histogram
+from granvit.corpus.statistics import GRID, Statistics
+from granvit.regions import Region, RegionImage
+
+
+def record(number: int, source: str, regions: list[Region], **options) -> RegionImage:
+    return RegionImage(f"{source}/{number}", None, 200, 100, regions, source=source, **options)
+
+
+def three() -> list[RegionImage]:
+    return [
+        record(0, "a", [Region((0, 0, 20, 10), "a red Mug", score=0.9), Region((0, 0, 1, 1), "", ignore=True)]),
+        record(1, "a", [Region((180, 90, 200, 100), "A RED MUG")], caption="two words", split="val"),
+        record(2, "b", [Region((0, 0, 200, 10), "TOTAL 1", "text", box_by="ocr")]),
+    ]
+
+
+def test_figures_of_three_records():
+    found = Statistics.of(iter(three()))
+    assert list(found) == ["a", "b"]
+    a, b = (found[name].to_json() for name in "ab")
+    assert (a["images"], a["regions"], a["captioned"], a["splits"]) == (2, 3, 1, {"": 1, "val": 1})
+    objects = a["kinds"]["object"]
+    assert (objects["regions"], objects["ignored"], objects["unscored"]) == (3, 1, 1)
+    assert objects["box_side"]["mean"] == pytest.approx(200**0.5)
+    assert objects["box_share"]["mean"] == pytest.approx(0.01)
+    assert objects["box_aspect"]["min"] == objects["box_aspect"]["max"] == 2
+    assert objects["texts"]["top"] == [("a red mug", 2)]
+    assert objects["vocabulary"]["distinct"] == 3
+    assert objects["scores"]["count"] == 1 and objects["scores"]["counts"][18] == 1
+    positions = np.array(objects["positions"])
+    assert positions.sum() == 2 and positions[0, 0] == 1 and positions[GRID - 1, GRID - 1] == 1
+    text = b["kinds"]["text"]
+    assert text["box_by"] == {"ocr": 1} and text["scripts"] == {"latin": 1} and text["box_aspect"]["max"] == 20
+    assert json.loads(json.dumps(a, allow_nan=False)) is not None
+
+
+def test_a_source_without_regions_has_no_numbers_that_json_lacks():
+    found = Statistics.of([record(0, "a", [])])["a"].to_json()
+    assert found["empty"] == 1 and found["kinds"] == {}
+    json.dumps(found, allow_nan=False)
+
+
+def test_batches_do_not_show(monkeypatch):
+    whole = {name: s.to_json() for name, s in Statistics.of(three() * 7).items()}
+    monkeypatch.setattr(statistics, "_BATCH", 2)
+    assert {name: s.to_json() for name, s in Statistics.of(three() * 7).items()} == whole
+
+
+def test_histogram_counts_edges_below_and_outside_into_the_last():
+    histogram = Histogram((0, 1, 2, 4))
+    histogram.add([-5, 0, 0.999, 1, 2, 3, 4, 100])
+    assert histogram.counts.tolist() == [3, 1, 4]
+    assert (histogram.min, histogram.max, histogram.total) == (-5, 100, 8)
+
+
+def test_quantiles_are_close():
+    histogram = Histogram(np.linspace(0, 1, 101))
+    histogram.add(np.random.default_rng(0).random(50_000))
+    assert histogram.quantile(0.5) == pytest.approx(0.5, abs=0.01)
+    assert histogram.quantile(0.05) == pytest.approx(0.05, abs=0.01)
+
+
+def test_frequent_texts_survive_a_flood_of_others():
+    frequent = Frequent(capacity=100)
+    for i in range(3_000):
+        frequent.update([f"rare {i}", "common"])
+    assert len(frequent.counts) <= 200 and not frequent.exact
+    assert frequent.to_json(1)["top"] == [("common", 3_000)]
+    assert frequent.total == 6_000 and 200 <= frequent.distinct <= 3_001
