@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -10,8 +11,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from granvit import images
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Refused, Rejection
+from granvit.geometry import View
 from granvit.regions import RegionImage
 
 Box = tuple[float, float, float, float]
@@ -75,6 +78,36 @@ def read_image(root: Path, relative: str) -> bytes:
         return file.read_bytes()
     except (OSError, ValueError) as error:
         raise Refused("missing-image", f"{relative!r}: {error}") from error
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        CorpusError: it is missing, cut off, or no JSON.
+    """
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
+        raise CorpusError(f"{file}: {error}") from error
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels of an upright picture: for layouts whose boxes are shares of it.
+
+    Raises:
+        Refused: the header cannot be read.
+    """
+    try:
+        return images.probe(data)
+    except images.ImageError as error:
+        raise Refused(error.reason, error.detail) from error
+
+
+def from_canvas(box: Box, view: View) -> Box:
+    """A box on the canvas of `view` in pixels of the image, not clipped: what lies outside is for the gate to judge."""
+    x1, y1, x2, y2 = view.to_image(box)[0].tolist()
+    return x1, y1, x2, y2
 
 
 def as_number(value: Any) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import nan
 from pathlib import Path
 
 from granvit.corpus.importers.base import as_split, importer, read_image
+from granvit.corpus.importers.textlines import numbers, outlined, read_lines, unreadable
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
 from granvit.regions import Region, RegionImage
@@ -41,7 +41,7 @@ def read(src: Path, *, source: str = "sroie", licence: str = "", split: str = ""
                 image=read_image(src, uri),
                 width=UNKNOWN_SIZE[0],
                 height=UNKNOWN_SIZE[1],
-                regions=[_region(line) for line in _lines(box_files.pop(picture.stem))],
+                regions=[_region(line) for line in read_lines(box_files.pop(picture.stem))],
                 uri=uri,
                 source=source,
                 licence=licence,
@@ -53,27 +53,10 @@ def read(src: Path, *, source: str = "sroie", licence: str = "", split: str = ""
         yield Rejection("missing-image", "", f"box/{file.name}", None, f"no picture img/{file.stem}.*")
 
 
-def _lines(file: Path) -> list[str]:
-    data = file.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    # Not `splitlines`, which also cuts at characters that occur inside texts; the gate strips what is left of CRLF.
-    return [line for line in text.split("\n") if line.strip()]
-
-
 def _region(line: str) -> Region:
     """The region of a line; one that is not in the format becomes a region that `check_record` refuses."""
     parts = line.split(",", 8)
-    try:
-        points = [float(part) for part in parts[:8]]
-    except ValueError:
-        points = []
+    points = numbers(parts[:8])
     if len(points) != 8:
-        return Region((nan, nan, nan, nan), text=line, kind="text")
-    xs, ys = points[::2], points[1::2]
-    box = (min(xs), min(ys), max(xs), max(ys))
-    upright = {(x, y) for x in box[::2] for y in box[1::2]} == set(zip(xs, ys, strict=True))
-    text = parts[8] if len(parts) == 9 else ""
-    return Region(box, text=text, kind="text", polygon=None if upright else points)
+        return unreadable(line)
+    return outlined(points, text=parts[8] if len(parts) == 9 else "")

@@ -1,0 +1,86 @@
+"""What the layouts of transcribed text share: files of lines, outlines, and words that stand on one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+
+from granvit.corpus.importers.base import Box
+from granvit.regions import Region
+
+NO_BOX: Box = (nan, nan, nan, nan)
+
+# Two neighbours share a line where the lower one of the two overlaps the other by half its height ...
+_SAME_LINE = 0.5
+# ... and where no more than this many heights lie between them: beyond it there is another column.
+_LARGEST_GAP = 2.0
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and its box in pixels."""
+
+    box: Box
+    text: str
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that hold something; UTF-8 with or without a mark, or else Latin-1."""
+    data = file.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    # Not `splitlines`, which also cuts at characters that occur inside texts; the gate strips what is left of CRLF.
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def numbers(parts: Sequence[str]) -> list[float]:
+    """The parts as numbers, or an empty list where one is none."""
+    try:
+        return [float(part) for part in parts]
+    except ValueError:
+        return []
+
+
+def outlined(points: list[float], text: str, ignore: bool = False) -> Region:
+    """A text region of an outline x, y, x, y, ... in pixels: its upright hull, and the outline where that is finer.
+
+    `points` holds at least one pair.
+    """
+    xs, ys = points[::2], points[1::2]
+    box = (min(xs), min(ys), max(xs), max(ys))
+    corners = {(x, y) for x in box[::2] for y in box[1::2]}
+    upright = len(points) == 8 and corners == set(zip(xs, ys, strict=True))
+    return Region(box, text=text, kind="text", polygon=None if upright else points, ignore=ignore)
+
+
+def unreadable(line: str) -> Region:
+    """A line that is not in the format, as a region that the gate refuses and whose text tells which it was."""
+    return Region(NO_BOX, text=line, kind="text")
+
+
+def joined(words: Iterable[Word]) -> Iterator[Word]:
+    """Words in reading order as the lines that they stand on: hull of the boxes, texts with a blank between."""
+    line: list[Word] = []
+    for word in words:
+        if line and not _follows(line[-1].box, word.box):
+            yield _line(line)
+            line = []
+        line.append(word)
+    if line:
+        yield _line(line)
+
+
+def _follows(before: Box, after: Box) -> bool:
+    height = min(before[3] - before[1], after[3] - after[1])
+    overlap = min(before[3], after[3]) - max(before[1], after[1])
+    gap = after[0] - before[2]
+    return overlap >= _SAME_LINE * height and -height <= gap <= _LARGEST_GAP * height
+
+
+def _line(words: list[Word]) -> Word:
+    left, top, right, bottom = zip(*(word.box for word in words), strict=True)
+    return Word((min(left), min(top), max(right), max(bottom)), " ".join(word.text for word in words))
