@@ -1,0 +1,58 @@
+"""Confidence intervals of ratios over images."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+DRAWS = 1_000
+
+
+class Estimate(NamedTuple):
+    """A ratio with its 95 % interval; no interval where there are fewer than two images to draw from."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return self._asdict()
+
+
+def ratios(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> list[Estimate | None]:
+    """Sums over images divided by sums over images, each with the 95 % interval of the percentile bootstrap.
+
+    Whole images are drawn, since the regions of one image are right or wrong together.
+
+    Args:
+        numerators, denominators: (images, K): what each image contributes to K ratios.
+
+    Returns:
+        K estimates; None where the denominators sum to 0.
+    """
+    table_n2k = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)], axis=1)
+    images = len(table_n2k)
+    values_k = _divide(table_n2k.sum(axis=0))
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(DRAWS if images > 1 else 0):
+        times_n = np.bincount(rng.integers(images, size=images), minlength=images)
+        draws.append(_divide(np.tensordot(times_n, table_n2k, axes=1)))
+    drawn_dk = np.array(draws).reshape(len(draws), len(values_k))
+    return [_estimate(value, column[~np.isnan(column)]) for value, column in zip(values_k, drawn_dk.T, strict=True)]
+
+
+def _divide(sums_2k: np.ndarray) -> np.ndarray:
+    empty = np.full(sums_2k.shape[1], np.nan)
+    return np.divide(sums_2k[0], sums_2k[1], out=empty, where=sums_2k[1] > 0)
+
+
+def _estimate(value: float, drawn: np.ndarray) -> Estimate | None:
+    if np.isnan(value):
+        return None
+    if not len(drawn):
+        return Estimate(float(value), None, None)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(float(value), float(low), float(high))
