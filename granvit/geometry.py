@@ -70,6 +70,48 @@ def iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
 
 
+def hull(points: ArrayLike) -> tuple[float, float, float, float]:
+    """The box around points of shape (N, 2), or around a flat polygon x, y, x, y, ..."""
+    points_n2 = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    (left, top), (right, bottom) = points_n2.min(0).tolist(), points_n2.max(0).tolist()
+    return left, top, right, bottom
+
+
+def stretch(quad: ArrayLike, start: float, end: float) -> NDArray[np.float64]:
+    """The part of a line of text from `start` to `end`, as shares of its length, cut to the line; shape (4, 2).
+
+    `quad` holds the line's corners from the top left clockwise, shape (4, 2). A line half as high again as wide is
+    taken to be written downwards, as PP-OCR does.
+    """
+    corners = np.asarray(quad, dtype=np.float64)
+    sides = np.linalg.norm(np.roll(corners, -1, axis=0) - corners, axis=1)
+    vertical = max(sides[1], sides[3]) >= 1.5 * max(sides[0], sides[2])
+    if vertical:
+        corners = np.roll(corners, -1, axis=0)  # from the top right: the line's own top left when it is laid down
+    top_left, top_right, bottom_right, bottom_left = corners
+    low, high = np.clip([start, end], 0, 1)
+    part = np.stack(
+        [
+            top_left + low * (top_right - top_left),
+            top_left + high * (top_right - top_left),
+            bottom_left + high * (bottom_right - bottom_left),
+            bottom_left + low * (bottom_right - bottom_left),
+        ]
+    )
+    return np.roll(part, 1, axis=0) if vertical else part
+
+
+def covered_share(boxes: ArrayLike, width: float, height: float) -> float:
+    """The share of an image that lies in at least one of the boxes, in [0, 1]. `width` and `height` in pixels."""
+    boxes_n4 = clip(boxes, width, height)
+    boxes_n4 = boxes_n4[area(boxes_n4) > 0]
+    xs, ys = np.unique(boxes_n4[:, ::2]), np.unique(boxes_n4[:, 1::2])
+    covered = np.zeros((max(len(ys) - 1, 0), max(len(xs) - 1, 0)), dtype=bool)
+    for x1, y1, x2, y2 in boxes_n4:
+        covered[slice(*np.searchsorted(ys, (y1, y2))), slice(*np.searchsorted(xs, (x1, x2)))] = True
+    return float(np.diff(ys) @ covered @ np.diff(xs)) / (width * height)
+
+
 @dataclass(frozen=True)
 class View:
     """How a rectangle of an image becomes the model's canvas.

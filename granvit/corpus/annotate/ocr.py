@@ -1,0 +1,204 @@
+"""Reading text: PP-OCR finds the lines of a picture and transcribes them, as in the paper's text part (section 3).
+
+The weights of PP-OCRv6-small come with the `rapidocr` package and run on a CPU. Other PP-OCR checkpoints run through
+`transformers` (`granvit.corpus.annotate.ocr_networks`), inside the same chain of cutting, scaling and decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from granvit import geometry
+from granvit.corpus.annotate.base import AnnotateError, Annotator, Item
+from granvit.corpus.importers.textlines import outlined
+from granvit.regions import Region
+
+Level = Literal["line", "word", "both"]
+Quad = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class OcrConfig:
+    """Text lines or words with their boxes, by PP-OCR.
+
+    Boxes are float pixels of the upright image. Tilted text also gets its four corners as polygon.
+    """
+
+    level: Level = "line"
+    """What becomes a region: lines, the words of the lines, or both."""
+    max_side: int = 960
+    """Longer pictures are scaled down to this side, in pixels, to find lines; they are never scaled up."""
+    box_score: float = 0.5
+    """Lines that the detector is less sure of, 0 to 1, are not seen."""
+    text_score: float = 0.5
+    """Lines that the recognizer is less sure of, 0 to 1, are refused."""
+    lines_at_once: int = 6
+    """Lines recognized together."""
+    detector: str = ""
+    """A PP-OCRv5/v6 detection checkpoint for transformers (name or folder); empty: the one of rapidocr."""
+    recognizer: str = ""
+    """A PP-OCRv5/v6 recognition checkpoint for transformers (name or folder); empty: the one of rapidocr."""
+
+    @property
+    def name(self) -> str:
+        """The annotator's name, as written into the regions."""
+        shipped = "PP-OCRv6-small"
+        if not (self.detector or self.recognizer):
+            return f"rapidocr:{shipped}"
+        models = [name.rstrip("/").rpartition("/")[2] or shipped for name in (self.detector, self.recognizer)]
+        return f"ppocr:{'+'.join(models)}"
+
+    def build(self, device: str = "cpu") -> Annotator:
+        """Load the models.
+
+        Raises:
+            AnnotateError: rapidocr is not installed, or a checkpoint cannot be loaded.
+        """
+        try:
+            from rapidocr import RapidOCR
+        except ImportError as error:
+            raise AnnotateError(f"OCR needs two packages: pip install rapidocr onnxruntime ({error})") from error
+        engine = RapidOCR(params=self._engine_settings(device))
+        if self.detector or self.recognizer:
+            from granvit.corpus.annotate.ocr_networks import NetworkDetector, NetworkRecognizer
+
+            if self.detector:
+                engine.text_det = NetworkDetector(self.detector, device, self.max_side, self.box_score)
+            if self.recognizer:
+                engine.text_rec = NetworkRecognizer(self.recognizer, device, self.lines_at_once)
+        return OcrAnnotator(self, engine)
+
+    def _engine_settings(self, device: str) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "Global.log_level": "critical",  # a picture without text is no news
+            "Global.use_cls": False,
+            "Global.return_word_box": self.level != "line",
+            "Det.limit_type": "max",
+            "Det.limit_side_len": self.max_side,
+            "Det.box_thresh": self.box_score,
+            "Rec.rec_batch_num": self.lines_at_once,
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+        }
+        if device.startswith("cuda"):
+            settings["EngineConfig.onnxruntime.use_cuda"] = _onnxruntime_has_cuda()
+            settings["EngineConfig.onnxruntime.cuda_ep_cfg.device_id"] = int(device.partition(":")[2] or 0)
+        return settings
+
+
+def _onnxruntime_has_cuda() -> bool:
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line as it was read.
+
+    Attributes:
+        quad: corners in pixels, from the top left clockwise, shape (4, 2).
+        words: quad, text and score of each word; empty where only lines are asked for.
+    """
+
+    quad: Quad
+    text: str
+    score: float
+    words: list[tuple[Quad, str, float]] = field(default_factory=list)
+
+
+class OcrAnnotator:
+    """Replaces the regions of each item by the text that is read in its picture."""
+
+    def __init__(self, config: OcrConfig, engine: Any) -> None:
+        self._config = config
+        self._engine = engine
+
+    def __call__(self, items: Sequence[Item]) -> list[Item]:
+        for item in items:
+            self._annotate(item)
+        return list(items)
+
+    def _annotate(self, item: Item) -> None:
+        item.record.regions = []
+        try:
+            lines = self.read(item.picture)
+        except _engine_errors() as error:
+            item.refuse("ocr-failed", f"{type(error).__name__}: {error}")
+            return
+        for number, line in enumerate(lines):
+            if not line.text.strip():
+                item.refuse("unread-text", f"box {_corners(line.quad)}", number)
+            elif line.score < self._config.text_score:
+                item.refuse("low-text-score", f"{line.score:.2f}: {line.text[:80]}", number)
+            else:
+                item.record.regions += self._regions(line)
+
+    def _regions(self, line: Line) -> list[Region]:
+        whole = [self._region(line.quad, line.text, line.score)] if self._config.level != "word" else []
+        return whole + [self._region(*word) for word in line.words]
+
+    def _region(self, quad: Quad, text: str, score: float) -> Region:
+        name = self._config.name
+        region = outlined(quad.ravel().tolist(), text)
+        return replace(region, score=min(max(score, 0.0), 1.0), box_by=name, text_by=name)
+
+    def read(self, picture: Image.Image) -> list[Line]:
+        """The lines of an RGB picture in reading order, whatever their score."""
+        from rapidocr.utils.process_img import map_boxes_to_original
+
+        bgr_hw3 = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
+        scaled, scaling = self._engine.preprocess_img(bgr_hw3)
+        found, _, read, _ = self._engine.run_ocr_steps(scaled, scaling)
+        if found.boxes is None or read.txts is None:
+            return []
+        quads_n42 = map_boxes_to_original(found.boxes, scaling, picture.height, picture.width).astype(np.float64)
+        return [
+            Line(quad, text, float(score), words_of(quad, text, cut) if cut else [])
+            for quad, text, score, cut in zip(quads_n42, read.txts, read.scores, read.word_results, strict=True)
+        ]
+
+
+def words_of(line: Quad, text: str, cut: Any) -> list[tuple[Quad, str, float]]:
+    """Quad, text and score of each word of a line.
+
+    The recognizer reads a line as a row of `cut.line_txt_len` columns and names for each character the column where
+    it saw it: a word reaches half a character's width beyond its first and last one, and not into its neighbour.
+    """
+    columns = [np.asarray(word) + 0.5 for word in cut.word_cols]
+    if not columns:
+        return []
+    steps = np.concatenate([np.diff(word) for word in columns])
+    half = (float(steps.mean()) if len(steps) else cut.line_txt_len / len(text)) / 2
+    starts = np.array([word[0] - half for word in columns])
+    ends = np.array([word[-1] + half for word in columns])
+    middles = (ends[:-1] + starts[1:]) / 2
+    ends[:-1] = np.minimum(ends[:-1], middles)
+    starts[1:] = np.maximum(starts[1:], middles)
+    sure = iter([score for char, score in zip(text, cut.confs, strict=True) if not char.isspace()])
+    return [
+        (
+            geometry.stretch(line, start / cut.line_txt_len, end / cut.line_txt_len),
+            "".join(chars),
+            float(np.mean([next(sure) for _ in chars])),
+        )
+        for start, end, chars in zip(starts, ends, cut.words, strict=True)
+    ]
+
+
+def _corners(quad: Quad) -> list[int]:
+    return [round(v) for v in geometry.hull(quad)]
+
+
+def _engine_errors() -> tuple[type[Exception], ...]:
+    """What the engine raises for pictures it cannot scale or cut, such as one of 8 x 9000 pixels."""
+    import cv2
+    from rapidocr.utils.process_img import ResizeImgError
+
+    return cv2.error, ResizeImgError
