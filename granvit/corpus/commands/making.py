@@ -12,10 +12,12 @@ from tyro.conf import Positional
 
 from granvit.corpus.commands.common import fail
 from granvit.corpus.importers import import_corpus
+from granvit.corpus.importers.funsd import Level
 from granvit.corpus.importers.run import Group
 from granvit.corpus.layout import QUARANTINE, CorpusError
 from granvit.corpus.synthesize import synthesize
 from granvit.corpus.verify import verify
+from granvit.geometry import Frame
 
 SHOWN_PROBLEMS = 20
 
@@ -25,12 +27,30 @@ class Import:
     """Make a corpus from images and regions in a public layout.
 
     Layouts: jsonl: folders with annotations.jsonl. coco: an instances JSON file or the data set's folder.
-    sroie: a folder with img/ and box/. image_folder: pictures without regions.
+    sroie: a folder with img/ and box/. icdar: pictures and their gt_*.txt. textocr: TextOCR_0.1_train.json.
+    funsd: the folder dataset/. docbank: DocBank_500K_txt/ and DocBank_500K_ori_img/. finehard: FG-CLIP's jsonfiles/.
+    llava: a JSON file of conversations. image_folder, parquet, webdataset: pictures with or without captions;
+    webdataset also with regions.
 
     Example: granvit corpus import jsonl packs/receipts packs/photos corpus --val-fraction 0.1
     """
 
-    name: Positional[Literal["jsonl", "coco", "sroie", "image_folder"]]
+    name: Positional[
+        Literal[
+            "jsonl",
+            "coco",
+            "sroie",
+            "icdar",
+            "textocr",
+            "funsd",
+            "docbank",
+            "finehard",
+            "llava",
+            "image_folder",
+            "parquet",
+            "webdataset",
+        ]
+    ]
     """The layout."""
     paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SRC [SRC ...] OUT")]
     """One or several places in that layout, then the corpus folder to write."""
@@ -45,18 +65,28 @@ class Import:
     licence: str | None = None
     """The terms of the data, recorded with every image."""
     split: Literal["train", "val", "test"] | None = None
-    """sroie, image_folder: the split that SRC is."""
+    """The split that SRC is, where the layout does not say."""
     images: Path | None = None
-    """coco: the folder of the pictures, where it is not beside the annotations."""
+    """coco, icdar, textocr, finehard, llava: the folder of the pictures, where it is not beside the annotations."""
     captions: Path | None = None
     """coco: a captions JSON file, where it is not beside the instances."""
+    frame: Frame | None = None
+    """llava, needed: boxes are relative to the image, or to the canvas, the picture padded to a square."""
+    coordinates: str | None = None
+    """llava: how boxes are written: decimal (the default), int1000, loc or loc:BINS."""
+    level: Level | None = None
+    """funsd: what becomes a region: an entry, a line (the default) or a word."""
+    image_column: str | None = None
+    """parquet: the column of the pictures, where it is not "image"."""
 
     def run(self) -> int:
         """Exit status: 0, or 1 when nothing could be imported."""
         if len(self.paths) < 2:
             return fail("give SRC and OUT: the place of the data and the corpus folder to write")
         *places, out = self.paths
-        optional = ("source", "licence", "split", "images", "captions")
+        optional = (
+            "source", "licence", "split", "images", "captions", "frame", "coordinates", "level", "image_column"
+        )  # fmt: skip
         options = {name: getattr(self, name) for name in optional if getattr(self, name) is not None}
         try:
             summary = import_corpus(

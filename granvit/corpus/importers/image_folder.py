@@ -26,7 +26,7 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "") -> 
     if not src.is_dir():
         raise CorpusError(f"{src} is not a folder")
     source = source or src.resolve().name
-    for uri in _pictures(src):
+    for uri in pictures(src):
         try:
             yield RegionImage(
                 id=f"{source}/{uri}",
@@ -43,8 +43,8 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "") -> 
             yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail)
 
 
-def _pictures(src: Path) -> Iterator[str]:
-    """Paths relative to `src`, with slashes."""
+def pictures(src: Path) -> Iterator[str]:
+    """Paths of all pictures below `src`, relative to it and with slashes, in order."""
     for folder, subfolders, names in os.walk(src):
         subfolders.sort()
         for name in sorted(names):

@@ -75,7 +75,7 @@ def _record(row: dict[str, Any], root: Path, source: str, licence: str) -> Regio
         image=read_image(root, row["image"]),
         width=row["width"],
         height=row["height"],
-        regions=[_region(region) for region in row["regions"]],
+        regions=[region_of(region) for region in row["regions"]],
         uri=row["image"],
         source=source,
         licence=licence or as_text(row.get("licence")),
@@ -84,8 +84,8 @@ def _record(row: dict[str, Any], root: Path, source: str, licence: str) -> Regio
     )
 
 
-def _region(row: Any) -> Region:
-    """The region as written; where something is missing or odd, one that `check_record` refuses."""
+def region_of(row: Any) -> Region:
+    """The region of an entry of "regions"; where something is missing or odd, one that `check_record` refuses."""
     row = row if isinstance(row, dict) else {}
     captions = row.get("captions")
     return Region(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 
+from granvit import geometry
 from granvit.corpus.importers.base import Box
 from granvit.regions import Region
 
@@ -50,10 +51,9 @@ def outlined(points: list[float], text: str, ignore: bool = False) -> Region:
 
     `points` holds at least one pair.
     """
-    xs, ys = points[::2], points[1::2]
-    box = (min(xs), min(ys), max(xs), max(ys))
+    box = geometry.hull(points)
     corners = {(x, y) for x in box[::2] for y in box[1::2]}
-    upright = len(points) == 8 and corners == set(zip(xs, ys, strict=True))
+    upright = len(points) == 8 and corners == set(zip(points[::2], points[1::2], strict=True))
     return Region(box, text=text, kind="text", polygon=None if upright else points, ignore=ignore)
 
 
@@ -82,5 +82,4 @@ def _follows(before: Box, after: Box) -> bool:
 
 
 def _line(words: list[Word]) -> Word:
-    left, top, right, bottom = zip(*(word.box for word in words), strict=True)
-    return Word((min(left), min(top), max(right), max(bottom)), " ".join(word.text for word in words))
+    return Word(geometry.hull([word.box for word in words]), " ".join(word.text for word in words))
