@@ -1,0 +1,123 @@
+"""Boxes for natural images: from any detector of `transformers`, or those that the corpus already has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from granvit.corpus.annotate.base import AnnotateError, Item
+from granvit.corpus.annotate.nms import in_turns, nms
+from granvit.corpus.quarantine import MIN_BOX_SIDE
+from granvit.geometry import clip
+from granvit.regions import Region
+
+if TYPE_CHECKING:
+    from granvit.corpus.annotate.detect_models import Detector, Found
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class DetectConfig:
+    """Object boxes by a detector; the text of a region is its class name until it is captioned.
+
+    Works with any checkpoint that `transformers` knows as an object detector (D-FINE, RT-DETR, DETR, YOLOS...) or as
+    a zero-shot detector (Grounding DINO, MM-Grounding-DINO, LLMDet, OWLv2), as long as its weights are safetensors.
+    """
+
+    model: str
+    """Name of a checkpoint on the hub, or its folder."""
+    labels: tuple[str, ...] = ()
+    """Zero-shot detector: what to look for. Other detector: the classes to keep, all where empty."""
+    threshold: float = 0.3
+    """Boxes of a lower score are left out."""
+    nms_iou: float = 0.7
+    """Of two boxes that overlap more than this, of whatever class, the better one stays."""
+    top_k: int = 50
+    """Most boxes of one image."""
+    balance_classes: bool = False
+    """Fill `top_k` by the best box of each class, then the second best of each, rather than by score alone."""
+    batch_size: int = 8
+    """Images that go through the detector at once."""
+    dtype: Dtype = "float32"
+    """Precision of the weights."""
+
+    @property
+    def name(self) -> str:
+        return f"detector:{Path(self.model).name}"
+
+    def build(self, device: str = "cpu") -> Detect:
+        """Load the detector.
+
+        Raises:
+            AnnotateError: the checkpoint is not there, is no detector, or doesn't fit `labels`.
+        """
+        if not 0 <= self.threshold < 1 or not 0 < self.nms_iou <= 1:
+            raise AnnotateError(
+                f"detect: threshold must be in [0, 1) and nms_iou in (0, 1], got {self.threshold} and {self.nms_iou}"
+            )
+        if self.top_k < 1 or self.batch_size < 1:
+            raise AnnotateError(f"detect: top_k and batch_size start at 1, got {self.top_k} and {self.batch_size}")
+        from granvit.corpus.annotate.detect_models import load_detector
+
+        return Detect(self, load_detector(self.model, self.labels, self.threshold, device, self.dtype))
+
+
+class Detect:
+    """Adds the detector's boxes to the regions of each image."""
+
+    def __init__(self, config: DetectConfig, detector: Detector):
+        self.config, self.detector = config, detector
+
+    def __call__(self, items: Sequence[Item]) -> list[Item]:
+        for start in range(0, len(items), self.config.batch_size):
+            batch = items[start : start + self.config.batch_size]
+            for item, found in zip(batch, self.detector([item.picture for item in batch]), strict=True):
+                if found is None:
+                    item.refuse("detector-not-finite", f"{self.config.name} gave scores or boxes that are no numbers")
+                else:
+                    item.record.regions.extend(self._regions(found, item.picture.size))
+        return list(items)
+
+    def _regions(self, found: Found, size: tuple[int, int]) -> list[Region]:
+        boxes_n4 = clip(found.boxes, *size)
+        sides_n2 = boxes_n4[:, 2:] - boxes_n4[:, :2]
+        usable = np.flatnonzero((sides_n2 >= MIN_BOX_SIDE).all(axis=1))
+        kept = usable[nms(boxes_n4[usable], found.scores[usable], self.config.nms_iou)]
+        if self.config.balance_classes:
+            kept = kept[in_turns([found.labels[i] for i in kept])]
+        chosen = sorted(kept[: self.config.top_k], key=lambda i: -found.scores[i])
+        name = self.config.name
+        regions = []
+        for i in chosen:
+            x1, y1, x2, y2 = boxes_n4[i].tolist()
+            score = float(found.scores[i])
+            regions.append(Region((x1, y1, x2, y2), found.labels[i], "object", score, box_by=name, text_by=name))
+        return regions
+
+
+@dataclass(frozen=True)
+class KeepConfig:
+    """Boxes that are already in the corpus, as the paper keeps those of UMG-41M (section 3.1); captions come next."""
+
+    @property
+    def name(self) -> str:
+        return "keep"
+
+    def build(self, device: str = "cpu") -> Keep:
+        """Nothing is loaded."""
+        return Keep()
+
+
+class Keep:
+    """Leaves the regions as they are, and says which images have none."""
+
+    def __call__(self, items: Sequence[Item]) -> list[Item]:
+        for item in items:
+            if not item.record.regions:
+                item.refuse("no-box", "the corpus has no box for this image")
+        return list(items)
