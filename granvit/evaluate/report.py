@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -20,6 +17,7 @@ from PIL import Image
 from granvit.coordinates import Box
 from granvit.draw import colors_for, draw_boxes
 from granvit.evaluate.metrics import paired_iou
+from granvit.page import data_uri, write_page
 from granvit.texts import exact_match
 
 STAGES = {"before": "Before", "stage1": "After stage 1", "stage2": "After stage 2"}
@@ -104,7 +102,9 @@ def write_report(
         commands: shell commands to go on with.
     """
     columns = {name: label for name, label in {**STAGES, **BASELINE}.items() if name in metrics}
-    page = _template().render(
+    write_page(
+        path,
+        "report.html.j2",
         title=title,
         summary=summary,
         columns=columns,
@@ -118,18 +118,6 @@ def write_report(
         facts={**facts, **({"Time": _duration(metrics["seconds"])} if "seconds" in metrics else {})},
         commands=commands,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("granvit.evaluate", "templates")
-    return jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("report.html.j2")
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -272,7 +260,7 @@ def _card(example: Example) -> dict[str, Any]:
             {"number": number, "color": color, "text": text, "said": said, "found": _found(last, found, true_box)}
         )
     picture = draw_boxes(image, np.reshape(boxes, (-1, 4)), labels, frames, dashed=dashed)
-    return {"src": _data_uri(picture), "width": picture.width, "height": picture.height, "rows": rows}
+    return {"src": data_uri(picture), "width": picture.width, "height": picture.height, "rows": rows}
 
 
 def _found(stage: list[str], box: Box | None, true_box: Box) -> dict[str, Any] | None:
@@ -282,9 +270,3 @@ def _found(stage: list[str], box: Box | None, true_box: Box) -> dict[str, Any] |
         return {"text": "no readable box", "right": False}
     overlap = float(paired_iou([box], [true_box])[0])
     return {"text": f"IoU\N{NO-BREAK SPACE}{overlap:.2f}", "right": overlap >= 0.5}
-
-
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

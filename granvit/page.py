@@ -1,0 +1,37 @@
+"""Self-contained HTML pages: templates that share one look, pictures embedded, written whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+
+def write_page(path: str | Path, template: str, **content: Any) -> None:
+    """Fills a template of `granvit/assets/templates` and writes it to `path`; all texts are escaped.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a name that `content` lacks.
+    """
+    loader = jinja2.PackageLoader("granvit", "assets/templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template(template).render(content)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(page, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def data_uri(image: Image.Image, quality: int = 85) -> str:
+    """The picture as a WebP inside an address, for the `src` of an <img>."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
