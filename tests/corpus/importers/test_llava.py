@@ -1,0 +1,119 @@
+"""Conversations with boxes in them: whose they are, and relative to what."""
+
+import json
+
+import pytest
+from importing import bring, save
+
+from granvit.corpus.store import CorpusError
+from granvit.questions import GLOBAL
+from granvit.regions import Region
+
+DESCRIBE = "Please provide a short description for this region: "
+FIND = "Please provide the bounding box coordinate of the region this sentence describes: "
+
+
+def entry(*turns, image="vg/VG_100K/2.jpg"):
+    said = [part for q, a in turns for part in ({"from": "human", "value": q}, {"from": "gpt", "value": a})]
+    said[0]["value"] = "<image>\n" + said[0]["value"]
+    return {"id": "VG_100K/2", "image": image, "conversations": said}
+
+
+def llava(folder, *entries, name="mix.json"):
+    save(folder / "vg/VG_100K/2.jpg", (40, 20))
+    text = json.dumps(entries) if name.endswith(".json") else "".join(json.dumps(e) + "\n" for e in entries)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["mix.json", "mix.jsonl"])
+def test_regions_are_asked_about_or_answered_with(tmp_path, name):
+    src = llava(
+        tmp_path,
+        entry(
+            ("What is this?", "A street."),
+            (DESCRIBE + "[0.25, 0.5, 0.5, 1.0]", "the red car: parked"),
+            (FIND + "sign: [no] parking", "[0.0, 0.0, 0.1, 0.25]"),
+            (DESCRIBE + "[0, 0, 0.5, 0.5]", "see [1, 2]"),
+        ),
+        entry((GLOBAL, "A street with a car."), (FIND + "the red car: parked", "[0.25, 0.5, 0.5, 1.0]")),
+        {"id": "text", "conversations": []},
+        name=name,
+    )
+    [got], refused = bring("llava", src, tmp_path / "out", frame="image")
+    assert (got.id, got.caption, got.split) == ("llava/vg/VG_100K/2.jpg", "A street with a car.", "train")
+    assert got.regions == [
+        Region((10, 10, 20, 20), "the red car: parked"),
+        Region((0, 0, 4, 5), "sign: [no] parking"),
+        Region((0, 0, 20, 10), "see [1, 2]"),
+    ]
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("frame", "coordinates", "written", "box"),
+    [
+        ("image", "decimal", "[0.25, 0.5, 0.75, 0.75]", (10, 10, 30, 15)),
+        ("canvas", "decimal", "[0.25, 0.5, 0.75, 0.75]", (10, 10, 30, 20)),  # 10 pixels of padding above and below
+        ("image", "int1000", "[250, 500, 750, 750]", (10, 10, 30, 15)),
+        ("canvas", "int1000", "[250, 500, 750, 750]", (10, 10, 30, 20)),
+        ("image", "loc:8", "<loc0000><loc0000><loc0007><loc0007>", (0, 0, 40, 20)),
+    ],
+)
+def test_what_boxes_are_relative_to_is_said_by_the_caller(tmp_path, frame, coordinates, written, box):
+    src = llava(tmp_path, entry((DESCRIBE + written, "a dog")))
+    [got], _ = bring("llava", src, tmp_path / "out", frame=frame, coordinates=coordinates)
+    assert got.regions == [Region(box, "a dog")]
+    with pytest.raises(CorpusError, match='say what the boxes are relative to, with frame "image" or "canvas"'):
+        bring("llava", src, tmp_path / "other", coordinates=coordinates)
+    with pytest.raises(CorpusError, match="unknown coordinate codec 'pixels'"):
+        bring("llava", src, tmp_path / "other", frame=frame, coordinates="pixels")
+
+
+def test_boxes_that_cannot_be_used(tmp_path):
+    src = llava(
+        tmp_path,
+        entry(
+            ("Where are the dogs?", "[0.1, 0.1, 0.2, 0.2]"),  # whose phrase?
+            ("Compare [0.1, 0.1, 0.2, 0.2] and [0.3, 0.3, 0.4, 0.4].", "Both are dogs."),
+            ("What is in it?", "A dog [0.5, 0.5, 0.6, 0.6] on a bed."),
+            (DESCRIBE + "[0.5, 0.5, 1.4, 0.6]", "beyond"),
+            (DESCRIBE + "[0.5, 0.5, 0.6]", "three"),
+            (FIND + "inverted", "[0.6, 0.6, 0.5, 0.5]"),
+            (DESCRIBE + "[0.1, 0.2, 0.3, 0.4]", ""),
+            (DESCRIBE + "[0.1, 0.2, 0.3, 0.4]", "kept"),
+        ),
+    )
+    [got], refused = bring("llava", src, tmp_path / "out", frame="image")
+    assert [r.text for r in got.regions] == ["kept"]
+    assert [(r.reason, r.region) for r in refused] == [
+        ("empty-text", 0), ("empty-text", 1), ("empty-text", 2), ("bad-box", 3), ("bad-box", 4), ("bad-box", 5),
+        ("empty-text", 6),
+    ]  # fmt: skip
+
+
+def test_damaged_entries(tmp_path):
+    good = entry((DESCRIBE + "[0.1, 0.2, 0.3, 0.4]", "kept"))
+    src = llava(
+        tmp_path,
+        good,
+        good | {"conversations": good["conversations"][:1]},
+        good | {"conversations": good["conversations"][::-1]},
+        good | {"conversations": "hello"},
+        good | {"image": ["a.jpg", "b.jpg"]},
+        entry(("Hi", "Hi"), image="gone.jpg"),
+        entry(("Hi", "Hi"), image="../secret.jpg"),
+        7,
+        name="mix.jsonl",
+    )
+    with src.open("a") as file:
+        file.write('\n{"id": "cut off')
+    [got], refused = bring("llava", src, tmp_path / "out", frame="image")
+    assert len(got.regions) == 1
+    assert [r.reason for r in refused] == [
+        "bad-field", "bad-field", "missing-field", "bad-field", "missing-field", "not-json", "missing-image",
+        "path-outside",
+    ]  # fmt: skip
+    with pytest.raises(CorpusError, match="a list of conversations is expected"):
+        (tmp_path / "object.json").write_text("{}")
+        bring("llava", tmp_path / "object.json", tmp_path / "other", frame="image")

@@ -1,0 +1,147 @@
+"""Tar shards as WebDataset and img2dataset write them, and as an attacker or a broken download would."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from importing import bring, picture
+
+from granvit.corpus.importers import tars
+from granvit.corpus.store import CorpusError
+from granvit.regions import Region
+
+PICTURE = picture()
+
+
+def shard(file, *files, mode="w"):
+    """`files` are (name, content) or a `TarInfo` without content."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, mode) as tar:
+        for item in files:
+            if isinstance(item, tarfile.TarInfo):
+                tar.addfile(item)
+                continue
+            name, content = item
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file
+
+
+def special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+ROW = {
+    "id": "shop/7",
+    "width": 40,
+    "height": 30,
+    "source": "shop",
+    "split": "test",
+    "licence": "CC0",
+    "caption": "A shop.",
+    "regions": [{"bbox": [1.5, 2, 20, 10], "text": "EXIT", "score": 0.5, "text_by": "ocr:x"}],
+}
+
+
+@pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tgz", "w:gz")])
+def test_regions_and_captions(tmp_path, ending, mode):
+    shard(
+        tmp_path / f"wds/00000.{ending}",
+        special("train", tarfile.DIRTYPE),
+        ("train/000.jpg", PICTURE), ("train/000.json", ROW), ("train/000.txt", b"not used"), ("train/000.cls", b"1"),
+        ("train/001.png", picture(form="PNG")), ("train/001.txt", "naïve\n".encode()),
+        ("train/002.json", {"caption": "from the web", "width": 9, "key": "002"}), ("train/002.jpg", PICTURE),
+        mode=mode,
+    )  # fmt: skip
+    shard(tmp_path / "wds/00001.tar", ("000.webp", picture(form="WEBP")))
+    (tmp_path / "wds/README.md").write_text("no shard")
+    [first, second, third, fourth], refused = bring("webdataset", tmp_path / "wds", tmp_path / "out")
+    assert (first.id, first.source, first.split, first.licence) == ("shop/7", "shop", "test", "CC0")
+    assert (first.caption, first.image) == ("A shop.", PICTURE)
+    assert first.regions == [Region((1.5, 2, 20, 10), "EXIT", "text", score=0.5, text_by="ocr:x")]
+    assert (second.id, second.caption, second.regions) == ("wds/train/001", "naïve", [])
+    assert (third.id, third.caption) == ("wds/train/002", "from the web")
+    assert (fourth.id, fourth.uri, fourth.caption) == ("wds/000", "00001.tar:000", None)
+    assert refused == []
+
+
+def test_what_could_reach_outside_is_refused_and_nothing_is_unpacked(tmp_path, monkeypatch):
+    src = shard(
+        tmp_path / "wds/evil.tar",
+        ("../escaped.jpg", PICTURE), ("/tmp/absolute.jpg", PICTURE), ("a/../../b.jpg", PICTURE), ("C:\\c.jpg", PICTURE),
+        special("link.jpg", tarfile.SYMTYPE, "/etc/passwd"), special("hard.jpg", tarfile.LNKTYPE, "../escaped.jpg"),
+        special("device.jpg", tarfile.CHRTYPE), special("pipe.jpg", tarfile.FIFOTYPE),
+        ("good.jpg", PICTURE),
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    before = {path for path in tmp_path.rglob("*")}
+    [got], refused = bring("webdataset", src, tmp_path / "out")
+    assert got.uri == "evil.tar:good"
+    assert [r.reason for r in refused] == ["unsafe-member"] * 8
+    assert {path for path in tmp_path.rglob("*") if "out" not in path.parts} - before == set()
+
+
+@pytest.mark.parametrize("ending", ["tar", "tgz"])
+def test_a_shard_that_is_cut_anywhere_gives_whole_samples_only(tmp_path, ending):
+    files = [
+        (f"{n}.{kind}", content)
+        for n in range(3)
+        for kind, content in (("jpg", PICTURE), ("json", ROW | {"id": f"{n}"}))
+    ]
+    whole = shard(tmp_path / f"whole.{ending}", *files, mode="w:gz" if ending == "tgz" else "w").read_bytes()
+    good = shard(tmp_path / "wds/b.tar", ("good.jpg", PICTURE))
+    cut = good.with_name(f"a.{ending}")
+    kept = set()
+    for size in range(0, len(whole) - 9, max(len(whole) // 23, 1)):
+        cut.write_bytes(whole[:size])
+        records, refused = bring("webdataset", cut.parent, tmp_path / "out", overwrite=True)
+        assert all(len(r.regions) == 1 for r in records if r.id != "wds/good")
+        assert records[-1].id == "wds/good"
+        assert [r.reason for r in refused] in (["damaged-tar"], [])
+        assert refused or len(records) == 4
+        kept.add(len(records) - 1)
+    assert {0, 1} <= kept
+
+
+def test_a_damaged_header_is_told(tmp_path):
+    file = shard(tmp_path / "wds/a.tar", *((f"{n}.jpg", PICTURE) for n in range(3)))
+    data = bytearray(file.read_bytes())
+    header = data.index(b"2.jpg")
+    data[header + 150] ^= 0xFF
+    file.write_bytes(data)
+    records, refused = bring("webdataset", file, tmp_path / "out")
+    assert [r.id for r in records] == ["a.tar/0"]
+    assert [(r.reason, r.uri) for r in refused] == [("damaged-tar", "a.tar:1")]
+
+
+def test_damaged_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "MAX_MEMBER_BYTES", 5_000)
+    src = shard(
+        tmp_path / "wds/a.tar",
+        ("a.jpg", PICTURE), ("a.json", b"{"),
+        ("b.jpg", PICTURE), ("b.json", [1]),
+        ("c.jpg", PICTURE), ("c.json", ROW | {"regions": None}),
+        ("d.jpg", PICTURE), ("d.json", ROW | {"width": "40"}),
+        ("e.json", ROW),
+        ("f.jpg", b"no picture"),
+        ("g.jpg", PICTURE + bytes(6_000)),
+        ("h.jpg", PICTURE), ("h.json", ROW | {"width": 41}),
+        ("i.jpg", PICTURE), ("i.json", ROW | {"regions": [{"bbox": [1, 2]}, 7]}),
+        ("i.jpg", PICTURE),
+    )  # fmt: skip
+    records, refused = bring("webdataset", src, tmp_path / "out", source="mine")
+    assert [(r.id, len(r.regions)) for r in records] == [("shop/7", 0), ("mine/i", 0)]
+    assert [r.reason for r in refused] == [
+        "not-json", "not-json", "bad-field", "bad-field", "missing-image", "not-an-image", "too-large",
+        "size-mismatch", "empty-text", "empty-text",
+    ]  # fmt: skip
+
+
+def test_no_shards(tmp_path):
+    with pytest.raises(CorpusError, match="holds no shards"):
+        bring("webdataset", tmp_path, tmp_path / "out")
