@@ -92,6 +92,21 @@ def read_json(file: Path) -> Any:
         raise CorpusError(f"{file}: {error}") from error
 
 
+def parse_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that `data` holds.
+
+    Raises:
+        Refused: "not-json".
+    """
+    try:
+        row = json.loads(data)
+    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
+        raise Refused("not-json", str(error)) from error
+    if not isinstance(row, dict):
+        raise Refused("not-json", f"an object is expected, got {type(row).__name__}")
+    return row
+
+
 def size_of(data: bytes) -> tuple[int, int]:
     """(width, height) in pixels of an upright picture: for layouts whose boxes are shares of it.
 
@@ -123,6 +138,17 @@ def as_box(value: Any) -> Box:
     values = value if isinstance(value, list | tuple) and len(value) == 4 else [None] * 4
     x1, y1, x2, y2 = map(as_number, values)
     return x1, y1, x2, y2
+
+
+def as_sides(value: Any) -> Box:
+    """x, y, width and height as the box that they span; anything else gives NaNs, as with `as_box`."""
+    x, y, width, height = as_box(value)
+    return x, y, x + width, y + height
+
+
+def as_id(value: Any) -> int | float | str | None:
+    """A number or a string, by which tables refer to each other; anything else, such as a list, gives None."""
+    return value if isinstance(value, int | float | str) else None
 
 
 def as_polygon(value: Any) -> list[float] | None:

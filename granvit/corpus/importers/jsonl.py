@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from granvit.corpus.importers.base import (
     as_split,
     as_text,
     importer,
+    parse_object,
     read_image,
 )
 from granvit.corpus.layout import CorpusError
@@ -53,12 +53,7 @@ def read(src: Path, *, source: str = "", licence: str = "") -> Iterator[RegionIm
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
-        raise Refused("not-json", str(error)) from error
-    if not isinstance(row, dict):
-        raise Refused("not-json", f"an object is expected, got {type(row).__name__}")
+    row = parse_object(line)
     if missing := [name for name in _REQUIRED if name not in row]:
         raise Refused("missing-field", ", ".join(missing))
     expected = {"image": str, "width": int, "height": int, "regions": list}

@@ -15,6 +15,9 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz")
 # An encoded image of `images.MAX_PIXELS` is far below this; what is larger would only fill the memory.
 MAX_MEMBER_BYTES = 256 << 20
 
+# The files of a sample by their ending; in place of one that was refused, why.
+Parts = dict[str, bytes | Refused]
+
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError, ValueError)
 
 
@@ -32,6 +35,35 @@ def members(file: Path) -> Iterator[tuple[str, bytes | Refused]]:
             _require_end_mark(tar)
     except _DAMAGE as error:
         yield "", Refused("damaged-tar", f"{file.name}: {' '.join(str(error).split())}")
+
+
+def samples(shard: Path) -> Iterator[tuple[str, Parts]]:
+    """The samples of a WebDataset shard in order: members that follow each other and share a path up to the first dot.
+
+    Damage to the shard belongs to the last one, of which files may be missing.
+    """
+    current, parts = "", Parts()
+    for name, content in members(shard):
+        if not name:
+            parts[""] = content
+            break
+        folder, _, file = name.rpartition("/")
+        stem, _, ending = file.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        if key != current or ending.lower() in parts:
+            if parts:
+                yield current, parts
+            current, parts = key, Parts()
+        parts[ending.lower()] = content
+    if parts:
+        yield current, parts
+
+
+def unless_refused(content: bytes | Refused) -> bytes:
+    """The content, where there is one; where not, why is raised."""
+    if isinstance(content, Refused):
+        raise content
+    return content
 
 
 def places(file: Path) -> Iterator[tuple[str, tuple[int, int] | Refused]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.importers.base import Box, as_box, as_polygon, as_split, as_text, importer, read_image, read_json
+from granvit.corpus.importers.base import as_polygon, as_sides, as_split, as_text, importer, read_image, read_json
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
 from granvit.regions import Region, RegionImage
@@ -81,14 +81,9 @@ def _region(value: Any) -> Region:
     row = value if isinstance(value, dict) else {}
     text = as_text(row.get("utf8_string"))
     return Region(
-        box=_corners(as_box(row.get("bbox"))),
+        box=as_sides(row.get("bbox")),
         text=text,
         kind="text",
         polygon=as_polygon(row.get("points")),
         ignore=text == _UNREADABLE,
     )
-
-
-def _corners(box: Box) -> Box:
-    x, y, width, height = box
-    return x, y, x + width, y + height

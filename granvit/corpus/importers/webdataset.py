@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.importers.base import as_split, as_text, importer
+from granvit.corpus.importers.base import as_split, as_text, importer, parse_object
 from granvit.corpus.importers.image_folder import SUFFIXES as PICTURES
 from granvit.corpus.importers.jsonl import region_of
-from granvit.corpus.importers.tars import SUFFIXES, members
+from granvit.corpus.importers.tars import SUFFIXES, Parts, samples, unless_refused
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
 from granvit.regions import RegionImage
@@ -39,38 +38,15 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "") -> 
         raise CorpusError(f"{src} holds no shards: {', '.join(f'*{suffix}' for suffix in SUFFIXES)}")
     name = src.resolve().name
     for shard in shards:
-        for key, parts in _samples(shard):
+        for key, parts in samples(shard):
             yield _record(f"{shard.name}:{key}", key, parts, source, source or name, licence, split)
 
 
-# The files of a sample by their ending; in place of one that was refused, why.
-_Parts = dict[str, bytes | Refused]
-
-
-def _samples(shard: Path) -> Iterator[tuple[str, _Parts]]:
-    """The samples in order. Damage to the shard belongs to the last one, of which files may be missing."""
-    current, parts = "", _Parts()
-    for name, content in members(shard):
-        if not name:
-            parts[""] = content
-            break
-        folder, _, file = name.rpartition("/")
-        stem, _, ending = file.partition(".")
-        key = f"{folder}/{stem}" if folder else stem
-        if key != current or ending.lower() in parts:
-            if parts:
-                yield current, parts
-            current, parts = key, _Parts()
-        parts[ending.lower()] = content
-    if parts:
-        yield current, parts
-
-
 def _record(
-    uri: str, key: str, parts: _Parts, source: str, default: str, licence: str, split: str
+    uri: str, key: str, parts: Parts, source: str, default: str, licence: str, split: str
 ) -> RegionImage | Rejection:
     try:
-        files = {ending: _unless_refused(content) for ending, content in parts.items()}
+        files = {ending: unless_refused(content) for ending, content in parts.items()}
         ending = next((ending for ending in files if f".{ending}" in PICTURES), None)
         if ending is None:
             raise Refused("missing-image", f"the sample has only {', '.join(sorted(files))}")
@@ -93,19 +69,8 @@ def _record(
         return Rejection(refused.reason, "", uri, None, refused.detail)
 
 
-def _unless_refused(content: bytes | Refused) -> bytes:
-    if isinstance(content, Refused):
-        raise content
-    return content
-
-
 def _parsed(data: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Refused("not-json", str(error)) from error
-    if not isinstance(row, dict):
-        raise Refused("not-json", f"an object is expected, got {type(row).__name__}")
+    row = parse_object(data)
     for name, kind in (("width", int), ("height", int), ("regions", list)):
         if "regions" in row and not isinstance(row.get(name, kind()), kind):
             raise Refused("bad-field", f"{name} should be {kind.__name__}, got {row[name]!r:.100}")
