@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import Any, TextIO, get_args
 import numpy as np
 
 from granvit import geometry, images
+from granvit.corpus.layout import CorpusError
 from granvit.regions import Kind, Region, RegionImage
 
 MAX_TEXT = 2_000
@@ -72,15 +74,17 @@ class Refused(Exception):
         self.reason, self.detail = reason, detail
 
 
-def check_record(record: RegionImage) -> Checked:
+def check_record(record: RegionImage, decoded: tuple[int, int] | None = None) -> Checked:
     """Decode the image once and check the record and every region against it; the input is not modified.
+
+    `decoded` is the upright picture's (width, height) in pixels where somebody has it decoded already.
 
     A record of size `UNKNOWN_SIZE` gets the decoded size; any other size must equal the decoded one, for a
     record made for another picture has wrong boxes. Partly visible boxes are clipped to the image.
     """
     checked = Checked(None)
     try:
-        width, height = _checked_size(record)
+        width, height = _checked_size(record, decoded)
         caption = _clean(record.caption or "", checked.changes) or None
     except Refused as refused:
         checked.rejections.append(Rejection(refused.reason, record.id, record.uri, None, refused.detail))
@@ -95,7 +99,7 @@ def check_record(record: RegionImage) -> Checked:
     return checked
 
 
-def _checked_size(record: RegionImage) -> tuple[int, int]:
+def _checked_size(record: RegionImage, decoded: tuple[int, int] | None) -> tuple[int, int]:
     for name in ("id", "uri", "source", "licence"):
         if _UNWANTED.search(getattr(record, name)):
             raise Refused("bad-name", f"{name} is {getattr(record, name)!r}")
@@ -109,7 +113,7 @@ def _checked_size(record: RegionImage) -> tuple[int, int]:
             raise Refused("no-size", f"no image bytes, and the declared size is {record.width}x{record.height}")
         return declared
     try:
-        width, height = images.decode(record.image).size
+        width, height = decoded or images.decode(record.image).size
     except images.ImageError as error:
         raise Refused(error.reason, error.detail) from error
     if declared not in (UNKNOWN_SIZE, (width, height)):
@@ -219,6 +223,19 @@ class Quarantine:
 
 
 def read_quarantine(path: str | Path) -> list[Rejection]:
-    """The rejections that a `Quarantine` wrote to `path`."""
-    with Path(path).open(encoding="utf-8") as file:
-        return [Rejection(**json.loads(line)) for line in file]
+    """The rejections that a `Quarantine` wrote to `path`; see `each_rejection`."""
+    return list(each_rejection(path))
+
+
+def each_rejection(path: str | Path) -> Iterator[Rejection]:
+    """The rejections that a `Quarantine` wrote to `path`, one at a time.
+
+    Raises:
+        CorpusError: a line is no rejection.
+    """
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield Rejection(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise CorpusError(f"{path}:{number}: damaged: {error}") from error

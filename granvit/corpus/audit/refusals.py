@@ -1,0 +1,63 @@
+"""What did not enter a corpus: counted by source and reason, with examples of each."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from granvit.corpus.audit.sample import rank
+from granvit.corpus.quarantine import Rejection
+
+EXAMPLES = 8
+
+
+@dataclass
+class Refusals:
+    """The quarantine of a corpus.
+
+    Attributes:
+        counts: source -> reason -> how many; the source is "" where the entry doesn't tell.
+        examples: up to `EXAMPLES` of each source and reason, as (source, rejection).
+    """
+
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    examples: list[tuple[str, Rejection]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return sum(counts.total() for counts in self.counts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts and examples as JSON-able values."""
+        return {
+            "total": self.total,
+            "counts": {source: dict(counts.most_common()) for source, counts in self.counts.items()},
+            "examples": [{"source": source, **asdict(rejection)} for source, rejection in self.examples],
+        }
+
+
+def count_refusals(rejections: Iterable[Rejection], sources: Iterable[str], seed: int) -> Refusals:
+    """Count rejections and choose examples by a hash; none but the examples are kept in memory.
+
+    Ids begin with their source's name, by which a rejection is given to one of `sources`.
+    """
+    # Longest first: "coco" must not take what is of "coco/val".
+    names = sorted((name for name in sources if name), key=lambda name: (-len(name), name))
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    chosen: dict[tuple[str, str], list[tuple[int, int, Rejection]]] = defaultdict(list)
+    for number, rejection in enumerate(rejections):
+        source = next((name for name in names if rejection.id.startswith(name + "/")), "")
+        counts[source][rejection.reason] += 1
+        heap = chosen[source, rejection.reason]
+        heapq.heappush(heap, (-rank(seed, f"{number}/{rejection.id}"), number, rejection))
+        if len(heap) > EXAMPLES:
+            heapq.heappop(heap)
+    examples = [
+        (source, rejection)
+        for (source, _), heap in sorted(chosen.items())
+        for _, _, rejection in sorted(heap, key=lambda entry: entry[1])
+    ]
+    return Refusals(dict(sorted(counts.items())), examples)
