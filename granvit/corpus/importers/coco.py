@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.importers.base import Box, as_box, as_polygon, as_text, importer, read_image
+from granvit.corpus.importers.base import as_id, as_polygon, as_sides, as_text, importer, read_image, read_json
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
 from granvit.regions import Region, RegionImage
 
 _PREFIX = "instances_"
 _IN_IMAGE_FOLDER = "_annotations.coco.json"
+
+# So many pictures are looked for to find out their folder: some may be missing, not the first fifty.
+PROBED = 50
 
 
 @importer("coco")
@@ -27,8 +31,9 @@ def read(
     ``images/``), or ``_annotations.coco.json`` among its pictures; elsewhere with `images`. Captions, if any, from
     `captions` or ``captions_val2017.json`` beside the instances: of an image's captions the longest is kept.
 
-    Boxes: x, y, width, height in pixels. The category's name becomes the text; ``iscrowd`` becomes ignore; an
-    outline of one polygon is kept. Terms: COCO's annotations are CC BY 4.0, its photos under their Flickr licences.
+    Boxes: x, y, width, height in pixels. The category's name becomes the text, unless there is a transcription,
+    ``"attributes": {"text"}``, as annotation tools write it; ``iscrowd`` becomes ignore; an outline of one polygon is
+    kept. Terms: COCO's annotations are CC BY 4.0, its photos under their Flickr licences.
 
     Raises:
         CorpusError: no instances file, one that is not in the format, or no pictures.
@@ -49,58 +54,116 @@ def _instance_files(src: Path) -> list[Path]:
 def _read_file(
     file: Path, images: Path | None, captions: Path | None, source: str, licence: str
 ) -> Iterator[RegionImage | Rejection]:
-    data = _load(file, ("images", "annotations", "categories"))
+    tables = load_tables(file)
     part = file.stem.removeprefix(_PREFIX) if file.stem.startswith(_PREFIX) else ""
-    root = images or _image_folder(file, part, data["images"])
+    base = file.parent.parent
+    beside = [base / part, base / "images" / part, base / "images", file.parent] if part else [file.parent]
+    root = images or folder_of(file, beside, [as_text(i.get("file_name")) for i in tables["images"][:PROBED]])
     split = next((name for name in ("train", "val", "test") if part.startswith(name)), "")
-    names = {category.get("id"): as_text(category.get("name")) for category in data["categories"]}
     caption_of = _captions(captions or file.with_name(f"captions_{part}.json"), required=captions is not None)
-    by_image = defaultdict(list)
-    for annotation in data["annotations"]:
-        by_image[annotation.get("image_id")].append(annotation)
-    for image in data["images"]:
-        annotations = by_image.pop(image.get("id"), [])
+
+    def locate(image: dict[str, Any]) -> tuple[str, str]:
         name = as_text(image.get("file_name"))
-        uri = f"{root.resolve().name}/{name}"
+        return name, f"{root.resolve().name}/{name}"
+
+    yield from read_tables(tables, file, Variant(root, locate), source, licence, split, caption_of)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a data set in COCO's format does in its own way.
+
+    Attributes:
+        root: the folder that pictures are read from.
+        locate: of an entry of "images", the picture's path below `root`, and its uri.
+        names: of an entry of "categories", its names, the best one first.
+    """
+
+    root: Path
+    locate: Callable[[dict[str, Any]], tuple[str, str]]
+    names: Callable[[dict[str, Any]], list[str]] = lambda category: [as_text(category.get("name"))]
+
+
+def read_tables(
+    tables: dict[str, Any],
+    file: Path,
+    variant: Variant,
+    source: str,
+    licence: str,
+    split: str,
+    caption_of: dict[Any, str] | None = None,
+) -> Iterator[RegionImage | Rejection]:
+    """The records of the tables of `file`, joined by their ids; `caption_of` holds captions by image id.
+
+    Raises:
+        CorpusError: a category's id is neither number nor string.
+    """
+    names = _names(tables["categories"], file, variant)
+    by_image = defaultdict(list)
+    for annotation in tables["annotations"]:
+        by_image[as_id(annotation.get("image_id"))].append(annotation)
+    for image in tables["images"]:
+        key = as_id(image.get("id"))
+        path, uri = variant.locate(image)
+        listed = [] if key is None else by_image.pop(key, [])
         try:
+            if key is None:
+                raise Refused("bad-field", f"an image's id is a number or a string, got {image.get('id')!r:.100}")
             yield RegionImage(
                 id=f"{source}/{uri}",
-                image=read_image(root, name),
+                image=read_image(variant.root, path),
                 width=image.get("width", UNKNOWN_SIZE[0]),
                 height=image.get("height", UNKNOWN_SIZE[1]),
-                regions=[_region(annotation, names) for annotation in annotations],
+                regions=[_region(annotation, names) for annotation in listed],
                 uri=uri,
                 source=source,
                 licence=licence,
-                caption=caption_of.get(image.get("id")),
+                caption=(caption_of or {}).get(key),
                 split=split,
             )
         except Refused as refused:
             yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail)
-    for unknown, annotations in by_image.items():
-        for index, annotation in enumerate(annotations):
-            detail = f"annotation {annotation.get('id')} names image {unknown!r}, which is not listed"
+    for orphans in by_image.values():
+        for index, annotation in enumerate(orphans):
+            unknown = repr(annotation.get("image_id"))[:100]
+            detail = f"annotation {annotation.get('id')} names image {unknown}, which is not listed"
             yield Rejection("unknown-image", "", file.name, index, detail)
 
 
-def _load(file: Path, lists: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorpusError(f"{file}: {error}") from error
-    for name in lists:
+def _names(categories: list[dict[str, Any]], file: Path, variant: Variant) -> dict[Any, list[str]]:
+    for category in categories:
+        if as_id(category.get("id")) is None:
+            raise CorpusError(f"{file}: a category's id is a number or a string, got {category.get('id')!r:.100}")
+    return {category["id"]: variant.names(category) for category in categories}
+
+
+def load_tables(file: Path, names: tuple[str, ...] = ("images", "annotations", "categories")) -> dict[str, Any]:
+    """The object in a JSON file, whose entries of these `names` are lists of objects.
+
+    Raises:
+        CorpusError: it is not.
+    """
+    data = read_json(file)
+    for name in names:
         entries = data.get(name) if isinstance(data, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise CorpusError(f"{file}: not in COCO's format: {name!r} should be a list of objects")
     return data
 
 
-def _image_folder(file: Path, part: str, images: list[dict[str, Any]]) -> Path:
-    base = file.parent.parent
-    candidates = [base / part, base / "images" / part, base / "images", file.parent] if part else [file.parent]
-    names = [name for image in images[:50] if (name := as_text(image.get("file_name")))]
+def holds_some(folder: Path, names: list[str]) -> bool:
+    """Whether one of the pictures of these names is below a folder. The first `PROBED` of them tell."""
+    return any(os.path.isfile(folder / name) for name in names if name)
+
+
+def folder_of(file: Path, candidates: list[Path], names: list[str]) -> Path:
+    """The first folder that holds some of the pictures that `file` names.
+
+    Raises:
+        CorpusError: none does.
+    """
     for folder in candidates:
-        if any((folder / name).is_file() for name in names):
+        if holds_some(folder, names):
             return folder
     raise CorpusError(f"{file}: found none of its pictures in {', '.join(map(str, candidates))}: name their folder")
 
@@ -110,22 +173,24 @@ def _captions(file: Path, required: bool) -> dict[Any, str]:
     if not required and not file.exists():
         return {}
     longest: dict[Any, str] = {}
-    for annotation in _load(file, ("annotations",))["annotations"]:
-        image_id, caption = annotation.get("image_id"), as_text(annotation.get("caption"))
+    for annotation in load_tables(file, ("annotations",))["annotations"]:
+        image_id, caption = as_id(annotation.get("image_id")), as_text(annotation.get("caption"))
         longest[image_id] = max(longest.get(image_id, ""), caption, key=len)
     return longest
 
 
-def _region(annotation: dict[str, Any], names: dict[Any, str]) -> Region:
+def _region(annotation: dict[str, Any], names: dict[Any, list[str]]) -> Region:
     outline = annotation.get("segmentation")
+    attributes = annotation.get("attributes")
+    text, *others = names.get(as_id(annotation.get("category_id")), [""])
+    is_text = False
+    if isinstance(attributes, dict) and "text" in attributes:
+        text, others, is_text = as_text(attributes["text"]), [], True
     return Region(
-        box=_corners(as_box(annotation.get("bbox"))),
-        text=names.get(annotation.get("category_id"), ""),
+        box=as_sides(annotation.get("bbox")),
+        text=text,
+        kind="text" if is_text else "object",
+        alternatives=others,
         polygon=as_polygon(outline[0]) if isinstance(outline, list) and len(outline) == 1 else None,
         ignore=bool(annotation.get("iscrowd") or annotation.get("ignore")),
     )
-
-
-def _corners(box: Box) -> Box:
-    x, y, width, height = box
-    return x, y, x + width, y + height

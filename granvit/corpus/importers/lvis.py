@@ -1,0 +1,67 @@
+"""LVIS: 1,203 categories with a long tail, on COCO's 2017 photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from granvit.corpus.importers.base import as_text, importer
+from granvit.corpus.importers.coco import PROBED, Variant, folder_of, load_tables, read_tables
+from granvit.corpus.layout import CorpusError
+from granvit.corpus.quarantine import Rejection
+from granvit.regions import RegionImage
+
+_FILES = ("lvis_v*_train.json", "lvis_v*_val.json")
+
+
+@importer("lvis")
+def read(
+    src: Path, *, images: Path | None = None, source: str = "lvis", licence: str = ""
+) -> Iterator[RegionImage | Rejection]:
+    """`src` is the folder with ``lvis_v1_train.json`` and ``lvis_v1_val.json``, or that of ``annotations/``, or a file.
+
+    COCO's instances format, but an image has no file name: ``coco_url`` ends in its folder and name,
+    ``train2017/000000391895.jpg``. The pictures are COCO's folders ``train2017/`` and ``val2017/`` beside the files or
+    one level up, or below `images`. The validation file names pictures of ``train2017/`` too.
+
+    A category's name, ``bat_(animal)``, becomes the text with blanks for underscores, its ``synonyms`` alternatives.
+    ``neg_category_ids``, which are certain to be absent, and ``not_exhaustive_category_ids``, of which not every
+    instance is outlined, say nothing of a region and are not read: what has no box here may still be in the picture.
+
+    Boxes: x, y, width, height in pixels; an outline of one polygon is kept. Terms: annotations CC BY 4.0, COCO's photos
+    under their Flickr licences.
+
+    Raises:
+        CorpusError: no such file, one that is not in the format, or no pictures.
+    """
+    for file in _files(src):
+        tables = load_tables(file)
+        beside = [base / name for base in (file.parent, file.parent.parent) for name in ("", "images")]
+        root = folder_of(file, [images] if images else beside, [_path(image) for image in tables["images"][:PROBED]])
+        split = next((name for name in ("train", "val") if name in file.stem), "")
+        yield from read_tables(tables, file, Variant(root, _locate, _names), source, licence, split)
+
+
+def _files(src: Path) -> list[Path]:
+    if src.is_file():
+        return [src]
+    files = [file for name in _FILES for file in sorted([*src.glob(name), *src.glob(f"annotations/{name}")])]
+    if not files:
+        raise CorpusError(f"{src} holds neither {' nor '.join(_FILES)}")
+    return files
+
+
+def _locate(image: dict[str, Any]) -> tuple[str, str]:
+    return _path(image), _path(image)
+
+
+def _path(image: dict[str, Any]) -> str:
+    """train2017/000000391895.jpg; the file name alone, which only version 0.5 has, does not tell the folder."""
+    return "/".join(as_text(image.get("coco_url")).split("/")[-2:]) or as_text(image.get("file_name"))
+
+
+def _names(category: dict[str, Any]) -> list[str]:
+    synonyms = category.get("synonyms")
+    names = [category.get("name"), *(synonyms if isinstance(synonyms, list) else [])]
+    return [as_text(name).replace("_", " ") for name in names]
