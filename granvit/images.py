@@ -17,6 +17,10 @@ MAX_PIXELS = 89_478_485
 # Only what decodes inside Pillow: its EPS reader, for one, starts Ghostscript on the file.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
+# What every reader shows alike.
+_ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+_PLAIN_MODES = ("RGB", "L", "P", "1")
+
 _QUARTER_TURNED = (5, 6, 7, 8)
 
 
@@ -70,6 +74,27 @@ def decode(data: bytes) -> Image.Image:
         except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
             reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
             raise ImageError(reason, str(error)) from error
+
+
+def as_plain_file(data: bytes) -> tuple[bytes, str]:
+    """The picture as a file for programs that know nothing of EXIF, transparency or rare formats, and its ending.
+
+    An upright, opaque JPEG, PNG or WebP passes unchanged. A turned JPEG is encoded again, at quality 95; whatever else
+    there is becomes a PNG of what `decode` gives. Boxes then lie where they should in every reader.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    with _open(data) as image:
+        form, plain = image.format, image.mode in _PLAIN_MODES and not image.has_transparency_data
+        if form in _ENDINGS and plain and _orientation(image) == 1:
+            return data, _ENDINGS[form]
+    out = io.BytesIO()
+    if form == "JPEG":
+        decode(data).save(out, "JPEG", quality=95)
+        return out.getvalue(), ".jpg"
+    decode(data).save(out, "PNG")
+    return out.getvalue(), ".png"
 
 
 def _open(data: bytes) -> Image.Image:

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from granvit import images
 from granvit.images import ImageError, decode, probe
@@ -163,3 +163,32 @@ def test_pillows_bomb_warning_becomes_our_error():
 def test_errors_cross_process_borders():
     error = pickle.loads(pickle.dumps(ImageError("too-small", "1x1")))
     assert (error.reason, error.detail) == ("too-small", "1x1")
+
+
+@pytest.mark.parametrize(("form", "ending"), [("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp")])
+def test_what_every_reader_shows_alike_passes_unchanged(form, ending):
+    data = io.BytesIO()
+    Image.new("RGB", (40, 30), (10, 200, 10)).save(data, form)
+    assert images.as_plain_file(data.getvalue()) == (data.getvalue(), ending)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "options"),
+    [
+        ("RGB", "JPEG", {"orientation": 6}), ("RGB", "PNG", {"orientation": 3}), ("RGB", "WEBP", {"orientation": 8}),
+        ("RGBA", "PNG", {}), ("CMYK", "JPEG", {}), ("I;16", "PNG", {}), ("P", "GIF", {}), ("RGB", "TIFF", {}),
+    ],
+)  # fmt: skip
+def test_anything_else_becomes_what_is_decoded(mode, form, options):
+    ramp_hw = np.tile(np.arange(0, 240, 6, dtype=np.uint8), (30, 1))
+    picture = Image.fromarray(ramp_hw.astype(np.uint16) * 257 if mode == "I;16" else ramp_hw)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = options.get("orientation", 1)
+    data = io.BytesIO()
+    (picture if mode == "I;16" else picture.convert(mode)).save(data, form, exif=exif)
+    plain, ending = images.as_plain_file(data.getvalue())
+    assert ending == (".jpg" if form == "JPEG" else ".png")
+    with Image.open(io.BytesIO(plain)) as shown:
+        assert (shown.mode, shown.getexif().get(ExifTags.Base.Orientation, 1)) == ("RGB", 1)
+        expected = np.asarray(images.decode(data.getvalue()), int)
+        assert np.abs(np.asarray(shown, int) - expected).max() <= (4 if form == "JPEG" else 0)

@@ -115,10 +115,8 @@ def _turns(entry: Any) -> tuple[str, list[tuple[str, str]]]:
     pairs = list(zip(said[::2], said[1::2], strict=False))
     if len(said) % 2 or any((q.get("from"), a.get("from")) != ("human", "gpt") for q, a in pairs):
         raise Refused("bad-field", "conversations should be turns of human and gpt")
-    clean = [
-        (as_text(q.get("value")).replace("<image>", "").strip(), as_text(a.get("value")).strip()) for q, a in pairs
-    ]
-    return entry["image"], clean
+    values = [(as_text(question.get("value")), as_text(answer.get("value"))) for question, answer in pairs]
+    return entry["image"], [(question.replace("<image>", "").strip(), answer.strip()) for question, answer in values]
 
 
 def _regions(turns: list[tuple[str, str]], codec: Codec, view: View) -> list[Region]:
