@@ -64,7 +64,7 @@ class OcrConfig:
             from rapidocr import RapidOCR
         except ImportError as error:
             raise AnnotateError(f"OCR needs two packages: pip install rapidocr onnxruntime ({error})") from error
-        engine = RapidOCR(params=self._engine_settings(device))
+        engine: Any = RapidOCR(params=self._engine_settings(device))
         if self.detector or self.recognizer:
             from granvit.corpus.annotate.ocr_networks import NetworkDetector, NetworkRecognizer
 
@@ -93,7 +93,7 @@ class OcrConfig:
 
 
 def _onnxruntime_has_cuda() -> bool:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 

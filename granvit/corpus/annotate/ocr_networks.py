@@ -6,6 +6,7 @@ Only the networks differ: scaling, cutting, sorting and decoding are RapidOCR's.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,5 @@ class NetworkRecognizer(TextRecognizer):
         self.postprocess_op.character = characters  # "blank" first, as stored
         self.rec_batch_num = lines_at_once
         self.rec_image_shape = [3, settings["size"]["height"], settings["size"]["width"]]
-        self.cfg = _Language()
-
-
-class _Language:
-    """What RapidOCR's recognizer asks its settings for."""
-
-    lang_type = LangRec.CH
-    font_path = None
+        # What the parent asks its settings for: whether texts run from right to left.
+        self.cfg: Any = SimpleNamespace(lang_type=LangRec.CH, font_path=None)

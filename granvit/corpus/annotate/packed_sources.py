@@ -1,0 +1,218 @@
+"""Images to annotate that are packed into larger files: Parquet, WebDataset tars, folders of the `datasets` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from granvit.corpus.annotate.sources import InputFile, new_record, stamp
+from granvit.corpus.importers import tars
+from granvit.corpus.importers.base import as_split
+from granvit.corpus.importers.image_folder import SUFFIXES
+from granvit.corpus.layout import CorpusError, group_ends
+from granvit.corpus.quarantine import SPLITS, Refused, Rejection
+from granvit.regions import RegionImage
+
+_USUAL_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp", "bytes")
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """Parquet files with a column of encoded images: binary, or a struct with "bytes" as `datasets` writes it.
+
+    Attributes:
+        only: the one file of `root` that is meant; empty for all below it.
+    """
+
+    root: Path
+    name: str
+    licence: str
+    only: str = ""
+    suffixes: ClassVar[tuple[str, ...]] = (".parquet",)
+
+    @classmethod
+    def names(cls, root: Path) -> Iterator[str]:
+        return _names(root, cls.suffixes)
+
+    def files(self) -> Iterator[InputFile | Rejection]:
+        for name in [self.only] if self.only else self.names(self.root):
+            try:
+                parquet = _parquet(self.root / name)
+                yield InputFile(name, parquet.metadata.num_rows, stamp(self.root / name))
+            except Refused as refused:
+                yield Rejection(refused.reason, "", name, None, refused.detail)
+
+    def identify(self, file: str, index: int) -> tuple[str, str]:
+        return f"{self.name}/{file}:{index}", f"{file}:{index}"
+
+    def read(self, file: str, index: int) -> RegionImage:
+        parquet = _parquet(self.root / file)
+        ends = group_ends(parquet.metadata)
+        group = next(i for i, end in enumerate(ends) if index < end)
+        column = _column(self.root / file, group)
+        if isinstance(column, Refused):
+            raise column
+        value = column[index - (ends[group - 1] if group else 0)].as_py()
+        image = value["bytes"] if isinstance(value, dict) else value
+        if not image:
+            raise Refused("missing-image", "the image column holds no bytes here")
+        return new_record(self.identify(file, index), image, self.name, self.licence)
+
+
+@lru_cache(maxsize=8)
+def _parquet(file: Path) -> Any:
+    """The open file; its image column is `_image_column(file)`.
+
+    Raises:
+        Refused: it is damaged or has no column of images.
+    """
+    try:
+        parquet = pq.ParquetFile(file)
+    except (OSError, pa.ArrowException) as error:
+        raise Refused("unreadable-parquet", str(error)) from error
+    _image_column(file, parquet.schema_arrow)
+    return parquet
+
+
+def _image_column(file: Path, schema: pa.Schema) -> str:
+    def holds_bytes(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind):
+            return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    columns = [field.name for field in schema if holds_bytes(field.type)]
+    usual = [name for name in _USUAL_COLUMNS if name in columns]
+    if usual or len(columns) == 1:
+        return (usual or columns)[0]
+    raise Refused("no-image-column", f"no column of {file.name} is known to hold images: {', '.join(schema.names)}")
+
+
+@lru_cache(maxsize=2)
+def _column(file: Path, group: int) -> pa.ChunkedArray | Refused:
+    """The image column of a row group; the failure is kept too, for each of its images would meet it again."""
+    parquet = _parquet(file)
+    name = _image_column(file, parquet.schema_arrow)
+    try:
+        return parquet.read_row_group(group, columns=[name], use_threads=False).column(0)
+    except (OSError, pa.ArrowException) as error:
+        return Refused("unreadable-parquet", f"row group {group}: {error}")
+
+
+@dataclass(frozen=True)
+class TarSource:
+    """WebDataset tars: every picture in them is an image, whatever else its sample holds.
+
+    Attributes:
+        only: the one file of `root` that is meant; empty for all below it.
+    """
+
+    root: Path
+    name: str
+    licence: str
+    only: str = ""
+    suffixes: ClassVar[tuple[str, ...]] = tars.SUFFIXES
+
+    @classmethod
+    def names(cls, root: Path) -> Iterator[str]:
+        return _names(root, cls.suffixes)
+
+    def files(self) -> Iterator[InputFile | Rejection]:
+        for name in [self.only] if self.only else self.names(self.root):
+            if not name.lower().endswith(".tar"):
+                yield Rejection("compressed-tar", "", name, None, "images are read from anywhere in a tar: unpack it")
+                continue
+            found, refused = _pictures_in(self.root / name)
+            for member, why in refused:
+                yield Rejection(why.reason, "", f"{name}:{member}", None, why.detail)
+            if found:
+                yield InputFile(name, len(found), stamp(self.root / name))
+
+    def identify(self, file: str, index: int) -> tuple[str, str]:
+        member, _, _ = _pictures_in(self.root / file)[0][index]
+        return f"{self.name}/{file}/{member}", f"{file}:{member}"
+
+    def read(self, file: str, index: int) -> RegionImage:
+        _, start, length = _pictures_in(self.root / file)[0][index]
+        with (self.root / file).open("rb") as tar:
+            tar.seek(start)
+            data = tar.read(length)
+        if len(data) < length:
+            raise Refused("damaged-tar", f"cut off after {len(data)} of {length} bytes")
+        return new_record(self.identify(file, index), data, self.name, self.licence)
+
+
+@lru_cache(maxsize=4)
+def _pictures_in(tar: Path) -> tuple[list[tuple[str, int, int]], list[tuple[str, Refused]]]:
+    """Name, start and length of each picture of a tar, and what is wrong with other members."""
+    pictures: dict[str, tuple[str, int, int]] = {}
+    refused = []
+    for name, place in tars.places(tar):
+        if isinstance(place, Refused):
+            refused.append((name, place))
+        elif name.lower().endswith(SUFFIXES):
+            if name in pictures:
+                refused.append((name, Refused("duplicate-id", "an earlier member has this name")))
+            else:
+                pictures[name] = (name, *place)
+    return list(pictures.values()), refused
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A folder written by `save_to_disk` of the `datasets` library: its first column of images, all its splits."""
+
+    root: Path
+    name: str
+    licence: str
+
+    def files(self) -> Iterator[InputFile | Rejection]:
+        for split, rows in _splits(self.root).items():
+            files = sorted((self.root / split).rglob("*.arrow"))
+            yield InputFile(split, len(rows), ",".join(f"{file.name}:{stamp(file)}" for file in files))
+
+    def identify(self, file: str, index: int) -> tuple[str, str]:
+        place = f"{file}:{index}" if file else f"{index}"
+        return f"{self.name}/{place}", place
+
+    def read(self, file: str, index: int) -> RegionImage:
+        image = _splits(self.root)[file][index]["bytes"]
+        if not image:
+            raise Refused("missing-image", "the data set holds no bytes for this image")
+        split = as_split(file)
+        return new_record(self.identify(file, index), image, self.name, self.licence, split if split in SPLITS else "")
+
+
+@lru_cache(maxsize=1)
+def _splits(root: Path) -> dict[str, Any]:
+    """The image column of each split by its name; a data set without splits is its own only one, named ""."""
+    try:
+        from datasets import DatasetDict, Image, load_from_disk
+    except ImportError as error:
+        raise CorpusError(f"{root} is a data set of another library: pip install datasets ({error})") from error
+    try:
+        loaded = load_from_disk(str(root))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise CorpusError(f"{root}: the data set cannot be read: {error}") from error
+    splits = dict(sorted(loaded.items())) if isinstance(loaded, DatasetDict) else {"": loaded}
+    columns = {}
+    for split, rows in splits.items():
+        name = next((name for name, feature in rows.features.items() if isinstance(feature, Image)), None)
+        if name is None:
+            raise CorpusError(f"{root}: no column of {split or 'the data set'} holds images")
+        columns[split] = rows.cast_column(name, Image(decode=False))[name]
+    return columns
+
+
+def _names(root: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Files below `root` with one of the endings, as paths relative to it, in order."""
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.name.lower().endswith(suffixes) and not hidden and path.is_file():
+            yield relative.as_posix()

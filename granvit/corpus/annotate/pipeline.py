@@ -1,0 +1,270 @@
+"""Annotation from end to end: images in, a corpus out, by however many workers, in however many sittings."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+from granvit.corpus.annotate.assemble import assemble, counts_of
+from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.crew import Crew, Job, drive
+from granvit.corpus.annotate.plan import Plan
+from granvit.corpus.annotate.progress import Progress
+from granvit.corpus.annotate.schedule import Schedule
+from granvit.corpus.annotate.shards import WORK, Counts, Task
+from granvit.corpus.annotate.sources import InputFile, Source, open_source
+from granvit.corpus.layout import MANIFEST, QUARANTINE, SHARDS, CorpusError, read_manifest
+from granvit.corpus.quarantine import Rejection
+from granvit.files import sync
+
+Device = Literal["auto", "cpu", "cuda"]
+
+PLAN = "plan.json"
+# Small inputs are cut finely too, so that all workers of a machine have something to do.
+_SMALLEST_SHARD, _LARGEST_SHARD, _AIMED_SHARDS = 8, 256, 32
+
+
+@dataclass(frozen=True)
+class AnnotateSummary:
+    """What became of the input.
+
+    Attributes:
+        counts: of images and regions, of earlier sittings too.
+        problems: what could not even be listed: damaged files, unsafe names.
+        resumed: images that an earlier sitting had done.
+    """
+
+    counts: Counts
+    problems: int
+    resumed: int
+
+    def __str__(self) -> str:
+        counts = self.counts
+        lines = [
+            f"images   {counts.images_written} of {counts.images_seen} written"
+            + (f", {self.resumed} of them seen in an earlier sitting" if self.resumed else ""),
+            f"regions  {counts.regions_written}",
+        ]
+        lines += [f"  {kind:<10} {count:>8} images" for kind, count in sorted(counts.kinds.items())]
+        if self.problems:
+            lines.append(f"  not listed {self.problems:>8} files or members")
+        lines += [f"  quarantined  {count:>7}  {reason}" for reason, count in counts.reasons.most_common()]
+        lines += [f"  kept, but    {count:>7}  {change}" for change, count in (+counts.changes).most_common()]
+        return "\n".join(lines)
+
+
+def annotate(
+    src: str | Path,
+    out: str | Path,
+    plan: Plan,
+    *,
+    workers: int | None = None,
+    ray: str = "",
+    device: Device = "auto",
+    name: str = "",
+    licence: str = "",
+    progress: bool = False,
+) -> AnnotateSummary:
+    """Annotate the images at `src` and make a corpus of them at `out`.
+
+    A run that was interrupted, in whatever way, goes on when it is called again with the same plan: finished shards
+    are kept. The corpus is the same, byte by byte, whatever the number of workers and of interruptions.
+
+    Args:
+        src: a folder of pictures, of Parquet files or of tars, such a file, a `datasets` folder, or a corpus.
+        workers: processes, or Ray actors; by default one per core, or per GPU where the models go to GPUs.
+        ray: "local", or the address of a Ray cluster whose nodes see `src` and `out` under the same paths; empty for
+            processes on this machine.
+        device: where the models go; "auto" takes GPUs where there are any.
+        name, licence: the data set's name and terms, see `open_source`.
+        progress: show a progress bar.
+
+    Raises:
+        AnnotateError: an annotator cannot work at all, or the run at `out` was begun with other settings.
+        CorpusError: nothing can be read at `src`, `out` is in use, or not one image could be annotated.
+        AnnotatorBug: an exception in a worker.
+    """
+    src, out = Path(src), Path(out)
+    if out.resolve().is_relative_to(src.resolve()):
+        raise CorpusError(f"{out} lies in {src}: choose a folder outside the images")
+    keeps = plan.how == "keep" or (plan.how == "auto" and plan.detect is None and (src / MANIFEST).exists())
+    listing = Listing(open_source(src, keeps, name, licence), plan.shard_images)
+    meta = {"annotated": plan.settings(), "input": listing.facts()}
+    if finished := _finished(out, meta):
+        return finished
+    with _locked(out, meta) as resumed_from:
+        done = {shard: counts for shard in range(listing.shards) if (counts := counts_of(out, shard))}
+        before = Counts()
+        for counts in done.values():
+            before.add(counts)
+        schedule = Schedule(
+            (shard for shard in range(listing.shards) if shard not in done),
+            lambda shard: Task(shard, listing.inputs(shard), plan.batch),
+        )
+        if schedule.open:
+            job = Job(plan, listing.source, out.resolve())
+            with _crew(job, workers, ray, device) as crew, Progress(listing.images, before, progress) as bar:
+                drive(crew, schedule, plan, bar)
+        total = assemble(out, listing.shards, listing.problems, meta)
+    return AnnotateSummary(total, len(listing.problems), before.images_seen if resumed_from else 0)
+
+
+class Listing:
+    """All images of a source in order, cut into shards.
+
+    Attributes:
+        problems: what could not be listed.
+    """
+
+    def __init__(self, source: Source, shard_images: int | None) -> None:
+        self.source = source
+        self.problems: list[Rejection] = []
+        self._files: list[InputFile] = []
+        for file in source.files():
+            if isinstance(file, Rejection):
+                self.problems.append(file)
+            else:
+                self._files.append(file)
+        self._ends = list(accumulate(file.images for file in self._files))
+        self.images = self._ends[-1] if self._ends else 0
+        aimed = -(-self.images // _AIMED_SHARDS)
+        self.shard_images = shard_images or min(max(aimed, _SMALLEST_SHARD), _LARGEST_SHARD)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.images // self.shard_images)
+
+    def inputs(self, shard: int) -> list[tuple[str, int]]:
+        """File and index of each image of a shard."""
+        start = shard * self.shard_images
+        found = []
+        for position in range(start, min(start + self.shard_images, self.images)):
+            file = bisect_right(self._ends, position)
+            found.append((self._files[file].name, position - (self._ends[file - 1] if file else 0)))
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """What the input is, as JSON, with a checksum over every file's name, size and time of change."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(f"{file.name}\0{file.images}\0{file.stamp}\n".encode(errors="backslashreplace"))
+        return {
+            "source": {key: value for key, value in vars(self.source).items() if key != "root"},
+            "files": len(self._files),
+            "images": self.images,
+            "shard_images": self.shard_images,
+            "sha256": digest.hexdigest(),
+        }
+
+
+def _finished(out: Path, meta: dict[str, Any]) -> AnnotateSummary | None:
+    """The summary of the corpus at `out` if it is what this run would make."""
+    if not (out / MANIFEST).exists():
+        return None
+    manifest = read_manifest(out)
+    if any(manifest["meta"].get(key) != value for key, value in meta.items()):
+        raise CorpusError(f"{out} holds another corpus: choose another folder or remove it")
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    stated = manifest["meta"]
+    counts = Counts(
+        images_seen=meta["input"]["images"],
+        images_written=manifest["images"],
+        images_quarantined=meta["input"]["images"] - manifest["images"],
+        regions_written=manifest["regions"],
+    )
+    for field in ("reasons", "changes", "kinds"):
+        key = {"reasons": "quarantined", "changes": "changed", "kinds": "routed"}[field]
+        getattr(counts, field).update(stated[key])
+    return AnnotateSummary(counts, 0, counts.images_seen)
+
+
+@contextmanager
+def _locked(out: Path, meta: dict[str, Any]) -> Iterator[bool]:
+    """The working folder of this run, held alone; gives whether an earlier sitting began it.
+
+    Raises:
+        AnnotateError: another process is at it, or it was begun with other settings.
+        CorpusError: `out` holds something else.
+    """
+    _refuse_foreign_files(out)
+    work = out / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AnnotateError(f"{out}: another run is writing here") from error
+        plan = work / PLAN
+        resumed = plan.exists()
+        if resumed:
+            _refuse_other_plan(plan, meta)
+        else:
+            temporary = work / f"{PLAN}.new"
+            temporary.write_text(json.dumps(meta, indent=1, ensure_ascii=False), "utf-8", "backslashreplace")
+            sync(temporary)
+            os.replace(temporary, plan)
+        shutil.rmtree(work / "tmp", ignore_errors=True)
+        yield resumed
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_foreign_files(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise CorpusError(f"{out} is a file; a corpus is a folder")
+    present = {path.name for path in out.iterdir()} if out.exists() else set()
+    ours = {WORK, QUARANTINE} | ({path.name for path in out.glob(SHARDS)} if WORK in present else set())
+    if present - ours:
+        raise CorpusError(f"{out} is not empty (it holds {min(present - ours)}): choose another folder")
+
+
+def _refuse_other_plan(file: Path, meta: dict[str, Any]) -> None:
+    before, now = _flat(json.loads(file.read_bytes())), _flat(json.loads(json.dumps(meta)))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise AnnotateError(
+                f"{file.parent.parent} was begun with {key} {before.get(key)!r}, and is now to go on with "
+                f"{now.get(key)!r}: give the same settings and input, or choose another folder"
+            )
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    parts = [_flat(item, f"{key}.{name}" if key else name) for name, item in value.items()]
+    return {name: item for part in parts for name, item in part.items()}
+
+
+def _crew(job: Job, workers: int | None, ray: str, device: Device) -> Crew:
+    if ray:
+        from granvit.corpus.annotate.rayrun import RayCrew
+
+        return RayCrew(job, workers, ray, device)
+    from granvit.corpus.annotate.pool import LocalCrew
+
+    devices = _devices(device)
+    cores = len(os.sched_getaffinity(0))
+    return LocalCrew(job, workers or (cores if devices == ["cpu"] else len(devices)), devices)
+
+
+def _devices(device: Device) -> list[str]:
+    """The GPUs of this machine, or the CPU."""
+    if device == "cpu":
+        return ["cpu"]
+    import torch
+
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if device == "cuda" and not gpus:
+        raise AnnotateError("--device cuda: no GPU is visible here")
+    return gpus or ["cpu"]

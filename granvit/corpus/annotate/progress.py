@@ -1,0 +1,58 @@
+"""How far the annotation is: images and regions per second, the time left, what was refused."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from tqdm import tqdm
+
+from granvit.corpus.annotate.shards import Counts, Task
+
+_SHOWN_REASONS = 4
+
+
+class Progress:
+    """A progress bar over all images. What a dead worker had done of a shard is taken back when the shard is redone.
+
+    Args:
+        total: images in the input.
+        before: counts of the shards that an earlier run finished.
+        shown: whether there is a bar to be seen.
+    """
+
+    def __init__(self, total: int, before: Counts, shown: bool) -> None:
+        self._bar = tqdm(total=total, initial=before.images_seen, unit=" images", disable=not shown, smoothing=0.05)
+        self._reasons = Counter(before.reasons)
+        self._regions = 0
+        self._in_work: dict[int, Counts] = {}
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def restart(self, task: Task) -> None:
+        """A worker begins the task anew."""
+        lost = self._in_work.pop(task.shard, Counts())
+        self._regions -= lost.regions_written
+        self._reasons -= lost.reasons
+        self._bar.update(-lost.images_seen)
+
+    def add(self, task: Task, counts: Counts) -> None:
+        """A worker has done a batch."""
+        self._in_work.setdefault(task.shard, Counts()).add(counts)
+        self._regions += counts.regions_written
+        self._reasons += counts.reasons
+        notes = [f"{self._regions / max(time.monotonic() - self._start, 1e-3):.1f} regions/s"]
+        if self._reasons:
+            most = [f"{reason} {count}" for reason, count in self._reasons.most_common(_SHOWN_REASONS)]
+            notes.append(f"refused: {', '.join(most)}")
+        self._bar.set_postfix_str(", ".join(notes), refresh=False)
+        self._bar.update(counts.images_seen)
+
+    def finished(self, task: Task) -> None:
+        """The task is done for good."""
+        self._in_work.pop(task.shard, None)

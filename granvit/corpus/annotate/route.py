@@ -1,0 +1,17 @@
+"""Which images are text images: the paper reads documents, charts and receipts, and describes photographs."""
+
+from __future__ import annotations
+
+from granvit import geometry
+from granvit.corpus.annotate.base import Item
+
+
+def text_coverage(item: Item) -> float:
+    """The share of the image that its text regions cover, in [0, 1]."""
+    boxes = [region.box for region in item.record.regions if region.kind == "text"]
+    return geometry.covered_share(boxes, *item.picture.size)
+
+
+def is_text_image(item: Item, threshold: float) -> bool:
+    """Whether an image that OCR has been over shows enough text; `threshold` is a share of its area."""
+    return text_coverage(item) >= threshold

@@ -1,0 +1,206 @@
+"""One shard of the output: a run of input images, annotated and written in a folder that appears whole or not at all.
+
+    OUT/.annotate/shards/00012/
+      part-00000.parquet, manifest.json   the images that passed, as a small corpus; absent where none did
+      quarantine.jsonl                    what was refused
+      summary.json                        counts
+
+The same code runs in a local process and in a Ray actor. It reports as it goes, so that its driver knows which images
+were in work when a worker dies.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from granvit import images
+from granvit.corpus.annotate.base import Item
+from granvit.corpus.annotate.plan import Stages
+from granvit.corpus.annotate.sources import Source
+from granvit.corpus.layout import QUARANTINE
+from granvit.corpus.quarantine import UNKNOWN_SIZE, Quarantine, Refused, Rejection, check_record
+from granvit.corpus.store import CorpusWriter
+from granvit.files import sync
+from granvit.regions import RegionImage
+
+WORK = ".annotate"
+SUMMARY = "summary.json"
+
+
+def shard_folder(out: Path, shard: int) -> Path:
+    """Where a finished shard lies until the corpus is put together."""
+    return out / WORK / "shards" / f"{shard:05d}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is asked to do.
+
+    Attributes:
+        shard: the number of the shard.
+        inputs: file and index of each of its images, in order.
+        batch: images handed to the annotators at once.
+        excluded: positions in `inputs` that are given up, each with reason and detail.
+        probe: positions to be tried one by one, nothing being written; empty for the shard itself.
+    """
+
+    shard: int
+    inputs: list[tuple[str, int]]
+    batch: int
+    excluded: dict[int, tuple[str, str]] = field(default_factory=dict)
+    probe: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Began:
+    """A worker's note: these positions are in work now."""
+
+    positions: tuple[int, ...]
+
+
+@dataclass
+class Counts:
+    """What became of images, in one batch, one shard or all.
+
+    ``images_seen == images_written + images_quarantined``.
+
+    Attributes:
+        reasons: quarantine entries by reason, images and regions together.
+        changes: what was kept but altered, see `Checked`.
+        kinds: written images by how they were routed, "natural" or "text".
+    """
+
+    images_seen: int = 0
+    images_written: int = 0
+    images_quarantined: int = 0
+    regions_written: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Counts) -> None:
+        self.images_seen += other.images_seen
+        self.images_written += other.images_written
+        self.images_quarantined += other.images_quarantined
+        self.regions_written += other.regions_written
+        self.reasons += other.reasons
+        self.changes += other.changes
+        self.kinds += other.kinds
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Counts:
+        row: dict[str, Any] = json.loads(text)
+        values: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in row.items()}
+        return cls(**values)
+
+
+@dataclass
+class Outcome:
+    """What became of one image: its record as it may be stored, or none, and what was refused."""
+
+    record: RegionImage | None
+    rejections: list[Rejection]
+    kind: str = ""
+    changes: Counter[str] = field(default_factory=Counter)
+
+
+def run_task(task: Task, source: Source, stages: Stages, out: Path) -> Iterator[Began | Counts]:
+    """Do a task; yields `Began` before and `Counts` after each batch. At its end the shard's folder is in place."""
+    if task.probe:
+        for position in task.probe:
+            yield Began((position,))
+            _annotate(task, (position,), source, stages)
+        return
+    temporary = out / WORK / "tmp" / f"{task.shard:05d}-{uuid.uuid4().hex}"
+    temporary.mkdir(parents=True)
+    total = Counts()
+    with ExitStack() as stack:
+        quarantine = stack.enter_context(Quarantine(temporary / QUARANTINE))
+        writer: CorpusWriter | None = None
+        for start in range(0, len(task.inputs), task.batch):
+            positions = tuple(range(start, min(start + task.batch, len(task.inputs))))
+            yield Began(positions)
+            outcomes = _annotate(task, positions, source, stages)
+            for outcome in outcomes:
+                if outcome.record is not None:
+                    writer = writer or stack.enter_context(CorpusWriter(temporary, rows_per_shard=sys.maxsize))
+                    writer.write(outcome.record)
+                for rejection in outcome.rejections:
+                    quarantine.add(rejection)
+            counts = _count(outcomes)
+            total.add(counts)
+            yield counts
+    (temporary / SUMMARY).write_text(total.to_json(), encoding="utf-8")
+    _put_in_place(temporary, shard_folder(out, task.shard))
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    for name in (QUARANTINE, SUMMARY):
+        sync(temporary / name)
+    sync(temporary)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():  # by a worker that had been given up and was faster after all: the contents are the same
+        shutil.rmtree(temporary)
+        return
+    temporary.rename(final)
+    sync(final.parent)
+
+
+def _annotate(task: Task, positions: Sequence[int], source: Source, stages: Stages) -> list[Outcome]:
+    """Read, decode, annotate and check the images at `positions`; one outcome for each, in order."""
+    outcomes: dict[int, Outcome] = {}
+    items: dict[int, Item] = {}
+    for position in positions:
+        opened = _open(task, position, source)
+        if isinstance(opened, Item):
+            items[position] = opened
+        else:
+            outcomes[position] = Outcome(None, [opened])
+    annotated = stages(list(items.values())) if items else []
+    for position, item in zip(items, annotated, strict=True):
+        checked = check_record(item.record, decoded=item.picture.size)
+        outcomes[position] = Outcome(checked.record, item.rejections + checked.rejections, item.kind, checked.changes)
+    return [outcomes[position] for position in positions]
+
+
+def _open(task: Task, position: int, source: Source) -> Item | Rejection:
+    file, index = task.inputs[position]
+    try:
+        if position in task.excluded:
+            raise Refused(*task.excluded[position])
+        record = source.read(file, index)
+        if record.image is None:
+            raise Refused("missing-image", "the corpus has no bytes for this image")
+        picture = images.decode(record.image)
+    except images.ImageError as error:
+        return Rejection(error.reason, *source.identify(file, index), None, error.detail)
+    except Refused as refused:
+        return Rejection(refused.reason, *source.identify(file, index), None, refused.detail)
+    if (record.width, record.height) == UNKNOWN_SIZE:
+        record = replace(record, width=picture.width, height=picture.height)
+    return Item(record, picture)
+
+
+def _count(outcomes: Sequence[Outcome]) -> Counts:
+    written = [outcome for outcome in outcomes if outcome.record is not None]
+    return Counts(
+        images_seen=len(outcomes),
+        images_written=len(written),
+        images_quarantined=len(outcomes) - len(written),
+        regions_written=sum(len(outcome.record.regions) for outcome in written if outcome.record),
+        reasons=Counter(rejection.reason for outcome in outcomes for rejection in outcome.rejections),
+        changes=sum((+outcome.changes for outcome in written), Counter()),
+        kinds=Counter(outcome.kind for outcome in written),
+    )

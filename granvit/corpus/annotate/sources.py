@@ -1,0 +1,154 @@
+"""Where images to annotate come from: a folder, Parquet, WebDataset tars, a `datasets` folder, a corpus.
+
+A source lists its files with the number of images in each, and reads any one image by file and index. The order of
+the list is the order of the annotated corpus; it depends on names alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from granvit.corpus.importers.base import read_image
+from granvit.corpus.importers.image_folder import pictures
+from granvit.corpus.layout import MANIFEST, CorpusError, sha256
+from granvit.corpus.quarantine import UNKNOWN_SIZE, Rejection
+from granvit.corpus.store import Corpus
+from granvit.regions import RegionImage
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that holds images.
+
+    Attributes:
+        name: relative to the source's place, with slashes.
+        images: how many it holds.
+        stamp: changes when the file does; size and time of the last change, or a checksum.
+    """
+
+    name: str
+    images: int
+    stamp: str
+
+
+class Source(Protocol):
+    """Images to annotate; plain data, so that it travels to workers, which open the files themselves."""
+
+    def files(self) -> Iterator[InputFile | Rejection]:
+        """The files in order; in place of one that cannot be read, why."""
+        ...
+
+    def identify(self, file: str, index: int) -> tuple[str, str]:
+        """Id and URI of one image, without touching its picture."""
+        ...
+
+    def read(self, file: str, index: int) -> RegionImage:
+        """One image, its regions as they are to be before annotation.
+
+        Raises:
+            Refused: it cannot be read.
+        """
+        ...
+
+
+def open_source(src: str | Path, keep: bool = False, name: str = "", licence: str = "") -> Source:
+    """The source at `src`, known by what is there.
+
+    Args:
+        keep: a corpus's regions and captions are kept; otherwise only its images are taken.
+        name: the data set's name, the first part of every id; by default that of the folder or file.
+        licence: the terms of the images. A corpus keeps its own names, ids and terms where these two are empty.
+
+    Raises:
+        CorpusError: there is nothing of the kind, or `keep` is asked of something without regions.
+    """
+    from granvit.corpus.annotate.packed_sources import DatasetSource, ParquetSource, TarSource
+
+    root = Path(src)
+    if not root.exists():
+        raise CorpusError(f"{root} does not exist")
+    name = name or root.resolve().name
+    if (root / MANIFEST).exists():
+        Corpus(root)
+        return CorpusSource(root, keep, licence)
+    if keep:
+        raise CorpusError(f"{root} is no corpus, so it has no boxes to keep")
+    if root.is_file():
+        for kind in (ParquetSource, TarSource):
+            if root.name.lower().endswith(kind.suffixes):
+                return kind(root.parent, name.partition(".")[0], licence, root.name)
+        raise CorpusError(f"{root} is neither Parquet nor a tar; pictures are given as a folder")
+    if any((root / file).exists() for file in ("dataset_dict.json", "state.json")):
+        return DatasetSource(root, name, licence)
+    for kind in (ParquetSource, TarSource):
+        if any(kind.names(root)):
+            return kind(root, name, licence)
+    if not any(pictures(root)):
+        raise CorpusError(f"{root} holds no picture, Parquet file, tar, data set or corpus")
+    return FolderSource(root, name, licence)
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Pictures below a folder, known by their file names' endings."""
+
+    root: Path
+    name: str
+    licence: str
+
+    def files(self) -> Iterator[InputFile | Rejection]:
+        for uri in pictures(self.root):
+            try:
+                yield InputFile(uri, 1, stamp(self.root / uri))
+            except OSError as error:  # a link to nowhere
+                yield Rejection("missing-image", f"{self.name}/{uri}", uri, None, str(error.strerror))
+
+    def identify(self, file: str, index: int) -> tuple[str, str]:
+        return f"{self.name}/{file}", file
+
+    def read(self, file: str, index: int) -> RegionImage:
+        return new_record(self.identify(file, index), read_image(self.root, file), self.name, self.licence)
+
+
+@dataclass(frozen=True)
+class CorpusSource:
+    """An existing corpus, with its regions or without."""
+
+    root: Path
+    keep: bool
+    licence: str
+
+    def files(self) -> Iterator[InputFile | Rejection]:
+        yield InputFile(MANIFEST, len(_corpus(self.root)), sha256(self.root / MANIFEST))
+
+    def identify(self, file: str, index: int) -> tuple[str, str]:
+        record = _corpus(self.root)[index]
+        return record.id, record.uri
+
+    def read(self, file: str, index: int) -> RegionImage:
+        record = _corpus(self.root)[index]
+        record = replace(record, licence=self.licence or record.licence)
+        return record if self.keep else replace(record, regions=[], caption=None)
+
+
+@lru_cache(maxsize=1)
+def _corpus(root: Path) -> Corpus:
+    return Corpus(root)
+
+
+def new_record(
+    identity: tuple[str, str], image: bytes | None, source: str, licence: str, split: str = ""
+) -> RegionImage:
+    """An image that nothing is known of yet."""
+    width, height = UNKNOWN_SIZE
+    return RegionImage(identity[0], image, width, height, [], identity[1], source, licence, None, split)
+
+
+def stamp(file: Path) -> str:
+    """Size and time of the last change."""
+    state = file.stat()
+    return f"{state.st_size}:{state.st_mtime_ns}"
