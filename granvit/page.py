@@ -35,3 +35,8 @@ def data_uri(image: Image.Image, quality: int = 85) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=quality)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def percent(value: float) -> str:
+    """A fraction as people read it: 0.8741 is "87.4%"."""
+    return f"{100 * value:.1f}%"

@@ -17,7 +17,7 @@ from PIL import Image
 from granvit.coordinates import Box
 from granvit.draw import colors_for, draw_boxes
 from granvit.evaluate.metrics import paired_iou
-from granvit.page import data_uri, write_page
+from granvit.page import data_uri, percent, write_page
 from granvit.texts import exact_match
 
 STAGES = {"before": "Before", "stage1": "After stage 1", "stage2": "After stage 2"}
@@ -127,10 +127,6 @@ def _value(metrics: Mapping[str, Any], column: str, task: str, metric: str) -> f
     return metrics.get(column, {}).get(task, {}).get(metric)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
-
-
 def _headlines(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """The three numbers to see first: from the first to the last stage, beside the constant answer."""
     cards = []
@@ -145,10 +141,10 @@ def _headlines(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
                 "name": TASKS[task][0].split(":")[0],
                 "task": TASKS[task][0].split(": ")[1],
                 "metric": TASKS[task][1][metric][0],
-                "before": _percent(values[first]),
-                "after": _percent(values[last]),
+                "before": percent(values[first]),
+                "after": percent(values[last]),
                 "last": STAGES[last].lower(),
-                "constant": "" if constant is None else _percent(constant),
+                "constant": "" if constant is None else percent(constant),
             }
         )
     return cards
@@ -178,7 +174,7 @@ def _tables(metrics: Mapping[str, Any], columns: list[str]) -> list[dict[str, An
 def _cell(value: float | None, best: bool) -> dict[str, Any]:
     if value is None:
         return {"text": "–", "width": 0, "best": False}
-    return {"text": _percent(value), "width": round(100 * min(max(value, 0), 1), 1), "best": best}
+    return {"text": percent(value), "width": round(100 * min(max(value, 0), 1), 1), "best": best}
 
 
 def _duration(seconds: float) -> str:

@@ -30,6 +30,11 @@ class Refusals:
     def total(self) -> int:
         return sum(counts.total() for counts in self.counts.values())
 
+    @property
+    def reasons(self) -> list[str]:
+        """All that occur, in alphabetical order."""
+        return sorted({reason for counts in self.counts.values() for reason in counts})
+
     def to_json(self) -> dict[str, Any]:
         """Counts and examples as JSON-able values."""
         return {

@@ -65,6 +65,11 @@ class Mark:
         return REASONS[self.reasons[0]].color
 
     @property
+    def problem(self) -> bool:
+        """Whether somebody should look."""
+        return any(REASONS[reason].problem for reason in self.reasons)
+
+    @property
     def dashed(self) -> bool:
         """Whether the box is not one of the corpus."""
         return self.reasons[0] in ("missed", "detector-only")

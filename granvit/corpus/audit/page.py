@@ -1,0 +1,225 @@
+"""The audit as one self-contained page: a summary to read in a minute, distributions, and the contact sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from granvit.corpus.audit.bootstrap import Estimate
+from granvit.corpus.audit.charts import distributions
+from granvit.corpus.audit.human import KindScores
+from granvit.corpus.audit.sheet import REASONS
+from granvit.page import percent, write_page
+
+if TYPE_CHECKING:
+    from granvit.corpus.audit.run import Audit
+
+# Column of the table by source -> the score it shows, by kind of region.
+_HUMAN = {
+    "Precision": {"text": "precision", "object": "precision"},
+    "Recall": {"text": "recall", "object": "recall"},
+    "CER": {"text": "cer_any_case"},
+    "ROUGE-L": {"object": "rouge_l"},
+}
+_CHECKS = {
+    "reread": ("text", {"Re-read CER": "cer_any_case"}),
+    "detector": ("object", {"Confirmed": "confirmed"}),
+    "captioner": ("object", {"2nd caption": "rouge_l"}),
+}
+_MEANINGS = {
+    "Precision": "boxes that people drew too",
+    "Recall": "people's boxes that are here",
+    "CER": "wrong characters of matched texts, letter case aside",
+    "ROUGE-L": "words that matched captions share with people's",
+    "Re-read CER": "characters that differ when the crop is read alone",
+    "Confirmed": "boxes a second detector draws too",
+    "2nd caption": "words shared with a second captioner, ROUGE-L",
+}
+
+
+def write_audit_page(result: Audit, path: Path) -> None:
+    """Write the page; it needs no network to be read."""
+    checks = {check.name: check.scores(result.seed) for check in result.checks}
+    rows = _rows(result, checks)
+    used = [name for name in _MEANINGS if any(name in row["scores"] for row in rows)]
+    shown = {reason for card in result.cards for reason in card.counts}
+    write_page(
+        path,
+        "audit.html.j2",
+        title=f"Audit of {result.corpus.path.resolve().name}",
+        summary=_summary(result),
+        headlines=_headlines(result, checks),
+        notes=_notes(result),
+        columns={name: _MEANINGS[name] for name in used},
+        rows=rows,
+        distributions=distributions(result.statistics),
+        cards=result.cards,
+        reasons={name: reason for name, reason in REASONS.items() if name in shown},
+        sources=sorted(result.statistics),
+        refusals=result.refusals,
+        facts=_facts(result),
+    )
+
+
+def _summary(result: Audit) -> str:
+    sources = len(result.statistics)
+    images, regions = len(result.corpus), result.corpus.manifest["regions"]
+    text = f"{images:,} images with {regions:,} regions from {sources} source{'s' if sources > 1 else ''}"
+    if result.against is None:
+        return f"{text}. No human annotation was given to compare with."
+    joined = len(result.human.join.human) if result.human else 0
+    return f"{text}; {joined:,} of the images are also in the human-annotated {result.against.path.resolve().name}."
+
+
+def _estimate(estimate: Estimate | None) -> dict[str, str] | None:
+    if estimate is None:
+        return None
+    interval = "" if estimate.low is None else f"{100 * estimate.low:.1f}–{100 * (estimate.high or 0):.1f}"
+    return {"value": percent(estimate.value), "interval": interval}
+
+
+def _rows(result: Audit, checks: dict[str, dict[str, dict[str, Estimate | None]]]) -> list[dict[str, Any]]:
+    """One row for each source and kind: what there is, and how good it is as far as anybody was asked."""
+    rows = []
+    for source, statistics in result.statistics.items():
+        for kind, mine in sorted(statistics.kinds.items()):
+            scores: dict[str, dict[str, str]] = {}
+            human = result.human.sources.get(source, {}).get(kind) if result.human else None
+            for column, names in _HUMAN.items():
+                if human and kind in names and (cell := _estimate(human.scores[names[kind]])):
+                    scores[column] = cell
+            for check, (its_kind, columns) in _CHECKS.items():
+                found = checks.get(check, {}).get(source)
+                for column, name in columns.items():
+                    if found and kind == its_kind and (cell := _estimate(found[name])):
+                        scores[column] = cell
+            rows.append(
+                {
+                    "source": source,
+                    "kind": kind,
+                    "images": f"{statistics.images:,}",
+                    "regions": f"{mine.regions:,}",
+                    "ignored": f"{mine.ignored:,}" if mine.ignored else "",
+                    "side": _number(mine.box_side.quantile(0.5)),
+                    "length": _number((mine.characters if kind == "text" else mine.word_counts).quantile(0.5)),
+                    "unit": "characters" if kind == "text" else "words",
+                    "score": "–" if not mine.scores.total else f"{mine.scores.quantile(0.5):.2f}",
+                    "scores": scores,
+                }
+            )
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _headlines(result: Audit, checks: dict[str, dict[str, dict[str, Estimate | None]]]) -> list[dict[str, str]]:
+    """The figures to see first, of the largest source and kind that was judged."""
+    cards = []
+    judged = [
+        (s, k, m) for s, kinds in (result.human.sources if result.human else {}).items() for k, m in kinds.items()
+    ]
+    if judged:
+        source, kind, mine = max(judged, key=lambda entry: entry[2].true)
+        where = f"{kind} regions of {source}" if source else f"{kind} regions"
+        cards += [
+            _headline("Precision", mine.scores["precision"], where, "found boxes that people drew too"),
+            _headline("Recall", mine.scores["recall"], where, "people's boxes that were found"),
+        ]
+        if kind == "text":
+            cards.append(
+                _headline("Character errors", mine.scores["cer_any_case"], where, "of matched texts, case aside")
+            )
+        else:
+            cards.append(_headline("ROUGE-L", mine.scores["rouge_l"], where, "of matched captions"))
+    for check in result.checks:
+        scores = checks[check.name]
+        if scores:
+            source = max(scores, key=lambda name: result.statistics[name].images)
+            column, name = next(iter(_CHECKS[check.name][1].items()))
+            cards.append(_headline(column, scores[source][name], source, _MEANINGS[column]))
+    return [card for card in cards if card]
+
+
+def _headline(name: str, estimate: Estimate | None, where: str, meaning: str) -> dict[str, str]:
+    cell = _estimate(estimate)
+    return {"name": name, "where": where, "meaning": meaning, **cell} if cell else {}
+
+
+def _notes(result: Audit) -> list[str]:
+    """What a reader must know in order not to misread the numbers."""
+    notes = []
+    if result.human is not None:
+        joined = result.human.join
+        for source, kinds in result.human.sources.items():
+            for kind, mine in kinds.items():
+                notes += _granularity_note(source, kind, mine)
+                notes += _case_note(source, mine)
+        if joined.absent:
+            regions = sum(joined.absent_regions.values())
+            notes.append(
+                f"{joined.absent:,} human images with {regions:,} regions are not in the corpus and count nowhere."
+            )
+        if joined.only_here:
+            notes.append(f"{joined.only_here:,} images of the corpus have no human annotation; they are not scored.")
+        if joined.other_size:
+            notes.append(f"{joined.other_size:,} images have another size in the human corpus; they are not scored.")
+        for (source, kind), regions in result.human.unjudged.items():
+            notes.append(f"{source}: people annotated no {kind} regions, so the {regions:,} found are not judged.")
+    if result.refusals.total:
+        notes.append(f"{result.refusals.total:,} images or regions were refused on the way in; see the quarantine.")
+    empty = sum(statistics.empty for statistics in result.statistics.values())
+    if empty:
+        notes.append(f"{empty:,} images have no region.")
+    return notes
+
+
+def _granularity_note(source: str, kind: str, mine: KindScores) -> list[str]:
+    if mine.granularity == "same":
+        return []
+    covered, supported = (_estimate(mine.scores[name]) for name in ("covered", "supported"))
+    if covered is None or supported is None:
+        return []
+    if mine.granularity == "coarser":
+        how = f"{mine.merged:,} found boxes hold several of people's each ({mine.merged_true:,} in all)"
+    else:
+        how = f"{mine.split:,} of people's boxes hold several found ones each ({mine.split_found:,} in all)"
+    return [
+        f"{source}, {kind}: the two corpora cut differently, as lines hold words: {how}. One-to-one precision and "
+        f"recall suffer from that alone. In whatever grouping, {covered['value']} of people's boxes lie in found ones "
+        f"by half or more, and {supported['value']} of the found ones in people's."
+    ]
+
+
+def _case_note(source: str, mine: KindScores) -> list[str]:
+    with_case, without = mine.scores.get("cer"), mine.scores.get("cer_any_case")
+    if with_case is None or without is None or with_case.value < 1.5 * without.value:
+        return []
+    return [
+        f"{source}: the character error rate is {percent(with_case.value)} where letter case counts and "
+        f"{percent(without.value)} where it doesn't: one of the two corpora may write in capitals whatever the print."
+    ]
+
+
+def _facts(result: Audit) -> dict[str, str]:
+    facts = {"Corpus": str(result.corpus.path)}
+    if result.against is not None and result.human is not None:
+        joined = result.human.join
+        facts["Human annotation"] = str(result.against.path)
+        facts["Joined"] = f"{joined.by_id:,} images by their id, {joined.by_content:,} by the sha256 of their file"
+        facts["Matching"] = (
+            "one to one, greedily by IoU, at IoU 0.5 or more. Regions that people marked to be ignored are no misses; "
+            "a found box without a partner that lies in them by more than half is not counted as false."
+        )
+        facts["Texts"] = (
+            "character error rate of matched regions: edit distance over the characters of people's text, summed over "
+            "all; white space counts as one blank, and one text costs at most its own length."
+        )
+    for check in result.checks:
+        facts[{"reread": "Re-read", "detector": "Second detector", "captioner": "Second captioner"}[check.name]] = (
+            check.by
+        )
+    facts["Sample"] = f"{len(result.cards)} images by a hash with seed {result.seed}, spread evenly over the sources"
+    facts["Intervals"] = "95%, bootstrap over images (1,000 draws)"
+    return facts

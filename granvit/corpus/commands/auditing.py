@@ -1,0 +1,91 @@
+"""``granvit corpus audit``: how good the annotations are."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from granvit.corpus.commands.common import fail
+from granvit.corpus.layout import CorpusError
+
+if TYPE_CHECKING:
+    from granvit.corpus.audit.agreement import Check
+
+
+@dataclass
+class Audit:
+    """Judge a corpus's annotations: statistics, agreement with people and other models, and pictures to look at.
+
+    Writes OUT/index.html, one page that needs no network, and OUT/audit.json, its numbers.
+
+    Example: granvit corpus audit corpus audit --against human --reread
+    """
+
+    corpus: Positional[Path]
+    """The corpus folder."""
+    out: Positional[Path]
+    """The folder to write the page and its numbers into."""
+    against: Path | None = None
+    """A corpus of the same images with regions that people made, joined by id or by the sha256 of the image file."""
+    sample: int = 48
+    """How many images are shown and, where asked for, given to other models."""
+    seed: int = 0
+    """Of the sample and the intervals: the same seed gives the same pictures."""
+    reread: bool = False
+    """Read each text of the sample again from its crop, by PP-OCR."""
+    detector: str = ""
+    """A second detector to look for the sample's objects: a checkpoint on the hub, or its folder."""
+    labels: tuple[str, ...] = ()
+    """What a zero-shot detector should look for."""
+    captioner: str = ""
+    """A second captioner of the sample's objects: a model at the endpoint, a checkpoint on the hub, or its folder."""
+    endpoint: str = ""
+    """Where the second captioner is served: the base URL of an OpenAI-compatible server."""
+    device: str = "cpu"
+    """Where models run, like cuda:0."""
+
+    def run(self) -> int:
+        """Exit status: 0, or 1 when there was nothing to audit."""
+        from granvit.corpus.annotate.base import AnnotateError
+        from granvit.corpus.audit.run import PAGE, audit, check_out, write_audit
+
+        if self.sample < 0:
+            return fail(f"--sample must be 0 or more, got {self.sample}")
+        try:
+            check_out(self.out)
+            result = audit(
+                self.corpus, self.against, self.sample, self.seed, self._checks(), progress=sys.stderr.isatty()
+            )
+            write_audit(result, self.out)
+        except (CorpusError, AnnotateError) as error:
+            return fail(str(error))
+        print(result.summary())
+        print(f"see {self.out / PAGE}")
+        return 0
+
+    def _checks(self) -> list[Check]:
+        """The other models, loaded; none unless asked for."""
+        from granvit.corpus.audit.agreement import Recaption, Redetect, Reread
+
+        checks: list[Check] = []
+        if self.reread:
+            from granvit.corpus.annotate.ocr import OcrConfig
+
+            # Whatever it reads in the crop is wanted, however unsure: what the corpus says is judged, not this.
+            ocr = OcrConfig(box_score=0.3, text_score=0.0)
+            checks.append(Reread(ocr.build(self.device), ocr.name))
+        if self.detector:
+            from granvit.corpus.annotate.detect import DetectConfig
+
+            detect = DetectConfig(self.detector, labels=self.labels)
+            checks.append(Redetect(detect.build(self.device), detect.name))
+        if self.captioner:
+            from granvit.corpus.annotate.caption import CaptionConfig
+
+            caption = CaptionConfig(self.captioner, endpoint=self.endpoint, whole_image=False)
+            checks.append(Recaption(caption.build(self.device), caption.name))
+        return checks
