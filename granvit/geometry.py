@@ -55,6 +55,12 @@ def clip(boxes: ArrayLike, width: float, height: float) -> Boxes:
     return np.clip(as_boxes(boxes), 0, [width, height, width, height])
 
 
+def whole_pixels(box: ArrayLike, width: int, height: int) -> tuple[int, int, int, int]:
+    """The smallest rectangle of whole pixels of an image that holds a box; empty where the box lies outside."""
+    x1, y1, x2, y2 = clip(box, width, height)[0]
+    return int(np.floor(x1)), int(np.floor(y1)), int(np.ceil(x2)), int(np.ceil(y2))
+
+
 def intersection(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     """Pairwise intersection areas in square pixels, shape (len(a), len(b))."""
     a_n4, b_m4 = as_boxes(a), as_boxes(b)

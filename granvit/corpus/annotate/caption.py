@@ -1,0 +1,198 @@
+"""Captions of regions and of whole images, by a vision-language model behind an endpoint or loaded here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from granvit.corpus.annotate.base import AnnotateError, Item
+from granvit.corpus.annotate.caption_answers import Answer, Refusal, judge
+from granvit.corpus.annotate.caption_cache import AnswerCache, default_path
+from granvit.corpus.annotate.caption_endpoint import Endpoint, Keep, Limits
+from granvit.corpus.annotate.caption_requests import (
+    Mode,
+    Request,
+    Wording,
+    firmer,
+    global_request,
+    hash_of,
+    region_request,
+)
+from granvit.regions import Region
+
+WhenDown = Literal["stop", "refuse"]
+
+
+def _runtime(default: Any) -> Any:
+    """A setting that changes how captions are fetched, not what they are."""
+    return field(default=default, metadata={"runtime": True})
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    """Captions of all object regions, and a paragraph about each natural image (the paper, section 3.1).
+
+    An unusable answer (empty, a refusal, an echo of the question, too long, cut off) is asked for once more, and then
+    refused with its reason.
+    """
+
+    model: str
+    """The model's name at the endpoint; without an endpoint, a checkpoint on the hub or its folder."""
+    endpoint: str = _runtime("")
+    """Base URL of any OpenAI-compatible server, like http://localhost:8000/v1; empty loads the model here."""
+    mode: Mode = "crop"
+    """Show the crop (the paper), the crop and the whole image (FineViT), or the image with the box in the words."""
+    prompt: str = ""
+    """Other words for regions than the mode's own; {words} and {box} are filled in."""
+    max_words: int = 10
+    """Longer captions of regions are refused."""
+    whole_image: bool = True
+    """Also caption the whole image, where it has no caption yet and is no text image."""
+    keep_label: bool = False
+    """Keep a region whose caption was refused, with the text it had, instead of dropping it."""
+    longest_side: int = 1024
+    """Larger pictures are scaled down to this before they are sent, pixels."""
+    region_tokens: int = 64
+    """Most tokens of a region's answer; a model that thinks aloud needs many more."""
+    global_tokens: int = 512
+    """Most tokens of the answer about the whole image."""
+    cache: str = _runtime("")
+    """SQLite file with all answers ever given, on a local disk; empty: one in the user's cache folder."""
+    concurrency: int = _runtime(16)
+    """Endpoint: requests under way at a time, per worker."""
+    timeout_s: float = _runtime(120.0)
+    """Endpoint: seconds for one attempt."""
+    patience_s: float = _runtime(600.0)
+    """Endpoint: seconds over which a request is repeated; silent for so long, the endpoint counts as down."""
+    when_down: WhenDown = "stop"
+    """Endpoint: when it is down, stop the run, to be resumed with all answers so far; or refuse all that is left."""
+    api_key_env: str = _runtime("OPENAI_API_KEY")
+    """Endpoint: the environment variable that holds the key."""
+    batch_size: int = 8
+    """Without an endpoint: questions that go through the model at once."""
+
+    @property
+    def name(self) -> str:
+        return f"captioner:{Path(self.model).name}"
+
+    def build(self, device: str = "cpu") -> Caption:
+        """Open the cache, and reach the endpoint or load the model.
+
+        Raises:
+            AnnotateError: the package, the model or the endpoint is not there, or a setting is out of range.
+        """
+        for name in ("max_words", "region_tokens", "global_tokens", "concurrency", "timeout_s", "patience_s"):
+            if getattr(self, name) <= 0:
+                raise AnnotateError(f"caption: {name} must be positive, got {getattr(self, name)}")
+        if self.longest_side < 28 or self.batch_size < 1:
+            raise AnnotateError(
+                f"caption: longest_side starts at 28 and batch_size at 1, got {self.longest_side}, {self.batch_size}"
+            )
+        cache = AnswerCache(Path(self.cache) if self.cache else default_path())
+        if self.endpoint:
+            limits = Limits(self.concurrency, self.timeout_s, self.patience_s, self.when_down == "stop")
+            return Caption(self, Endpoint(self.endpoint, self.model, self.api_key_env, limits), cache)
+        from granvit.corpus.annotate.caption_local import LocalModel
+
+        return Caption(self, LocalModel(self.model, device, self.batch_size), cache)
+
+
+class Captioner(Protocol):
+    """Whoever answers requests: in their order, telling `keep` of each answer as it comes."""
+
+    def ask(self, requests: Sequence[Request], keep: Keep) -> list[Answer | Refusal]: ...
+
+
+@dataclass
+class _Wanted:
+    """A caption that is wanted: of region `region` of an item, or of the whole image (None)."""
+
+    item: Item
+    region: int | None
+    image_hash: str
+    request: Request
+    outcome: str | Refusal = ""
+
+
+class Caption:
+    """Replaces the texts of object regions by captions, and fills in missing captions of images.
+
+    Attributes:
+        counts: "asked" requests, answers "from-cache", and questions "repeated" after an unusable answer.
+    """
+
+    def __init__(self, config: CaptionConfig, captioner: Captioner, cache: AnswerCache):
+        self.config, self.captioner, self.cache = config, captioner, cache
+        self.counts: Counter[str] = Counter()
+        self.wording = Wording(
+            config.model,
+            config.mode,
+            config.prompt,
+            config.max_words,
+            config.longest_side,
+            config.region_tokens,
+            config.global_tokens,
+        )
+
+    def __call__(self, items: Sequence[Item]) -> list[Item]:
+        wanted = [w for item in items for w in self._wanted(item)]
+        self._fill(wanted)
+        unusable = [w for w in wanted if isinstance(w.outcome, Refusal) and w.outcome.reason.startswith("caption-")]
+        for w in unusable:
+            w.request = firmer(w.request, w.image_hash, self.wording, whole=w.region is None)
+        self.counts["repeated"] += len(unusable)
+        self._fill(unusable)
+        for item in items:
+            self._apply(item, [w for w in wanted if w.item is item])
+        return list(items)
+
+    def _wanted(self, item: Item) -> list[_Wanted]:
+        image_hash = hash_of(item)
+        wanted = []
+        for i, region in enumerate(item.record.regions):
+            if region.kind == "object" and not region.ignore:
+                request = region_request(item, image_hash, i, self.wording)
+                if request is not None:  # a box outside the image is refused with the record, like any other bad box
+                    wanted.append(_Wanted(item, i, image_hash, request))
+        if self.config.whole_image and item.kind != "text" and item.record.caption is None:
+            wanted.append(_Wanted(item, None, image_hash, global_request(item, image_hash, self.wording)))
+        return wanted
+
+    def _fill(self, wanted: list[_Wanted]) -> None:
+        """Answer and judge; what the cache knows, or what is asked twice, is asked once."""
+        requests = {w.request.key: w.request for w in wanted}
+        answers: dict[str, Answer | Refusal] = {**self.cache.get(list(requests))}
+        missing = [request for key, request in requests.items() if key not in answers]
+        self.counts["from-cache"] += len(answers)
+        self.counts["asked"] += len(missing)
+        for request, answer in zip(missing, self.captioner.ask(missing, self._keep), strict=True):
+            answers[request.key] = answer
+        for w in wanted:
+            answer = answers[w.request.key]
+            longest = None if w.region is None else self.config.max_words
+            w.outcome = judge(answer, w.request.prompt, longest) if isinstance(answer, Answer) else answer
+
+    def _keep(self, request: Request, answer: Answer) -> None:
+        self.cache.put(request.key, self.config.model, answer)
+
+    def _apply(self, item: Item, wanted: list[_Wanted]) -> None:
+        outcomes = {w.region: w.outcome for w in wanted}
+        regions: list[Region] = []
+        for i, region in enumerate(item.record.regions):
+            outcome = outcomes.get(i)
+            if isinstance(outcome, str):
+                regions.append(replace(region, text=outcome, text_by=self.config.name))
+                continue
+            if isinstance(outcome, Refusal):
+                item.refuse(outcome.reason, outcome.detail, i)
+            if outcome is None or self.config.keep_label:
+                regions.append(region)
+        whole = outcomes.get(None)
+        if isinstance(whole, Refusal):
+            item.refuse(f"whole-image-{whole.reason}", whole.detail)
+        elif whole is not None:
+            item.record.caption = whole
+        item.record.regions = regions

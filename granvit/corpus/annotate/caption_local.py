@@ -1,0 +1,77 @@
+"""Asking a vision-language model that is loaded here, through `transformers`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.caption_answers import Answer, Refusal
+from granvit.corpus.annotate.caption_endpoint import Keep
+from granvit.corpus.annotate.caption_requests import Request
+
+
+class LocalModel:
+    """Any image-text-to-text checkpoint by its name on the hub or its folder.
+
+    Raises:
+        AnnotateError: it is not there, is of another kind, or its processor cannot run here.
+    """
+
+    def __init__(self, model: str, device: str, batch_size: int) -> None:
+        self.batch_size = batch_size
+        try:
+            # Never a pickle: safetensors or nothing. bfloat16, as most are published, is slow on a CPU.
+            dtype = torch.float32 if device == "cpu" else "auto"
+            network = AutoModelForImageTextToText.from_pretrained(model, use_safetensors=True, dtype=dtype)
+            self.processor: Any = AutoProcessor.from_pretrained(model)
+        except (OSError, ValueError, ImportError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise AnnotateError(f"{model}: cannot be loaded as an image-text-to-text model: {reason}") from error
+        if not getattr(self.processor, "chat_template", None):
+            raise AnnotateError(f"{model}: its processor has no chat template, so it can't be asked")
+        self.network: Any = network.to(device).eval()
+        tokenizer = self.processor.tokenizer
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        ends = self.network.generation_config.eos_token_id
+        self._ends = {ends} if isinstance(ends, int) else set(ends or [tokenizer.eos_token_id])
+
+    def ask(self, requests: Sequence[Request], keep: Keep) -> list[Answer | Refusal]:
+        """The answers to all requests, in their order; `keep` is called with each one as its batch is done."""
+        answers: list[Answer | Refusal] = [Refusal("unasked")] * len(requests)
+        # Alike in what they show and how long the answer may be, so that a batch has little padding.
+        order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, requests[i].crop is None))
+        for start in range(0, len(order), self.batch_size):
+            # A batch ends where the limit of tokens changes, which is part of what is asked.
+            group = order[start : start + self.batch_size]
+            for longest in sorted({requests[i].max_tokens for i in group}):
+                batch = [i for i in group if requests[i].max_tokens == longest]
+                for i, answer in zip(batch, self._answers([requests[i] for i in batch], longest), strict=True):
+                    answers[i] = answer
+                    keep(requests[i], answer)
+        return answers
+
+    def _answers(self, requests: list[Request], max_tokens: int) -> list[Answer]:
+        conversations = []
+        for request in requests:
+            content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in request.images()]
+            content.append({"type": "text", "text": request.prompt})
+            conversations.append([{"role": "user", "content": content}])
+        inputs = self.processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding=True,
+        ).to(self.network.device, self.network.dtype)
+        with torch.inference_mode():
+            ids = self.network.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+        said = ids[:, inputs["input_ids"].shape[1] :].tolist()
+        texts = self.processor.batch_decode(said, skip_special_tokens=True)
+        return [Answer(text.strip(), not self._ends & set(row)) for text, row in zip(texts, said, strict=True)]

@@ -1,0 +1,139 @@
+"""What a captioner is asked: the words, the pictures, and the key under which an answer is remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from PIL import Image
+
+from granvit.coordinates import Decimal
+from granvit.corpus.annotate.base import Item
+from granvit.geometry import View, whole_pixels
+from granvit.questions import BBOX2CAPTION, GLOBAL
+
+Mode = Literal["crop", "crop+image", "box"]
+
+PROMPTS: dict[Mode, str] = {
+    "crop": "Describe what this picture shows in no more than {words} words. Answer with the description alone.",
+    "crop+image": (
+        "The first picture is a part of the second one. Describe what the first picture shows in no more than {words} "
+        "words; the second only tells what is around it. Answer with the description alone."
+    ),
+    "box": BBOX2CAPTION[0] + "{box} in no more than {words} words. Answer with the description alone.",
+}
+FIRMER = " Your answer must be a short phrase of at most {words} words, without any other text."
+FIRMER_WHOLE = " Your answer must be one paragraph that describes the picture, without any other text."
+
+# Vision towers with merged patches refuse pictures with a side below 28 pixels.
+SHORTEST_SIDE = 56
+# Part of the key: to be raised when the same request would be drawn or sampled differently.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a captioner is asked.
+
+    Attributes:
+        model: its name, part of the key.
+        mode: "crop" shows the region alone (the paper, section 3.1), "crop+image" the region and then the whole image
+            (FineViT), "box" the whole image with the box in the words.
+        prompt: other words than the mode's own, with {words} and {box} where they belong.
+        words: most words of a region's caption.
+        longest_side: larger pictures are scaled down to it, pixels.
+        region_tokens, global_tokens: most tokens of an answer.
+    """
+
+    model: str
+    mode: Mode
+    prompt: str
+    words: int
+    longest_side: int
+    region_tokens: int
+    global_tokens: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a captioner; `crop` is in whole pixels, None where the whole picture is meant."""
+
+    key: str
+    prompt: str
+    picture: Image.Image
+    crop: tuple[int, int, int, int] | None
+    with_image: bool
+    longest_side: int
+    max_tokens: int
+
+    def images(self) -> list[Image.Image]:
+        """The pictures to show, made only when they are sent: a thousand waiting crops would fill the memory."""
+        shown = [] if self.crop is None else [_fitted(self.picture.crop(self.crop), self.longest_side)]
+        if self.crop is None or self.with_image:
+            shown.append(_fitted(self.picture, self.longest_side))
+        return shown
+
+
+def _fitted(picture: Image.Image, longest_side: int) -> Image.Image:
+    scale = max(1.0, SHORTEST_SIDE / min(picture.size))
+    scale = min(scale, longest_side / max(picture.size))
+    if scale == 1.0:
+        return picture
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def region_request(item: Item, image_hash: str, index: int, wording: Wording) -> Request | None:
+    """The question about one region, or None where its box holds no pixel of the image."""
+    picture, box = item.picture, item.record.regions[index].box
+    x1, y1, x2, y2 = crop = whole_pixels(box, *picture.size)
+    if x1 >= x2 or y1 >= y2:
+        return None
+    relative = View.squash(picture.size, 1).to_relative(box, "image")[0]
+    words = (wording.prompt or PROMPTS[wording.mode]).replace("{words}", str(wording.words))
+    prompt = words.replace("{box}", Decimal().encode(relative))
+    request = Request(
+        "",
+        prompt,
+        picture,
+        None if wording.mode == "box" else crop,
+        wording.mode == "crop+image",
+        wording.longest_side,
+        wording.region_tokens,
+    )
+    return _keyed(request, wording.model, image_hash)
+
+
+def global_request(item: Item, image_hash: str, wording: Wording) -> Request:
+    """The question about the whole image, in the paper's words."""
+    request = Request("", GLOBAL, item.picture, None, False, wording.longest_side, wording.global_tokens)
+    return _keyed(request, wording.model, image_hash)
+
+
+def firmer(request: Request, image_hash: str, wording: Wording, whole: bool) -> Request:
+    """The same question once more, after an answer that could not be used: at temperature 0 the same words would only
+    bring the same answer."""
+    more = FIRMER_WHOLE if whole else FIRMER.replace("{words}", str(wording.words))
+    return _keyed(replace(request, prompt=request.prompt + more), wording.model, image_hash)
+
+
+def hash_of(item: Item) -> str:
+    """What makes the image the same image: the bytes of its file, its pixels where the record has no file."""
+    data = item.record.image if item.record.image is not None else item.picture.tobytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _keyed(request: Request, model: str, image_hash: str) -> Request:
+    facts = [
+        _VERSION,
+        model,
+        image_hash,
+        request.crop,
+        request.with_image,
+        request.prompt,
+        request.longest_side,
+        request.max_tokens,
+    ]
+    return replace(request, key=hashlib.sha256(json.dumps(facts).encode()).hexdigest())
