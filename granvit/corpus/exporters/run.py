@@ -45,7 +45,7 @@ def export_corpus(
         CorpusError: unknown exporter or option, no corpus, `out` is in use, or nothing could be exported.
     """
     writer = _exporter(name, options)
-    source, out = Corpus(corpus), Path(out)
+    source, out = Corpus(corpus), Path(out).absolute()
     _refuse_foreign_files(out, overwrite)
     staging = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)

@@ -17,8 +17,9 @@ from granvit.geometry import Frame, View
 from granvit.questions import GLOBAL
 from granvit.regions import Region, RegionImage
 
-# What may be meant as a box: numbers in brackets, or location tokens. Words in brackets are text.
-_BOX = re.compile(r"\[[\s\d.,+-]*,[\s\d.,+-]*\]|<loc\d+>(?:\s*<loc\d+>)*")
+# What may be meant as a box: four numbers in brackets, or location tokens. Fewer numbers are a citation, say.
+_NUMBER = r"\s*[+-]?[\d.]+\s*"
+_BOX = re.compile(rf"\[{_NUMBER}(?:,{_NUMBER}){{3}}\]|<loc\d+>(?:\s*<loc\d+>)*")
 
 
 @importer("llava")
@@ -131,12 +132,13 @@ def _regions(turns: list[tuple[str, str]], codec: Codec, view: View) -> list[Reg
 
 def _spoken_of(question: str, answer: str, codec: Codec) -> Iterator[tuple[str, str]]:
     """Boxes as they are written, with the text that each of them is said to hold; "" where that can't be told."""
-    asked = _BOX.findall(question)
-    # Within a sentence only what is a box for certain: a transcription may cite [1, 2].
-    mentioned = [written for written in _BOX.findall(answer) if codec.decode(written)]
-    if _BOX.fullmatch(answer) and not asked:
+    asked, mentioned = _BOX.findall(question), _BOX.findall(answer)
+    # Within a sentence a box that cannot be read is rather something else, unless nothing else is there.
+    certain = [written for written in asked if codec.decode(written)]
+    mentioned = [written for written in mentioned if codec.decode(written)]
+    if _BOX.fullmatch(answer) and not certain:
         yield answer, question.partition(":")[2].strip()
-    elif len(asked) == 1 and not mentioned:
-        yield asked[0], answer
+    elif len(certain or asked) == 1 and not mentioned:
+        yield (certain or asked)[0], answer
     else:
         yield from ((written, "") for written in asked + mentioned)

@@ -34,7 +34,9 @@ def test_regions_are_asked_about_or_answered_with(tmp_path, name):
             ("What is this?", "A street."),
             (DESCRIBE + "[0.25, 0.5, 0.5, 1.0]", "the red car: parked"),
             (FIND + "sign: [no] parking", "[0.0, 0.0, 0.1, 0.25]"),
-            (DESCRIBE + "[0, 0, 0.5, 0.5]", "see [1, 2]"),
+            (DESCRIBE + "[0, 0, 0.5, 0.5]", "see [1, 2] and [30, 31, 32, 33]"),
+            (FIND + "see [1, 2] and [30, 31, 32, 33]", "[0, 0, 0.5, 0.5]"),
+            ("What does [30, 31] say?", "[5, 6]"),
         ),
         entry((GLOBAL, "A street with a car."), (FIND + "the red car: parked", "[0.25, 0.5, 0.5, 1.0]")),
         {"id": "text", "conversations": []},
@@ -45,7 +47,7 @@ def test_regions_are_asked_about_or_answered_with(tmp_path, name):
     assert got.regions == [
         Region((10, 10, 20, 20), "the red car: parked"),
         Region((0, 0, 4, 5), "sign: [no] parking"),
-        Region((0, 0, 20, 10), "see [1, 2]"),
+        Region((0, 0, 20, 10), "see [1, 2] and [30, 31, 32, 33]"),
     ]
     assert refused == []
 
@@ -78,7 +80,7 @@ def test_boxes_that_cannot_be_used(tmp_path):
             ("Compare [0.1, 0.1, 0.2, 0.2] and [0.3, 0.3, 0.4, 0.4].", "Both are dogs."),
             ("What is in it?", "A dog [0.5, 0.5, 0.6, 0.6] on a bed."),
             (DESCRIBE + "[0.5, 0.5, 1.4, 0.6]", "beyond"),
-            (DESCRIBE + "[0.5, 0.5, 0.6]", "three"),
+            (DESCRIBE + "[0.5, 0.5, 0.6, -1]", "below"),
             (FIND + "inverted", "[0.6, 0.6, 0.5, 0.5]"),
             (DESCRIBE + "[0.1, 0.2, 0.3, 0.4]", ""),
             (DESCRIBE + "[0.1, 0.2, 0.3, 0.4]", "kept"),
