@@ -33,16 +33,15 @@ def distributions(statistics: dict[str, SourceStatistics]) -> list[dict[str, Any
 
 
 def _panels(mine: KindStatistics) -> list[dict[str, Any]]:
-    length = ("Text length", "characters", mine.characters) if mine.characters.total else None
     named = [
-        ("Box size", "px, square root of the area", mine.box_side),
+        ("Box size", "√area, px", mine.box_side),
         ("Box area", "share of the image", mine.box_share),
         ("Box aspect", "width / height", mine.box_aspect),
-        length,
+        ("Text length", "characters", mine.characters),
         ("Words", "per text", mine.word_counts),
         ("Score", "of the annotator", mine.scores),
     ]
-    return [{"name": p[0], "unit": p[1], **_bars(p[2])} for p in named if p is not None and p[2].total]
+    return [{"name": name, "unit": unit, **_bars(found)} for name, unit, found in named if found.total]
 
 
 def _bars(histogram: Histogram) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _MEANINGS = {
     "CER": "wrong characters of matched texts, letter case aside",
     "ROUGE-L": "words that matched captions share with people's",
     "Re-read CER": "characters that differ when the crop is read alone",
-    "Confirmed": "boxes a second detector draws too",
+    "Confirmed": "boxes that a second detector draws too",
     "2nd caption": "words shared with a second captioner, ROUGE-L",
 }
 
