@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from granvit.corpus.commands.common import fail
-from granvit.corpus.importers import import_corpus
+from granvit.corpus.importers import IMPORTERS, import_corpus
 from granvit.corpus.importers.funsd import Level
 from granvit.corpus.importers.run import Group
 from granvit.corpus.layout import QUARANTINE, CorpusError
@@ -21,37 +22,30 @@ from granvit.geometry import Frame
 
 SHOWN_PROBLEMS = 20
 
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = tyro.extras.literal_type_from_choices(sorted(IMPORTERS))
+
+# The fields of `Import` that say how to import; all others are handed on to the importer.
+_OWN = {"name", "paths", "val_fraction", "group", "overwrite"}
+
+
+def _layouts() -> str:
+    """One line for every importer, the first one of its docstring: what SRC is."""
+    told = {name: (inspect.getdoc(reader) or "").splitlines()[0] for name, reader in sorted(IMPORTERS.items())}
+    lines = [f"{name}: {line.replace('`src`', 'SRC').replace('`', '')}" for name, line in told.items()]
+    return "\n".join(["The layout.", *lines])
+
 
 @dataclass
 class Import:
     """Make a corpus from images and regions in a public layout.
 
-    Layouts: jsonl: folders with annotations.jsonl. coco: an instances JSON file or the data set's folder.
-    sroie: a folder with img/ and box/. icdar: pictures and their gt_*.txt. textocr: TextOCR_0.1_train.json.
-    funsd: the folder dataset/. docbank: DocBank_500K_txt/ and DocBank_500K_ori_img/. finehard: FG-CLIP's jsonfiles/.
-    llava: a JSON file of conversations. image_folder, parquet, webdataset: pictures with or without captions;
-    webdataset also with regions.
-
     Example: granvit corpus import jsonl packs/receipts packs/photos corpus --val-fraction 0.1
     """
 
-    name: Positional[
-        Literal[
-            "jsonl",
-            "coco",
-            "sroie",
-            "icdar",
-            "textocr",
-            "funsd",
-            "docbank",
-            "finehard",
-            "llava",
-            "image_folder",
-            "parquet",
-            "webdataset",
-        ]
-    ]
-    """The layout."""
+    name: Annotated[Positional[Name], tyro.conf.arg(help=_layouts())]
     paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SRC [SRC ...] OUT")]
     """One or several places in that layout, then the corpus folder to write."""
     val_fraction: float = 0.0
@@ -67,9 +61,13 @@ class Import:
     split: Literal["train", "val", "test"] | None = None
     """The split that SRC is, where the layout does not say."""
     images: Path | None = None
-    """coco, icdar, textocr, finehard, llava: the folder of the pictures, where it is not beside the annotations."""
+    """The folder of the pictures, where the layout has annotations apart from them and they are not beside them."""
     captions: Path | None = None
     """coco: a captions JSON file, where it is not beside the instances."""
+    instances: Path | None = None
+    """refcoco: COCO's instances JSON, where the table states no boxes and it is not beside the table."""
+    objects: bool = False
+    """visual_genome: the named objects too, not only the phrases."""
     frame: Frame | None = None
     """llava, needed: boxes are relative to the image, or to the canvas, the picture padded to a square."""
     coordinates: str | None = None
@@ -84,10 +82,7 @@ class Import:
         if len(self.paths) < 2:
             return fail("give SRC and OUT: the place of the data and the corpus folder to write")
         *places, out = self.paths
-        optional = (
-            "source", "licence", "split", "images", "captions", "frame", "coordinates", "level", "image_column"
-        )  # fmt: skip
-        options = {name: getattr(self, name) for name in optional if getattr(self, name) is not None}
+        options = {f.name: value for f in fields(self) if f.name not in _OWN and (value := getattr(self, f.name))}
         try:
             summary = import_corpus(
                 self.name,

@@ -16,7 +16,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 @importer("image_folder")
 def read(src: Path, *, source: str = "", licence: str = "", split: str = "") -> Iterator[RegionImage | Rejection]:
-    """All pictures below the folder `src`, known by their file names' endings, in the order of their paths.
+    """`src` is a folder; all pictures below it are taken, known by their names' endings, in the order of their paths.
 
     There are no regions, hence no boxes; other files are passed over. Terms: yours to state with `licence`.
 

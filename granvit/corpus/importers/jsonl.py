@@ -26,7 +26,7 @@ _REQUIRED = ("image", "width", "height", "regions")
 
 @importer("jsonl")
 def read(src: Path, *, source: str = "", licence: str = "") -> Iterator[RegionImage | Rejection]:
-    """A pack: `src` is a folder with annotations.jsonl, or such a file; image paths are relative to it.
+    """`src` is a folder with annotations.jsonl, or such a file; image paths are relative to it.
 
     One JSON object per line: ``{"image", "width", "height", "regions": [...]}``, optional "source", "split",
     "licence", "caption". A region: ``{"bbox": [x1, y1, x2, y2], "caption" or "text"}``, optional "kind" ("object"
