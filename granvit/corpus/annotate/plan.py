@@ -43,9 +43,9 @@ class Plan:
         if self.how in ("ocr", "auto") and self.ocr is None:
             raise AnnotateError(f"{self.how}: the settings of OCR are missing")
         if self.how == "detect" and self.detect is None:
-            raise AnnotateError("detect: name a detector")
+            raise AnnotateError("detect: name a detector (--detect.model)")
         if self.how == "keep" and self.caption is None:
-            raise AnnotateError("keep: the boxes stay, so there is nothing to do without a captioner")
+            raise AnnotateError("keep: the boxes stay, so there is nothing to do without a captioner (--caption.model)")
         if self.batch < 1 or self.image_seconds <= 0 or (self.shard_images is not None and self.shard_images < 1):
             raise AnnotateError("batch and shard_images start at 1, image_seconds above 0")
 
