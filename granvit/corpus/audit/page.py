@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from granvit.corpus.audit.bootstrap import Estimate
 from granvit.corpus.audit.charts import distributions
-from granvit.corpus.audit.human import KindScores
+from granvit.corpus.audit.notes import counted, notes
 from granvit.corpus.audit.sheet import REASONS
 from granvit.page import percent, write_page
 
@@ -26,6 +26,7 @@ _CHECKS = {
     "detector": ("object", {"Confirmed": "confirmed"}),
     "captioner": ("object", {"2nd caption": "rouge_l"}),
 }
+_CHECK_TITLES = {"reread": "Re-read", "detector": "Second detector", "captioner": "Second captioner"}
 _MEANINGS = {
     "Precision": "boxes that people drew too",
     "Recall": "people's boxes that are here",
@@ -49,7 +50,7 @@ def write_audit_page(result: Audit, path: Path) -> None:
         title=f"Audit of {result.corpus.path.resolve().name}",
         summary=_summary(result),
         headlines=_headlines(result, checks),
-        notes=_notes(result),
+        notes=notes(result),
         columns={name: _MEANINGS[name] for name in used},
         rows=rows,
         distributions=distributions(result.statistics),
@@ -62,13 +63,12 @@ def write_audit_page(result: Audit, path: Path) -> None:
 
 
 def _summary(result: Audit) -> str:
-    sources = len(result.statistics)
-    images, regions = len(result.corpus), result.corpus.manifest["regions"]
-    text = f"{images:,} images with {regions:,} regions from {sources} source{'s' if sources > 1 else ''}"
+    images, regions = counted(len(result.corpus), "image"), counted(result.corpus.manifest["regions"], "region")
+    text = f"{images} with {regions} from {counted(len(result.statistics), 'source')}"
     if result.against is None:
         return f"{text}. No human annotation was given to compare with."
     joined = len(result.human.join.human) if result.human else 0
-    return f"{text}; {joined:,} of the images are also in the human-annotated {result.against.path.resolve().name}."
+    return f"{text}; {joined:,} of them also in the human-annotated {result.against.path.resolve().name}."
 
 
 def _estimate(estimate: Estimate | None) -> dict[str, str] | None:
@@ -147,61 +147,6 @@ def _headline(name: str, estimate: Estimate | None, where: str, meaning: str) ->
     return {"name": name, "where": where, "meaning": meaning, **cell} if cell else {}
 
 
-def _notes(result: Audit) -> list[str]:
-    """What a reader must know in order not to misread the numbers."""
-    notes = []
-    if result.human is not None:
-        joined = result.human.join
-        for source, kinds in result.human.sources.items():
-            for kind, mine in kinds.items():
-                notes += _granularity_note(source, kind, mine)
-                notes += _case_note(source, mine)
-        if joined.absent:
-            regions = sum(joined.absent_regions.values())
-            notes.append(
-                f"{joined.absent:,} human images with {regions:,} regions are not in the corpus and count nowhere."
-            )
-        if joined.only_here:
-            notes.append(f"{joined.only_here:,} images of the corpus have no human annotation; they are not scored.")
-        if joined.other_size:
-            notes.append(f"{joined.other_size:,} images have another size in the human corpus; they are not scored.")
-        for (source, kind), regions in result.human.unjudged.items():
-            notes.append(f"{source}: people annotated no {kind} regions, so the {regions:,} found are not judged.")
-    if result.refusals.total:
-        notes.append(f"{result.refusals.total:,} images or regions were refused on the way in; see the quarantine.")
-    empty = sum(statistics.empty for statistics in result.statistics.values())
-    if empty:
-        notes.append(f"{empty:,} images have no region.")
-    return notes
-
-
-def _granularity_note(source: str, kind: str, mine: KindScores) -> list[str]:
-    if mine.granularity == "same":
-        return []
-    covered, supported = (_estimate(mine.scores[name]) for name in ("covered", "supported"))
-    if covered is None or supported is None:
-        return []
-    if mine.granularity == "coarser":
-        how = f"{mine.merged:,} found boxes hold several of people's each ({mine.merged_true:,} in all)"
-    else:
-        how = f"{mine.split:,} of people's boxes hold several found ones each ({mine.split_found:,} in all)"
-    return [
-        f"{source}, {kind}: the two corpora cut differently, as lines hold words: {how}. One-to-one precision and "
-        f"recall suffer from that alone. In whatever grouping, {covered['value']} of people's boxes lie in found ones "
-        f"by half or more, and {supported['value']} of the found ones in people's."
-    ]
-
-
-def _case_note(source: str, mine: KindScores) -> list[str]:
-    with_case, without = mine.scores.get("cer"), mine.scores.get("cer_any_case")
-    if with_case is None or without is None or with_case.value < 1.5 * without.value:
-        return []
-    return [
-        f"{source}: the character error rate is {percent(with_case.value)} where letter case counts and "
-        f"{percent(without.value)} where it doesn't: one of the two corpora may write in capitals whatever the print."
-    ]
-
-
 def _facts(result: Audit) -> dict[str, str]:
     facts = {"Corpus": str(result.corpus.path)}
     if result.against is not None and result.human is not None:
@@ -217,9 +162,7 @@ def _facts(result: Audit) -> dict[str, str]:
             "all; white space counts as one blank, and one text costs at most its own length."
         )
     for check in result.checks:
-        facts[{"reread": "Re-read", "detector": "Second detector", "captioner": "Second captioner"}[check.name]] = (
-            check.by
-        )
+        facts[_CHECK_TITLES[check.name]] = f"{check.by}, asked about the sample only"
     facts["Sample"] = f"{len(result.cards)} images by a hash with seed {result.seed}, spread evenly over the sources"
     facts["Intervals"] = "95%, bootstrap over images (1,000 draws)"
     return facts

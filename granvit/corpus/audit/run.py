@@ -96,31 +96,29 @@ class Audit:
 
 
 def audit(
-    path: Path,
-    against: Path | None = None,
+    corpus: Corpus,
+    against: Corpus | None = None,
     count: int = 48,
     seed: int = 0,
     checks: Sequence[Check] = (),
     progress: bool = False,
 ) -> Audit:
-    """Look at the corpus at `path`.
+    """Look at a corpus, and compare it with what people made of the same images where `against` is given.
 
     Statistics and people's boxes are counted over the whole corpus; checks and pictures are of a sample of `count`
     images, drawn from those that both corpora have where there is a human one.
 
     Raises:
-        CorpusError: one of the two can't be read, they have no image in common, or the human one has no regions.
+        CorpusError: a corpus is damaged, they have no image in common, or the human one has no regions.
     """
-    corpus = Corpus(path)
-    other = Corpus(against) if against else None
-    if other is not None and not other.manifest["regions"]:
-        raise CorpusError(f"{other.path}: has no regions to compare with")
-    joined = join(corpus, other) if other is not None else None
+    if against is not None and not against.manifest["regions"]:
+        raise CorpusError(f"{against.path}: has no regions to compare with")
+    joined = join(corpus, against) if against is not None else None
     statistics = Statistics.of(corpus.records())
     human = against_human(corpus.records(), joined, seed) if joined is not None else None
     quarantine = corpus.path / QUARANTINE
     rejections = each_rejection(quarantine) if quarantine.exists() else iter(())
-    result = Audit(corpus, other, seed, statistics, count_refusals(rejections, statistics, seed), human, checks)
+    result = Audit(corpus, against, seed, statistics, count_refusals(rejections, statistics, seed), human, checks)
     chosen = sample(_candidates(corpus, joined), count, seed)
     for position in tqdm(chosen, desc="audit", unit="img", disable=not progress):
         result.cards.append(_card(corpus, position, human, checks))

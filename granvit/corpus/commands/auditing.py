@@ -52,14 +52,14 @@ class Audit:
         """Exit status: 0, or 1 when there was nothing to audit."""
         from granvit.corpus.annotate.base import AnnotateError
         from granvit.corpus.audit.run import PAGE, audit, check_out, write_audit
+        from granvit.corpus.store import Corpus
 
         if self.sample < 0:
             return fail(f"--sample must be 0 or more, got {self.sample}")
         try:
             check_out(self.out)
-            result = audit(
-                self.corpus, self.against, self.sample, self.seed, self._checks(), progress=sys.stderr.isatty()
-            )
+            corpus, against = Corpus(self.corpus), Corpus(self.against) if self.against else None
+            result = audit(corpus, against, self.sample, self.seed, self._checks(), progress=sys.stderr.isatty())
             write_audit(result, self.out)
         except (CorpusError, AnnotateError) as error:
             return fail(str(error))
