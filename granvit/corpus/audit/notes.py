@@ -67,8 +67,8 @@ def _granularity_note(source: str, kind: str, mine: KindScores) -> list[str]:
         how = f"people's boxes that hold several found ones: {mine.split:,}, holding {mine.split_found:,}"
     return [
         f"{source}, {kind}: the two corpora cut differently, as lines hold words ({how}). One-to-one precision and "
-        f"recall suffer from that alone. In whatever grouping, {percent(covered.value)} of people's boxes lie in found ones "
-        f"by half or more, and {percent(supported.value)} of the found ones in people's."
+        f"recall suffer from that alone. In whatever grouping, {percent(covered.value)} of people's boxes lie in "
+        f"found ones by half or more, and {percent(supported.value)} of the found ones in people's."
     ]
 
 
