@@ -14,19 +14,19 @@ from tqdm import tqdm
 from granvit.corpus.drawing import draw, encode
 from granvit.corpus.layout import CorpusError, read_manifest
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.synthetic import layout
+from granvit.corpus.synthetic import OBJECTS, layout
 from granvit.regions import RegionImage
 
 # Raised when the pictures of a given seed change, so that an older cached corpus is made anew.
-VERSION = 1
+VERSION = 2
 # Below this side (pixels) neither shapes nor print can be made out.
 SMALLEST = 32
 _CHUNK = 32
 
 
-def make(index: int, seed: int, size: int, documents: float) -> RegionImage:
+def make(index: int, seed: int, size: int, documents: float, objects: tuple[int, int] = OBJECTS) -> RegionImage:
     """Picture number `index` with its bytes; `size` is its side in pixels."""
-    what = layout(seed, index, size, documents)
+    what = layout(seed, index, size, documents, objects)
     return replace(what.record, image=encode(draw(what, seed, index)))
 
 
@@ -37,6 +37,7 @@ def synthesize(
     size: int = 160,
     documents: float = 0.15,
     split: str = "train",
+    objects: tuple[int, int] = OBJECTS,
     workers: int | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -45,20 +46,27 @@ def synthesize(
     Raises:
         CorpusError: `out` holds something else. ValueError: no picture is asked for, or one too small to draw in.
     """
-    if count < 1 or size < SMALLEST or not 0 <= documents <= 1:
+    if count < 1 or size < SMALLEST or not 0 <= documents <= 1 or not 1 <= objects[0] <= objects[1]:
         raise ValueError(
-            f"count {count}, size {size}, documents {documents}: at least 1 picture of at least {SMALLEST} pixels, "
-            "and a share of documents in [0, 1]"
+            f"count {count}, size {size}, documents {documents}, objects {objects}: at least 1 picture of at least "
+            f"{SMALLEST} pixels, a share of documents in [0, 1], and the fewest and most objects of a scene"
         )
     meta: dict[str, object] = {
-        "embedded": {"version": VERSION, "count": count, "seed": seed, "size": size, "documents": documents}
+        "embedded": {
+            "version": VERSION,
+            "count": count,
+            "seed": seed,
+            "size": size,
+            "documents": documents,
+            "objects": list(objects),
+        }
     }
     there = _embedded(out, split)
     if there == meta["embedded"]:
         return Corpus(out)
-    older = there is not None and {**there, "version": VERSION} == meta["embedded"]
+    older = there is not None and {"objects": list(OBJECTS), **there, "version": VERSION} == meta["embedded"]
     workers = min(workers or os.cpu_count() or 1, math.ceil(count / _CHUNK))  # a process takes a second to start
-    job = partial(make, seed=seed, size=size, documents=documents)
+    job = partial(make, seed=seed, size=size, documents=documents, objects=objects)
     with (
         CorpusWriter(out, meta=meta, overwrite=older) as writer,
         tqdm(total=count, desc=f"draw {split} pictures", unit="img", disable=not progress) as bar,

@@ -44,6 +44,8 @@ WORDS = (
     "out many then them these so some her would make like him into time has look two more write go see number no "
     "way could people my than first water been call who oil its now find long down day did get come made may part"
 ).split()
+# How many objects a scene is to have, fewest and most.
+OBJECTS = (2, 6)
 LICENCE = "CC0-1.0 (drawn by granvit)"
 
 
@@ -81,20 +83,20 @@ class Layout:
     lines: list[Line] = field(default_factory=list)
 
 
-def layout(seed: int, index: int, size: int, documents: float = 0.15) -> Layout:
+def layout(seed: int, index: int, size: int, documents: float = 0.15, objects: tuple[int, int] = OBJECTS) -> Layout:
     """Picture number `index` of the corpus `seed`, `size` x `size` pixels.
 
-    `documents` is the share of documents in [0, 1]; the rest are scenes.
+    `documents` is the share of documents in [0, 1]; the rest are scenes of so many `objects`, fewest and most.
     """
     rng = np.random.default_rng((seed, index))
     if rng.random() < documents:
         return _document(rng, index, size)
-    return _scene(rng, index, size)
+    return _scene(rng, index, size, objects)
 
 
-def _scene(rng: np.random.Generator, index: int, size: int) -> Layout:
+def _scene(rng: np.random.Generator, index: int, size: int, objects: tuple[int, int]) -> Layout:
     things: list[Thing] = []
-    for _ in range(int(rng.integers(2, 7))):
+    for _ in range(int(rng.integers(objects[0], objects[1] + 1))):
         thing = _place(rng, size, things)
         if thing is not None:
             things.append(thing)
@@ -138,7 +140,8 @@ def _scene_caption(things: list[Thing], size: int) -> str:
     """All things in reading order, each with its colour, shape and place."""
     ordered = sorted(things, key=lambda t: (int((t.box[1] + t.box[3]) / 2 / size * 3), t.box[0] + t.box[2]))
     said = [f"{t.color} {t.shape} {_where(t.box, size)}" for t in ordered]
-    return f"{len(things)} objects: " + ", ".join(said)
+    count = "1 object" if len(things) == 1 else f"{len(things)} objects"
+    return f"{count}: " + ", ".join(said)
 
 
 def _document(rng: np.random.Generator, index: int, size: int) -> Layout:

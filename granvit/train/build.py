@@ -83,9 +83,10 @@ def start_projector(model: RegionModel, pictures: int = 64) -> None:
 def embedded_corpora(corpus: EmbeddedCorpus, folder: Path | str = "runs/corpora") -> tuple[Corpus, Corpus]:
     """The embedded corpus to train on and the one held out, drawn on first use into `folder`."""
     made = []
+    low, high = corpus.objects
     for split, count, seed in (("train", corpus.train, corpus.seed), ("val", corpus.val, corpus.seed + _HELD_OUT_SEED)):
-        name = f"embedded-{split}-{count}-{corpus.size}px-{corpus.documents}-{seed}"
-        made.append(synthesize(Path(folder) / name, count, seed, corpus.size, corpus.documents, split))
+        name = f"embedded-{split}-{count}-{corpus.size}px-{corpus.documents}-{low}to{high}-{seed}"
+        made.append(synthesize(Path(folder) / name, count, seed, corpus.size, corpus.documents, split, corpus.objects))
     return made[0], made[1]
 
 
@@ -99,7 +100,7 @@ def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, fl
     """
     embedded = recipe.corpus
     if not corpora and all(stage.sample.symbolic for stage in recipe.stages):
-        return [(Undrawn(embedded.train, embedded.seed, embedded.size, embedded.documents), 1.0)]
+        return [(Undrawn(embedded.train, embedded.seed, embedded.size, embedded.documents, embedded.objects), 1.0)]
     if not corpora:
         return [(embedded_corpora(embedded)[0], 1.0)]
     sources: list[tuple[Records, float]] = []

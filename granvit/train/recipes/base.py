@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from granvit.corpus.synthetic import OBJECTS
 from granvit.model.region_model import RegionModel, Settings
 from granvit.train.config import LoopConfig
 from granvit.train.encoder_warmup import EncoderWarmup
@@ -63,13 +64,15 @@ class StageRecipe:
 class EmbeddedCorpus:
     """The embedded corpus that a recipe trains on where no other is named.
 
-    `size` is the pictures' side in pixels, `documents` the share of documents in [0, 1].
+    `size` is the pictures' side in pixels, `documents` the share of documents in [0, 1], `objects` the fewest and most
+    objects of a scene.
     """
 
     train: int = 6000
     val: int = 200
     size: int = 160
     documents: float = 0.15
+    objects: tuple[int, int] = OBJECTS
     seed: int = 1
 
 
