@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from granvit.geometry import View, area, as_boxes, clip, intersection, iou
+from granvit.geometry import View, area, as_boxes, clip, intersection, iou, whole_pixels
 
 CANVAS = 224
 sides = st.integers(1, 5000)
@@ -67,6 +67,13 @@ def test_area_of_inverted_box_is_zero():
 
 def test_clip_cuts_to_the_image():
     assert clip([-5, -5, 30, 30], 20, 10).tolist() == [[0, 0, 20, 10]]
+
+
+def test_whole_pixels_hold_the_box_and_stay_in_the_image():
+    assert whole_pixels([9.5, 20.0, 110.1, 120.9], 300, 200) == (9, 20, 111, 121)
+    assert whole_pixels([-20, 150.5, 80, 260], 300, 200) == (0, 150, 80, 200)
+    x1, _, x2, _ = whole_pixels([310, 5, 320, 9], 300, 200)
+    assert x1 == x2
 
 
 def test_iou_by_hand():

@@ -24,7 +24,7 @@ from granvit.corpus.annotate.caption_requests import Request
 
 Keep = Callable[[Request, Answer], None]
 
-_PROBE_S = 10
+_PROBE_S = 30
 _JPEG_QUALITY = 95
 _LONGEST_BACKOFF_S = 20.0
 # What will be answered alike however often it is asked: the request itself is at fault.

@@ -68,7 +68,7 @@ class LocalModel:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            padding=True,
+            processor_kwargs={"padding": True},
         ).to(self.network.device, self.network.dtype)
         with torch.inference_mode():
             ids = self.network.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)

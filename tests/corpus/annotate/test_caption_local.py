@@ -1,0 +1,88 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from serving import painted
+from tiny_captioner import SAYS, save
+
+from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.caption import CaptionConfig
+from granvit.corpus.annotate.caption_answers import Answer
+from granvit.corpus.annotate.caption_requests import Wording, global_request, region_request
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("captioner") / "llava")
+
+
+@pytest.fixture
+def config(checkpoint, tmp_path):
+    def make(**settings):
+        defaults = {"cache": str(tmp_path / "c.sqlite"), "whole_image": False}
+        return CaptionConfig(str(checkpoint), **{**defaults, **settings})
+
+    return make
+
+
+def red_and_blue(name, boxes):
+    """A painted picture without its green rectangles, of which the little model knows nothing."""
+    item = painted(name, boxes)
+    item.record.regions = [r for i, r in enumerate(item.record.regions) if i % 3 != 1]
+    return item
+
+
+def right(item):
+    return [SAYS[("red", "blue")[i % 2]] for i in range(len(item.record.regions))]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_model_loaded_here_captions_each_crop(config, batch_size):
+    items = [red_and_blue("a", 6), red_and_blue("b", 3)]
+    annotator = config(batch_size=batch_size).build()
+    annotator(items)
+    assert [[r.text for r in i.record.regions] for i in items] == [right(i) for i in items]
+    assert {r.text_by for i in items for r in i.record.regions} == {"captioner:llava"}
+    assert annotator.counts == {"asked": 6, "from-cache": 0, "repeated": 0}
+    again = config(batch_size=batch_size).build()
+    again([red_and_blue("a", 6)])
+    assert again.counts["asked"] == 0
+
+
+def test_questions_of_different_length_in_a_batch_and_limits_of_different_length(config):
+    item = red_and_blue("a", 3)
+    wording = Wording("m", "crop", "", 10, 1024, 64, 64)
+    model = config().build().captioner
+    region = region_request(item, "hash", 0, wording)
+    assert region is not None
+    whole = global_request(item, "hash", Wording("m", "crop", "", 10, 1024, 64, 3))
+    requests = [region, whole, region]
+    kept = []
+    answers = model.ask(requests, lambda request, answer: kept.append((request, answer)))
+    assert answers[0] == answers[2] == Answer(SAYS["red"])
+    assert isinstance(answers[1], Answer) and answers[1].cut  # three tokens are no paragraph
+    assert len(kept) == 3 and {r.key for r, _ in kept} == {r.key for r in requests}
+    # One after the other gives the same as together, padded.
+    together = model.ask([region, global_request(item, "hash", wording)], lambda *_: None)
+    model.batch_size = 1
+    assert together == model.ask([region, global_request(item, "hash", wording)], lambda *_: None)
+
+
+def test_an_answer_that_is_cut_off_is_refused(config):
+    item = red_and_blue("a", 3)
+    config(region_tokens=2).build()([item])
+    assert [r.reason for r in item.rejections] == ["caption-cut-off"] * 2 and item.record.regions == []
+
+
+def test_what_cannot_be_loaded_is_named(checkpoint, config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AnnotateError, match="empty: cannot be loaded as an image-text-to-text model"):
+        CaptionConfig(str(tmp_path / "empty"), cache=str(tmp_path / "c")).build()
+    silent = Path(shutil.copytree(checkpoint, tmp_path / "silent"))
+    (silent / "chat_template.jinja").unlink()
+    settings = json.loads((silent / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (silent / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(AnnotateError, match="silent: its processor has no chat template"):
+        CaptionConfig(str(silent), cache=str(tmp_path / "c")).build()
