@@ -32,10 +32,12 @@ class Opinion:
     """What a check says about one image.
 
     Attributes:
-        differs: index of a region -> what the other annotator says instead.
+        agrees: indices of regions of which the other annotator says the same.
+        differs: index of a region -> what it says instead.
         more: regions that only the other annotator sees.
     """
 
+    agrees: list[int] = field(default_factory=list)
     differs: dict[int, str] = field(default_factory=dict)
     more: list[Region] = field(default_factory=list)
 
@@ -115,7 +117,9 @@ class Reread:
             same = one_spaced(said).casefold() == one_spaced(region.text).casefold()
             sums["same"] += same
             sums["unread"] += not said
-            if not same:
+            if same:
+                opinion.agrees.append(index)
+            else:
                 opinion.differs[index] = said
         self._tally.add(record.source, sums)
         return opinion
@@ -160,7 +164,11 @@ class Redetect:
         overlap = sum(iou for _, _, iou in matching.pairs)
         pairs = len(matching.pairs)
         self._tally.add(record.source, {"pairs": pairs, "ours": len(chosen), "theirs": judged, "iou": overlap})
-        return Opinion({chosen[j]: "not found" for j in matching.missed}, [theirs[i] for i in matching.false])
+        return Opinion(
+            [chosen[j] for _, j, _ in matching.pairs],
+            {chosen[j]: "not found" for j in matching.missed},
+            [theirs[i] for i in matching.false],
+        )
 
     def scores(self, seed: int) -> dict[str, dict[str, Estimate | None]]:
         return self._tally.estimates(seed)
@@ -196,6 +204,7 @@ class Recaption:
             scores = rouge_l_each([said for _, said in answered], ours)
             sums["rouge"] = sum(scores)
             opinion.differs = {i: said for (i, said), s in zip(answered, scores, strict=True) if s < SAME_CAPTION}
+            opinion.agrees = [i for i, _ in answered if i not in opinion.differs]
         self._tally.add(record.source, sums)
         return opinion
 

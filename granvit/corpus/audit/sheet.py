@@ -36,6 +36,7 @@ REASONS = {
     "detector-differs": Reason("second detector doesn't see it", "#db2777", True),
     "detector-only": Reason("only the second detector sees it", "#0891b2", True),
     "matched": Reason("matched: box and text right", "#059669", False),
+    "agreed": Reason("another model agrees", "#4d7c0f", False),
     "excused": Reason("in a region people ignored", "#6b7280", False),
     "ignored": Reason("marked to be ignored", "#6b7280", False),
     "unjudged": Reason("not judged", "#2563eb", False),
@@ -113,17 +114,19 @@ def make_card(
         if human is not None and kind in kinds:
             others += _judge(record, human, kind, marks)
     for name, opinion in opinions.items():
+        for index in opinion.agrees:
+            marks[index].reasons.append("agreed")
         for index, said in opinion.differs.items():
             marks[index].reasons.append(f"{name}-differs")
             marks[index].notes.append(f"{name}: {said or '(nothing)'}")
         others += [Mark(r.box, r.text, r.kind, [f"{name}-only"], r.score) for r in opinion.more]
     for index, region in enumerate(record.regions):
-        if not marks[index].reasons or region.ignore:
+        if not marks[index].reasons:
             marks[index].reasons = ["ignored" if region.ignore else "unjudged"]
     shown = [*marks.values(), *others]
     order = list(REASONS)
     for mark in shown:
-        mark.reasons.sort(key=order.index)
+        mark.reasons = sorted(set(mark.reasons), key=order.index)
     shown.sort(key=lambda mark: order.index(mark.reasons[0]))
     return Card(record.id, record.source, record.width, record.height, _embedded(picture), shown)
 

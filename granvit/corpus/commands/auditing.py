@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from tyro.conf import Positional
 
+from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.caption import CaptionConfig
+from granvit.corpus.annotate.detect import DetectConfig
+from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.commands.common import fail
 from granvit.corpus.layout import CorpusError
 
@@ -22,12 +27,12 @@ class Audit:
 
     Writes OUT/index.html, one page that needs no network, and OUT/audit.json, its numbers.
 
-    Example: granvit corpus audit corpus audit --against human --reread
+    Example: granvit corpus audit corpus audits/receipts --against human --reread
     """
 
-    corpus: Positional[Path]
+    corpus: Annotated[Positional[Path], tyro.conf.arg(metavar="CORPUS")]
     """The corpus folder."""
-    out: Positional[Path]
+    out: Annotated[Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The folder to write the page and its numbers into."""
     against: Path | None = None
     """A corpus of the same images with regions that people made, joined by id or by the sha256 of the image file."""
@@ -37,20 +42,15 @@ class Audit:
     """Of the sample and the intervals: the same seed gives the same pictures."""
     reread: bool = False
     """Read each text of the sample again from its crop, by PP-OCR."""
-    detector: str = ""
-    """A second detector to look for the sample's objects: a checkpoint on the hub, or its folder."""
-    labels: tuple[str, ...] = ()
-    """What a zero-shot detector should look for."""
-    captioner: str = ""
-    """A second captioner of the sample's objects: a model at the endpoint, a checkpoint on the hub, or its folder."""
-    endpoint: str = ""
-    """Where the second captioner is served: the base URL of an OpenAI-compatible server."""
+    detect: DetectConfig = field(default_factory=lambda: DetectConfig(model=""))
+    """A second detector to look for the sample's objects; none without a model."""
+    caption: CaptionConfig = field(default_factory=lambda: CaptionConfig(model="", whole_image=False))
+    """A second captioner of the sample's objects; none without a model."""
     device: str = "cpu"
     """Where models run, like cuda:0."""
 
     def run(self) -> int:
         """Exit status: 0, or 1 when there was nothing to audit."""
-        from granvit.corpus.annotate.base import AnnotateError
         from granvit.corpus.audit.run import PAGE, audit, check_out, write_audit
         from granvit.corpus.store import Corpus
 
@@ -73,19 +73,11 @@ class Audit:
 
         checks: list[Check] = []
         if self.reread:
-            from granvit.corpus.annotate.ocr import OcrConfig
-
             # Whatever it reads in the crop is wanted, however unsure: what the corpus says is judged, not this.
             ocr = OcrConfig(box_score=0.3, text_score=0.0)
             checks.append(Reread(ocr.build(self.device), ocr.name))
-        if self.detector:
-            from granvit.corpus.annotate.detect import DetectConfig
-
-            detect = DetectConfig(self.detector, labels=self.labels)
-            checks.append(Redetect(detect.build(self.device), detect.name))
-        if self.captioner:
-            from granvit.corpus.annotate.caption import CaptionConfig
-
-            caption = CaptionConfig(self.captioner, endpoint=self.endpoint, whole_image=False)
-            checks.append(Recaption(caption.build(self.device), caption.name))
+        if self.detect.model:
+            checks.append(Redetect(self.detect.build(self.device), self.detect.name))
+        if self.caption.model:
+            checks.append(Recaption(self.caption.build(self.device), self.caption.name))
         return checks

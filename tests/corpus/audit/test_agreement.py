@@ -37,7 +37,7 @@ def test_texts_are_read_again():
     # "12 .SO" for "12.50": a blank more and two characters wrong; nothing for "exit": its 4 characters.
     expected = {"cer": (5 + 3 + 4) / 14, "cer_any_case": (0 + 3 + 4) / 14, "same": 1 / 3, "unread": 1 / 3}
     assert values(check) == pytest.approx(expected)
-    assert opinion.differs == {2: "12 .SO", 3: ""} and opinion.more == []
+    assert (opinion.agrees, opinion.differs, opinion.more) == ([0], {2: "12 .SO", 3: ""}, [])
 
 
 def test_a_crop_shows_the_box_framed_by_its_background():
@@ -61,7 +61,7 @@ def test_objects_are_looked_for_again():
     crowd = Region((140, 40, 200, 100), "people", ignore=True)
     opinion = check(record("a", text(C, "exit"), Region(A, "a car"), Region(B, "a dog"), crowd), PICTURE)
     assert values(check) == {"confirmed": 0.5, "known": 0.5, "mean_iou": 0.5}
-    assert opinion.differs == {2: "not found"} and [r.text for r in opinion.more] == ["cup"]
+    assert opinion.agrees == [1] and opinion.differs == {2: "not found"} and [r.text for r in opinion.more] == ["cup"]
     assert says.items[0][2] == []  # it was not told where the boxes are
 
 
@@ -72,7 +72,7 @@ def test_objects_are_captioned_again():
     regions = [text(C, "exit"), Region(A, "a car"), Region(B, "a dog"), Region(C, "a cup", alternatives=["one mug"])]
     opinion = check(record("a", *regions, caption="A room."), PICTURE)
     assert values(check) == pytest.approx({"rouge_l": (0.8 + 0) / 2, "answered": 2 / 3})
-    assert opinion.differs == {3: "the blue sky"}
+    assert opinion.agrees == [1] and opinion.differs == {3: "the blue sky"}
     asked, _, boxes = says.items[0]
     assert [(r.box, r.text, r.alternatives) for r in boxes] == [(A, "", []), (B, "", []), (C, "", [])]
     assert asked.caption is None  # nothing to copy from

@@ -4,11 +4,14 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from audited import corpus, record, text
 
+from granvit.corpus.annotate.detect import DetectConfig
 from granvit.corpus.audit.refusals import EXAMPLES, count_refusals
 from granvit.corpus.audit.run import audit, write_audit
 from granvit.corpus.audit.sheet import REASONS, make_card
@@ -16,6 +19,9 @@ from granvit.corpus.commands.auditing import Audit
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Quarantine, Rejection
 from granvit.regions import Region
+
+# tiny_detectors.py lies beside the tests of annotators.
+sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
 
 A, B, C, D = (0, 0, 40, 20), (50, 0, 90, 20), (0, 50, 40, 70), (50, 50, 90, 70)
 SCRIPT = "<script>alert('x')</script>&\""
@@ -274,5 +280,20 @@ def test_a_damaged_quarantine_names_its_line(machine, capsys, tmp_path):
 
 @pytest.mark.slow  # imports torch and transformers
 def test_a_missing_detector_is_told_in_a_line(machine, tmp_path, capsys):
-    assert command(machine.path, tmp_path / "out", detector=str(tmp_path / "nowhere")) == 1
+    assert command(machine.path, tmp_path / "out", detect=DetectConfig(str(tmp_path / "nowhere"))) == 1
     assert "nowhere: cannot be loaded" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # imports torch and transformers
+def test_a_real_second_detector(tmp_path):
+    """A stock YOLOS that sees one box whatever it is shown: its centre at (0.5, 0.25), its size (0.2, 0.4)."""
+    from tiny_detectors import yolos
+
+    there, elsewhere = Region((80, 5, 120, 45), "a cat"), Region((0, 60, 40, 100), "a dog")
+    path = corpus(tmp_path / "photos", record("a", there, elsewhere)).path
+    assert command(path, tmp_path / "out", detect=DetectConfig(str(yolos(tmp_path / "yolos")))) == 0
+    [check] = json.loads((tmp_path / "out" / "audit.json").read_text())["checks"]
+    scores = {name: estimate["value"] for name, estimate in check["sources"]["shop"].items()}
+    assert check["by"] == "detector:yolos" and scores == {"confirmed": 0.5, "known": 1.0, "mean_iou": pytest.approx(1)}
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    assert sorted(rect["data-reasons"] for rect in page.named("rect")) == ["agreed", "detector-differs problem"]
