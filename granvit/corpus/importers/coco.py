@@ -7,18 +7,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from granvit.corpus.importers.base import as_id, as_polygon, as_sides, as_text, importer, read_image, read_json
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
 from granvit.regions import Region, RegionImage
 
+_Entry = TypeVar("_Entry")
+
 _PREFIX = "instances_"
 _IN_IMAGE_FOLDER = "_annotations.coco.json"
 
-# So many pictures are looked for to find out their folder: some may be missing, not the first fifty.
-PROBED = 50
+# So many pictures, evenly spread, are looked for to find out their folder: of a large set often only a part is here.
+_PROBES = 1000
 
 
 @importer("coco")
@@ -58,7 +60,7 @@ def _read_file(
     part = file.stem.removeprefix(_PREFIX) if file.stem.startswith(_PREFIX) else ""
     base = file.parent.parent
     beside = [base / part, base / "images" / part, base / "images", file.parent] if part else [file.parent]
-    root = images or folder_of(file, beside, [as_text(i.get("file_name")) for i in tables["images"][:PROBED]])
+    root = images or folder_of(file, beside, [as_text(i.get("file_name")) for i in probes(tables["images"])])
     split = next((name for name in ("train", "val", "test") if part.startswith(name)), "")
     caption_of = _captions(captions or file.with_name(f"captions_{part}.json"), required=captions is not None)
 
@@ -151,8 +153,13 @@ def load_tables(file: Path, names: tuple[str, ...] = ("images", "annotations", "
     return data
 
 
+def probes(entries: list[_Entry]) -> list[_Entry]:
+    """Some of the entries, enough to find out where their pictures are."""
+    return entries[:: len(entries) // _PROBES + 1]
+
+
 def holds_some(folder: Path, names: list[str]) -> bool:
-    """Whether one of the pictures of these names is below a folder. The first `PROBED` of them tell."""
+    """Whether one of the pictures of these names is below a folder."""
     return any(os.path.isfile(folder / name) for name in names if name)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from granvit.corpus.importers.base import as_text, importer
-from granvit.corpus.importers.coco import PROBED, Variant, folder_of, load_tables, read_tables
+from granvit.corpus.importers.coco import Variant, folder_of, load_tables, probes, read_tables
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Rejection
 from granvit.regions import RegionImage
@@ -38,7 +38,7 @@ def read(
     for file in _files(src):
         tables = load_tables(file)
         beside = [base / name for base in (file.parent, file.parent.parent) for name in ("", "images")]
-        root = folder_of(file, [images] if images else beside, [_path(image) for image in tables["images"][:PROBED]])
+        root = images or folder_of(file, beside, [_path(image) for image in probes(tables["images"])])
         split = next((name for name in ("train", "val") if name in file.stem), "")
         yield from read_tables(tables, file, Variant(root, _locate, _names), source, licence, split)
 

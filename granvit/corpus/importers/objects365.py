@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from granvit.corpus.importers.base import as_text, importer
-from granvit.corpus.importers.coco import PROBED, Variant, holds_some, load_tables, read_tables
+from granvit.corpus.importers.coco import Variant, holds_some, load_tables, probes, read_tables
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Rejection
 from granvit.regions import RegionImage
@@ -56,7 +56,7 @@ def _place(file: Path, split: str, images: Path | None, entries: list[dict[str, 
     beside = [root / name for root in (base, base.parent) for name in (split, f"images/{split}", "")]
     for folder in [images] if images else beside:
         for depth in (4, 2, 1):
-            if holds_some(folder, [_end(entry, depth) for entry in entries[:PROBED]]):
+            if holds_some(folder, [_end(entry, depth) for entry in probes(entries)]):
                 return folder, depth
     places = ", ".join(map(str, [images] if images else beside))
     raise CorpusError(f"{file}: found none of its pictures in {places}: name their folder")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from granvit.corpus.importers.base import Box, as_box, as_id, as_sides, as_split, as_text, importer, read_image
-from granvit.corpus.importers.coco import PROBED, folder_of, load_tables
+from granvit.corpus.importers.coco import folder_of, load_tables, probes
 from granvit.corpus.importers.rows import SUFFIXES, read_rows
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
@@ -64,9 +64,9 @@ def read(
             except Refused as refused:
                 yield Rejection(refused.reason, "", table.name, index, refused.detail)
     base = tables[0].parent
-    beside = [images] if images else [at / name for at in (base, base.resolve().parent) for name in _FOLDERS]
+    beside = [at / name for at in (base, base.resolve().parent) for name in _FOLDERS]
     apart = [name for (_, name), photo in photos.items() if photo.data is None]
-    root = folder_of(tables[0], beside, apart[:PROBED]) if apart else base
+    root = images or (folder_of(tables[0], beside, probes(apart)) if apart else base)
     for (origin, name), photo in photos.items():
         try:
             yield RegionImage(
