@@ -72,6 +72,7 @@ class OcrConfig:
                 engine.text_det = NetworkDetector(self.detector, device, self.max_side, self.box_score)
             if self.recognizer:
                 engine.text_rec = NetworkRecognizer(self.recognizer, device, self.lines_at_once)
+        _load(engine)
         return OcrAnnotator(self, engine)
 
     def _engine_settings(self, device: str) -> dict[str, Any]:
@@ -90,6 +91,13 @@ class OcrConfig:
             settings["EngineConfig.onnxruntime.use_cuda"] = _onnxruntime_has_cuda()
             settings["EngineConfig.onnxruntime.cuda_ep_cfg.device_id"] = int(device.partition(":")[2] or 0)
         return settings
+
+
+def _load(engine: Any) -> None:
+    """RapidOCR loads each model when it first needs it: let that be now, where an error is one of installation."""
+    blank_hw3 = np.full((64, 64, 3), 255, np.uint8)
+    engine.run_ocr_steps(blank_hw3, {})
+    engine.recognize_txt([blank_hw3])
 
 
 def _onnxruntime_has_cuda() -> bool:

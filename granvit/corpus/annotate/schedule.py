@@ -70,7 +70,7 @@ class Schedule:
         """A worker died over the task while it had the images at `positions` in work.
 
         Args:
-            reason: `CRASHED`, or `TIMEOUT` where it was ended for being slow, which needs no second time.
+            reason: `CRASHED`, or `TIMEOUT` where it was ended for being slow: its batch is not tried a second time.
 
         Raises:
             AnnotateError: it died repeatedly with no image in work.
@@ -103,7 +103,7 @@ class Schedule:
             return task.probe
         (position,) = positions
         rest = task.probe[task.probe.index(position) :]
-        if trouble.deaths[positions] < (1 if reason == TIMEOUT else DEATHS_TO_BLAME):
+        if trouble.deaths[positions] < DEATHS_TO_BLAME:
             return rest
         trouble.excluded[position] = (reason, detail)
         return rest[1:]

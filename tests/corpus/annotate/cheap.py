@@ -5,6 +5,7 @@ As a program it is a driver to be killed: ``python cheap.py SRC OUT WORKERS [RAY
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.crew import Done, Ready
 from granvit.corpus.annotate.plan import Plan
+from granvit.corpus.annotate.shards import run_task
 from granvit.regions import Region
 
 
@@ -71,6 +74,33 @@ def plan(**settings) -> Plan:
         if settings["how"] in hows:
             settings.setdefault(role, CheapConfig("text" if role == "ocr" else "object", **cheap))
     return Plan(**settings)
+
+
+class InlineCrew:
+    """One worker that is this very process: for tests of what is done rather than of who does it."""
+
+    size = 1
+
+    def __init__(self, job, *_):
+        self._stages = job.plan.build("cpu")
+        self._job = job
+        self._notes = iter([Ready()])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def hire(self):
+        return self
+
+    def give(self, task):
+        notes = run_task(task, self._job.source, self._stages, self._job.out)
+        self._notes = itertools.chain(notes, [Done()])
+
+    def listen(self, workers, seconds):
+        return [(self, next(self._notes))]
 
 
 if __name__ == "__main__":

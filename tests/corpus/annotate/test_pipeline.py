@@ -1,0 +1,297 @@
+"""The corpus is the same whoever works on it and whatever is killed; what kills, hangs or is damaged is set aside."""
+
+import fcntl
+import hashlib
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cheap import CheapConfig, InlineCrew, plan
+from PIL import Image
+
+from granvit.corpus.annotate import assemble, pipeline
+from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.crew import AnnotatorBug
+from granvit.corpus.annotate.pipeline import annotate
+from granvit.corpus.layout import CorpusError
+from granvit.corpus.quarantine import read_quarantine
+from granvit.corpus.store import Corpus, CorpusWriter
+from granvit.corpus.verify import verify
+from granvit.regions import Region, RegionImage
+
+HERE = Path(__file__).parent
+
+
+def png(number: int, size=(40, 30)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (number, 2 * (number % 100) + (number % 5 == 0), 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twenty pictures, one of them cut off."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number:02d}.png").write_bytes(png(number)[: 60 if number == 7 else None])
+    return folder
+
+
+def contents(corpus: Path) -> dict[str, str]:
+    """The checksum of every file, hidden ones too."""
+    files = (path for path in corpus.rglob("*") if path.is_file())
+    return {path.relative_to(corpus).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def run(src, out, made=None, **options):
+    """With real worker processes."""
+    return annotate(src, out, made or plan(), **{"workers": 1, "device": "cpu", **options})
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Without worker processes, which take a second to start."""
+    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+
+
+def reasons(out: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for rejection in read_quarantine(out / "quarantine.jsonl"):
+        found.setdefault(rejection.reason, []).append(rejection.uri)
+    return found
+
+
+def test_the_corpus_holds_what_the_annotators_say_and_is_the_same_for_one_worker_or_two(photos, tmp_path):
+    summary = run(photos, tmp_path / "one", licence="CC0")
+    run(photos, tmp_path / "two", licence="CC0", workers=2)
+    assert verify(tmp_path / "one") == []
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    records = list(Corpus(tmp_path / "one"))
+    assert [record.uri for record in records] == [f"{n:02d}.png" for n in range(20) if n != 7]
+    eleventh = records[10]
+    assert (eleventh.id, eleventh.image, eleventh.source, eleventh.licence) == (
+        "photos/11.png",
+        png(11),
+        "photos",
+        "CC0",
+    )
+    # Shards of 8 in batches of 3: the picture 11 is the first of the second shard's second batch.
+    name = "cheap:object"
+    assert eleventh.regions == [Region((0, 0, 40, 15), "11/22/7 0 of 3", "object", 0.5, name, name)]
+    assert [shard["rows"] for shard in Corpus(tmp_path / "one").manifest["shards"]] == [7, 8, 4]
+    assert reasons(tmp_path / "one").keys() == {"truncated", "odd-green"}
+    counts = summary.counts
+    assert (counts.images_seen, counts.images_written, counts.images_quarantined) == (20, 19, 1)
+    assert (counts.regions_written, counts.kinds) == (19, {"natural": 19})
+    assert counts.reasons == {"truncated": 1, "odd-green": 4}
+
+
+def test_a_finished_corpus_is_left_alone_and_another_refused(photos, tmp_path, inline):
+    out = tmp_path / "out"
+    first = run(photos, out)
+    before = contents(out)
+    again = run(photos, out)
+    assert again.counts == first.counts and again.resumed == 20
+    with pytest.raises(CorpusError, match="another corpus"):
+        run(photos, out, plan(share=0.7))
+    (photos / "99.png").write_bytes(png(99))
+    with pytest.raises(CorpusError, match="another corpus"):
+        run(photos, out)
+    assert contents(out) == before
+
+
+def test_an_image_that_kills_is_found_and_all_others_kept(photos, tmp_path):
+    (photos / "03kill.png").write_bytes(png(3))
+    summary = run(photos, tmp_path / "out")
+    assert verify(tmp_path / "out") == []
+    assert reasons(tmp_path / "out")["crashed-annotator"] == ["03kill.png"]
+    assert (summary.counts.images_written, summary.counts.images_quarantined) == (19, 2)
+
+
+@pytest.mark.slow
+def test_an_image_that_takes_for_ever_is_given_up(photos, tmp_path):
+    (photos / "12hang.png").write_bytes(png(12))
+    summary = run(photos, tmp_path / "out", plan(image_seconds=3.0))
+    assert reasons(tmp_path / "out")["timeout"] == ["12hang.png"]
+    assert summary.counts.images_written == 19
+
+
+def test_a_bug_and_a_missing_model_stop_the_run_and_it_can_go_on(photos, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(AnnotateError, match="not installed"):
+        run(photos, tmp_path / "absent", plan(absent=True))
+    (photos / "15bug.png").write_bytes(png(15))
+    with pytest.raises(AnnotatorBug, match=r"(?s)15bug.png:0.*ZeroDivisionError: a bug"):
+        run(photos, out)
+    assert not (out / "manifest.json").exists()
+    # The first two shards are done, the third is not.
+    assert sorted(path.name for path in (out / ".annotate" / "shards").iterdir()) == ["00000", "00001"]
+    with pytest.raises(AnnotateError, match=r"begun with annotated.detect.share 0.5, .* 0.7"):
+        run(photos, out, plan(share=0.7))
+    (photos / "15bug.png").rename(photos / "15.jpg")
+    with pytest.raises(AnnotateError, match="input.sha256"):
+        run(photos, out)
+
+
+def test_a_folder_in_use_is_refused(photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("mine")
+    with pytest.raises(CorpusError, match=r"not empty \(it holds letter.txt\)"):
+        run(photos, tmp_path / "out")
+    with pytest.raises(CorpusError, match="outside the images"):
+        run(photos, photos / "out")
+
+
+def test_nothing_usable_is_an_error_and_the_quarantine_tells_why(tmp_path, inline):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(CorpusError, match=r"none of 1 images could be annotated \(not-an-image 1\)"):
+        run(tmp_path / "photos", tmp_path / "out")
+    assert reasons(tmp_path / "out") == {"not-an-image": ["a.png"]}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["quarantine.jsonl"]
+
+
+def write_corpus(path: Path) -> list[RegionImage]:
+    human = Region((1, 2, 30, 20), "dog", "object")
+    records = [RegionImage(f"set/{n}", png(n), 40, 30, [human], f"{n}.png", "set", "CC0", "a dog") for n in range(4)]
+    with CorpusWriter(path) as writer:
+        for record in records:
+            writer.write(record)
+    return records
+
+
+def test_boxes_of_a_corpus_are_kept_or_replaced(tmp_path, inline):
+    write_corpus(tmp_path / "corpus")
+    run(tmp_path / "corpus", tmp_path / "kept", plan(how="keep", caption=CheapConfig()))
+    run(tmp_path / "corpus", tmp_path / "new", plan())
+    kept, new = Corpus(tmp_path / "kept")[3], Corpus(tmp_path / "new")[3]
+    assert (kept.id, kept.caption, kept.licence) == ("set/3", "a dog", "CC0")
+    assert [region.text for region in kept.regions] == ["dog", "3/6/7 0 of 1"]
+    assert [region.text for region in new.regions] == ["3/6/7 0 of 1"] and new.caption is None
+
+
+@pytest.mark.parametrize(("share", "kind", "text"), [(0.04, "object", "dog"), (0.06, "text", "3/6/7 0 of 1")])
+def test_auto_routes_by_text_coverage(tmp_path, share, kind, text, inline):
+    write_corpus(tmp_path / "corpus")
+    made = plan(how="auto", ocr=CheapConfig("text", share), detect=None, text_coverage=0.05)
+    summary = run(tmp_path / "corpus", tmp_path / "out", made)
+    record = Corpus(tmp_path / "out")[3]
+    # A natural image keeps its boxes and its caption, and what OCR found or refused on it is forgotten.
+    assert [(region.kind, region.text) for region in record.regions] == [(kind, text)]
+    assert record.caption == (None if kind == "text" else "a dog")
+    assert summary.counts.kinds == {"text" if kind == "text" else "natural": 4}
+    assert ("odd-green" in summary.counts.reasons) == (kind == "text")
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({"how": "detect", "detect": None}, "name a detector"),
+        ({"how": "keep"}, "captioner"),
+        ({"batch": 0}, "start at 1"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(settings, missing):
+    with pytest.raises(AnnotateError, match=missing):
+        plan(**settings)
+
+
+# Killed with SIGKILL, at moments that differ from run to run
+
+
+def start(src: Path, out: Path, workers: int) -> subprocess.Popen:
+    command = [sys.executable, str(HERE / "cheap.py"), str(src), str(out), str(workers)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[2]}"})
+
+
+def workers_of(driver: subprocess.Popen) -> list[int]:
+    children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def wait_for_work(driver: subprocess.Popen, out: Path) -> bool:
+    """Whether a shard is in work, before the driver ends."""
+    while driver.poll() is None:
+        if any((out / ".annotate" / "tmp").glob("*")):
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def kill_and_go_on(src: Path, out: Path, kills: int, seed: int) -> tuple[int, int]:
+    """Annotate with so many kills of the driver or of a worker; gives how many hit each."""
+    draw = random.Random(seed)
+    hit = {"driver": 0, "worker": 0}
+    driver = start(src, out, 2)
+    for number in range(kills):
+        if driver.poll() is not None:
+            break
+        wait_for_work(driver, out)
+        time.sleep(draw.uniform(0, 0.15))
+        victim = "driver" if number % 2 else "worker"
+        alive = workers_of(driver) if driver.poll() is None else []
+        if victim == "worker" and alive:
+            os.kill(draw.choice(alive), signal.SIGKILL)
+            hit["worker"] += 1
+        elif victim == "driver" and driver.poll() is None:
+            driver.kill()
+            driver.wait()
+            hit["driver"] += 1
+            driver = start(src, out, draw.choice((1, 2)))
+    assert driver.wait() == 0 or start(src, out, 1).wait() == 0
+    return hit["driver"], hit["worker"]
+
+
+def test_killed_and_resumed_it_is_the_same_corpus(photos, tmp_path):
+    run(photos, tmp_path / "whole")
+    drivers, workers = kill_and_go_on(photos, tmp_path / "killed", 3, seed=0)
+    assert drivers and workers
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_ten_times_it_is_the_same_corpus(tmp_path, seed):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(160):
+        (folder / f"{number:03d}.png").write_bytes(png(number))
+    run(folder, tmp_path / "whole")
+    drivers, workers = kill_and_go_on(folder, tmp_path / "killed", 10, seed)
+    assert drivers + workers == 10
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert verify(tmp_path / "killed") == []
+
+
+def test_killed_while_the_corpus_is_put_together(photos, tmp_path, monkeypatch, inline):
+    """Between the files' moving into place and the manifest: the next run finishes it."""
+    run(photos, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(assemble, "_write", die)
+        run(photos, tmp_path / "killed")
+    assert (tmp_path / "killed" / "part-00000.parquet").exists()
+    assert run(photos, tmp_path / "killed").resumed == 20
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_driver_does_not_share_its_folder(photos, tmp_path):
+    (tmp_path / "out" / ".annotate").mkdir(parents=True)
+    other = os.open(tmp_path / "out" / ".annotate", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(AnnotateError, match="another run is writing here"):
+        run(photos, tmp_path / "out")
+    os.close(other)
