@@ -133,6 +133,7 @@ def failure(error: Exception) -> Failed:
 def one_thread_each(job: Job, device: str) -> Any:
     """The plan's stages, loaded such that each library computes in one thread: the workers are the parallelism."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # there is one bar, the driver's
     stages = job.plan.build(device)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)

@@ -21,6 +21,8 @@ from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.shards import run_task
 from granvit.regions import Region
 
+HERE_ON_PATH = f"{Path(__file__).parent}:{Path(__file__).parents[3]}"
+
 
 @dataclass(frozen=True)
 class CheapConfig:

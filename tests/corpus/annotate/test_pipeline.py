@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cheap import CheapConfig, InlineCrew, plan
+from cheap import HERE_ON_PATH, CheapConfig, InlineCrew, plan
 from PIL import Image
 
 from granvit.corpus.annotate import assemble, pipeline
@@ -208,7 +208,7 @@ def test_a_plan_that_makes_no_sense_is_refused(settings, missing):
 
 def start(src: Path, out: Path, workers: int) -> subprocess.Popen:
     command = [sys.executable, str(HERE / "cheap.py"), str(src), str(out), str(workers)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[2]}"})
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": HERE_ON_PATH})
 
 
 def workers_of(driver: subprocess.Popen) -> list[int]:
