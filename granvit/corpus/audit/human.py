@@ -112,7 +112,7 @@ class HumanScores:
 
     Attributes:
         join: which images were compared.
-        sources: source -> kind -> scores.
+        sources: source (see `group`) -> kind -> scores.
         unjudged: found regions of kinds that no human annotated in that source: (source, kind) -> how many.
     """
 
@@ -133,6 +133,14 @@ class HumanScores:
         }
 
 
+def group(record: RegionImage, human: RegionImage) -> str:
+    """Under which name an image is scored: its source, and people's data set where that has another name.
+
+    Data sets differ in what people annotated and how they cut it; a folder of pictures from several must not mix them.
+    """
+    return record.source if human.source == record.source else f"{record.source} / {human.source}"
+
+
 def against_human(records: Iterable[RegionImage], joined: Join, seed: int = 0) -> HumanScores:
     """Score every joined image, by source and kind; a kind that people didn't annotate in a source is not judged."""
     rows: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
@@ -141,15 +149,16 @@ def against_human(records: Iterable[RegionImage], joined: Join, seed: int = 0) -
     for record in records:
         if (human := joined.human.get(record.id)) is None:
             continue
-        annotated.update((record.source, region.kind) for region in human.regions)
+        source = group(record, human)
+        annotated.update((source, region.kind) for region in human.regions)
         for kind in KINDS:
             compared = compare(record, human, kind)
             if not (compared.found or compared.true or compared.ignored):
                 continue
-            rows[record.source, kind].append(_row(compared, kind))
-            _count(scores[record.source, kind], compared)
+            rows[source, kind].append(_row(compared, kind))
+            _count(scores[source, kind], compared)
     result = HumanScores(joined)
-    for (source, name), mine in scores.items():
+    for (source, name), mine in sorted(scores.items()):
         if (source, name) in annotated:
             mine.scores = _scores(np.array(rows[source, name]), name, seed)
             result.sources.setdefault(source, {})[name] = mine

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from granvit.corpus.audit.bootstrap import Estimate
 from granvit.corpus.audit.charts import distributions
+from granvit.corpus.audit.human import KindScores
 from granvit.corpus.audit.notes import counted, notes
 from granvit.corpus.audit.sheet import REASONS
 from granvit.page import percent, write_page
@@ -14,10 +15,14 @@ from granvit.page import percent, write_page
 if TYPE_CHECKING:
     from granvit.corpus.audit.run import Audit
 
+# Check -> source -> score.
+Checked = dict[str, dict[str, dict[str, Estimate | None]]]
+
 # Column of the table by source -> the score it shows, by kind of region.
 _HUMAN = {
     "Precision": {"text": "precision", "object": "precision"},
     "Recall": {"text": "recall", "object": "recall"},
+    "Covered": {"text": "covered", "object": "covered"},
     "CER": {"text": "cer_any_case"},
     "ROUGE-L": {"object": "rouge_l"},
 }
@@ -30,6 +35,7 @@ _CHECK_TITLES = {"reread": "Re-read", "detector": "Second detector", "captioner"
 _MEANINGS = {
     "Precision": "boxes that people drew too",
     "Recall": "people's boxes that are here",
+    "Covered": "people's boxes that lie in found ones by half, however grouped",
     "CER": "wrong characters of matched texts, letter case aside",
     "ROUGE-L": "words that matched captions share with people's",
     "Re-read CER": "characters that differ when the crop is read alone",
@@ -78,28 +84,23 @@ def _estimate(estimate: Estimate | None) -> dict[str, str] | None:
     return {"value": percent(estimate.value), "interval": interval}
 
 
-def _rows(result: Audit, checks: dict[str, dict[str, dict[str, Estimate | None]]]) -> list[dict[str, Any]]:
-    """One row for each source and kind: what there is, and how good it is as far as anybody was asked."""
+def _rows(result: Audit, checks: Checked) -> list[dict[str, Any]]:
+    """One row for each source and kind: what there is, and how good it is as far as anybody was asked.
+
+    Where people's data set has another name than the source, it has rows of its own below.
+    """
+    people = result.human.sources if result.human else {}
     rows = []
     for source, statistics in result.statistics.items():
         for kind, mine in sorted(statistics.kinds.items()):
-            scores: dict[str, dict[str, str]] = {}
-            human = result.human.sources.get(source, {}).get(kind) if result.human else None
-            for column, names in _HUMAN.items():
-                if human and kind in names and (cell := _estimate(human.scores[names[kind]])):
-                    scores[column] = cell
-            for check, (its_kind, columns) in _CHECKS.items():
-                found = checks.get(check, {}).get(source)
-                for column, name in columns.items():
-                    if found and kind == its_kind and (cell := _estimate(found[name])):
-                        scores[column] = cell
+            scores = {**_human_cells(people, source, kind), **_check_cells(checks, source, kind)}
             rows.append(
                 {
                     "source": source,
                     "kind": kind,
                     "images": f"{statistics.images:,}",
                     "regions": f"{mine.regions:,}",
-                    "ignored": f"{mine.ignored:,}" if mine.ignored else "",
+                    "ignored": f"{mine.ignored:,} to ignore" if mine.ignored else "",
                     "side": _number(mine.box_side.quantile(0.5)),
                     "length": _number((mine.characters if kind == "text" else mine.word_counts).quantile(0.5)),
                     "unit": "characters" if kind == "text" else "words",
@@ -107,14 +108,35 @@ def _rows(result: Audit, checks: dict[str, dict[str, dict[str, Estimate | None]]
                     "scores": scores,
                 }
             )
-    return rows
+    for source in people.keys() - result.statistics.keys():
+        for kind, judged in people[source].items():
+            row = dict.fromkeys(("ignored", "side", "length", "unit", "score"), "")
+            counts = {"images": f"{judged.images:,}", "regions": f"{judged.found:,}"}
+            rows.append({**row, **counts, "source": source, "kind": kind, "scores": _human_cells(people, source, kind)})
+    return sorted(rows, key=lambda row: (row["source"], row["kind"]))
+
+
+def _human_cells(people: dict[str, dict[str, KindScores]], source: str, kind: str) -> dict[str, dict[str, str]]:
+    mine = people.get(source, {}).get(kind)
+    wanted = {column: names[kind] for column, names in _HUMAN.items() if kind in names} if mine else {}
+    return {column: cell for column, name in wanted.items() if mine and (cell := _estimate(mine.scores[name]))}
+
+
+def _check_cells(checks: Checked, source: str, kind: str) -> dict[str, dict[str, str]]:
+    cells = {}
+    for check, scores in checks.items():
+        its_kind, columns = _CHECKS[check]
+        for column, name in columns.items():
+            if kind == its_kind and source in scores and (cell := _estimate(scores[source][name])):
+                cells[column] = cell
+    return cells
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def _headlines(result: Audit, checks: dict[str, dict[str, dict[str, Estimate | None]]]) -> list[dict[str, str]]:
+def _headlines(result: Audit, checks: Checked) -> list[dict[str, str]]:
     """The figures to see first, of the largest source and kind that was judged."""
     cards = []
     judged = [

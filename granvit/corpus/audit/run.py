@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from granvit.corpus.audit import agreement
 from granvit.corpus.audit.agreement import Check
-from granvit.corpus.audit.human import HumanScores, against_human
+from granvit.corpus.audit.human import HumanScores, against_human, group
 from granvit.corpus.audit.join import Join, join
 from granvit.corpus.audit.page import write_audit_page
 from granvit.corpus.audit.refusals import Refusals, count_refusals
@@ -137,8 +137,9 @@ def _card(corpus: Corpus, position: int, human: HumanScores | None, checks: Sequ
     opinions = {check.name: check(record, picture) for check in checks} if picture else {}
     if human is None:
         return make_card(record, picture, None, (), opinions)
-    kinds = list(human.sources.get(record.source, {}))
-    return make_card(record, picture, human.join.human[record.id], kinds, opinions)
+    people = human.join.human[record.id]
+    kinds = list(human.sources.get(group(record, people), {}))
+    return make_card(record, picture, people, kinds, opinions)
 
 
 def _picture(corpus: Corpus, record: RegionImage) -> Image.Image | None:

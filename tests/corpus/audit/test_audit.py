@@ -146,6 +146,14 @@ def test_a_difference_in_granularity_is_said(tmp_path):
     assert "cut differently" in page and "hold several of people&#39;s: 1, holding 2" in page
 
 
+def test_peoples_data_sets_have_rows_of_their_own(tmp_path):
+    machine = corpus(tmp_path / "machine", *(record(id, text(A, "x"), source="folder") for id in "ab"))
+    people = corpus(tmp_path / "people", record("a", text(A, "x"), source="one"), record("b", source="two"))
+    _, page = run(tmp_path / "out", machine, people)
+    assert re.findall(r'<th scope="row">([^<]+)<', page) == ["folder", "folder / one"]
+    assert "folder / two: people annotated no text regions" in page and "matched: box and text right" in page
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 

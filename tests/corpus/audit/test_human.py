@@ -125,7 +125,7 @@ def test_a_kind_that_nobody_annotated_is_not_judged(tmp_path):
         record("a", text(A, "exit"), Region(B, "a sign")),
         record("b", text(A, "exit"), source="street"),
     )
-    human = corpus(tmp_path / "h", record("a", Region(B, "a sign")), record("b", text(A, "exit")))
+    human = corpus(tmp_path / "h", record("a", Region(B, "a sign")), record("b", text(A, "exit"), source="street"))
     result = against_human(machine.records(), join(machine, human))
     assert {source: list(kinds) for source, kinds in result.sources.items()} == {"shop": ["object"], "street": ["text"]}
     assert result.unjudged == {("shop", "text"): 1}
@@ -160,3 +160,11 @@ def test_the_records_are_left_as_they_are(tmp_path):
     machine, human = corpus(tmp_path / "m", one), corpus(tmp_path / "h", one)
     against_human([one], join(machine, human))
     assert one == replace(one, regions=[text(A, "x")])
+
+
+def test_peoples_data_sets_are_not_mixed_in_one_folder_of_pictures(tmp_path):
+    machine = corpus(tmp_path / "m", *(record(id, text(A, "x"), source="folder") for id in "ab"))
+    human = corpus(tmp_path / "h", record("a", text(A, "x"), source="one"), record("b", text(B, "x"), source="two"))
+    result = against_human(machine.records(), join(machine, human))
+    recalls = {source: values(kinds["text"])["recall"] for source, kinds in result.sources.items()}
+    assert recalls == {"folder / one": 1, "folder / two": 0}
