@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(503, {"error": {"message": "no blue today"}})
             time.sleep(0.05)
         elif behaviour == "storm" and times <= 2:
-            return self._send(429, {"error": {"message": "slow down"}}, headers={"Retry-After": "0.2"})
+            return self._send(429, {"error": {"message": "slow down"}}, headers={"Retry-After": "1"})
         elif behaviour == "drop" and times <= 1:
             return self.connection.shutdown(socket.SHUT_RDWR)
         elif behaviour == "trickle":

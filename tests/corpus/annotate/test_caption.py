@@ -96,7 +96,7 @@ def test_text_regions_and_those_to_ignore_are_left_alone(serve, config):
     assert captioned.record.regions[:2] == before[:2]
     assert captioned.record.regions[2].text == expected(item)[2]
     assert captioned.record.caption == "grey picture 300x200"
-    assert len(server.events("answered")) == 2
+    assert len(server.events("asked")) == 2
 
 
 def test_the_whole_image_is_asked_about_in_the_papers_words_unless_it_is_a_text_image(serve, config):
@@ -118,7 +118,7 @@ def test_the_modes_show_crop_image_or_both(serve, config, mode, sizes):
     item.record.regions = [Region((30, 20, 90, 100), "thing")]
     server = serve()
     config(server, mode=mode, max_words=7).build()([item])
-    (asked,) = server.events("answered")
+    (asked,) = server.events("asked")
     assert [tuple(s) for s in asked["sizes"]] == sizes and "no more than 7 words" in asked["prompt"]
     assert ("[0.100, 0.100, 0.300, 0.500]" in asked["prompt"]) == (mode == "box")
 
@@ -126,7 +126,7 @@ def test_the_modes_show_crop_image_or_both(serve, config, mode, sizes):
 def test_own_words(serve, config):
     server = serve()
     config(server, mode="box", prompt="Defect in {box}? {words} words.").build()([painted("p", 1)])
-    (asked,) = server.events("answered")
+    (asked,) = server.events("asked")
     assert asked["prompt"].startswith("Defect in [0.017, ") and asked["prompt"].endswith("]? 10 words.")
 
 
@@ -159,7 +159,7 @@ def test_a_refused_region_is_dropped_with_its_reason_after_one_repetition(serve,
         ("caption-refused", 2, "p"),
         ("caption-refused", 5, "p"),
     ]
-    assert len(server.events("answered")) == 6 + 2
+    assert len(server.events("asked")) == 6 + 2
 
 
 def test_a_refused_region_may_keep_its_label(serve, config):
@@ -247,8 +247,10 @@ def test_a_server_killed_and_restarted_loses_nothing_and_is_paid_once(mortal, co
     annotator(items)
     restart.join()
     assert texts(items) == right and reasons(items) == []
+    # The account of what was answered is written after the answer: the last line may come late, or be killed.
     answered = [e["key"] for e in mortal.events("answered")]
-    assert len(answered) == len(set(answered)) == 24
+    assert len(answered) == len(set(answered)) >= 24 - 4
+    assert annotator.counts["asked"] == 24
     assert sum(annotator.captioner.failures.values()) > 0
 
 
@@ -289,7 +291,7 @@ def test_a_storm_of_429_is_waited_out_as_long_as_it_asks(serve, config):
     started = time.monotonic()
     annotator([item])
     assert texts([item]) == [right] and annotator.captioner.failures == {"endpoint-http-429": 16}
-    assert time.monotonic() - started >= 0.4  # twice the 0.2 s of Retry-After
+    assert time.monotonic() - started >= 2  # twice the second of Retry-After; its own pauses are shorter
 
 
 def test_dropped_connections_are_repeated(serve, config):
@@ -311,29 +313,36 @@ DEAD = {
 }
 
 
+def timeout_for(behaviour):
+    """Short where the test is to wait it out, long where a busy machine must not make it strike."""
+    return 0.3 if DEAD[behaviour] == "endpoint-timeout" else 10.0
+
+
 @pytest.mark.parametrize("behaviour", DEAD)
 def test_a_dead_endpoint_ends_the_run_in_bounded_time_with_its_reasons(serve, config, behaviour):
-    annotator = config(serve(behaviour), timeout_s=0.2, patience_s=0.3, concurrency=2).build()
+    service = serve(behaviour)
+    annotator = config(service, timeout_s=timeout_for(behaviour), patience_s=0.3, concurrency=2).build()
     started = time.monotonic()
     with pytest.raises(AnnotateError) as error:
         annotator([painted("p", 30)])
-    assert time.monotonic() - started < 5  # 30 regions, 2 at a time, each for itself: 8 s
+    assert time.monotonic() - started < 20  # it takes one; on a busy machine some more
+    assert len({e["key"] for e in service.events("asked")}) <= 4  # the others were not even sent
     assert DEAD[behaviour] in str(error.value) and "start the run again" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("behaviour", ["hang", "html"])
 def test_or_it_refuses_all_regions_and_counts_them(serve, config, behaviour):
-    annotator = config(serve(behaviour), timeout_s=0.2, patience_s=0.3, when_down="refuse", whole_image=True).build()
-    started = time.monotonic()
+    service = serve(behaviour)
+    settings = {"timeout_s": timeout_for(behaviour), "patience_s": 0.3, "when_down": "refuse"}
+    annotator = config(service, whole_image=True, **settings).build()
     items = annotator([painted("p", 20), painted("q", 10)])
-    assert time.monotonic() - started < 5
     assert reasons(items).count(DEAD[behaviour]) == 30
     assert reasons(items).count(f"whole-image-{DEAD[behaviour]}") == 2
     assert texts(items) == [[], []] and [i.record.caption for i in items] == [None, None]
-    started = time.monotonic()
-    annotator([painted("later", 20)])
-    assert time.monotonic() - started < 0.3
+    asked = len(service.events("asked"))
+    assert reasons(annotator([painted("later", 20)])).count(DEAD[behaviour]) == 20
+    assert len(service.events("asked")) == asked
 
 
 def test_a_request_that_always_fails_does_not_stop_the_others(serve, config):
@@ -346,7 +355,7 @@ def test_a_request_that_always_fails_does_not_stop_the_others(serve, config):
 
 
 def test_failures_are_not_remembered_as_answers(serve, config):
-    config(serve("500"), timeout_s=0.3, patience_s=0.3, when_down="refuse").build()([painted("p", 2)])
+    config(serve("500"), patience_s=0.3, when_down="refuse").build()([painted("p", 2)])
     item = painted("p", 2)
     right = expected(item)
     config(serve()).build()([item])

@@ -69,12 +69,6 @@ def test_questions_of_different_length_in_a_batch_and_limits_of_different_length
     assert together == model.ask([region, global_request(item, "hash", wording)], lambda *_: None)
 
 
-def test_an_answer_that_is_cut_off_is_refused(config):
-    item = red_and_blue("a", 3)
-    config(region_tokens=2).build()([item])
-    assert [r.reason for r in item.rejections] == ["caption-cut-off"] * 2 and item.record.regions == []
-
-
 def test_what_cannot_be_loaded_is_named(checkpoint, config, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AnnotateError, match="empty: cannot be loaded as an image-text-to-text model"):

@@ -16,7 +16,7 @@ from granvit.model.region_model import RegionModel
 from granvit.questions import GLOBAL, Exchange
 
 SAYS = {"red": "small red star", "blue": "large blue plain circle"}
-STEPS = 80
+STEPS = 60
 
 
 @cache
