@@ -12,6 +12,7 @@ import pytest
 from audited import corpus, record, text
 
 from granvit.corpus.annotate.detect import DetectConfig
+from granvit.corpus.audit.agreement import Opinion
 from granvit.corpus.audit.refusals import EXAMPLES, count_refusals
 from granvit.corpus.audit.run import audit, write_audit
 from granvit.corpus.audit.sheet import REASONS, make_card
@@ -31,11 +32,11 @@ SCRIPT = "<script>alert('x')</script>&\""
 def machine(tmp_path):
     """Two sources; of the shop's first image, one region is right, one misread, one false, one excused."""
     found = [
+        Region((100, 0, 130, 90), "a logo"),
         text(A, "Total", score=0.9, box_by="ocr"),
         text(B, "12.S0", score=0.5, box_by="ocr"),
         text((150, 50, 190, 70), SCRIPT, score=0.6, box_by="ocr"),
         text(D, "smudge", score=0.4, box_by="ocr"),
-        Region((100, 0, 130, 90), "a logo"),
     ]
     result = corpus(
         tmp_path / "machine",
@@ -97,6 +98,15 @@ def test_every_region_has_its_reason(machine, human):
 def test_without_people_nothing_is_judged(machine):
     card = make_card(machine[0], None, None, (), {})
     assert card.counts == {"unjudged": 5} and not any(mark.problem for mark in card.marks)
+
+
+def test_other_models_are_heard_too(machine, human):
+    heard = {"reread": Opinion([1], {3: "OK"}), "detector": Opinion(more=[Region(C, "a cup")])}
+    card = make_card(machine[0], None, human[0], ["text"], heard)
+    reasons = {mark.text: (mark.reasons, mark.notes, mark.dashed) for mark in card.marks}
+    assert reasons["Total"] == (["matched", "agreed"], ["IoU 1.00"], False)
+    assert reasons[SCRIPT] == (["false", "reread-differs"], ["reread: OK"], False)
+    assert reasons["a cup"] == (["detector-only"], [], True)
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
