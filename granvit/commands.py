@@ -26,12 +26,14 @@ class Demo:
     """Where report.html, metrics.json and checkpoint/ go."""
     corpus: Path | None = None
     """A corpus of your own (see `granvit corpus import`); the embedded one by default."""
+    processes: int | None = None
+    """Processes that share each batch; by default two where there are two cores and no GPU."""
 
     def run(self) -> int:
         from granvit.demo import run_demo
 
         with _told():
-            report = run_demo(self.out, self.corpus)
+            report = run_demo(self.out, self.corpus, processes=self.processes)
         print(f"\nreport: {report}\nmetrics: {self.out / 'metrics.json'}\ncheckpoint: {self.out / 'checkpoint'}")
         return 0
 

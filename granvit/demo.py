@@ -6,12 +6,16 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from transformers.utils.logging import disable_progress_bar
+
 from granvit.corpus.select import train_and_held_out
 from granvit.corpus.store import Corpus
+from granvit.errors import CheckpointError
 from granvit.evaluate.region_tasks import Item, Report, evaluate
 from granvit.evaluate.report import Example, ExampleRegion, write_report
 from granvit.images import decode
@@ -19,12 +23,14 @@ from granvit.model.region_model import RegionModel
 from granvit.predict import GranViT
 from granvit.regions import RegionImage
 from granvit.train.build import embedded_corpora
-from granvit.train.feed import Records
-from granvit.train.loop import TrainResult
+from granvit.train.feed import FeedError, Records
+from granvit.train.loop import NonFiniteLoss, TrainResult
 from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 from granvit.train.run import run_recipe
+from granvit.train.spread import processes_for, spread
 
+REPORT = "report.html"
 _SHOWN = 12
 _REGIONS_SHOWN = 5
 _SUMMARY = (
@@ -43,7 +49,13 @@ class DemoResult:
     curves: dict[str, Any] = field(default_factory=dict)
 
 
-def run_demo(out: Path | str, corpus: Path | str | None = None, recipe: Recipe | None = None, limit: int = 200) -> Path:
+def run_demo(
+    out: Path | str,
+    corpus: Path | str | None = None,
+    recipe: Recipe | None = None,
+    limit: int = 200,
+    processes: int | None = None,
+) -> Path:
     """Train, evaluate and report; returns the report's path.
 
     Args:
@@ -51,16 +63,42 @@ def run_demo(out: Path | str, corpus: Path | str | None = None, recipe: Recipe |
         corpus: a corpus of your own; the embedded one by default.
         recipe: `nano` by default, `nano-own` for a corpus of your own.
         limit: at most so many held-out images are evaluated.
+        processes: that share each batch of the recipe; by default two where there are two cores and no GPU.
+
+    Raises:
+        ValueError: a batch of the recipe cannot be shared by so many processes; see also `run_recipe` and `spread`.
     """
-    start = time.perf_counter()
-    out = Path(out)
+    start = time.time()
     recipe = recipe or RECIPES["nano" if corpus is None else "nano-own"]()
-    train: Records
-    held_out: Records
+    processes = processes or min(processes_for(stage.loop.batch_size) for stage in recipe.stages)
+    shared = _share_batches(recipe, processes)
+    train, held_out = _corpora(recipe, corpus)
+    print(f"{len(train)} pictures to train on, {len(held_out)} held out; {processes} process(es)")
+    spread(_work, processes, (CheckpointError, FeedError, NonFiniteLoss, ValueError, OSError),
+           Path(out), corpus, shared, limit, start)  # fmt: skip
+    return Path(out) / REPORT
+
+
+def _share_batches(recipe: Recipe, processes: int) -> Recipe:
+    """The recipe as each process trains it: the batch of all of them together stays."""
+    stages = []
+    for stage in recipe.stages:
+        if stage.loop.batch_size % processes:
+            raise ValueError(f"{processes} processes cannot share batches of {stage.loop.batch_size} images evenly")
+        stages.append(replace(stage, loop=replace(stage.loop, batch_size=stage.loop.batch_size // processes)))
+    return replace(recipe, stages=stages)
+
+
+def _corpora(recipe: Recipe, corpus: Path | str | None) -> tuple[Records, Records]:
     if corpus is None:
-        train, held_out = embedded_corpora(recipe.corpus)
-    else:
-        train, held_out = train_and_held_out(Corpus(corpus))
+        return embedded_corpora(recipe.corpus)
+    return train_and_held_out(Corpus(corpus))
+
+
+def _work(out: Path, corpus: Path | str | None, recipe: Recipe, limit: int, start: float) -> None:
+    """What each process does; the first one evaluates and reports besides."""
+    disable_progress_bar()
+    train, held_out = _corpora(recipe, corpus)
     result = DemoResult()
 
     def on_stage(name: str, model: RegionModel, trained: TrainResult | None) -> None:
@@ -71,13 +109,13 @@ def run_demo(out: Path | str, corpus: Path | str | None = None, recipe: Recipe |
         report = evaluate(GranViT(model), shown, limit=min(limit, len(held_out)), window=recipe.read_window)
         _keep(result, name, report, trained)
 
-    print(f"{len(train)} pictures to train on, {len(held_out)} held out")
     run_recipe(recipe, out, [(train, 1.0)], on_stage=on_stage)
-    result.metrics["seconds"] = round(time.perf_counter() - start, 1)
+    if not PartialState().is_main_process:
+        return
+    result.metrics["seconds"] = round(time.time() - start, 1)
     (out / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n")
-    path = out / "report.html"
     write_report(
-        path,
+        out / REPORT,
         title="granvit: from an image encoder to a region encoder",
         summary=_SUMMARY,
         metrics=result.metrics,
@@ -86,7 +124,6 @@ def run_demo(out: Path | str, corpus: Path | str | None = None, recipe: Recipe |
         facts=_facts(recipe, out, corpus, train, held_out),
         commands=_commands(out),
     )
-    return path
 
 
 def _keep(result: DemoResult, name: str, report: Report, trained: TrainResult | None) -> None:
@@ -146,7 +183,9 @@ def _facts(recipe: Recipe, out: Path, corpus: Path | str | None, train: Records,
         "Corpus": "the embedded one (drawn by granvit)" if corpus is None else str(corpus),
         "Pictures": f"{len(train)} to train on, {len(held_out)} held out",
         "Model": ", ".join(f"{name} {count:.1f} M parameters" for name, count in millions.items()),
-        "Recipe": f"{recipe.name}: " + ", ".join(f"{s.kind} {s.loop.steps} steps" for s in recipe.stages),
+        "Recipe": f"{recipe.name}: "
+        + ", ".join(f"{s.kind} {s.loop.steps} steps" for s in recipe.stages)
+        + f", {PartialState().num_processes} process(es)",
         "Machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
     }
 

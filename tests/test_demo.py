@@ -8,6 +8,7 @@ from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthesize import make
 from granvit.demo import run_demo
+from granvit.errors import CheckpointError
 from granvit.predict import GranViT
 from granvit.regions import RegionImage
 
@@ -147,3 +148,27 @@ def test_a_finished_demo_reports_again_without_training(here, parts):
     again = scores(here / "out")
     assert {stage: again[stage] for stage in STAGES} == {stage: first[stage] for stage in STAGES}
     assert (here / "out" / "report.html").exists()
+
+
+def test_two_processes_take_the_steps_of_one(here, parts):
+    for processes in (1, 2):
+        run_demo(here / f"by-{processes}", recipe=tiny_recipe(parts), limit=2, processes=processes)
+    for stage in ("stage1", "stage2"):
+        losses = [
+            [json.loads(line)["loss"] for line in (here / f"by-{p}" / stage / "history.jsonl").read_text().splitlines()]
+            for p in (1, 2)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert scores(here / "by-1").keys() == scores(here / "by-2").keys()
+
+
+def test_what_goes_wrong_in_one_of_two_processes_is_told_as_in_one(here, parts):
+    out = here / "it"
+    run_demo(out, recipe=tiny_recipe(parts), limit=2, processes=2)
+    with pytest.raises(CheckpointError, match="recipe.json"):
+        run_demo(out, recipe=tiny_recipe(parts, steps=3), limit=2, processes=2)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(here, parts):
+    with pytest.raises(ValueError, match="3 processes cannot share batches of 2 images"):
+        run_demo(here / "it", recipe=tiny_recipe(parts), processes=3)

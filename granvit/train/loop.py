@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from granvit.model.packing import Batch
 from granvit.train import checkpoint, rng
-from granvit.train.config import LoopConfig
+from granvit.train.config import LoopConfig, on_cpu
 from granvit.train.feed import Feed
 from granvit.train.history import Curves, History
 from granvit.train.optimizer import make_optimizer, make_schedule
@@ -94,7 +94,7 @@ class _Run:
         self, stage: Stage, feed: Feed, config: LoopConfig, run_dir: Path, device: str, recipe: Mapping[str, Any]
     ):
         self.accelerator = Accelerator(
-            cpu=device == "cpu",
+            cpu=on_cpu(device),
             mixed_precision="no",  # autocast is entered below: Accelerate would patch the stage's forward
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / "tensorboard")),

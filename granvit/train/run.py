@@ -27,7 +27,7 @@ from granvit.errors import CheckpointError
 from granvit.model.assemble import save_encoder, save_language
 from granvit.model.region_model import RegionModel
 from granvit.train.build import PLACES, WORDS, build_model, start_projector
-from granvit.train.config import LoopConfig
+from granvit.train.config import LoopConfig, on_cpu
 from granvit.train.encoder_warmup import EncoderWarmup
 from granvit.train.feed import Feed, Records
 from granvit.train.loop import TrainResult, train
@@ -66,7 +66,7 @@ def run_recipe(
         raise FileExistsError(f"{run_dir} holds a run; name another folder, or resume it")
     data = _data_facts(sources)
     _check_finished(recipe, data, run_dir)
-    state = PartialState(cpu=device == "cpu")
+    state = PartialState(cpu=on_cpu(device))
     if state.is_main_process:
         recipe.save(run_dir / "recipe.json")
         (run_dir / "data.json").write_text(json.dumps(data, indent=1) + "\n")
@@ -138,7 +138,7 @@ def run_stage(
 ) -> TrainResult:
     """Train one stage in place, resuming from the newest checkpoint in `stage_dir`."""
     prepare = Prepare(model, stage.sample)
-    state = PartialState(cpu=device == "cpu")
+    state = PartialState(cpu=on_cpu(device))
     feed = Feed(
         sources,
         prepare,
