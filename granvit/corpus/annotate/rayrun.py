@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.crew import Died, Done, Failed, Job, Note, Ready, Worker
@@ -29,8 +31,9 @@ class RayCrew:
             raise AnnotateError(f"a cluster needs Ray: pip install ray ({error})") from error
         self._ray = ray
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises bare ones too
             raise AnnotateError(f"Ray at {address!r} cannot be reached: {error}") from error
         resources = ray.cluster_resources()
         gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
@@ -54,6 +57,17 @@ class RayCrew:
         waiting = [worker for worker in workers if isinstance(worker, _Actor) and worker.pending is not None]
         ready, _ = self._ray.wait([worker.pending for worker in waiting], timeout=seconds, fetch_local=False)
         return [(worker, worker.hear()) for worker in waiting if any(worker.pending is one for one in ready)]
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for ten minutes to reach a machine that is not there.
+
+    Raises:
+        OSError: nobody listens at `address`.
+    """
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.port:
+        socket.create_connection((place.hostname or "", place.port), timeout=10).close()
 
 
 class Station:

@@ -93,7 +93,8 @@ class Schedule:
         candidates = tuple(position for position in positions if position not in trouble.excluded)
         if trouble.probes[positions] <= PROBES_OF_A_BATCH:
             return candidates
-        trouble.excluded |= {position: (reason, f"only together with its batch: {detail}") for position in candidates}
+        told = f"{_told(reason, detail)}, though only together with its batch"
+        trouble.excluded |= {position: (reason, told) for position in candidates}
         return ()
 
     def _after_probe(
@@ -105,5 +106,10 @@ class Schedule:
         rest = task.probe[task.probe.index(position) :]
         if trouble.deaths[positions] < DEATHS_TO_BLAME:
             return rest
-        trouble.excluded[position] = (reason, detail)
+        trouble.excluded[position] = (reason, _told(reason, detail))
         return rest[1:]
+
+
+def _told(reason: str, detail: str) -> str:
+    """For the quarantine, which is to be the same wherever the workers are: how one died differs from kind to kind."""
+    return "the worker died over this image" if reason == CRASHED else detail
