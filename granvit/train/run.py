@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from granvit.corpus.select import Subset
 from granvit.corpus.store import Corpus
@@ -77,7 +77,7 @@ def run_recipe(
         done = run_dir / stage.folder / "model"
         result = None
         if done.exists():
-            model = RegionModel.load(done)
+            model = _load_finished(run_dir / stage.folder)
         else:
             result = run_stage(stage, recipe, model, run_dir / stage.folder, sources, resume=resume, device=device)
             if state.is_main_process:
@@ -87,6 +87,17 @@ def run_recipe(
             on_stage(stage.folder, model, result)
     if state.is_main_process:
         _publish(model, run_dir / "checkpoint")
+    return model
+
+
+def _load_finished(stage_dir: Path) -> RegionModel:
+    """The model that an earlier call left, with what only presets know."""
+    model = RegionModel.load(stage_dir / "model")
+    alone = stage_dir / "alone"
+    if (alone / PLACES).exists():
+        model.places = load_file(alone / PLACES)["places"]
+    if (alone / WORDS).exists():
+        model.words = load_file(alone / WORDS)
     return model
 
 
@@ -117,6 +128,7 @@ def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path) -
 def _decisive(facts: dict[str, Any], folders: Sequence[str]) -> dict[str, Any]:
     """The settings, by dotted name, that the weights after these stages depend on."""
     flat = {name: facts[name] for name in ("encoder", "language", "settings", "seed")}
+    flat["canvas"] = facts.get("canvas")  # runs of before there was this setting are of the encoder's own
     for stage in facts["stages"]:
         if (stage["name"] or stage["kind"]) in folders:
             rest = {**stage, **{f"sample.{k}": v for k, v in stage["sample"].items()}}

@@ -15,6 +15,8 @@ from granvit.errors import CheckpointError
 from granvit.model.region_model import RegionModel, stock_weights
 from granvit.train import run as running
 from granvit.train.checkpoint import latest
+from granvit.train.prepare import SampleConfig
+from granvit.train.recipes.base import StageRecipe
 from granvit.train.run import run_recipe
 from granvit.train.stages import Adapt, Pretrain
 
@@ -136,6 +138,24 @@ def test_a_run_interrupted_between_stages_goes_on_to_the_same_end(done, parts, t
     monkeypatch.setattr(Pretrain, "forward", None)
     model = run_recipe(tiny_recipe(parts), tmp_path, SOURCES, device="cpu")
     assert changed(weights_of(model), stored(done[0] / "checkpoint")) == set()
+
+
+def test_a_second_warm_up_goes_on_from_the_first_ones_places_though_interrupted_between_them(parts, tmp_path):
+    recipe = tiny_recipe(parts)
+    sample = SampleConfig({"bbox2caption": 1.0}, symbolic=True)
+    recipe.stages = [StageRecipe("warmup", sample, recipe.stages[0].loop, name=name) for name in ("clear", "blurred")]
+
+    def stop(name, model, result):
+        if name == "clear":
+            raise KeyboardInterrupt
+
+    run_recipe(recipe, tmp_path / "whole", SOURCES, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "stopped", SOURCES, device="cpu", on_stage=stop)
+    run_recipe(recipe, tmp_path / "stopped", SOURCES, device="cpu")
+    for name in ("model.safetensors", "places.safetensors"):
+        whole, stopped = (load_file(tmp_path / run / "blurred" / "alone" / name) for run in ("whole", "stopped"))
+        assert all(torch.equal(whole[key], stopped[key]) for key in whole)
 
 
 @pytest.mark.parametrize("stage", [Pretrain, Adapt])

@@ -55,7 +55,7 @@ def nano_language() -> Recipe:
         save_every=300,
     )
     clear = replace(reading, steps=900, min_lr_ratio=0.5, warmup_steps=20, seed=1)
-    blurred = replace(clear, steps=500, lr=1.2e-3, min_lr_ratio=0.02, seed=2)
+    blurred = replace(clear, steps=700, lr=1.2e-3, min_lr_ratio=0.02, seed=2)
     return Recipe(
         name="nano-language",
         encoder="nano-untrained",
@@ -65,7 +65,7 @@ def nano_language() -> Recipe:
         stages=[
             _warmup("reading", reading, noise=0.3, blur=0.0, locate=0.0),
             _warmup("clear", clear, noise=0.3, blur=0.0, subphrases=1.0),
-            _warmup("blurred", blurred, noise=0.5, blur=1.0, subphrases=0.7),
+            _warmup("blurred", blurred, noise=0.5, blur=1.0, subphrases=0.3, locate=0.4),
         ],
     )
 
