@@ -10,6 +10,10 @@ from transformers import DynamicCache
 
 from granvit.model.region_model import RegionModel
 
+# float32 kernels of another batch size round logits otherwise: by up to 2e-5 where the largest logit is 23. Two words that
+# lie closer than this share of the larger logit count as a tie that rounding may decide.
+_TIE = 1e-5
+
 
 @torch.inference_mode()
 def greedy(
@@ -18,7 +22,8 @@ def greedy(
     """Answer tokens for each question of each image, without the end token.
 
     The image prefix runs once per image; its keys and values are then shared by all its questions, which go on as a
-    batch. The answers are those that one stock `generate` call per question gives.
+    batch. The answers are those that one stock `generate` call per question gives: in float32 a question whose answer hung
+    on rounding at some word is asked again by itself, so that no answer depends on what else was asked beside it.
 
     Args:
         pixels: canvases, uint8 (I, H, W, 3).
@@ -28,7 +33,13 @@ def greedy(
     image_of = [i for i, asked in enumerate(questions) for _ in asked]
     if not image_of:
         return [[] for _ in questions]
-    rows = _decode(model, pixels.to(model.device), [q for asked in questions for q in asked], image_of, max_new_tokens)
+    pixels = pixels.to(model.device)
+    flat = [question for asked in questions for question in asked]
+    rows, ties = _decode(model, pixels, flat, image_of, max_new_tokens)
+    if model.llava.dtype == torch.float32 and len(pixels) + len(flat) > 2:
+        for row in ties:
+            one = image_of[row]
+            rows[row] = _decode(model, pixels[one : one + 1], [flat[row]], [0], max_new_tokens)[0][0]
     answers: list[list[list[int]]] = [[] for _ in questions]
     for image, row in zip(image_of, rows, strict=True):
         answers[image].append(row)
@@ -37,7 +48,8 @@ def greedy(
 
 def _decode(
     model: RegionModel, pixels: Tensor, questions: list[list[int]], image_of: list[int], max_new_tokens: int
-) -> list[list[int]]:
+) -> tuple[list[list[int]], list[int]]:
+    """An answer for each question, and which of them passed a tie on their way."""
     cache, prefix = _prefill(model, pixels)
     cache.batch_select_indices(torch.tensor(image_of, device=pixels.device))
     dialog, count, width = model.dialog, len(questions), max(map(len, questions))
@@ -50,11 +62,14 @@ def _decode(
 
     rows: list[list[int]] = [[] for _ in questions]
     active = torch.arange(count, device=pixels.device)
+    tied = torch.zeros(count, dtype=torch.bool, device=pixels.device)
     for step in range(max_new_tokens):
         hidden = model.llava.model.language_model(
             input_ids=tokens, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
-        chosen = model.llava.lm_head(hidden[:, -1]).argmax(-1)
+        logits = model.llava.lm_head(hidden[:, -1])
+        chosen = logits.argmax(-1)
+        tied[active] |= _near_tie(logits)
         going = chosen != dialog.end_token
         for row, token in zip(active[going].tolist(), chosen[going].tolist(), strict=True):
             rows[row].append(token)
@@ -66,7 +81,13 @@ def _decode(
         tokens = chosen[going, None]
         seen = torch.cat([seen[going], seen.new_ones(len(tokens), 1)], dim=1)
         positions = positions[going, -1:] + 1
-    return rows
+    return rows, tied.nonzero()[:, 0].tolist()
+
+
+def _near_tie(logits: Tensor) -> Tensor:
+    """Whether rounding may decide which of the two largest of (N, V) logits is the larger: (N,) bool."""
+    first, second = logits.float().topk(2).values.unbind(-1)
+    return first - second <= _TIE * logits.abs().amax(-1)
 
 
 def _prefill(model: RegionModel, pixels: Tensor) -> tuple[DynamicCache, int]:
