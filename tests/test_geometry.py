@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from granvit import geometry
 from granvit.geometry import View, area, as_boxes, clip, intersection, iou, whole_pixels
 
 CANVAS = 224
@@ -232,3 +233,28 @@ def test_window_covering_the_width_is_still_cropped():
     image = photo(100, 60)
     canvas = View.window((0, 10, 100, 60), 100).apply(image)
     np.testing.assert_array_equal(np.asarray(canvas)[25:75], np.asarray(image)[10:60])
+
+
+# Outlines and lines of text
+
+
+def test_the_hull_of_points_and_of_a_flat_polygon():
+    assert geometry.hull([[3, 9], [1, 4], [7, 5]]) == (1, 4, 7, 9)
+    assert geometry.hull([3, 9, 1, 4, 7, 5]) == (1, 4, 7, 9)
+
+
+def test_a_stretch_of_a_line_by_hand():
+    across = [[10, 20], [110, 20], [110, 40], [10, 40]]
+    assert geometry.stretch(across, 0.2, 0.5).tolist() == [[30, 20], [60, 20], [60, 40], [30, 40]]
+    down = [[20, 10], [40, 10], [40, 110], [20, 110]]
+    assert geometry.stretch(down, 0.2, 0.5).tolist() == [[20, 30], [40, 30], [40, 60], [20, 60]]
+    assert geometry.stretch(across, -1, 2).tolist() == across
+
+
+@given(st.lists(st.tuples(*[st.integers(-3, 12)] * 4), max_size=6))
+def test_the_covered_share_is_that_of_the_pixels(corners):
+    boxes = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]
+    pixels = np.zeros((8, 10), bool)
+    for x1, y1, x2, y2 in boxes:
+        pixels[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = True
+    assert geometry.covered_share(boxes, 10, 8) == pytest.approx(pixels.mean())

@@ -1,0 +1,42 @@
+"""Receipts whose annotations are hidden: most of the lines that people outlined are found and read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rapidfuzz.distance import Levenshtein
+
+from granvit import geometry
+from granvit.corpus.annotate.base import Item
+from granvit.corpus.annotate.ocr import OcrConfig
+from granvit.regions import RegionImage
+
+pytest.importorskip("rapidocr")
+PACK = (Path(__file__).parents[3] / "../shared/data/sroie").resolve()
+
+
+@pytest.mark.slow
+def test_receipts():
+    if not (PACK / "annotations.jsonl").exists():
+        pytest.skip("real data pack not present: ../shared/data/sroie")
+    annotator = OcrConfig().build()
+    people = found = edits = letters = 0
+    with (PACK / "annotations.jsonl").open() as lines:
+        for row in [json.loads(next(lines)) for _ in range(4)]:
+            picture = Image.open(PACK / row["image"]).convert("RGB")
+            record = RegionImage(row["image"], None, *picture.size, [])
+            regions = annotator([Item(record, picture)])[0].record.regions
+            overlap = geometry.iou([r["bbox"] for r in row["regions"]], [r.box for r in regions])
+            people += len(row["regions"])
+            for truth, match in zip(row["regions"], np.atleast_2d(overlap), strict=True):
+                if match.max() >= 0.5:
+                    # The annotators wrote capitals whatever the print, and set blanks as they liked.
+                    read, said = (
+                        text.upper().replace(" ", "") for text in (regions[match.argmax()].text, truth["text"])
+                    )
+                    found, letters = found + 1, letters + len(said)
+                    edits += Levenshtein.distance(read, said)
+    assert found / people > 0.75
+    assert edits / letters < 0.1
