@@ -12,13 +12,14 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from granvit import commands
+from granvit.commands_export import Export
 from granvit.corpus.commands import COMMANDS as CORPUS_COMMANDS
 from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 
 
 def build_app() -> SubcommandApp:
-    """All commands: demo, train RECIPE, eval, describe, locate, read, caption, corpus ..."""
+    """All commands: demo, train RECIPE, eval, describe, locate, read, caption, export, corpus ..."""
     app = SubcommandApp()
     app.command(name="demo")(commands.Demo)
     train = SubcommandApp()
@@ -31,6 +32,7 @@ def build_app() -> SubcommandApp:
         ("locate", commands.Locate),
         ("read", commands.Read),
         ("caption", commands.Caption),
+        ("export", Export),
     ):
         app.command(name=name)(command)
     corpus = SubcommandApp()

@@ -1,0 +1,53 @@
+"""`granvit export`: a trained model for other programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+
+@dataclass
+class Export:
+    """Write a trained model in a form that other programs load without granvit, with a model card."""
+
+    source: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run folder, or a checkpoint."""
+    out: Annotated[Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """The folder to write; it must not hold anything yet."""
+    format: Literal["llava", "encoder", "gguf"] = "llava"
+    """llava: a stock LLaVA for transformers and vLLM. encoder: the vision tower alone, for any other stack. gguf: the
+    two files that llama.cpp reads."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the weights."""
+    license: str | None = None
+    """An SPDX name for the model card, such as apache-2.0; the card says that none is stated if there is none."""
+    metrics: Path | None = None
+    """What `granvit eval --out` wrote, for the model card; the run's own metrics.json by default."""
+    push_to_hub: str | None = None
+    """Upload the folder to the hub, under NAMESPACE/NAME; new repositories are private."""
+
+    def run(self) -> int:
+        from transformers.utils.logging import disable_progress_bar
+
+        from granvit.model.export import export, push
+
+        disable_progress_bar()
+        made = export(
+            self.source,
+            self.out,
+            self.format,
+            precision=self.precision,
+            licence=self.license,
+            metrics=self.metrics,
+        )
+        for path in sorted(made.folder.iterdir()):
+            print(f"{path}  {path.stat().st_size / 1e6:,.1f} MB")
+        for missing in made.left_out:
+            print(f"not written: {missing}")
+        if self.push_to_hub is not None:
+            print(push(made.folder, self.push_to_hub))
+        return 0

@@ -1,0 +1,159 @@
+"""The model card of an export: what it is, how to load it, how it was made, how good it is and what it can't do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from granvit.errors import CheckpointError
+from granvit.model.region_model import RegionModel
+from granvit.page import percent
+from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
+
+# Metrics and tasks as `granvit eval` and the demo name them, in words for people.
+_METRICS = {
+    "rouge_l": "ROUGE-L",
+    "exact": "exact",
+    "cer": "character errors (less is better)",
+    "acc50": "Acc@0.5",
+    "miou": "mean IoU",
+    "parse_rate": "answers that are a box",
+}
+_TASKS = {
+    "describe": "say what is in a box",
+    "locate": "find what a phrase describes",
+    "read": "transcribe the text in a box",
+    "locate_text": "find a line of text",
+    "caption": "describe the whole picture",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported, and what is known of how it came about.
+
+    Attributes:
+        checkpoint: the folder with the weights.
+        recipe, data, metrics: contents of recipe.json, data.json and the metrics file; None where there is none.
+    """
+
+    checkpoint: Path
+    recipe: dict[str, Any] | None = None
+    data: list[dict[str, Any]] | None = None
+    metrics: dict[str, Any] | None = None
+
+
+def read_source(folder: Path, metrics: Path | None = None) -> Source:
+    """A run folder with its facts, or a bare checkpoint; `metrics` replaces the run's own metrics.json.
+
+    Raises:
+        CheckpointError: a file that is there cannot be read.
+    """
+    inner = folder / "checkpoint"
+    scores = _read(metrics or folder / "metrics.json", dict)
+    if metrics is not None and scores is None:
+        raise CheckpointError(f"{metrics}: no such file")
+    if not inner.is_dir():
+        return Source(folder, metrics=scores)
+    return Source(inner, _read(folder / "recipe.json", dict), _read(folder / "data.json", list), scores)
+
+
+def _read(path: Path, kind: type) -> Any:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(content, kind):
+        raise CheckpointError(f"{path}: expected a JSON {'object' if kind is dict else 'array'}")
+    return content
+
+
+def write_card(
+    path: Path, model: RegionModel, source: Source, form: str, name: str, licence: str | None, left_out: list[str]
+) -> None:
+    """Write README.md for an export of the form "llava", "encoder" or "gguf"."""
+    settings, vision, text = model.settings, model.llava.config.vision_config, model.llava.config.text_config
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("granvit", "assets/templates"),
+        autoescape=False,  # Markdown
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    recipe = source.recipe
+    page = environment.get_template("card.md.j2").render(
+        form=form,
+        name=name,
+        licence=licence,
+        settings=settings,
+        layer=model.llava.config.vision_feature_layer,
+        skipped=int(model.llava.config.vision_feature_select_strategy == "default"),
+        registers=getattr(vision, "num_register_tokens", 0),
+        codec=model.codec,
+        canvas=model.canvas,
+        patch=model.patch,
+        tower=type(model.llava.model.vision_tower).__name__,
+        vision=vision,
+        text=text,
+        millions={
+            "encoder": _millions(model.llava.model.vision_tower),
+            "language": _millions(model.llava.model.language_model),
+        },
+        precision=str(model.llava.dtype).removeprefix("torch."),
+        newline=_newline(model),
+        mean=model.processor.image_processor.image_mean,
+        questions={"global": GLOBAL, "before": BBOX2CAPTION[0], "after": BBOX2CAPTION[1], "find": CAPTION2BBOX},
+        recipe=recipe,
+        parts={part: _public(recipe[part]) for part in ("encoder", "language")} if recipe else {},
+        data=source.data,
+        scores=_rows(source.metrics or {}),
+        left_out=left_out,
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _millions(module: Any) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M"
+
+
+def _newline(model: RegionModel) -> bool:
+    """Whether the model was trained with a line break between the picture and the question."""
+    return model.dialog.ask("x") != model.dialog.ask("\nx") and "<image>\n" in (model.processor.chat_template or "")
+
+
+def _public(part: str) -> str:
+    """A part's name for others to read: of a path of this machine, only its end."""
+    return Path(part).name if Path(part).is_absolute() or Path(part).exists() else part
+
+
+def _rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Score, score before training and best constant answer of each task and metric.
+
+    Both layouts are read: the demo's (columns "before", "stage1", ..., "baseline"), and that of `granvit eval`
+    ("scores", "baseline").
+    """
+    stages = [c for c in metrics if isinstance(metrics[c], dict) and c not in ("before", "baseline", "items")]
+    if not stages:
+        return []
+    last, before, constant = metrics[stages[-1]], metrics.get("before", {}), metrics.get("baseline", {})
+    return [
+        {
+            "task": meaning,
+            "metric": label,
+            "count": f"{int(last[task].get('count', 0)):,}",
+            "score": percent(last[task][metric]),
+            "before": percent(before[task][metric]) if metric in before.get(task, {}) else "–",
+            "constant": percent(constant[task][metric]) if metric in constant.get(task, {}) else "–",
+        }
+        for task, meaning in _TASKS.items()
+        for metric, label in _METRICS.items()
+        if metric in last.get(task, {})
+    ]

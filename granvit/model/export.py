@@ -1,0 +1,166 @@
+"""A trained checkpoint becomes what other programs load: a stock LLaVA, the encoder alone, or GGUF files.
+
+What leaves here needs no granvit and no remote code. Before anything is written the stock classes are asked to do what
+this package does, on pictures of several shapes: an export that would see another picture, other tokens or other
+features than the model was trained on is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from granvit.model.assemble import save_encoder
+from granvit.model.card import Source, read_source, write_card
+from granvit.model.region_model import RegionModel
+from granvit.questions import ask_global
+
+Form = Literal["llava", "encoder", "gguf"]
+Precision = Literal["float32", "float16", "bfloat16"]
+
+# Wide, tall, square, larger and smaller than any canvas: (width, height) in pixels.
+_SHAPES = ((97, 61), (61, 97), (80, 80), (1500, 411), (13, 40))
+_FITS = {"letterbox": "pictures padded to a square", "squash": "pictures stretched to a square"}
+# A step of one grey level is at least 0.004 after normalisation.
+_SAME_PIXELS = 1e-5
+# Of the largest value.
+_SAME_FEATURES = 1e-4
+
+
+class ExportError(ValueError):
+    """A model that cannot be written in the form asked for without changing what it does."""
+
+
+@dataclass
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        folder: where it lies.
+        left_out: what could not be written, and why, for people.
+    """
+
+    folder: Path
+    left_out: list[str] = field(default_factory=list)
+
+
+def export(
+    source: Path | str,
+    out: Path | str,
+    form: Form = "llava",
+    *,
+    precision: Precision = "float32",
+    licence: str | None = None,
+    metrics: Path | None = None,
+) -> Exported:
+    """Write a run's model for other programs, with a model card; `out` is whole or absent.
+
+    Args:
+        source: a run folder, or a checkpoint.
+        form: "llava" for transformers and vLLM, "encoder" for any other stack, "gguf" for llama.cpp.
+        precision: of the weights.
+        licence: an SPDX name for the card; the card says that none is stated where it is None.
+        metrics: what `granvit eval --out` wrote; the run's own metrics.json where it is None.
+
+    Raises:
+        CheckpointError: the source is damaged or no granvit checkpoint.
+        ExportError: the stock classes would not do what the model was trained to do.
+        FileExistsError: `out` holds something.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is there already; name another folder")
+    found = read_source(Path(source), metrics)
+    model = RegionModel.load(found.checkpoint)
+    check_stock(model, found.checkpoint)
+    _make_public(model, precision)
+    unfinished = out.with_name(out.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    left_out = _write(model, found, unfinished, out.resolve().name, form, precision)
+    write_card(unfinished / "README.md", model, found, form, out.resolve().name, licence, left_out)
+    if out.exists():
+        out.rmdir()
+    os.replace(unfinished, out)
+    return Exported(out, left_out)
+
+
+def _write(model: RegionModel, found: Source, folder: Path, name: str, form: Form, precision: Precision) -> list[str]:
+    """The files of one form; what had to be left out."""
+    if form == "llava":
+        model.save(folder)
+    elif form == "encoder":
+        save_encoder(model, folder)
+    else:
+        from granvit.model.gguf import write_language, write_mmproj
+
+        write_mmproj(model, folder / f"mmproj-{name}.gguf", name, precision)
+        try:
+            write_language(model, found.checkpoint / "tokenizer.json", folder / f"{name}.gguf", name, precision)
+        except ExportError as error:
+            return [f"the language model: {error}"]
+    return []
+
+
+def _make_public(model: RegionModel, precision: Precision) -> None:
+    """Weights in the precision asked for, and a config that says what servers look for and no path of this machine."""
+    llava = model.llava.to(getattr(torch, precision))
+    llava.config.architectures = ["LlavaForConditionalGeneration"]
+    llava.config.dtype = llava.dtype
+    for part, tower in (
+        (llava.config.vision_config, llava.model.vision_tower),
+        (llava.config.text_config, llava.model.language_model),
+    ):
+        part.dtype = llava.dtype
+        part._name_or_path = ""
+        if part is llava.config.text_config:  # the class with a head, which is what vLLM looks up
+            part.architectures = [type(tower).__name__.removesuffix("Model") + "ForCausalLM"]
+    llava.config._name_or_path = ""
+
+
+def push(folder: Path, repository: str, private: bool = True) -> str:
+    """Upload an exported folder to the hub under NAMESPACE/NAME; its address. Needs a login (`hf auth login`)."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    address = str(api.create_repo(repository, private=private, exist_ok=True))
+    api.upload_folder(repo_id=repository, folder_path=folder)
+    return address
+
+
+@torch.inference_mode()
+def check_stock(model: RegionModel, where: Path | str) -> None:
+    """Hold the stock processor and the stock model to what this package makes of pictures and a question.
+
+    Raises:
+        ExportError: they differ; the message says in what.
+    """
+    rng = np.random.default_rng(0)
+    for size in _SHAPES:
+        picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        stock = model.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+        canvas = torch.from_numpy(np.array(model.view(size).apply(picture, model.fill)))[None]
+        ours = model.normalise(canvas)
+        if stock.shape != ours.shape or (stock - ours).abs().max() > _SAME_PIXELS:
+            kind = type(model.processor.image_processor).__name__
+            raise ExportError(
+                f"{where}: the model was trained on {_FITS[model.settings.fit]}, which the stock {kind} does not make "
+                f"of a picture of {size[0]}x{size[1]} pixels: every box would be shifted"
+            )
+    features = model.llava.model.get_image_features(pixel_values=stock.to(model.llava.dtype)).pooler_output[0]
+    if (features - model.embed(canvas)[0]).abs().max() > _SAME_FEATURES * features.abs().max():
+        raise ExportError(f"{where}: the stock LlavaForConditionalGeneration computes other image features")
+    content = [{"type": "image"}, {"type": "text", "text": ask_global()}]
+    text = model.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    tokens = list(model.processor(images=picture, text=text)["input_ids"][0])
+    if tokens != model.dialog.prefix_ids + model.dialog.ask(ask_global()):
+        raise ExportError(f"{where}: the stock LlavaProcessor makes other tokens of a question than training did")

@@ -1,0 +1,362 @@
+import dataclasses
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_model import collate, make_model, packed_logits
+from tokenizers.processors import TemplateProcessing
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from granvit import predict
+from granvit.commands_export import Export
+from granvit.corpus.synthetic import layout
+from granvit.errors import CheckpointError
+from granvit.geometry import View
+from granvit.model.assemble import assemble
+from granvit.model.card import read_source, write_card
+from granvit.model.export import ExportError, check_stock, export
+from granvit.model.packing import Sample
+from granvit.model.region_model import RegionModel, Settings
+from granvit.predict import GranViT
+from granvit.questions import box_exchange, caption_exchange
+
+CHILD = Path(__file__).parent / "export_child.py"
+ASSETS = Path(predict.__file__).parent / "assets"
+SIZES = ((91, 53), (40, 120), (64, 64), (301, 200))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "checkpoint"
+    model.save(folder)
+    return folder
+
+
+def noise(size, seed=0):
+    """A picture with large and small structure; `size` is (width, height)."""
+    rng = np.random.default_rng([seed, *size])
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 5, 3), dtype=np.uint8)).resize(size)
+    fine = rng.integers(-20, 21, (size[1], size[0], 3))
+    return Image.fromarray((np.asarray(coarse).astype(int) + fine).clip(0, 255).astype(np.uint8))
+
+
+# --- a process without granvit gives what granvit gives --------------------------------------------------------------
+
+
+def scenes(folder, count, codec, tokens, end):
+    """Jobs for the child: pictures of mixed sizes, each with a box, a phrase, and two answers to score."""
+    jobs = []
+    draw = random.Random(7)
+    for i in range(count):
+        size = SIZES[i] if i < len(SIZES) else (draw.randint(30, 700), draw.randint(30, 700))
+        noise(size, i).save(folder / f"{i}.png")
+        x, y = sorted(draw.sample(range(size[0] + 1), 2)), sorted(draw.sample(range(size[1] + 1), 2))
+        phrase = layout(3, i, 160, documents=0).record.regions[0].text
+        relative = sorted(draw.sample(range(1001), 2)), sorted(draw.sample(range(1001), 2))
+        box = [relative[0][0] / 1000, relative[1][0] / 1000, relative[0][1] / 1000, relative[1][1] / 1000]
+        jobs.append(
+            {
+                "picture": str(folder / f"{i}.png"),
+                "box": [x[0], y[0], x[1], y[1]],
+                "phrase": phrase,
+                "tokens": tokens,
+                "texts": [phrase, box],
+                "answers": [phrase + end, codec.encode(box) + end],
+            }
+        )
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    return jobs
+
+
+def ours(model, job):
+    """What granvit says and computes for a job: texts, box, and the logits of both answers, (A, V)."""
+    granvit, picture = GranViT(model), Image.open(job["picture"]).convert("RGB")
+    view = model.view(picture.size)
+    described = granvit.describe(picture, [job["box"]])[0]
+    box = granvit.locate(picture, [job["phrase"]])[0]
+    relative = view.to_relative(job["box"], model.settings.frame)[0]
+    exchanges = [
+        caption_exchange(relative, job["texts"][0], model.codec),
+        box_exchange(job["texts"][1], job["phrase"], model.codec),
+    ]
+    pixels = np.array(view.apply(picture, model.fill))
+    batch = collate(model, [Sample("a", [model.dialog.branch(e) for e in exchanges], pixels)])
+    with torch.inference_mode():
+        logits, _ = packed_logits(model, batch)
+    lengths = [int((batch.labels[0][batch.branch_ids[0] == n + 1] >= 0).sum()) for n in range(2)]
+    return [e.question for e in exchanges], described, box, logits.split(lengths)
+
+
+def check_parity(folder, models, jobs):
+    """The child's answers equal ours; the largest difference of a logit, of the largest logit."""
+    subprocess.run([sys.executable, "-I", CHILD, folder], cwd=folder, check=True)
+    worst = 0.0
+    for name, model in models.items():
+        place = folder / "models" / name
+        said, logits = json.loads((place / "said.json").read_text()), load_file(place / "said.safetensors")
+        for i, job in enumerate(jobs):
+            asked, described, box, expected = ours(model, job)
+            assert said[i]["asked"] == asked
+            assert said[i]["described"] == described, (name, i)
+            assert (said[i]["box"] is None) == (box is None)
+            if box is not None:
+                assert np.abs(np.subtract(said[i]["box"], box)).max() <= 0.5
+            for n in range(2):
+                stock = logits[f"{i}.{n}"][-len(expected[n]) - 1 : -1]
+                worst = max(worst, float((stock - expected[n]).abs().max() / stock.abs().max()))
+    assert worst <= 1e-5
+    return worst
+
+
+def test_plain_transformers_and_the_card_give_the_same_logits_answers_and_boxes(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "LONGEST_DESCRIPTION", 6)
+    monkeypatch.setattr(predict, "LONGEST_BOX", 6)
+    models = {
+        "letterbox": make_model("qwen2"),
+        "squash": make_model("llama", fit="squash"),
+        "canvas": make_model("qwen2", frame="canvas"),
+    }
+    jobs = scenes(tmp_path, 4, models["letterbox"].codec, 6, "<|end|>")
+    for name, model in models.items():
+        model.save(tmp_path / "trained" / name)
+        export(tmp_path / "trained" / name, tmp_path / "models" / name)
+    export(tmp_path / "trained" / "squash", tmp_path / "models" / "tower", "encoder")
+
+    check_parity(tmp_path, models, jobs)
+
+    features = load_file(tmp_path / "models" / "tower" / "said.safetensors")
+    for i, job in enumerate(jobs):
+        picture = Image.open(job["picture"])
+        view = View.squash(picture.size, models["squash"].canvas)
+        with torch.inference_mode():
+            expected = models["squash"].features(torch.from_numpy(np.array(view.apply(picture)))[None])
+        assert (features[str(i)] - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.slow
+def test_50_pictures_of_mixed_sizes_through_the_shipped_parts(tmp_path):
+    model = assemble(ASSETS / "nano-encoder", ASSETS / "nano-language", Settings("loc:80"))
+    model.save(tmp_path / "trained")
+    export(tmp_path / "trained", tmp_path / "models" / "nano")
+    jobs = scenes(tmp_path, 50, model.codec, 48, "<|end|>")
+    print("worst relative difference of a logit:", check_parity(tmp_path, {"nano": model}, jobs))
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_a_config_that_servers_read_and_no_path_of_this_machine(checkpoint, tmp_path):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["text_config"]["_name_or_path"] = str(tmp_path / "secret")
+    source = tmp_path / "source"
+    RegionModel.load(checkpoint).save(source)
+    (source / "config.json").write_text(json.dumps(config))
+    for form in ("llava", "encoder"):
+        export(source, tmp_path / form, form, precision="bfloat16")
+        for path in (tmp_path / form).glob("*.json"):
+            assert str(tmp_path) not in path.read_text()
+        weights = load_file(tmp_path / form / "model.safetensors")
+        assert {t.dtype for t in weights.values()} == {torch.bfloat16}
+        assert json.loads((tmp_path / form / "config.json").read_text())["dtype"] == "bfloat16"
+    config = json.loads((tmp_path / "llava/config.json").read_text())
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert config["text_config"]["architectures"] == ["Qwen2ForCausalLM"]
+    assert (config["vision_feature_layer"], config["vision_feature_select_strategy"]) == (-1, "full")
+
+
+def test_an_export_is_whole_or_absent_and_overwrites_nothing(checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()  # an empty folder may be there
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/rest").touch()
+    export(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists() and not (tmp_path / "out/rest").exists()
+    with pytest.raises(FileExistsError, match="out is there already"):
+        export(checkpoint, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="granvit.json: no such file"):
+        export(tmp_path / "nothing", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_a_processor_that_cannot_pad_is_refused(model, tmp_path):
+    stretching = SiglipImageProcessorPil(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    model = make_model()
+    model.processor.image_processor = stretching
+    model.save(tmp_path / "trained")
+    with pytest.raises(
+        ExportError, match="trained on pictures padded to a square, which the stock .*97x61 pixels: ever"
+    ):
+        export(tmp_path / "trained", tmp_path / "out", "encoder")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_adds_tokens_of_its_own_is_refused():
+    # As Llama 3's does: the chat template has its first token already.
+    model = make_model("llama")
+    begin = model.processor.tokenizer.bos_token
+    model.processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, model.processor.tokenizer.bos_token_id)]
+    )
+    with pytest.raises(ExportError, match="other tokens of a question"):
+        check_stock(model, "here")
+
+
+def test_other_features_are_refused(monkeypatch):
+    model = make_model()
+    monkeypatch.setattr(model.llava.config, "vision_feature_layer", -2)
+    with pytest.raises(ExportError, match="computes other image features"):
+        check_stock(model, "here")
+
+
+# --- the card --------------------------------------------------------------------------------------------------------
+
+RECIPE = {
+    "name": "tiny",
+    "encoder": "/home/me/encoder",
+    "language": "nobody/language",
+    "seed": 3,
+    "stages": [
+        {
+            "kind": "stage1",
+            "name": "",
+            "loop": {"steps": 1200, "batch_size": 8, "accumulate": 4, "lr": 1e-5},
+            "sample": {"questions": {"global": 0.2, "bbox2caption": 1.0}},
+        }
+    ],
+}
+DEMO = {
+    "before": {"locate": {"acc50": 0.1, "parse_rate": 0.5, "count": 1234.0}},
+    "baseline": {"locate": {"acc50": 0.04}},
+    "stage1": {"locate": {"acc50": 0.2, "parse_rate": 0.9, "count": 1234.0}},
+    "stage2": {"locate": {"acc50": 0.3333, "parse_rate": 0.95, "count": 1234.0}},
+    "seconds": 12.0,
+}
+EVAL = {"scores": DEMO["stage2"], "baseline": DEMO["baseline"], "items": []}
+
+
+def run_folder(folder, model):
+    model.save(folder / "checkpoint")
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    (folder / "data.json").write_text(json.dumps([{"images": 5000, "weight": 0.5, "shards": ["ab" * 32] * 5}]))
+    (folder / "metrics.json").write_text(json.dumps(DEMO))
+    return folder
+
+
+def test_the_card_tells_recipe_data_scores_and_licence(model, tmp_path):
+    run = run_folder(tmp_path / "run", model)
+    (tmp_path / "eval.json").write_text(json.dumps(EVAL))
+    export(run, tmp_path / "a", licence="apache-2.0")
+    export(run, tmp_path / "b", "encoder", metrics=tmp_path / "eval.json")
+    card, other = ((tmp_path / name / "README.md").read_text() for name in "ab")
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
+    assert "Recipe `tiny`: encoder `encoder`, language model `nobody/language`, seed 3." in card
+    assert "| stage1 | 1,200 | 32 | 1e-05 | global, bbox2caption |" in card
+    assert "| 5,000 | 0.5 | abababababab abababababab abababababab and 2 more |" in card
+    assert "| find what a phrase describes | Acc@0.5 | 1,234 | 33.3% | 10.0% | 4.0% |" in card
+    assert "| find what a phrase describes | answers that are a box | 1,234 | 95.0% | 50.0% | – |" in card
+    assert "None is stated" not in card and "fall into 16 bins" in card
+    assert "/home/me" not in card + other and "\n\n\n\n" not in card + other
+    assert (
+        "None is stated" in other and "| find what a phrase describes | Acc@0.5 | 1,234 | 33.3% | – | 4.0% |" in other
+    )
+    assert other.startswith("---\nlibrary_name: transformers\npipeline_tag: image-feature-extraction\n")
+
+
+def test_the_card_of_a_bare_checkpoint_says_what_is_not_known(checkpoint, tmp_path):
+    export(checkpoint, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    for unknown in ("No recipe was found", "Nothing is recorded", "No scores were found", "None is stated"):
+        assert unknown in card
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "data.json", "metrics.json"])
+@pytest.mark.parametrize(("content", "said"), [("{", "not readable as JSON"), ("3", "expected a JSON")])
+def test_damaged_facts_are_named(model, tmp_path, name, content, said):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(tmp_path / name))}: {said}"):
+        read_source(tmp_path)
+
+
+def test_scores_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="eval.json: no such file"):
+        read_source(tmp_path, tmp_path / "eval.json")
+
+
+@pytest.mark.parametrize("codec", ["decimal", "int1000", "loc:16"])
+@pytest.mark.parametrize(("frame", "fit"), [("image", "letterbox"), ("canvas", "letterbox"), ("canvas", "squash")])
+def test_the_cards_boxes_are_ours(model, tmp_path, codec, frame, fit):
+    model = RegionModel(model.llava, model.processor, Settings(codec, frame, fit))
+    write_card(tmp_path / "README.md", model, read_source(tmp_path), "gguf", "name", None, [])
+    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.S)
+    card: dict = {}
+    exec("\n".join(blocks), card)
+    granvit, rng = GranViT(model), np.random.default_rng(0)
+    for size in SIZES:
+        view = model.view(size)
+        picture = noise(size)
+        picture.save(tmp_path / "picture.png")
+        square = card["square"](tmp_path / "picture.png")
+        assert square.width == square.height
+        canvas = square.resize((64, 64), Image.Resampling.BICUBIC)
+        assert np.array_equal(canvas, view.apply(picture, model.fill))
+        for _ in range(50):
+            box = (np.sort(rng.random((2, 2)), 0) * size).ravel()
+            text = model.codec.encode(view.to_relative(box, frame)[0])
+            assert card["box_to_text"](box, *size) == text
+            expected = granvit.to_pixels(text, view)
+            found = card["text_to_box"](text, *size)
+            assert (found is None) == (expected is None)
+            if found is not None:
+                assert np.allclose(found, expected, atol=1e-9)
+        for answer in ("", "a red star", "[0.9, 0.1, 0.2, 0.3]", "<loc0001><loc0002>"):
+            assert card["text_to_box"](answer, *size) is None
+
+
+# --- the hub and the command -----------------------------------------------------------------------------------------
+
+
+def test_the_command_tells_what_it_wrote_and_uploads_when_asked(checkpoint, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class Hub:
+        def create_repo(self, *given, **named):
+            calls.append(("create", given, named))
+            return "https://hub/me/mine"
+
+        def upload_folder(self, **named):
+            calls.append(("upload", named))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert Export(checkpoint, tmp_path / "out", "encoder", push_to_hub="me/mine").run() == 0
+    assert calls == [
+        ("create", ("me/mine",), {"private": True, "exist_ok": True}),
+        ("upload", {"repo_id": "me/mine", "folder_path": tmp_path / "out"}),
+    ]
+    printed = capsys.readouterr().out
+    assert "model.safetensors" in printed and printed.endswith("https://hub/me/mine\n")
+    calls.clear()
+    assert Export(checkpoint, tmp_path / "again").run() == 0
+    assert calls == []
+
+
+def test_settings_are_left_as_they_were(checkpoint, tmp_path):
+    export(checkpoint, tmp_path / "out")
+    assert dataclasses.asdict(RegionModel.load(tmp_path / "out").settings) == json.loads(
+        (checkpoint / "granvit.json").read_text()
+    )
