@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from granvit.model.families import body_of, patches_of
 from granvit.model.forward import encode, frozen
 from granvit.model.roi_align import roi_align
 
@@ -28,6 +30,10 @@ class Teacher(nn.Module):
         self.alpha = alpha
         self.tower = frozen(copy.deepcopy(student))
 
+    def train(self, mode: bool = True) -> Self:
+        """A teacher draws no dropout."""
+        return super().train(False)
+
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """teacher <- alpha * teacher + (1 - alpha) * student, all parameters in one call."""
@@ -39,6 +45,7 @@ class Teacher(nn.Module):
     def forward(self, crops: Tensor, canvas: int) -> Tensor:
         """Normalised crops (C, 3, h, h) -> features (C, g, g, D). `canvas` is the tower's own input side."""
         features = encode(self.tower, crops, resized=crops.shape[-1] != canvas)
+        features = patches_of(body_of(self.tower).config, features)
         side = math.isqrt(features.shape[1])
         return features.unflatten(1, (side, side))
 

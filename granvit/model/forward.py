@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from granvit.model.families import body_of, family_of
 from granvit.model.packing import IGNORE, Batch
 
 
@@ -17,21 +16,16 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return ((scaled - mean) / std).permute(0, 3, 1, 2)
 
 
-def siglip_body(tower: nn.Module) -> Any:
-    """Embeddings and encoder of a SigLIP tower; some transformers releases keep them in `vision_model`."""
-    return tower.get_submodule("vision_model") if hasattr(tower, "vision_model") else tower
-
-
 def encode(tower: nn.Module, pixels: Tensor, resized: bool = False) -> Tensor:
-    """Patch features `hidden_states[-1]` of a SigLIP-type tower, (N, P, D).
+    """A tower's image tokens as stock LLaVA reads them: register tokens, if it has any, then patches, (N, R + P, D).
 
-    Stock LLaVA never applies the tower's last layer norm, so neither do we: features behind it could not be
-    exported. `resized` interpolates the position embeddings to another canvas size (teacher crops).
+    Stock LLaVA never applies the tower's last norm, so neither do we: features behind it could not be exported.
+    `resized` fits the positions to another canvas size (teacher crops).
     """
-    body = siglip_body(tower)
-    embedded = body.embeddings(pixels, interpolate_pos_encoding=resized)
-    features: Tensor = body.encoder(inputs_embeds=embedded).last_hidden_state
-    return features
+    body = body_of(tower)
+    family = family_of(body.config)
+    tokens = family.tokens(body, pixels, resized)
+    return tokens[:, 1:] if family.class_token else tokens
 
 
 def answer_logits(llava: LlavaForConditionalGeneration, batch: Batch, image_embeds: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from granvit.coordinates import Codec
-from granvit.model.forward import encode, siglip_body
+from granvit.model.families import body_of, patches_of
+from granvit.model.forward import encode
 
 _FREQUENCIES = 12
 
@@ -86,7 +87,7 @@ def nano_encoder(
     )
     code = patch_code(canvas // patch)
     code = code @ torch.randn(code.shape[1], width) / math.sqrt(code.shape[1])
-    body = siglip_body(tower)
+    body = body_of(tower)
     with torch.no_grad():
         body.embeddings.position_embedding.weight.copy_(code)
         for layer in body.encoder.layers:  # quiet branches: at the start every patch speaks of itself (GPT-2)
@@ -106,7 +107,7 @@ def fit_projector(llava: LlavaForConditionalGeneration, pictures: Tensor, target
         targets: the image embedding wanted of each patch, (N, P, hidden).
     """
     projector = llava.model.multi_modal_projector
-    features = encode(llava.model.vision_tower, pictures).flatten(0, 1)
+    features = patches_of(llava.config.vision_config, encode(llava.model.vision_tower, pictures)).flatten(0, 1)
     wanted = targets.flatten(0, 1)
     linear = _least_squares(features, wanted)
     predicted = _with_one(features) @ linear

@@ -16,12 +16,13 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from granvit.coordinates import Codec, get_codec
 from granvit.errors import CheckpointError
 from granvit.geometry import Fit, Frame, View
 from granvit.model.dialog import Dialog
+from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of
 from granvit.model.forward import encode, normalise, project
 
 SETTINGS_FILE = "granvit.json"
@@ -61,17 +62,22 @@ class RegionModel:
     @property
     def canvas(self) -> int:
         """Side of the square input, pixels."""
-        return int(self.llava.config.vision_config.image_size)
+        return canvas_of(self.llava.config.vision_config)
 
     @property
     def patch(self) -> int:
         """Side of a patch, pixels."""
-        return int(self.llava.config.vision_config.patch_size)
+        return patch_of(self.llava.config.vision_config)
 
     @property
     def grid(self) -> int:
         """Patches along one side."""
         return self.canvas // self.patch
+
+    @property
+    def image_tokens(self) -> int:
+        """How many tokens the language model sees of one canvas: its patches, and register tokens if there are any."""
+        return self.grid**2 + registers_of(self.llava.config.vision_config)
 
     @property
     def fill(self) -> tuple[int, int, int]:
@@ -87,7 +93,7 @@ class RegionModel:
     def dialog(self) -> Dialog:
         tokenizer = self.processor.tokenizer
         tokenizer.chat_template = self.processor.chat_template or tokenizer.chat_template
-        return Dialog(tokenizer, self.processor.image_token, self.grid**2)
+        return Dialog(tokenizer, self.processor.image_token, self.image_tokens)
 
     def view(self, size: tuple[int, int]) -> View:
         """How a whole image of (width, height) pixels becomes the canvas."""
@@ -100,11 +106,15 @@ class RegionModel:
         return normalise(pixels, mean, torch.tensor(processor.image_std, device=pixels.device))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Patch features of canvases uint8 (N, H, W, 3): (N, P, D)."""
+        """Image tokens of canvases uint8 (N, H, W, 3), as the projector takes them: (N, T, D)."""
         return encode(self.llava.model.vision_tower, self.normalise(pixels).to(self.llava.dtype))
 
+    def patches(self, features: Tensor) -> Tensor:
+        """Of image tokens (N, T, D) those that are patches, (N, P, D), row by row."""
+        return patches_of(self.llava.config.vision_config, features)
+
     def embed(self, pixels: Tensor) -> Tensor:
-        """Image embeddings of canvases uint8 (N, H, W, 3), as the language model sees them: (N, P, hidden)."""
+        """Image embeddings of canvases uint8 (N, H, W, 3), as the language model sees them: (N, T, hidden)."""
         return project(self.llava, self.features(pixels))
 
     def save(self, folder: Path | str) -> None:
@@ -148,6 +158,7 @@ class RegionModel:
         lacking = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
         if lacking:
             raise CheckpointError(f"{folder}: weights missing or of the wrong shape: {lacking[:5]}")
+        _check_reading(folder, llava.config)
         return cls(llava.to(device).eval(), processor, settings)
 
 
@@ -188,16 +199,31 @@ def _read_settings(folder: Path) -> Settings:
     return settings
 
 
+def _check_reading(folder: Path, config: LlavaConfig) -> None:
+    """Refuses a tower that stock LLaVA would read otherwise than we do."""
+    try:
+        family = family_of(config.vision_config)
+        canvas_of(config.vision_config), patch_of(config.vision_config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}/config.json: vision_config: {error}") from error
+    for name, ours in (("vision_feature_layer", family.layer), ("vision_feature_select_strategy", family.strategy)):
+        if getattr(config, name) != ours:
+            raise CheckpointError(
+                f"{folder}/config.json: {name} is {getattr(config, name)!r}, {family.name} is read with {ours!r}"
+            )
+
+
 def stock_weights(llava: LlavaForConditionalGeneration) -> dict[str, Tensor]:
     """The weights under the names that vLLM's loader takes; transformers reads them too. A tied head is left out."""
     named: dict[str, Tensor] = {}
+    tower = "vision_tower." + family_of(llava.config.vision_config).prefix
     for name, tensor in llava.state_dict().items():
         if name == "lm_head.weight":
             if llava.config.tie_word_embeddings:
                 continue
             name = "language_model.lm_head.weight"
         name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
-        name = re.sub(r"^model\.vision_tower\.(vision_model\.)?", "vision_tower.vision_model.", name)
+        name = re.sub(r"^model\.vision_tower\.(vision_model\.)?", tower, name)
         name = re.sub(r"^model\.multi_modal_projector\.", "multi_modal_projector.", name)
         named[name] = tensor.detach().contiguous()
     return named

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from granvit.coordinates import get_codec
 from granvit.corpus.select import training_part
@@ -19,7 +18,9 @@ from granvit.corpus.synthesize import make, synthesize
 from granvit.corpus.synthetic import sample_texts
 from granvit.corpus.undrawn import Undrawn
 from granvit.images import decode
-from granvit.model.assemble import assemble, load_encoder, load_language
+from granvit.model.assemble import assemble
+from granvit.model.encoders import Encoder, load_encoder
+from granvit.model.languages import load_language
 from granvit.model.presets import fit_projector, nano_encoder, nano_language
 from granvit.model.region_model import RegionModel
 from granvit.model.tokenizer import train_tokenizer
@@ -40,12 +41,16 @@ _HELD_OUT_SEED = 1_000_000
 
 
 def build_model(recipe: Recipe) -> RegionModel:
-    """The untrained model of a recipe."""
+    """The untrained model of a recipe.
+
+    Raises:
+        ValueError: a part cannot be had, or the parts do not fit together; the message names it.
+    """
     torch.manual_seed(recipe.seed)
     if recipe.encoder == "nano-untrained":
-        encoder: PreTrainedModel = nano_encoder()
+        encoder = Encoder.of(nano_encoder())
     else:
-        encoder = load_encoder(NANO_ENCODER if recipe.encoder == "nano" else recipe.encoder)
+        encoder = load_encoder(NANO_ENCODER if recipe.encoder == "nano" else recipe.encoder, recipe.canvas)
     if recipe.language == "nano-untrained":
         codec = get_codec(recipe.settings.codec)
         tokenizer = train_tokenizer(sample_texts(), _VOCABULARY, codec)
@@ -55,6 +60,11 @@ def build_model(recipe: Recipe) -> RegionModel:
     model = assemble(encoder, language, recipe.settings, recipe.seed)
     if recipe.language == "nano":
         model.places = load_file(NANO_LANGUAGE / PLACES)["places"]
+        if len(model.places) != model.grid**2:
+            raise ValueError(
+                f"the language model 'nano' knows {len(model.places)} places, {recipe.encoder} has {model.grid**2} "
+                "patches: set canvas to ten patches a side, or take another language model"
+            )
         model.words = load_file(NANO_ENCODER / WORDS) if recipe.encoder == "nano" else None
         start_projector(model)
     return model
@@ -73,7 +83,7 @@ def start_projector(model: RegionModel, pictures: int = 64) -> None:
     if model.words is not None:
         with torch.no_grad():
             embeddings: Tensor = model.llava.get_input_embeddings().weight
-            found = word_scores(model.features(canvases), model.words).sigmoid()
+            found = word_scores(model.patches(model.features(canvases)), model.words).sigmoid()
             # What all patches say alike tells nothing of the place.
             found = 2 * (found - found.mean(dim=1, keepdim=True)).clamp(min=0)
             targets = targets + found @ embeddings[: found.shape[-1]]

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from granvit.model.forward import siglip_body
 from granvit.model.packing import IGNORE, Batch
 from granvit.model.region_model import RegionModel
 from granvit.train.stage import Term
@@ -31,8 +30,7 @@ class EncoderWarmup(AnsweringStage):
 
     def __init__(self, region_model: RegionModel):
         super().__init__(region_model)
-        body = siglip_body(self.tower)
-        self._train(body.get_submodule("embeddings"), body.get_submodule("encoder"))
+        self._train_encoder()
         width, tokens = self.model.config.vision_config.hidden_size, self.model.config.text_config.vocab_size
         score = nn.Linear(width, tokens)
         nn.init.normal_(score.weight, std=0.02)
@@ -42,7 +40,8 @@ class EncoderWarmup(AnsweringStage):
     def forward(self, batch: Batch) -> dict[str, Term]:
         """The binary cross-entropy of all tokens, summed, per answer token of the batch."""
         assert batch.pixels is not None
-        scores = word_scores(self.region_model.features(batch.pixels), dict(self.head.named_parameters()))
+        features = self.region_model.patches(self.region_model.features(batch.pixels))
+        scores = word_scores(features, dict(self.head.named_parameters()))
         pooled = (torch.logsumexp(_SHARPNESS * scores, dim=1) - math.log(scores.shape[1])) / _SHARPNESS
         errors = F.binary_cross_entropy_with_logits(
             pooled.float(), present_tokens(batch, scores.shape[-1]), reduction="sum"

@@ -60,12 +60,19 @@ class Prepare:
     """Makes samples for one model and one stage; a picklable function object."""
 
     def __init__(self, model: RegionModel, config: SampleConfig):
+        """Ready to be called for any record.
+
+        Raises:
+            ValueError: the teacher's crops do not hold whole patches.
+        """
         self.config = config
         self.settings = model.settings
         self.codec = get_codec(model.settings.codec)
         self.dialog: Dialog = model.dialog
         self.canvas, self.grid, self.patch, self.fill = model.canvas, model.grid, model.patch, model.fill
         self._words: dict[str, list[int]] = {}
+        if config.crop_size % model.patch:
+            raise ValueError(f"sample.crop_size {config.crop_size} is not a multiple of the patch, {model.patch} px")
 
     def __call__(self, record: RegionImage, rng: np.random.Generator) -> Sample:
         """One image with its questions.

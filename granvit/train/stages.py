@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from granvit.model.answer_loss import AnswerLoss
 from granvit.model.distill import Teacher, distillation_loss
-from granvit.model.forward import answer_logits, frozen, project, siglip_body
+from granvit.model.families import trained_parameters
+from granvit.model.forward import answer_logits, frozen, project
 from granvit.model.packing import Batch
 from granvit.model.presets import patch_code
 from granvit.model.region_model import RegionModel
@@ -32,6 +34,16 @@ class AnsweringStage(Stage):
     def _train(self, *modules: nn.Module) -> None:
         for module in modules:
             module.requires_grad_(True)
+
+    def _train_encoder(self) -> None:
+        for parameter in trained_parameters(self.tower):
+            parameter.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if not any(p.requires_grad for p in self.tower.parameters()):
+            self.tower.eval()  # frozen features are those of prediction: no dropout
+        return self
 
     @property
     def tower(self) -> nn.Module:
@@ -62,6 +74,8 @@ class LanguageWarmup(AnsweringStage):
 
     def __init__(self, region_model: RegionModel, smoothing: float = 0.0, noise: float = 0.3, blur: float = 0.0):
         super().__init__(region_model, smoothing)
+        if region_model.image_tokens != region_model.grid**2:
+            raise ValueError("symbolic images have patches alone, and this encoder has register tokens before them")
         self.noise, self.blur = noise, blur
         self._train(self.model.model.language_model, self.model.lm_head)
         self.register_buffer("code", patch_code(region_model.grid), persistent=False)
@@ -131,8 +145,8 @@ class Pretrain(AnsweringStage):
     ):
         super().__init__(region_model, smoothing)
         self.distill_weight = distill_weight
-        body = siglip_body(self.tower)
-        self._train(body.get_submodule("embeddings"), body.get_submodule("encoder"), self.projector)
+        self._train(self.projector)
+        self._train_encoder()
         self.teacher = Teacher(self.tower, alpha) if distill_weight > 0 else None
 
     def forward(self, batch: Batch) -> dict[str, Term]:
@@ -148,6 +162,7 @@ class Pretrain(AnsweringStage):
             return features.sum() * 0  # no region in the whole batch
         crops = self.region_model.normalise(batch.crops).to(features.dtype)
         target = teacher(crops, self.region_model.canvas)
+        features = self.region_model.patches(features)
         return distillation_loss(target, features, batch.crop_boxes, batch.crop_image, self.region_model.patch)
 
     def after_step(self) -> None:
@@ -191,8 +206,7 @@ class Finetune(AnsweringStage):
         self.train_encoder = train_encoder
         self._train(self.projector, self.model.model.language_model, self.model.lm_head)
         if train_encoder:
-            body = siglip_body(self.tower)
-            self._train(body.get_submodule("embeddings"), body.get_submodule("encoder"))
+            self._train_encoder()
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         assert batch.pixels is not None

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from tiny_model import collate, make_model, packed_logits
 
 from granvit.errors import CheckpointError
-from granvit.model.assemble import assemble, load_encoder, load_language, save_encoder, save_language
+from granvit.model.assemble import assemble, save_encoder, save_language
+from granvit.model.encoders import load_encoder
+from granvit.model.languages import load_language
 from granvit.model.packing import Sample
 from granvit.model.region_model import RegionModel, Settings
 from granvit.questions import box_exchange, caption_exchange, global_exchange

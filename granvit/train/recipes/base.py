@@ -84,6 +84,7 @@ class Recipe:
         name: how it is called on the command line and in tables.
         encoder, language: a directory, a hub name, or "nano" for the from-scratch encoder and the shipped language
             model.
+        canvas: side of the square input in pixels; the encoder's own where None.
         settings: coordinates and geometry of the checkpoint.
         stages: what is trained, in order.
         corpus: the embedded corpus, used where no other is named.
@@ -98,6 +99,7 @@ class Recipe:
     corpus: EmbeddedCorpus = field(default_factory=EmbeddedCorpus)
     seed: int = 0
     read_window: int | None = None
+    canvas: int | None = None
 
     def __post_init__(self) -> None:
         folders = [stage.folder for stage in self.stages]
