@@ -32,7 +32,7 @@ class Demo:
     def run(self) -> int:
         from granvit.demo import run_demo
 
-        with _told():
+        with told():
             report = run_demo(self.out, self.corpus, processes=self.processes)
         print(f"\nreport: {report}\nmetrics: {self.out / 'metrics.json'}\ncheckpoint: {self.out / 'checkpoint'}")
         return 0
@@ -59,14 +59,14 @@ class Train:
 
         out = self.out or Path("runs") / self.recipe.name
         sources = sources_of(self.recipe, self.corpus)
-        with _told():
+        with told():
             run_recipe(self.recipe, out, sources, init=self.init, resume=self.resume, device=self.device)
         print(f"checkpoint: {out / 'checkpoint'}")
         return 0
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Errors of a run whose message says it all become those that the program tells in one line."""
     from transformers.utils.logging import disable_progress_bar
 

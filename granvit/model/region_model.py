@@ -138,7 +138,7 @@ class RegionModel:
             CheckpointError: a file is missing, unreadable or of another kind.
         """
         folder = Path(folder)
-        settings = _read_settings(folder)
+        settings = read_settings(folder)
         config = _read_json(folder / "config.json")
         if config.get("model_type") != "llava":
             raise CheckpointError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, expected 'llava'")
@@ -186,7 +186,12 @@ def _find_damage(folder: Path) -> None:
             raise CheckpointError(f"{path}: {error}") from error
 
 
-def _read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path) -> Settings:
+    """What a checkpoint's `granvit.json` says.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, or holds a setting that does not exist.
+    """
     path = folder / SETTINGS_FILE
     content = _read_json(path)
     try:

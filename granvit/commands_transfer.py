@@ -1,0 +1,90 @@
+"""`granvit transfer`: a trained encoder with another language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from granvit.commands import told
+from granvit.geometry import Fit, Frame
+from granvit.train.config import LoopConfig
+from granvit.train.prepare import SampleConfig
+from granvit.train.recipes.base import Recipe, StageRecipe
+
+
+def _questions() -> SampleConfig:
+    return SampleConfig({"global": 1.0, "caption2bbox": 1.0})
+
+
+def _loop() -> LoopConfig:
+    return LoopConfig(batch_size=8, accumulate=32, lr=1e-5, save_every=200)
+
+
+@dataclass
+class Transfer:
+    """Give a trained encoder another, larger language model: stage 2 with a fresh projector, the encoder frozen.
+
+    The defaults are the paper's: Global and Caption2Bbox questions, AdamW with 1e-5, 256 images a step.
+    """
+
+    source: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run folder, or a checkpoint: where the encoder comes from."""
+    llm: str
+    """The language model, a directory or a hub name: Qwen2, Qwen2.5, Qwen3, Llama 3, SmolLM to SmolLM3."""
+    corpus: tuple[str, ...]
+    """Corpus folders, each DIR or DIR=WEIGHT; their training images are mixed."""
+    out: Path | None = None
+    """The run folder; runs/transfer-LLM by default."""
+    codec: str | None = None
+    """How boxes are written ("decimal", "int1000", "loc", "loc:BINS"); as RUN writes them by default."""
+    frame: Frame | None = None
+    """What relative coordinates refer to; as in RUN by default."""
+    fit: Fit | None = None
+    """How the whole image becomes the canvas; as in RUN by default, which is how the encoder learned to see."""
+    sample: SampleConfig = field(default_factory=_questions)
+    """What is asked."""
+    loop: LoopConfig = field(default_factory=_loop)
+    """How it is trained."""
+    smoothing: float = 0.0
+    """Spread of a location token's target over its neighbours, in bins."""
+    seed: int = 0
+    resume: bool = True
+    """Go on where an interrupted run in `out` stopped."""
+    device: Literal["auto", "cpu"] = "auto"
+
+    def run(self) -> int:
+        from granvit.train.build import sources_of
+        from granvit.train.run import run_recipe
+
+        if not self.corpus:
+            raise ValueError("--corpus names no corpus; stage 2 needs at least one")
+        with told():
+            recipe = self.recipe()
+            out = self.out or Path("runs") / f"transfer-{Path(self.llm).name}"
+            run_recipe(recipe, out, sources_of(recipe, self.corpus), resume=self.resume, device=self.device)
+        print(f"checkpoint: {out / 'checkpoint'}")
+        return 0
+
+    def recipe(self) -> Recipe:
+        """Stage 2 alone, from the source's encoder and the new language model.
+
+        Raises:
+            CheckpointError: the source is no granvit checkpoint.
+        """
+        from granvit.model.region_model import read_settings
+
+        inner = self.source / "checkpoint"
+        checkpoint = inner if inner.is_dir() else self.source
+        given = {name: value for name in ("codec", "frame", "fit") if (value := getattr(self, name)) is not None}
+        return Recipe(
+            name="transfer",
+            encoder=str(checkpoint),
+            language=self.llm,
+            settings=replace(read_settings(checkpoint), **given),
+            stages=[StageRecipe("stage2", self.sample, self.loop, smoothing=self.smoothing)],
+            seed=self.seed,
+        )
