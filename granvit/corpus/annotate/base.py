@@ -44,7 +44,11 @@ class Annotator(Protocol):
 
 
 class AnnotatorConfig(Protocol):
-    """The typed settings of an annotator: plain data, so that they travel to workers and into the manifest."""
+    """The typed settings of an annotator: plain data, so that they travel to workers and into the manifest.
+
+    A field with the metadata ``{"runtime": True}`` changes how annotation is done and not what comes out: it may differ
+    when a run goes on. A config may have a property `uses_gpu`; without it, it is taken to use one.
+    """
 
     @property
     def name(self) -> str:

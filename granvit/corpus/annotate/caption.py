@@ -78,6 +78,11 @@ class CaptionConfig:
     def name(self) -> str:
         return f"captioner:{Path(self.model).name}"
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the model runs here rather than behind an endpoint."""
+        return not self.endpoint
+
     def build(self, device: str = "cpu") -> Caption:
         """Open the cache, and reach the endpoint or load the model.
 

@@ -54,6 +54,11 @@ class OcrConfig:
         models = [name.rstrip("/").rpartition("/")[2] or shipped for name in (self.detector, self.recognizer)]
         return f"ppocr:{'+'.join(models)}"
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether a GPU would be of use: for a network of transformers, or where onnxruntime is built for it."""
+        return bool(self.detector or self.recognizer) or _onnxruntime_has_cuda()
+
     def build(self, device: str = "cpu") -> Annotator:
         """Load the models.
 
@@ -101,8 +106,10 @@ def _load(engine: Any) -> None:
 
 
 def _onnxruntime_has_cuda() -> bool:
-    import onnxruntime  # type: ignore[import-untyped]
-
+    try:
+        import onnxruntime  # type: ignore[import-untyped]
+    except ImportError:
+        return False  # `build` tells what is missing
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 

@@ -94,8 +94,8 @@ def annotate(
         CorpusError: nothing can be read at `src`, `out` is in use, or not one image could be annotated.
         AnnotatorBug: an exception in a worker.
     """
-    src, out = Path(src), Path(out)
-    if out.resolve().is_relative_to(src.resolve()):
+    src, out = Path(src).resolve(), Path(out)  # workers may have another working folder
+    if out.resolve().is_relative_to(src):
         raise CorpusError(f"{out} lies in {src}: choose a folder outside the images")
     keeps = plan.how == "keep" or (plan.how == "auto" and plan.detect is None and (src / MANIFEST).exists())
     listing = Listing(open_source(src, keeps, name, licence), plan.shard_images)
@@ -253,14 +253,15 @@ def _crew(job: Job, workers: int | None, ray: str, device: Device) -> Crew:
         return RayCrew(job, workers, ray, device)
     from granvit.corpus.annotate.pool import LocalCrew
 
-    devices = _devices(device)
+    devices = _devices(device, job.plan)
     cores = len(os.sched_getaffinity(0))
     return LocalCrew(job, workers or (cores if devices == ["cpu"] else len(devices)), devices)
 
 
-def _devices(device: Device) -> list[str]:
+def _devices(device: Device, plan: Plan) -> list[str]:
     """The GPUs of this machine, or the CPU."""
-    if device == "cpu":
+    # To hear from torch that there is no GPU takes seconds.
+    if device == "cpu" or (device == "auto" and not (_has_gpu() and plan.uses_gpu)):
         return ["cpu"]
     import torch
 
@@ -268,3 +269,8 @@ def _devices(device: Device) -> list[str]:
     if device == "cuda" and not gpus:
         raise AnnotateError("--device cuda: no GPU is visible here")
     return gpus or ["cpu"]
+
+
+def _has_gpu() -> bool:
+    """Whether a driver of NVIDIA, WSL or AMD is there."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))

@@ -21,8 +21,9 @@ class Plan:
         how: "ocr": every image is a text image; its text is read, and it gets no caption. "detect": every image is
             natural; objects are found, then captioned. "keep": as "detect" with the boxes that the corpus has.
             "auto": text images by `text_coverage`, all others as "detect", or as "keep" where `detect` is None.
-        ocr, detect, caption: the annotators' settings; None for one that is not wanted. Without `caption` an object
-            keeps the name of its class, or what the corpus says of it.
+        ocr, detect, caption: the annotators' settings; None for one that is not wanted. With "keep", `detect` may be
+            a `KeepConfig`, which tells of images without boxes. Without `caption` an object keeps the name of its
+            class, or what the corpus says of it.
         text_coverage: an image is a text image if its text covers this share of it, in [0, 1].
         batch: images handed to an annotator at once.
         shard_images: images per output file, and what a killed worker loses at most; None chooses by the number of
@@ -44,6 +45,8 @@ class Plan:
             raise AnnotateError(f"{self.how}: the settings of OCR are missing")
         if self.how == "detect" and self.detect is None:
             raise AnnotateError("detect: name a detector (--detect.model)")
+        if self.how == "keep" and self.detect is not None and self.detect.name != "keep":
+            raise AnnotateError("keep: the boxes stay, so no detector is wanted")
         if self.how == "keep" and self.caption is None:
             raise AnnotateError("keep: the boxes stay, so there is nothing to do without a captioner (--caption.model)")
         if self.batch < 1 or self.image_seconds <= 0 or (self.shard_images is not None and self.shard_images < 1):
@@ -52,9 +55,14 @@ class Plan:
     @property
     def steps(self) -> list[AnnotatorConfig]:
         """The annotators that are used, in order."""
-        natural = [step for step in (self.detect if self.how != "keep" else None, self.caption) if step is not None]
+        natural = [step for step in (self.detect, self.caption) if step is not None]
         text = [self.ocr] if self.ocr is not None else []
         return {"ocr": text, "detect": natural, "keep": natural, "auto": text + natural}[self.how]
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether any of them would compute on a GPU; one that does not say so would."""
+        return any(getattr(step, "uses_gpu", True) for step in self.steps)
 
     def seconds_for(self, images: int) -> float:
         """How long a batch may take. A captioner waits for an endpoint that is down, and then says so itself."""
@@ -121,9 +129,7 @@ class Stages:
 
     def _describe(self, items: Sequence[Item]) -> list[Item]:
         described = [replace(item, kind="natural") for item in items]
-        if self._plan.how != "keep":
-            described = self._apply(self._plan.detect, described)
-        return self._apply(self._plan.caption, described)
+        return self._apply(self._plan.caption, self._apply(self._plan.detect, described))
 
     def _apply(self, config: AnnotatorConfig | None, items: list[Item]) -> list[Item]:
         if config is None or not items:

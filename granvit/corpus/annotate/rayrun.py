@@ -39,7 +39,7 @@ class RayCrew:
         gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         if device == "cuda" and not gpus:
             raise AnnotateError("--device cuda: the cluster has no GPU")
-        on_gpu = device != "cpu" and gpus > 0
+        on_gpu = gpus > 0 and (device == "cuda" or (device == "auto" and job.plan.uses_gpu))
         self.size = size or (gpus if on_gpu else cores)
         self._job, self._device = job, "cuda" if on_gpu else "cpu"
         self._actor = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_restarts=0)(Station)

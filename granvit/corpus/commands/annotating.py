@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption import CaptionConfig
-from granvit.corpus.annotate.detect import DetectConfig
+from granvit.corpus.annotate.detect import DetectConfig, KeepConfig
 from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.annotate.plan import How, Plan
 from granvit.corpus.commands.common import fail
@@ -90,12 +90,17 @@ class Annotate:
             print(f"see {self.out / QUARANTINE}")
         return 0
 
+    def _detector(self) -> DetectConfig | KeepConfig | None:
+        if self.detect.model:
+            return self.detect
+        return KeepConfig() if self.how == "keep" else None
+
     def plan(self) -> Plan:
         """The plan that these flags describe; an annotator without a model is none."""
         return Plan(
             self.how,
             self.ocr if self.how in ("ocr", "auto") else None,
-            self.detect if self.detect.model else None,
+            self._detector(),
             self.caption if self.caption.model else None,
             self.text_coverage,
             self.batch,
