@@ -17,6 +17,7 @@ from granvit.regions import SCHEMA, SCHEMA_VERSION, schema_with_viewer_features
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
+CURATION = "curation.json"
 SHARDS = "part-*.parquet"
 
 

@@ -80,11 +80,11 @@ def _parts(corpus: Corpus, fraction: float = 0.1) -> tuple[Subset, Subset]:
         held_out = splits[named]
         train = sorted(i for name, indices in splits.items() if name not in _HELD_OUT for i in indices)
     else:
-        held_out = [i for i, name in enumerate(ids) if _share(name) < fraction]
-        train = [i for i, name in enumerate(ids) if _share(name) >= fraction]
+        held_out = [i for i, name in enumerate(ids) if unit_hash(name) < fraction]
+        train = [i for i, name in enumerate(ids) if unit_hash(name) >= fraction]
     return Subset(corpus, train), Subset(corpus, held_out)
 
 
-def _share(name: str) -> float:
+def unit_hash(name: str) -> float:
     """A number in [0, 1) that depends on the id alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

@@ -4,6 +4,7 @@
       part-00000.parquet ...   one row per image, its file embedded, in the layout of `granvit.regions.SCHEMA`
       manifest.json            written last: counts, checksums
       quarantine.jsonl         what an import refused, if there was one
+      curation.json            what a curation dropped, if there was one
 
 Without a manifest there is no corpus: what an interrupted writer leaves behind is never mistaken for one.
 """
@@ -27,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from granvit.corpus.layout import (
+    CURATION,
     MANIFEST,
     QUARANTINE,
     SHARDS,
@@ -87,7 +89,7 @@ class CorpusWriter:
         present = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
         ours = {_STAGING, QUARANTINE}
         if overwrite:
-            ours |= {MANIFEST} | {p.name for p in self.path.glob(SHARDS)}
+            ours |= {MANIFEST, CURATION} | {p.name for p in self.path.glob(SHARDS)}
         if present - ours:
             hint = "choose another folder" if overwrite else "choose another folder or overwrite it"
             raise CorpusError(f"{self.path} is not empty (it holds {min(present - ours)}): {hint}")

@@ -1,0 +1,145 @@
+"""Which images and regions are good enough to learn from: the paper's filters for objects, others for text.
+
+The paper keeps images whose shorter side exceeds 448 pixels and whose aspect ratio lies in [1/3, 3], boxes of more than
+100^2 pixels in the same range of aspect ratios, and images with at least one box. For objects these are the defaults
+here. They would leave hardly any text: a printed line is ten to forty times as long as it is high and covers 2,000
+square pixels, and a receipt is a long strip. So text is held to what makes it readable, the height of its letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from granvit import geometry
+from granvit.regions import Region, RegionImage
+
+
+@dataclass(frozen=True)
+class ImageFilter:
+    """What an image must be."""
+
+    min_short_side: float = 448
+    """The shorter side must exceed this, pixels."""
+    max_aspect: float = 3
+    """The longer side over the shorter one, at most."""
+
+
+@dataclass(frozen=True)
+class BoxFilter:
+    """What a region must be."""
+
+    min_area: float = 100**2
+    """The box must cover more than this, square pixels."""
+    min_side: float = 0
+    """The box's shorter side must have at least this, pixels."""
+    max_aspect: float = 3
+    """The longer side over the shorter one, at most."""
+    min_score: float = 0
+    """The annotator's confidence must reach this; regions without a score pass."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The filters of images and of regions, by kind.
+
+    An image whose regions are all text is held to `text_image`, any other to `object_image`. Regions marked `ignore`
+    pass every filter, since they say where not to look, and don't count towards `min_regions`.
+    """
+
+    object_image: ImageFilter = field(default_factory=ImageFilter)
+    text_image: ImageFilter = field(default_factory=lambda: ImageFilter(min_short_side=224, max_aspect=8))
+    object_box: BoxFilter = field(default_factory=BoxFilter)
+    text_box: BoxFilter = field(default_factory=lambda: BoxFilter(min_area=0, min_side=8, max_aspect=50))
+    min_regions: int = 1
+    """An image must have so many regions left."""
+    nested: bool = True
+    """Of boxes with the same kind and text that coincide (IoU above 0.7) or lie in each other, keep the surest, then
+    the largest: "a dog" asked for twice has no one answer."""
+
+
+_COINCIDE = 0.7
+_INSIDE = 0.95
+
+
+def image_reason(record: RegionImage, filters: Filters) -> str | None:
+    """Why the image is dropped whatever its regions are, or None: "short-side", "image-aspect"."""
+    counted = [region for region in record.regions if not region.ignore]
+    is_text = bool(counted) and all(region.kind == "text" for region in counted)
+    rule = filters.text_image if is_text else filters.object_image
+    short, long = sorted((record.width, record.height))
+    if short <= rule.min_short_side:
+        return "short-side"
+    return "image-aspect" if long > rule.max_aspect * short else None
+
+
+def box_reasons(regions: Sequence[Region], filters: Filters) -> list[str | None]:
+    """For each region why it is dropped by itself, or None: "score", "box-area", "box-side", "box-aspect".
+
+    Takes the regions of many images at once: a call costs as much for a hundred as for one.
+    """
+    if not regions:
+        return []
+    boxes_n4 = geometry.as_boxes([region.box for region in regions])
+    short, long = np.sort(geometry.sizes(boxes_n4), axis=1).T
+    areas = geometry.area(boxes_n4)
+    scores = np.array([_certainty(region) for region in regions])
+    is_text = np.array([region.kind == "text" for region in regions])
+    exempt = np.array([region.ignore for region in regions])
+
+    def limit(name: str) -> NDArray[np.float64]:
+        return np.where(is_text, getattr(filters.text_box, name), getattr(filters.object_box, name))
+
+    failed = {
+        "score": scores < limit("min_score"),
+        "box-area": areas <= limit("min_area"),
+        "box-side": short < limit("min_side"),
+        "box-aspect": long > limit("max_aspect") * short,
+    }
+    reasons: list[str | None] = [None] * len(regions)
+    for name, wrong in reversed(failed.items()):
+        for i in np.flatnonzero(wrong & ~exempt):
+            reasons[i] = name
+    return reasons
+
+
+def _certainty(region: Region) -> float:
+    """The score; 1 where there is none, as people's annotations have none."""
+    return 1.0 if region.score is None else region.score
+
+
+def nested_reasons(regions: Sequence[Region]) -> list[str | None]:
+    """For each region of one image, why it repeats another: "same-box", "nested-box", or None."""
+    reasons: list[str | None] = [None] * len(regions)
+    by_text: dict[tuple[str, str], list[int]] = {}
+    for i, region in enumerate(regions):
+        if not region.ignore:
+            by_text.setdefault((region.kind, region.text.casefold()), []).append(i)
+    for same in by_text.values():
+        if len(same) > 1:
+            for i, reason in _repeats([regions[i] for i in same]):
+                reasons[same[i]] = reason
+    return reasons
+
+
+def _repeats(regions: list[Region]) -> list[tuple[int, str]]:
+    """Those to drop among regions of the same text, the surest and then the largest first to stay."""
+    boxes_n4 = geometry.as_boxes([region.box for region in regions])
+    areas = geometry.area(boxes_n4)
+    shared_nn = geometry.intersection(boxes_n4, boxes_n4)
+    iou_nn = geometry.iou(boxes_n4, boxes_n4)
+    surest = sorted(range(len(regions)), key=lambda i: (-_certainty(regions[i]), -areas[i], i))
+    kept: list[int] = []
+    dropped: list[tuple[int, str]] = []
+    for i in surest:
+        smaller = np.minimum(areas[kept], areas[i])
+        if (iou_nn[i, kept] > _COINCIDE).any():
+            dropped.append((i, "same-box"))
+        elif (shared_nn[i, kept] > _INSIDE * np.maximum(smaller, 1e-6)).any():
+            dropped.append((i, "nested-box"))
+        else:
+            kept.append(i)
+    return dropped

@@ -1,0 +1,242 @@
+"""Fingerprints of a whole corpus, made by several threads and kept in one Parquet file beside it.
+
+The file has one row per image: `row` (its place in the corpus), `id`, `sha256` of the image file, `hash` and `thumb` as
+in `granvit.corpus.fingerprint`, and `problem`: why there is no thumbnail. About 3 KB an image. It says which shards it
+was made from, so that it is never used for another corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from granvit.corpus.fingerprint import SIDE, Hashes, Thumbs, featureless, hashes, thumbnail
+from granvit.corpus.layout import CorpusError
+from granvit.corpus.store import Corpus
+from granvit.files import sync
+from granvit.images import ImageError
+from granvit.regions import RegionImage
+
+BATCH = 128
+NO_BYTES = "no-image-bytes"
+
+_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("sha256", pa.binary(32)),
+        ("hash", pa.uint64()),
+        ("thumb", pa.binary(SIDE * SIDE)),
+        ("problem", pa.string()),
+    ]
+)
+_GROUP_ROWS = 1_024
+
+
+@dataclass
+class Batch:
+    """The fingerprints of a few images.
+
+    Attributes:
+        records: the images.
+        sha256: of each image file; 32 zero bytes where there is none.
+        thumbs: shape (N, SIDE, SIDE); zeros where there is none.
+        problems: for each image why it has no thumbnail, or None.
+    """
+
+    records: list[RegionImage]
+    sha256: list[bytes]
+    thumbs: Thumbs
+    problems: list[str | None]
+
+
+def fingerprint(records: Iterable[RegionImage], workers: int = 0) -> Iterator[Batch]:
+    """Fingerprints of records with their image files, in order, in batches of `BATCH`.
+
+    `workers` threads (0: one per core) decode while the next records are read; Pillow lets other threads run meanwhile.
+    """
+    workers = workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[tuple[list[RegionImage], list[Future[tuple[list[bytes], Thumbs, list[str | None]]]]]] = deque()
+        for batch in _batches(records):
+            step = -(-len(batch) // workers)
+            parts = [batch[i : i + step] for i in range(0, len(batch), step)]
+            pending.append((batch, [pool.submit(_fingerprint, part) for part in parts]))
+            if len(pending) > 2:
+                yield _gathered(*pending.popleft())
+        while pending:
+            yield _gathered(*pending.popleft())
+
+
+def _batches(records: Iterable[RegionImage]) -> Iterator[list[RegionImage]]:
+    batch: list[RegionImage] = []
+    for record in records:
+        batch.append(record)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _fingerprint(records: Sequence[RegionImage]) -> tuple[list[bytes], Thumbs, list[str | None]]:
+    thumbs = np.zeros((len(records), SIDE, SIDE), np.uint8)
+    digests: list[bytes] = []
+    problems: list[str | None] = []
+    for i, record in enumerate(records):
+        digests.append(hashlib.sha256(record.image).digest() if record.image is not None else bytes(32))
+        problem = None
+        try:
+            if record.image is None:
+                problem = NO_BYTES
+            else:
+                thumbs[i] = thumbnail(record.image)
+        except ImageError as error:
+            problem = error.reason
+        problems.append(problem)
+    return digests, thumbs, problems
+
+
+def _gathered(records: list[RegionImage], parts: list[Future[tuple[list[bytes], Thumbs, list[str | None]]]]) -> Batch:
+    done = [part.result() for part in parts]
+    return Batch(
+        records,
+        [digest for digests, _, _ in done for digest in digests],
+        np.concatenate([thumbs for _, thumbs, _ in done]),
+        [problem for _, _, problems in done for problem in problems],
+    )
+
+
+class FingerprintFile:
+    """Stored fingerprints: the small columns in memory (about 45 bytes an image), thumbnails read when asked for.
+
+    Attributes:
+        rows: places in the corpus, ascending, shape (N,).
+        sha256: shape (N, 32).
+        hashes: shape (N,).
+        problems: names by index, of those without a thumbnail.
+    """
+
+    def __init__(self, path: Path, corpus: Corpus) -> None:
+        """Open the fingerprints at `path`.
+
+        Raises:
+            CorpusError: it cannot be read, or was made from another corpus or another version of this one.
+        """
+        self.path = path
+        try:
+            schema = pq.read_schema(path)
+            if (schema.metadata or {}).get(b"granvit_shards") != _shards(corpus):
+                raise CorpusError(
+                    f"{path}: these are not the fingerprints of {corpus.path} as it is now; remove the file"
+                )
+            table = pq.read_table(path, columns=["row", "sha256", "hash", "problem"])
+        except (OSError, pa.ArrowException) as error:
+            raise CorpusError(f"{path}: {error}") from error
+        self.rows: NDArray[np.int64] = table["row"].to_numpy()
+        self.hashes: Hashes = table["hash"].to_numpy()
+        digests = table["sha256"].combine_chunks()
+        self.sha256 = np.frombuffer(digests.buffers()[1], np.uint8, 32 * len(table), 32 * digests.offset).reshape(
+            -1, 32
+        )
+        self.problems: dict[int, str] = {i: p for i, p in enumerate(table["problem"].to_pylist()) if p is not None}
+
+    def thumbs(self, wanted: NDArray[np.int64]) -> Thumbs:
+        """The thumbnails of some entries, given by ascending index, shape (len(wanted), SIDE, SIDE)."""
+        found = np.zeros((len(wanted), SIDE, SIDE), np.uint8)
+        with pq.ParquetFile(self.path) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                low, high = np.searchsorted(wanted, [start, end])
+                if low < high:
+                    column = file.read_row_group(group, columns=["thumb"])["thumb"].combine_chunks()
+                    pixels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, SIDE, SIDE)[column.offset :]
+                    found[low:high] = pixels[wanted[low:high] - start]
+                start = end
+        return found
+
+
+def store_fingerprints(
+    corpus: Corpus, path: Path, wanted: NDArray[np.int64] | None = None, workers: int = 0
+) -> FingerprintFile:
+    """Fingerprint a corpus, or its rows `wanted` (ascending), into the file `path`, which appears when it is whole.
+
+    Raises:
+        CorpusError: the corpus cannot be read.
+    """
+    chosen = iter(enumerate(corpus)) if wanted is None else _chosen(corpus, wanted)
+    rows: deque[int] = deque()
+
+    def records() -> Iterator[RegionImage]:
+        for row, record in chosen:
+            rows.append(row)
+            yield record
+
+    partial = path.with_name(f".{path.name}.partial")
+    schema = _SCHEMA.with_metadata({"granvit_shards": _shards(corpus)})
+    try:
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            waiting: list[pa.RecordBatch] = []
+            for batch in fingerprint(records(), workers):
+                waiting.append(_table(batch, [rows.popleft() for _ in batch.records], schema))
+                if len(waiting) * BATCH >= _GROUP_ROWS:
+                    writer.write_table(pa.Table.from_batches(waiting))
+                    waiting = []
+            if waiting:
+                writer.write_table(pa.Table.from_batches(waiting))
+        sync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return FingerprintFile(path, corpus)
+
+
+def _chosen(corpus: Corpus, wanted: NDArray[np.int64]) -> Iterator[tuple[int, RegionImage]]:
+    keep = iter(wanted.tolist())
+    following = next(keep, None)
+    for row, record in enumerate(corpus):
+        if following is None:
+            return
+        if row == following:
+            yield row, record
+            following = next(keep, None)
+
+
+def _table(batch: Batch, rows: list[int], schema: pa.Schema) -> pa.RecordBatch:
+    known = hashes(batch.thumbs)[:, 0]
+    problems = [
+        problem or ("featureless" if blank else None)
+        for problem, blank in zip(batch.problems, featureless(batch.thumbs), strict=True)
+    ]
+    pixels = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(SIDE * SIDE), len(rows), [None, pa.py_buffer(batch.thumbs.tobytes())]
+    )
+    ids = [record.id for record in batch.records]
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array(rows, pa.int64()),
+            pa.array(ids, pa.string()),
+            pa.array(batch.sha256, pa.binary(32)),
+            pa.array(known),
+            pixels,
+            pa.array(problems, pa.string()),
+        ],
+        schema=schema,
+    )
+
+
+def _shards(corpus: Corpus) -> bytes:
+    """What identifies the contents of a corpus: the checksums of its shards, in order."""
+    return json.dumps([shard["sha256"] for shard in corpus.manifest["shards"]]).encode()

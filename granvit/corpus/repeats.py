@@ -1,0 +1,73 @@
+"""Texts that one source repeats suspiciously often: what a captioner says when it does not know."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from granvit.regions import Region
+
+# Makers of class names, and of captions that are right by construction.
+_NAMES_OR_TRUTHS = ("human", "detector:", "synthetic")
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How often a text may occur. What is beyond that is thinned out, evenly by a hash, not dropped altogether.
+
+    Class names and the words of people repeat by nature, and so do printed ones ("TOTAL"); a machine's caption that
+    comes back a thousand times is mostly its way to say nothing.
+    """
+
+    whose: Literal["captioner", "all", "none"] = "captioner"
+    """Which texts are looked at: what captioning models wrote about objects, every text, or none."""
+    max_share: float = 0.002
+    """A text may be this share of its source's regions of its kind ..."""
+    min_count: int = 50
+    """... and always occur this often."""
+
+    def concerns(self, region: Region) -> bool:
+        """Whether the region's text is looked at."""
+        if self.whose == "none" or region.ignore:
+            return False
+        return self.whose == "all" or region.kind == "object" and not region.text_by.startswith(_NAMES_OR_TRUTHS)
+
+
+def text_hash(text: str) -> int:
+    """64 bits of the text, whatever its case and spacing."""
+    plain = " ".join(text.casefold().split())
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "little")
+
+
+class TextCounts:
+    """Counts of texts by their hashes, 16 bytes for each different one."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._waiting: list[int] = []
+        self._hashes = np.empty(0, np.uint64)
+        self._counts = np.empty(0, np.int64)
+
+    def add(self, hashed: int) -> None:
+        """Count one text."""
+        self.total += 1
+        self._waiting.append(hashed)
+        if len(self._waiting) >= 1 << 20:
+            self._merge()
+
+    def _merge(self) -> None:
+        hashes = np.concatenate([self._hashes, np.array(self._waiting, np.uint64)])
+        counts = np.concatenate([self._counts, np.ones(len(self._waiting), np.int64)])
+        self._waiting = []
+        self._hashes, places = np.unique(hashes, return_inverse=True)
+        self._counts = np.bincount(places, weights=counts, minlength=len(self._hashes)).astype(np.int64)
+
+    def above(self, limit: float) -> dict[int, int]:
+        """The texts that occur more often than `limit`, with their counts."""
+        self._merge()
+        many: NDArray[np.bool_] = self._counts > limit
+        return dict(zip(self._hashes[many].tolist(), self._counts[many].tolist(), strict=True))
