@@ -55,6 +55,8 @@ def nano_language() -> Recipe:
         save_every=300,
     )
     clear = replace(reading, steps=900, min_lr_ratio=0.5, warmup_steps=20, seed=1)
+    # Of all words the first that tells objects apart, the colour, is learned last; places outweigh it in the loss.
+    again = replace(clear, steps=400, lr=1e-3, min_lr_ratio=0.02, seed=3)
     blurred = replace(clear, steps=700, lr=1.2e-3, min_lr_ratio=0.02, seed=2)
     return Recipe(
         name="nano-language",
@@ -66,6 +68,7 @@ def nano_language() -> Recipe:
             _warmup("reading", reading, noise=0.3, blur=0.0, locate=0.0),
             _warmup("clear", clear, noise=0.3, blur=0.0, subphrases=1.0),
             _warmup("blurred", blurred, noise=0.5, blur=1.0, subphrases=0.3, locate=0.4),
+            _warmup("again", again, noise=0.4, blur=0.5, locate=0.15),
         ],
     )
 
