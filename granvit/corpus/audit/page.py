@@ -104,16 +104,22 @@ def _rows(result: Audit, checks: Checked) -> list[dict[str, Any]]:
                     "side": _number(mine.box_side.quantile(0.5)),
                     "length": _number((mine.characters if kind == "text" else mine.word_counts).quantile(0.5)),
                     "unit": "characters" if kind == "text" else "words",
+                    "duplicates": _duplicates(result, source),
                     "score": "–" if not mine.scores.total else f"{mine.scores.quantile(0.5):.2f}",
                     "scores": scores,
                 }
             )
     for source in people.keys() - result.statistics.keys():
         for kind, judged in people[source].items():
-            row = dict.fromkeys(("ignored", "side", "length", "unit", "score"), "")
+            row = dict.fromkeys(("ignored", "side", "length", "unit", "score", "duplicates"), "")
             counts = {"images": f"{judged.images:,}", "regions": f"{judged.found:,}"}
             rows.append({**row, **counts, "source": source, "kind": kind, "scores": _human_cells(people, source, kind)})
     return sorted(rows, key=lambda row: (row["source"], row["kind"]))
+
+
+def _duplicates(result: Audit, source: str) -> str:
+    rate = result.duplication[source].rate if result.duplication else None
+    return "–" if rate is None else percent(rate)
 
 
 def _human_cells(people: dict[str, dict[str, KindScores]], source: str, kind: str) -> dict[str, dict[str, str]]:
@@ -185,6 +191,11 @@ def _facts(result: Audit) -> dict[str, str]:
         )
     for check in result.checks:
         facts[_CHECK_TITLES[check.name]] = f"{check.by}, asked about the sample only"
+    if result.duplication is not None:
+        facts["Duplicates"] = (
+            "images of which an earlier one of the corpus is the same file or shows the same picture, resized, "
+            "recompressed or mirrored; blank pictures are left out."
+        )
     facts["Sample"] = f"{len(result.cards)} images by a hash with seed {result.seed}, spread evenly over the sources"
     facts["Intervals"] = "95%, bootstrap over images (1,000 draws)"
     return facts

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from granvit.corpus.audit import agreement
 from granvit.corpus.audit.agreement import Check
+from granvit.corpus.audit.duplication import Duplication, count_duplicates
 from granvit.corpus.audit.human import HumanScores, against_human, group
 from granvit.corpus.audit.join import Join, join
 from granvit.corpus.audit.page import write_audit_page
@@ -47,6 +48,7 @@ class Audit:
         seed: of the sample and of the intervals.
         statistics: by source.
         refusals: the corpus's quarantine.
+        duplication: by source, or None where nobody looked for it.
         human: the scores against people's boxes, or None.
         checks: those that were run, with their scores inside.
         cards: the sampled images.
@@ -57,6 +59,7 @@ class Audit:
     seed: int
     statistics: dict[str, SourceStatistics]
     refusals: Refusals
+    duplication: dict[str, Duplication] | None
     human: HumanScores | None
     checks: Sequence[Check] = ()
     cards: list[Card] = field(default_factory=list)
@@ -74,6 +77,9 @@ class Audit:
             "against": str(self.against.path) if self.against else None,
             "seed": self.seed,
             "statistics": {name: source.to_json() for name, source in self.statistics.items()},
+            "duplicates": {name: found.to_json() for name, found in self.duplication.items()}
+            if self.duplication
+            else None,
             "quarantine": self.refusals.to_json(),
             "human": self.human.to_json() if self.human else None,
             "checks": [agreement.to_json(check, self.seed) for check in self.checks],
@@ -101,12 +107,15 @@ def audit(
     count: int = 48,
     seed: int = 0,
     checks: Sequence[Check] = (),
+    duplicates: bool = True,
+    fingerprints: Path | None = None,
     progress: bool = False,
 ) -> Audit:
     """Look at a corpus, and compare it with what people made of the same images where `against` is given.
 
     Statistics and people's boxes are counted over the whole corpus; checks and pictures are of a sample of `count`
-    images, drawn from those that both corpora have where there is a human one.
+    images, drawn from those that both corpora have where there is a human one. `duplicates` are counted over the whole
+    corpus, with `fingerprints` as `count_duplicates` has them.
 
     Raises:
         CorpusError: a corpus is damaged, they have no image in common, or the human one has no regions.
@@ -118,7 +127,9 @@ def audit(
     human = against_human(corpus.records(), joined, seed) if joined is not None else None
     quarantine = corpus.path / QUARANTINE
     rejections = each_rejection(quarantine) if quarantine.exists() else iter(())
-    result = Audit(corpus, against, seed, statistics, count_refusals(rejections, statistics, seed), human, checks)
+    refusals = count_refusals(rejections, statistics, seed)
+    duplication = count_duplicates(corpus, fingerprints) if duplicates else None
+    result = Audit(corpus, against, seed, statistics, refusals, duplication, human, checks)
     chosen = sample(_candidates(corpus, joined), count, seed)
     for position in tqdm(chosen, desc="audit", unit="img", disable=not progress):
         result.cards.append(_card(corpus, position, human, checks))

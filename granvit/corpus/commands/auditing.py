@@ -40,6 +40,10 @@ class Audit:
     """How many images are shown and, where asked for, given to other models."""
     seed: int = 0
     """Of the sample and the intervals: the same seed gives the same pictures."""
+    duplicates: bool = True
+    """Count pictures that are there more than once. Every picture is decoded for it."""
+    fingerprints: Path | None = None
+    """A file for what the search for duplicates knows of the pictures: used where it exists, else written."""
     reread: bool = False
     """Read each text of the sample again from its crop, by PP-OCR."""
     detect: DetectConfig = field(default_factory=lambda: DetectConfig(model=""))
@@ -59,7 +63,16 @@ class Audit:
         try:
             check_out(self.out)
             corpus, against = Corpus(self.corpus), Corpus(self.against) if self.against else None
-            result = audit(corpus, against, self.sample, self.seed, self._checks(), progress=sys.stderr.isatty())
+            result = audit(
+                corpus,
+                against,
+                self.sample,
+                self.seed,
+                self._checks(),
+                self.duplicates,
+                self.fingerprints,
+                progress=sys.stderr.isatty(),
+            )
             write_audit(result, self.out)
         except (CorpusError, AnnotateError) as error:
             return fail(str(error))
