@@ -109,6 +109,10 @@ def _rows(result: Audit, checks: Checked) -> list[dict[str, Any]]:
                     "scores": scores,
                 }
             )
+        if not statistics.kinds:
+            row = dict.fromkeys(("ignored", "side", "length", "unit", "score"), "")
+            counts = {"images": f"{statistics.images:,}", "regions": "0", "duplicates": _duplicates(result, source)}
+            rows.append({**row, **counts, "source": source, "kind": "", "scores": {}})
     for source in people.keys() - result.statistics.keys():
         for kind, judged in people[source].items():
             row = dict.fromkeys(("ignored", "side", "length", "unit", "score", "duplicates"), "")

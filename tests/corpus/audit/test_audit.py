@@ -288,7 +288,7 @@ def test_an_image_without_its_file_is_shown_as_boxes(tmp_path):
 
 def test_an_image_without_regions(tmp_path):
     _, page = run(tmp_path / "out", corpus(tmp_path / "bare", record("a")))
-    assert "1 image without any region" in page
+    assert "1 image without any region" in page and re.findall(r'<th scope="row">([^<]+)<', page) == ["shop"]
 
 
 def test_a_damaged_quarantine_names_its_line(machine, capsys, tmp_path):
