@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granvit.corpus.audit.matching import covered, holding_several, match
@@ -62,6 +62,7 @@ boxes = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(boxes, boxes, boxes)
 def test_every_box_has_one_fate_and_no_pair_is_left(found, true, ignored):
     matching = match(found, true, ignored)
