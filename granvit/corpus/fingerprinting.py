@@ -1,7 +1,7 @@
 """Fingerprints of a whole corpus, made by several threads and kept in one Parquet file beside it.
 
 The file has one row per image: `row` (its place in the corpus), `id`, `sha256` of the image file, `hash` and `thumb` as
-in `granvit.corpus.fingerprint`, and `problem`: why there is no thumbnail. About 3 KB an image. It says which shards it
+in `granvit.corpus.fingerprint`, and `problem`: why there is none to go by. About 3 KB an image. It says which shards it
 was made from, so that it is never used for another corpus.
 """
 
@@ -29,7 +29,7 @@ from granvit.images import ImageError
 from granvit.regions import RegionImage
 
 BATCH = 128
-NO_BYTES = "no-image-bytes"
+NO_BYTES, FEATURELESS = "no-image-bytes", "featureless"
 
 _SCHEMA = pa.schema(
     [
@@ -42,6 +42,8 @@ _SCHEMA = pa.schema(
     ]
 )
 _GROUP_ROWS = 1_024
+# Changes with whatever changes thumbnails or hashes.
+_VERSION = 1
 
 
 @dataclass
@@ -125,7 +127,7 @@ class FingerprintFile:
         rows: places in the corpus, ascending, shape (N,).
         sha256: shape (N, 32).
         hashes: shape (N,).
-        problems: names by index, of those without a thumbnail.
+        problems: by index, why an image has no fingerprint or, "featureless", none to go by.
     """
 
     def __init__(self, path: Path, corpus: Corpus) -> None:
@@ -146,11 +148,23 @@ class FingerprintFile:
             raise CorpusError(f"{path}: {error}") from error
         self.rows: NDArray[np.int64] = table["row"].to_numpy()
         self.hashes: Hashes = table["hash"].to_numpy()
-        digests = table["sha256"].combine_chunks()
-        self.sha256 = np.frombuffer(digests.buffers()[1], np.uint8, 32 * len(table), 32 * digests.offset).reshape(
-            -1, 32
-        )
+        self.sha256 = _bytes(table["sha256"].combine_chunks(), 32)
         self.problems: dict[int, str] = {i: p for i, p in enumerate(table["problem"].to_pylist()) if p is not None}
+
+    def batches(self, corpus: Corpus) -> Iterator[Batch]:
+        """The fingerprints of a whole corpus in order, with its records but without their pictures."""
+        records = corpus.records()
+        start = 0
+        with pq.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(BATCH, columns=["thumb"]):
+                end = start + len(batch)
+                yield Batch(
+                    [next(records) for _ in range(len(batch))],
+                    [digest.tobytes() for digest in self.sha256[start:end]],
+                    _pixels(batch["thumb"]),
+                    [None if self.problems.get(i) == FEATURELESS else self.problems.get(i) for i in range(start, end)],
+                )
+                start = end
 
     def thumbs(self, wanted: NDArray[np.int64]) -> Thumbs:
         """The thumbnails of some entries, given by ascending index, shape (len(wanted), SIDE, SIDE)."""
@@ -161,11 +175,19 @@ class FingerprintFile:
                 end = start + file.metadata.row_group(group).num_rows
                 low, high = np.searchsorted(wanted, [start, end])
                 if low < high:
-                    column = file.read_row_group(group, columns=["thumb"])["thumb"].combine_chunks()
-                    pixels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, SIDE, SIDE)[column.offset :]
+                    pixels = _pixels(file.read_row_group(group, columns=["thumb"])["thumb"].combine_chunks())
                     found[low:high] = pixels[wanted[low:high] - start]
                 start = end
         return found
+
+
+def _bytes(column: pa.FixedSizeBinaryArray, width: int) -> NDArray[np.uint8]:
+    """The values of a column as an array of shape (N, width), without a copy."""
+    return np.frombuffer(column.buffers()[1], np.uint8, width * len(column), width * column.offset).reshape(-1, width)
+
+
+def _pixels(column: pa.FixedSizeBinaryArray) -> Thumbs:
+    return _bytes(column, SIDE * SIDE).reshape(-1, SIDE, SIDE)
 
 
 def store_fingerprints(
@@ -217,7 +239,7 @@ def _chosen(corpus: Corpus, wanted: NDArray[np.int64]) -> Iterator[tuple[int, Re
 def _table(batch: Batch, rows: list[int], schema: pa.Schema) -> pa.RecordBatch:
     known = hashes(batch.thumbs)[:, 0]
     problems = [
-        problem or ("featureless" if blank else None)
+        problem or (FEATURELESS if blank else None)
         for problem, blank in zip(batch.problems, featureless(batch.thumbs), strict=True)
     ]
     pixels = pa.FixedSizeBinaryArray.from_buffers(
@@ -238,5 +260,5 @@ def _table(batch: Batch, rows: list[int], schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _shards(corpus: Corpus) -> bytes:
-    """What identifies the contents of a corpus: the checksums of its shards, in order."""
-    return json.dumps([shard["sha256"] for shard in corpus.manifest["shards"]]).encode()
+    """What identifies the contents of a corpus, the checksums of its shards in order, and the kind of fingerprint."""
+    return json.dumps([_VERSION, *(shard["sha256"] for shard in corpus.manifest["shards"])]).encode()
