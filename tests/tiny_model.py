@@ -12,8 +12,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     SiglipVisionConfig,
     SiglipVisionModel,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from granvit.coordinates import get_codec
@@ -48,12 +52,12 @@ def make_tower(canvas: int = CANVAS, seed: int = 0) -> SiglipVisionModel:
     return tower
 
 
-def make_language(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int = 1) -> PreTrainedModel:
-    """Qwen2 with a tied head, or Llama with a head of its own; both with grouped keys."""
+def make_language(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int = 1, width: int = 32) -> PreTrainedModel:
+    """Llama with a head of its own, or Qwen2, Qwen3 or SmolLM3 with a tied one; all with grouped keys."""
     torch.manual_seed(seed)
     shared = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
+        "hidden_size": width,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -66,6 +70,10 @@ def make_language(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int = 1) 
     }
     if kind == "llama":
         return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **shared))
+    if kind == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(tie_word_embeddings=True, head_dim=8, **shared))
+    if kind == "smollm3":  # every second layer knows no positions
+        return SmolLM3ForCausalLM(SmolLM3Config(tie_word_embeddings=True, no_rope_layer_interval=2, **shared))
     return Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, **shared))
 
 

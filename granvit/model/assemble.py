@@ -150,7 +150,7 @@ def save_encoder(model: RegionModel, folder: Path | str) -> None:
     config = type(tower.config)(**{**tower.config.to_dict(), "architectures": [type(tower).__name__]})
     config.save_pretrained(folder)
     # The names that these checkpoints have everywhere; transformers 5 reads them too.
-    prefix = family_of(tower.config).prefix
-    weights = {f"{prefix}{name}": tensor.contiguous() for name, tensor in body_of(tower).state_dict().items()}
+    name_of = family_of(tower.config).published
+    weights = {name_of(name): tensor.contiguous() for name, tensor in body_of(tower).state_dict().items()}
     save_torch_state_dict(weights, folder)
     model.processor.image_processor.save_pretrained(folder)

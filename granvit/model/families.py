@@ -36,7 +36,7 @@ class Family:
         class_token: whether the first token is a class token, dropped by `vision_feature_select_strategy="default"`.
         table: the parameter that holds learned positions, None where positions are computed.
         positions: how that table is fitted to another number of patches (by the tower's own code).
-        prefix: what weight files put in front of the tower's own names.
+        prefix, without: what weight files put in front of the tower's own names, and what they leave out there.
     """
 
     name: str
@@ -49,11 +49,16 @@ class Family:
     table: str | None = None
     positions: Literal["bicubic", "bicubic, antialiased", "computed", "fixed"] = "bicubic"
     prefix: str = ""
+    without: str = ""
 
     @property
     def strategy(self) -> Literal["default", "full"]:
         """`vision_feature_select_strategy` of the stock LLaVA."""
         return "default" if self.class_token else "full"
+
+    def published(self, name: str) -> str:
+        """The name of one of the tower's weights in files: what every loader knows."""
+        return self.prefix + name.removeprefix(self.without)
 
 
 # --- SigLIP, SigLIP2 of fixed resolution -----------------------------------------------------------------------------
@@ -179,6 +184,7 @@ DINOV3 = Family(
     std=_IMAGENET_STD,
     class_token=True,
     positions="computed",
+    without="model.",
 )
 
 # --- the tables ------------------------------------------------------------------------------------------------------

@@ -221,14 +221,15 @@ def _check_reading(folder: Path, config: LlavaConfig) -> None:
 def stock_weights(llava: LlavaForConditionalGeneration) -> dict[str, Tensor]:
     """The weights under the names that vLLM's loader takes; transformers reads them too. A tied head is left out."""
     named: dict[str, Tensor] = {}
-    tower = "vision_tower." + family_of(llava.config.vision_config).prefix
+    family = family_of(llava.config.vision_config)
     for name, tensor in llava.state_dict().items():
         if name == "lm_head.weight":
             if llava.config.tie_word_embeddings:
                 continue
             name = "language_model.lm_head.weight"
         name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
-        name = re.sub(r"^model\.vision_tower\.(vision_model\.)?", tower, name)
+        if inner := re.match(r"model\.vision_tower\.(?:vision_model\.)?(.*)", name):
+            name = "vision_tower." + family.published(inner[1])
         name = re.sub(r"^model\.multi_modal_projector\.", "multi_modal_projector.", name)
         named[name] = tensor.detach().contiguous()
     return named
