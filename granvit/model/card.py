@@ -108,7 +108,7 @@ def write_card(
             "language": _millions(model.llava.model.language_model),
         },
         precision=str(model.llava.dtype).removeprefix("torch."),
-        newline=_newline(model),
+        newline=line_break(model),
         mean=model.processor.image_processor.image_mean,
         questions={"global": GLOBAL, "before": BBOX2CAPTION[0], "after": BBOX2CAPTION[1], "find": CAPTION2BBOX},
         recipe=recipe,
@@ -124,9 +124,11 @@ def _millions(module: Any) -> str:
     return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M"
 
 
-def _newline(model: RegionModel) -> bool:
-    """Whether the model was trained with a line break between the picture and the question."""
-    return model.dialog.ask("x") != model.dialog.ask("\nx") and "<image>\n" in (model.processor.chat_template or "")
+def line_break(model: RegionModel) -> bool:
+    """Whether the chat template puts a line break between picture and question; llama.cpp leaves it out."""
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    text = model.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    return str(text).split(model.processor.image_token)[1].startswith("\n")
 
 
 def _public(part: str) -> str:
@@ -140,10 +142,11 @@ def _rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     Both layouts are read: the demo's (columns "before", "stage1", ..., "baseline"), and that of `granvit eval`
     ("scores", "baseline").
     """
-    stages = [c for c in metrics if isinstance(metrics[c], dict) and c not in ("before", "baseline", "items")]
+    stages = [c for c in metrics if isinstance(metrics[c], dict) and c not in ("before", "baseline")]
     if not stages:
         return []
-    last, before, constant = metrics[stages[-1]], metrics.get("before", {}), metrics.get("baseline", {})
+    last = metrics["scores"] if "scores" in metrics else metrics[stages[-1]]
+    before, constant = metrics.get("before", {}), metrics.get("baseline", {})
     return [
         {
             "task": meaning,

@@ -99,8 +99,10 @@ def _write(model: RegionModel, found: Source, folder: Path, name: str, form: For
     elif form == "encoder":
         save_encoder(model, folder)
     else:
-        from granvit.model.gguf import write_language, write_mmproj
-
+        try:
+            from granvit.model.gguf import write_language, write_mmproj
+        except ModuleNotFoundError as error:
+            raise ExportError(f"GGUF files need the gguf package: pip install gguf ({error})") from error
         write_mmproj(model, folder / f"mmproj-{name}.gguf", name, precision)
         try:
             write_language(model, found.checkpoint / "tokenizer.json", folder / f"{name}.gguf", name, precision)

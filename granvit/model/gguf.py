@@ -78,7 +78,7 @@ def write_mmproj(model: RegionModel, path: Path, name: str, precision: Precision
     writer.add_array("clip.vision.feature_layer", [vision.num_hidden_layers + 1 + llava.config.vision_feature_layer])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, vision.num_hidden_layers)
     for key, tensor in body_of(llava.model.vision_tower).state_dict().items():
-        if key.startswith(("embeddings.", "encoder.")):  # not the final norm, nor a pooling head
+        if key.startswith(_PARTS):
             _add(writer, _renamed(names, f"vision_tower.vision_model.{key}"), tensor, precision)
     projector = llava.model.multi_modal_projector
     for number, layer in ((0, projector.linear_1), (2, projector.linear_2)):

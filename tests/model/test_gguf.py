@@ -1,13 +1,17 @@
 """GGUF files, held to the reader of the `gguf` package and to what llama.cpp's loader and LLaVA graph do with them."""
 
-import importlib.util
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, TokenType
+from PIL import Image
+from served import Process
 from tiny_model import CANVAS, PATCH, TEXTS, make_language, make_model, make_tower
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
@@ -18,6 +22,7 @@ from granvit.model.gguf import _QWEN2_SPLIT, write_mmproj
 from granvit.model.region_model import Settings
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
 
+CHECK = Path(__file__).parents[2] / "docs" / "check_served.py"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -293,6 +298,15 @@ def test_without_its_tokenizer_the_encoder_goes_alone_and_the_card_says_so(tmp_p
     assert "**Not in here:** the language model: only Qwen2" in (tmp_path / "out/README.md").read_text()
 
 
+def test_without_the_package_the_command_says_what_to_install(model, tmp_path, monkeypatch):
+    model.save(tmp_path / "trained")
+    monkeypatch.delitem(sys.modules, "granvit.model.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ExportError, match="pip install gguf"):
+        export(tmp_path / "trained", tmp_path / "out", "gguf")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_card_tells_of_the_line_break_that_llama_cpp_leaves_out(exported):
     card = (exported / "README.md").read_text()
     assert "Begin every question with a line break" in card and '-p "\\nPlease provide' in card
@@ -302,11 +316,31 @@ def test_the_card_tells_of_the_line_break_that_llama_cpp_leaves_out(exported):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="pip install llama-cpp-python")
-def test_llama_cpp_cuts_text_as_we_do(model, exported):
-    import llama_cpp
+@pytest.mark.skipif(
+    shutil.which("llama-server") is None, reason="no llama-server on the PATH (Debian: llama.cpp-tools)"
+)
+def test_llama_server_gives_our_answers(model, exported, tmp_path):
+    pictures = []
+    for i, size in enumerate(((64, 64), (200, 120), (50, 90))):
+        rng = np.random.default_rng(i)
+        pictures.append(tmp_path / f"{i}.png")
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(pictures[-1])
+    files = ["-m", exported / "tiny.gguf", "--mmproj", exported / "mmproj-tiny.gguf", "--no-warmup", "-c", "512"]
+    server = Process(lambda port: ["llama-server", *map(str, files), "--port", str(port)], "/health", tmp_path / "out")
+    server.start(patience_s=240)
+    try:
+        asked = [server.address + "/v1", exported.parent / "trained", *pictures, "--llama-cpp", "--tokens", "8"]
+        told = subprocess.run([sys.executable, CHECK, *map(str, asked)], capture_output=True, text=True)
+    finally:
+        server.kill()
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert told.stdout.endswith("6 of 6 answers are the same\n")
 
-    path = Path(exported) / "tiny.gguf"
-    llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-    for text in (GLOBAL, "small red star", "[0.125, 0.500, 0.750, 1.000]", "l'été 12  go\n", "<|im_start|>user\n"):
-        assert llama.tokenize(text.encode(), add_bos=False, special=True) == model.processor.tokenizer.encode(text)
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("llama-tokenize") is None, reason="no llama-tokenize on the PATH")
+@pytest.mark.parametrize("text", [GLOBAL, "small red star", "[0.125, 1.000]", "l'été 12  go\n", "<|im_start|>user\n"])
+def test_llama_cpp_cuts_text_as_we_do(model, exported, text):
+    command = ["llama-tokenize", "-m", exported / "tiny.gguf", "--ids", "--no-bos", "--log-disable", "-p", text]
+    told = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout) == model.processor.tokenizer.encode(text)

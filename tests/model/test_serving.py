@@ -1,0 +1,45 @@
+"""The exported model behind `transformers serve`, a real server with the OpenAI API."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from served import Process
+
+from granvit import predict
+from granvit.model.assemble import assemble
+from granvit.model.export import export
+from granvit.model.region_model import Settings
+
+ASSETS = Path(predict.__file__).parent / "assets"
+CHECK = Path(__file__).parents[2] / "docs" / "check_served.py"
+START = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
+
+
+@pytest.mark.slow
+def test_transformers_serve_gives_our_answers(tmp_path):
+    if not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn", "openai")):
+        pytest.skip('pip install "transformers[serving]"')
+    assemble(ASSETS / "nano-encoder", ASSETS / "nano-language", Settings("loc:80")).save(tmp_path / "trained")
+    export(tmp_path / "trained", tmp_path / "served")
+    pictures = []
+    for i, size in enumerate(((91, 53), (40, 120), (160, 160), (301, 200))):
+        rng = np.random.default_rng(i)
+        pictures.append(tmp_path / f"{i}.png")
+        Image.fromarray(rng.integers(0, 256, (6, 4, 3), dtype=np.uint8)).resize(size).save(pictures[-1])
+    (tmp_path / "hf/hub").mkdir(parents=True)
+    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", START, "serve", str(tmp_path / "served"), "--device", "cpu", "--port"]
+    server = Process(lambda port: [*command, str(port)], "/health", tmp_path / "out", environment)
+    server.start(patience_s=600)
+    try:
+        asked = [server.address + "/v1", tmp_path / "trained", *pictures, "--model", tmp_path / "served"]
+        told = subprocess.run([sys.executable, CHECK, *map(str, asked)], capture_output=True, text=True)
+    finally:
+        server.kill()
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert told.stdout.endswith("8 of 8 answers are the same\n")
