@@ -34,7 +34,7 @@ class RayCrew:
             _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
         except Exception as error:  # Ray raises bare ones too
-            raise AnnotateError(f"Ray at {address!r} cannot be reached: {error}") from error
+            raise AnnotateError(f"Ray at {address!r} cannot be reached or started: {error}") from error
         resources = ray.cluster_resources()
         gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         if device == "cuda" and not gpus:

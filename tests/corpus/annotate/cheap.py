@@ -112,4 +112,4 @@ if __name__ == "__main__":
     # Under another name than __main__, so that workers find the class.
     from cheap import plan as make
 
-    annotate(Path(src), Path(out), make(seconds=0.01), workers=int(workers), ray="".join(sys.argv[4:]), device="cpu")
+    annotate(Path(src), Path(out), make(seconds=0.03), workers=int(workers), ray="".join(sys.argv[4:]), device="cpu")

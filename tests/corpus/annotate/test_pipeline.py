@@ -216,43 +216,40 @@ def workers_of(driver: subprocess.Popen) -> list[int]:
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def wait_for_work(driver: subprocess.Popen, out: Path) -> bool:
-    """Whether a shard is in work, before the driver ends."""
-    while driver.poll() is None:
-        if any((out / ".annotate" / "tmp").glob("*")):
-            return True
-        time.sleep(0.005)
-    return False
+def in_work(out: Path) -> set[Path]:
+    """The unfinished shards, those of dead workers too."""
+    return set((out / ".annotate" / "tmp").glob("*"))
 
 
 def kill_and_go_on(src: Path, out: Path, kills: int, seed: int) -> tuple[int, int]:
-    """Annotate with so many kills of the driver or of a worker; gives how many hit each."""
+    """Annotate with up to so many kills, of the driver and of a worker in turn; gives how many hit each."""
     draw = random.Random(seed)
-    hit = {"driver": 0, "worker": 0}
-    driver = start(src, out, 2)
-    for number in range(kills):
-        if driver.poll() is not None:
-            break
-        wait_for_work(driver, out)
+    drivers = workers = 0
+    driver, before = start(src, out, 2), set()
+    while drivers + workers < kills and driver.poll() is None:
+        if not in_work(out) - before:
+            time.sleep(0.005)
+            continue
         time.sleep(draw.uniform(0, 0.15))
-        victim = "driver" if number % 2 else "worker"
         alive = workers_of(driver) if driver.poll() is None else []
-        if victim == "worker" and alive:
+        if not alive:
+            continue
+        before = in_work(out)
+        if workers <= drivers:
             os.kill(draw.choice(alive), signal.SIGKILL)
-            hit["worker"] += 1
-        elif victim == "driver" and driver.poll() is None:
+            workers += 1
+        else:
             driver.kill()
             driver.wait()
-            hit["driver"] += 1
+            drivers += 1
             driver = start(src, out, draw.choice((1, 2)))
-    assert driver.wait() == 0 or start(src, out, 1).wait() == 0
-    return hit["driver"], hit["worker"]
+    assert driver.wait() == 0
+    return drivers, workers
 
 
 def test_killed_and_resumed_it_is_the_same_corpus(photos, tmp_path):
     run(photos, tmp_path / "whole")
-    drivers, workers = kill_and_go_on(photos, tmp_path / "killed", 3, seed=0)
-    assert drivers and workers
+    assert kill_and_go_on(photos, tmp_path / "killed", 3, seed=0) == (1, 2)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
@@ -264,8 +261,7 @@ def test_killed_ten_times_it_is_the_same_corpus(tmp_path, seed):
     for number in range(160):
         (folder / f"{number:03d}.png").write_bytes(png(number))
     run(folder, tmp_path / "whole")
-    drivers, workers = kill_and_go_on(folder, tmp_path / "killed", 10, seed)
-    assert drivers + workers == 10
+    assert kill_and_go_on(folder, tmp_path / "killed", 10, seed) == (5, 5)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert verify(tmp_path / "killed") == []
 

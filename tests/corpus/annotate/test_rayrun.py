@@ -40,5 +40,5 @@ def test_a_missing_model_is_told(photos, tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_told(photos, tmp_path):
-    with pytest.raises(AnnotateError, match="cannot be reached"):
+    with pytest.raises(AnnotateError, match="cannot be reached or started"):
         annotate(photos, tmp_path / "out", plan(), workers=1, ray="127.0.0.1:1", device="cpu")
