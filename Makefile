@@ -42,5 +42,5 @@ clean:
 	touch $@
 
 .venv/dev.stamp: .venv/core.stamp
-	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	$(PIP) install -q -c constraints.txt -e ".[dev,annotate,eval,gguf]"
 	touch $@

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from granvit.model.answer_loss import AnswerLoss
@@ -67,16 +69,24 @@ class LanguageWarmup(AnsweringStage):
     It stands in for the paper's pretrained language model (from-scratch presets only). `noise` is the standard
     deviation added to the symbolic image, in standard deviations of the word embeddings. `blur` in [0, 1] mixes
     other words into what an image holds and makes it fainter: an encoder that is still learning speaks just so,
-    and a language model that has only seen clear images gives it nearly no gradient to learn from.
+    and a language model that has only seen clear images gives it nearly no gradient to learn from. `smear` in [0, 1]
+    spreads words over the patches around them, as an encoder's attention does.
     """
 
     name = "warmup"
 
-    def __init__(self, region_model: RegionModel, smoothing: float = 0.0, noise: float = 0.3, blur: float = 0.0):
+    def __init__(
+        self,
+        region_model: RegionModel,
+        smoothing: float = 0.0,
+        noise: float = 0.3,
+        blur: float = 0.0,
+        smear: float = 0.0,
+    ):
         super().__init__(region_model, smoothing)
         if region_model.image_tokens != region_model.grid**2:
             raise ValueError("symbolic images have patches alone, and this encoder has register tokens before them")
-        self.noise, self.blur = noise, blur
+        self.noise, self.blur, self.smear = noise, blur, smear
         self._train(self.model.model.language_model, self.model.lm_head)
         self.register_buffer("code", patch_code(region_model.grid), persistent=False)
         width = self.model.config.text_config.hidden_size
@@ -98,8 +108,18 @@ class LanguageWarmup(AnsweringStage):
         total = torch.zeros(images * len(places), held.shape[1], device=held.device, dtype=held.dtype)
         grid = total.index_add(0, batch.grid_patches, held * batch.grid_weights[:, None])
         grid = grid.unflatten(0, (images, -1)) * (1 - unclear * torch.rand_like(unclear))[:, None, None]
+        if self.smear:
+            grid = self._smeared(grid)
         words: Tensor = self.model.get_input_embeddings().weight
         return grid + places + self.noise * words.detach().std() * torch.randn_like(grid)
+
+    def _smeared(self, grid: Tensor) -> Tensor:
+        """Each image (I, P, hidden) mixed with its own mean over 5 x 5 patches, to a share drawn for the image."""
+        side = math.isqrt(grid.shape[1])
+        maps = grid.transpose(1, 2).unflatten(2, (side, side))
+        around = F.avg_pool2d(maps, 5, stride=1, padding=2).flatten(2).transpose(1, 2)
+        share = self.smear * torch.rand(len(grid), 1, 1, device=grid.device)
+        return (1 - share) * grid + share * around
 
     def _mixed(self, words: Tensor, image: Tensor, unclear: Tensor) -> Tensor:
         """Embeddings of grid entries, (K, hidden): each word of each image mixed with two others of the batch."""

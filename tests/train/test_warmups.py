@@ -118,3 +118,16 @@ def test_stages_of_a_recipe_have_folders_of_their_own():
     recipe = RECIPES["nano"]()
     with pytest.raises(ValueError, match="called the same"):
         Recipe("twice", "nano", "nano", recipe.settings, [recipe.stages[0], recipe.stages[0]])
+
+
+def test_smearing_spreads_words_over_neighbouring_patches(model, rng):
+    batch = symbolic_batch(model, rng)
+    clear = LanguageWarmup(model, noise=0.0)
+    smeared = LanguageWarmup(model, noise=0.0, smear=1.0)
+    smeared.place.load_state_dict(clear.place.state_dict())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        before, after = (stage.symbolic_embeds(batch) - stage.places() for stage in (clear, smeared))
+    empty = before.abs().sum(-1) < 1e-6
+    assert empty.any() and (after[empty].abs().sum(-1) > 1e-4).any()
+    assert after.norm() < before.norm()

@@ -27,7 +27,7 @@ class StageRecipe:
         name: the stage's folder and its name in tables; the kind where empty.
         smoothing: spread of a location token's target over its neighbours, in bins (0: the paper's plain loss).
         distill_weight, alpha: stage 1's self-distillation (paper: 1 and 0.9).
-        noise, blur: how unclear the warm-up's symbolic images are (see `LanguageWarmup`).
+        noise, blur, smear: how unclear the warm-up's symbolic images are (see `LanguageWarmup`).
         train_encoder: whether "finetune" trains the encoder too.
     """
 
@@ -39,6 +39,7 @@ class StageRecipe:
     alpha: float = 0.9
     noise: float = 0.3
     blur: float = 0.0
+    smear: float = 0.0
     train_encoder: bool = False
     name: str = ""
 
@@ -52,7 +53,7 @@ class StageRecipe:
         if self.kind == "encoder":
             return EncoderWarmup(model)
         if self.kind == "warmup":
-            return LanguageWarmup(model, self.smoothing, self.noise, self.blur)
+            return LanguageWarmup(model, self.smoothing, self.noise, self.blur, self.smear)
         if self.kind == "stage1":
             return Pretrain(model, self.smoothing, self.distill_weight, self.alpha)
         if self.kind == "stage2":

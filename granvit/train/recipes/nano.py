@@ -29,11 +29,17 @@ SETTINGS = Settings(codec=f"loc:{BINS}", frame="image", fit="letterbox")
 
 
 def _warmup(
-    name: str, loop: LoopConfig, noise: float, blur: float, subphrases: float = 0.0, locate: float = 1.0
+    name: str,
+    loop: LoopConfig,
+    noise: float,
+    blur: float,
+    subphrases: float = 0.0,
+    locate: float = 1.0,
+    smear: float = 0.0,
 ) -> StageRecipe:
     questions: dict[Task, float] = {"global": 0.3, "bbox2caption": 1.0, "caption2bbox": locate}
     sample = SampleConfig(questions, subphrases=subphrases, symbolic=True)
-    return StageRecipe("warmup", sample, loop, smoothing=1.0, noise=noise, blur=blur, name=name)
+    return StageRecipe("warmup", sample, loop, smoothing=1.0, noise=noise, blur=blur, smear=smear, name=name)
 
 
 def nano_language() -> Recipe:
@@ -57,6 +63,8 @@ def nano_language() -> Recipe:
     clear = replace(reading, steps=900, min_lr_ratio=0.5, warmup_steps=20, seed=1)
     # Of all words the first that tells objects apart, the colour, is learned last; places outweigh it in the loss.
     again = replace(clear, steps=400, lr=1e-3, min_lr_ratio=0.02, seed=3)
+    last = replace(again, steps=500, seed=4)
+    smeared = replace(again, steps=350, lr=1.5e-3, seed=5)
     blurred = replace(clear, steps=700, lr=1.2e-3, min_lr_ratio=0.02, seed=2)
     return Recipe(
         name="nano-language",
@@ -69,6 +77,8 @@ def nano_language() -> Recipe:
             _warmup("clear", clear, noise=0.3, blur=0.0, subphrases=1.0),
             _warmup("blurred", blurred, noise=0.5, blur=1.0, subphrases=0.3, locate=0.4),
             _warmup("again", again, noise=0.4, blur=0.5, locate=0.15),
+            _warmup("last", last, noise=0.4, blur=0.7, locate=0.1),
+            _warmup("smeared", smeared, noise=0.4, blur=0.4, subphrases=0.3, locate=0.8, smear=1.0),
         ],
     )
 
@@ -125,13 +135,14 @@ def nano() -> Recipe:
                 "stage1",
                 SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=1, crop_size=64),
                 LoopConfig(
-                    steps=600,
+                    steps=1000,
                     batch_size=16,
                     lr=1e-3,
                     min_lr_ratio=0.02,
                     warmup_steps=50,
                     weight_decay=0.02,
                     betas=(0.9, 0.98),
+                    optimizer_groups={"multi_modal_projector": 5.0},
                     precision=_PRECISION,
                 ),
             ),
@@ -139,7 +150,7 @@ def nano() -> Recipe:
                 "stage2",
                 SampleConfig({"global": 0.3, "bbox2caption": 0.5, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=240,
+                    steps=300,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
