@@ -19,7 +19,8 @@ from granvit.corpus.benchmark_images import BenchmarkImages, keys
 from granvit.corpus.copies import CopyFinder
 from granvit.corpus.fingerprint import featureless
 from granvit.corpus.fingerprinting import FEATURELESS, Batch, FingerprintFile, fingerprint, store_fingerprints
-from granvit.corpus.store import Corpus, CorpusWriter
+from granvit.corpus.parts import write_part
+from granvit.corpus.store import Corpus
 from granvit.regions import RegionImage
 
 # From which agreement an image counts as a copy. Of measured photos, all others stay below 0.2, and 99 of 100 copies
@@ -166,9 +167,5 @@ def write_without(corpus: Corpus, ids: Sequence[str], out: Path, overwrite: bool
         CorpusError: `out` is in use, or nothing is left.
     """
     left_out = set(ids)
-    meta = {"cleaned": str(corpus.path), "left_out": len(left_out), "before": corpus.manifest["meta"]}
-    with CorpusWriter(out, meta=meta, overwrite=overwrite) as writer:
-        for record in corpus:
-            if record.id not in left_out:
-                writer.write(record)
-    return writer.images
+    clean = (record for record in corpus if record.id not in left_out)
+    return write_part(corpus, clean, out, {"without_benchmark_images": len(left_out)}, overwrite)

@@ -1,6 +1,6 @@
 """``granvit corpus ...``: each command a typed dataclass with a `run` that returns the exit status."""
 
-from granvit.corpus.commands import annotating, auditing, exporting, making
+from granvit.corpus.commands import annotating, auditing, curating, dividing, exporting, looking, making
 
 COMMANDS: dict[str, type] = {
     "import": making.Import,
@@ -8,5 +8,13 @@ COMMANDS: dict[str, type] = {
     "draw": making.Draw,
     "verify": making.Verify,
     "export": exporting.Export,
+    "curate": curating.Curate,
+    "leakage": curating.Leakage,
     "audit": auditing.Audit,
+    "stats": looking.Stats,
+    "head": looking.Head,
+    "show": looking.Show,
+    "merge": dividing.Merge,
+    "split": dividing.Split,
+    "sample": dividing.Sample,
 }

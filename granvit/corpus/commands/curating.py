@@ -1,0 +1,120 @@
+"""``granvit corpus curate`` and ``leakage``: what of a corpus is worth training on, and what must not be."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from granvit.corpus.benchmark_images import load_benchmarks
+from granvit.corpus.commands.common import fail
+from granvit.corpus.curate import Curation, curate
+from granvit.corpus.layout import CURATION, CorpusError
+from granvit.corpus.leakage import SIMILARITY, find_leaks, write_without
+from granvit.corpus.store import Corpus
+
+SHOWN_LEAKS = 10
+
+
+@dataclass
+class Curate:
+    """Write the part of a corpus that is worth training on, and an account of every drop, OUT/curation.json.
+
+    The paper's filters for objects, others for text, no picture twice, no text repeated beyond measure.
+
+    Example: granvit corpus curate corpus curated --caps web 100000 --filters.text-box.min-side 12
+    """
+
+    corpus: Positional[Path]
+    """The corpus folder."""
+    out: Positional[Path]
+    """The corpus folder to write."""
+    curation: Annotated[Curation, tyro.conf.arg(name="")] = field(default_factory=Curation)
+    fingerprints: Path | None = None
+    """A Parquet file that has the fingerprints of the corpus's images, or to keep them in for the next time."""
+    workers: int = 0
+    """Threads that decode pictures to look for copies; 0 for one per core."""
+    overwrite: bool = False
+    """Replace the corpus at OUT once the new one is complete."""
+
+    def run(self) -> int:
+        """Exit status: 0, or 1 when nothing is left or could be written."""
+        try:
+            report = curate(
+                Corpus(self.corpus),
+                self.out,
+                self.curation,
+                fingerprints=self.fingerprints,
+                workers=self.workers,
+                overwrite=self.overwrite,
+                progress=sys.stderr.isatty(),
+            )
+        except CorpusError as error:
+            return fail(str(error))
+        print(f"{self.out}\n{report}\nsee {self.out / CURATION}")
+        return 0
+
+
+@dataclass
+class Leakage:
+    """Look for benchmark images in a corpus: by name, by file, and by looks.
+
+    A benchmark is a corpus, a folder of pictures, Parquet or tars with pictures, or lists of names or COCO image ids
+    (.txt, .jsonl, .json, also .gz). Copies are found resized, recompressed, mirrored, and cropped by a tenth.
+
+    Example: granvit corpus leakage corpus --against refcoco_ids textvqa/val --out clean
+    """
+
+    corpus: Positional[Path]
+    """The corpus folder."""
+    against: tuple[Path, ...]
+    """The benchmarks."""
+    out: Path | None = None
+    """Write the corpus without the images that were found to this folder."""
+    report: Path = Path("leakage.json")
+    """The file to write the findings to; the ids alone go to the same name with .txt."""
+    similarity: float = SIMILARITY
+    """From which agreement, at most 1, a picture counts as a copy. Receipts in one layout reach 0.7."""
+    fingerprints: Path | None = None
+    """A Parquet file that has the fingerprints of the corpus's images, or to keep them in for the next benchmark."""
+    workers: int = 0
+    """Threads that decode pictures; 0 for one per core."""
+    overwrite: bool = False
+    """Replace the corpus at OUT once the new one is complete."""
+
+    def run(self) -> int:
+        """Exit status: 0 whatever was found, or 1 when nothing could be compared or written."""
+        if not 0 < self.similarity <= 1:
+            return fail(f"--similarity is {self.similarity}, it must be above 0 and at most 1")
+        try:
+            corpus = Corpus(self.corpus)
+            benchmarks = load_benchmarks(self.against, self.workers)
+            for name, reason in benchmarks.problems[:SHOWN_LEAKS]:
+                print(f"not compared: {name}: {reason}", file=sys.stderr)
+            report = find_leaks(
+                corpus,
+                benchmarks,
+                similarity=self.similarity,
+                fingerprints=self.fingerprints,
+                workers=self.workers,
+                progress=sys.stderr.isatty(),
+            )
+            ids = report.write(self.report)
+            kept = write_without(corpus, report.ids, self.out, self.overwrite) if self.out else 0
+        except CorpusError as error:
+            return fail(str(error))
+        known = f"{len(benchmarks.names)} pictures" + (f", {len(benchmarks.listed)} names" if benchmarks.listed else "")
+        print(f"{report.images} images compared with {known}: {len(report.ids)} are benchmark images")
+        for leak in report.leaks[:SHOWN_LEAKS]:
+            score = "" if leak.similarity is None else f" {leak.similarity:.2f}"
+            print(f"  {leak.how}{score}{' mirrored' if leak.mirrored else ''}  {leak.id}  =  {leak.benchmark}")
+        for reason, count in (+report.unseen).items():
+            print(f"  {count} not compared by picture: {reason}")
+        print(f"see {self.report} and {ids}")
+        if self.out:
+            print(f"{self.out}: {kept} images without them")
+        return 0
