@@ -84,7 +84,11 @@ def export(
     unfinished = out.with_name(out.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    left_out = _write(model, found, unfinished, out.resolve().name, form, precision)
+    try:
+        left_out = _write(model, found, unfinished, out.resolve().name, form, precision)
+    except ExportError:
+        shutil.rmtree(unfinished)
+        raise
     write_card(unfinished / "README.md", model, found, form, out.resolve().name, licence, left_out)
     if out.exists():
         out.rmdir()
@@ -114,17 +118,14 @@ def _write(model: RegionModel, found: Source, folder: Path, name: str, form: For
 def _make_public(model: RegionModel, precision: Precision) -> None:
     """Weights in the precision asked for, and a config that says what servers look for and no path of this machine."""
     llava = model.llava.to(getattr(torch, precision))
-    llava.config.architectures = ["LlavaForConditionalGeneration"]
-    llava.config.dtype = llava.dtype
-    for part, tower in (
-        (llava.config.vision_config, llava.model.vision_tower),
-        (llava.config.text_config, llava.model.language_model),
-    ):
+    config = llava.config
+    config.architectures = ["LlavaForConditionalGeneration"]
+    # The class with a head, which is what vLLM looks up.
+    bare = type(llava.model.language_model).__name__
+    config.text_config.architectures = [bare.removesuffix("Model") + "ForCausalLM"]
+    for part in (config, config.vision_config, config.text_config):
         part.dtype = llava.dtype
         part._name_or_path = ""
-        if part is llava.config.text_config:  # the class with a head, which is what vLLM looks up
-            part.architectures = [type(tower).__name__.removesuffix("Model") + "ForCausalLM"]
-    llava.config._name_or_path = ""
 
 
 def push(folder: Path, repository: str, private: bool = True) -> str:
