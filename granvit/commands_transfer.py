@@ -17,7 +17,7 @@ from granvit.train.recipes.base import Recipe, StageRecipe
 
 
 def _questions() -> SampleConfig:
-    return SampleConfig({"global": 1.0, "caption2bbox": 1.0})
+    return SampleConfig({"global": 1.0, "bbox2caption": 0.0, "caption2bbox": 1.0})
 
 
 def _loop() -> LoopConfig:
