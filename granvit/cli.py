@@ -13,13 +13,14 @@ from tyro.extras import SubcommandApp
 
 from granvit import commands
 from granvit.commands_export import Export
+from granvit.commands_transfer import Transfer
 from granvit.corpus.commands import COMMANDS as CORPUS_COMMANDS
 from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 
 
 def build_app() -> SubcommandApp:
-    """All commands: demo, train RECIPE, eval, describe, locate, read, caption, export, corpus ..."""
+    """All commands: demo, train RECIPE, eval, describe, locate, read, caption, export, transfer, corpus ..."""
     app = SubcommandApp()
     app.command(name="demo")(commands.Demo)
     train = SubcommandApp()
@@ -33,6 +34,7 @@ def build_app() -> SubcommandApp:
         ("read", commands.Read),
         ("caption", commands.Caption),
         ("export", Export),
+        ("transfer", Transfer),
     ):
         app.command(name=name)(command)
     corpus = SubcommandApp()
