@@ -12,6 +12,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from granvit import commands
+from granvit.commands_eval import AveragePrecision, Benchmarks, Compare, Eval
 from granvit.commands_export import Export
 from granvit.commands_transfer import Transfer
 from granvit.corpus.commands import COMMANDS as CORPUS_COMMANDS
@@ -28,7 +29,10 @@ def build_app() -> SubcommandApp:
         train.command(name=name, help=(make.__doc__ or "").strip().splitlines()[0])(_train_command(make))
     app.command(train, name="train", help="Train a recipe on the embedded corpus or on your own.")
     for name, command in (
-        ("eval", commands.Eval),
+        ("eval", Eval),
+        ("benchmarks", Benchmarks),
+        ("compare", Compare),
+        ("ap", AveragePrecision),
         ("describe", commands.Describe),
         ("locate", commands.Locate),
         ("read", commands.Read),

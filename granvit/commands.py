@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,53 +83,7 @@ def told() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-@dataclass
-class Eval:
-    """Score a checkpoint on the held-out images of a corpus, beside the best constant answer."""
-
-    model: Positional[Path]
-    """A checkpoint, or a run folder that holds one."""
-    corpus: Path
-    """The corpus; its "val" images count, or "test", or a tenth chosen by hash."""
-    tasks: str = "describe,locate,read,locate_text,caption"
-    """Comma-separated: describe and locate ask about objects, read and locate_text about text."""
-    limit: int | None = None
-    """At most so many images."""
-    window: int | None = None
-    """Read text in windows of so many pixels around it."""
-    out: Path | None = None
-    """Write scores and every single answer here, as JSON."""
-    device: Device = "auto"
-
-    def run(self) -> int:
-        from granvit.corpus.select import held_out_part
-        from granvit.corpus.store import Corpus
-        from granvit.evaluate.region_tasks import evaluate
-
-        _check_window(self.window)
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit {self.limit}: at least one image is needed")
-        if self.out is not None:  # before the work, not after it
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-        tasks = [task.strip() for task in self.tasks.split(",") if task.strip()]
-        if not tasks:
-            raise ValueError("--tasks names no task; see granvit eval --help")
-        held_out = held_out_part(Corpus(self.corpus))
-        report = evaluate(_load(self.model, self.device), held_out, tasks, self.limit, window=self.window)
-        for task, scores in report.scores.items():
-            constants = report.baseline[task]
-            print(f"{task} ({int(scores['count'])} questions)")
-            for name, value in scores.items():
-                if name != "count":
-                    beside = f"   best constant answer {100 * constants[name]:5.1f} %" if name in constants else ""
-                    print(f"  {name:10s} {100 * value:5.1f} %{beside}")
-        if self.out is not None:
-            plain = {"scores": report.scores, "baseline": report.baseline, "items": [asdict(i) for i in report.items]}
-            self.out.write_text(json.dumps(plain, indent=1) + "\n")
-        return 0
-
-
-def _load(model: Path, device: Device) -> Any:
+def load_model(model: Path, device: Device) -> Any:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -143,7 +97,7 @@ def _load(model: Path, device: Device) -> Any:
     return GranViT.load(model, device)
 
 
-def _check_window(window: int | None) -> None:
+def check_window(window: int | None) -> None:
     if window is not None and window < 1:
         raise ValueError(f"--window {window}: a window has a side of at least 1 pixel")
 
@@ -177,7 +131,7 @@ class Ask:
             picture = open_picture(self.image)
         except ImageError as error:
             raise ValueError(f"{self.image}: {error}") from error
-        return _load(self.model, self.device), picture
+        return load_model(self.model, self.device), picture
 
     def finish(self, picture: Any, boxes: Sequence[Sequence[float] | None], texts: Sequence[str]) -> int:
         """Print and draw the answers; boxes are xyxy pixels of the picture."""
@@ -236,7 +190,7 @@ class Read(Ask):
 
     def run(self) -> int:
         boxes = _some_boxes(self.box)
-        _check_window(self.window)
+        check_window(self.window)
         model, picture = self.start()
         return self.finish(picture, boxes, model.read(picture, boxes, self.window))
 

@@ -76,6 +76,15 @@ def iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
 
 
+def paired_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Intersection over union of each box of `a` with its fellow in `b`, shape (N,); 0 where both are empty."""
+    a_n4, b_n4 = as_boxes(a), as_boxes(b)
+    corners_n4 = np.concatenate([np.maximum(a_n4[:, :2], b_n4[:, :2]), np.minimum(a_n4[:, 2:], b_n4[:, 2:])], axis=1)
+    overlap = area(corners_n4)
+    union = area(a_n4) + area(b_n4) - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+
+
 def hull(points: ArrayLike) -> tuple[float, float, float, float]:
     """The box around points of shape (N, 2), or around a flat polygon x, y, x, y, ..."""
     points_n2 = np.asarray(points, dtype=np.float64).reshape(-1, 2)

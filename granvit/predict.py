@@ -40,10 +40,14 @@ class Ask:
 
 
 class GranViT:
-    """A trained model, ready to be asked. Boxes are xyxy float pixels of the EXIF-upright picture."""
+    """A trained model, ready to be asked. Boxes are xyxy float pixels of the EXIF-upright picture.
 
-    def __init__(self, model: RegionModel):
+    `rows` questions are answered at once; it bounds the memory of keys and values and changes no answer (in float32).
+    """
+
+    def __init__(self, model: RegionModel, rows: int = 256):
         self.model = model
+        self.rows = rows
 
     @classmethod
     def load(
@@ -121,7 +125,7 @@ class GranViT:
     def answer(self, asks: Sequence[Ask], max_new_tokens: int) -> list[list[str]]:
         """Greedy answers to all questions, picture by picture."""
         answers: list[list[str]] = []
-        for chunk in _chunks(asks):
+        for chunk in _chunks(asks, self.rows):
             canvases = np.stack([np.asarray(a.view.apply(a.image, self.model.fill)) for a in chunk])
             questions = [[self.model.dialog.ask(q) for q in a.questions] for a in chunk]
             for rows in greedy(self.model, torch.from_numpy(canvases), questions, max_new_tokens):
@@ -151,15 +155,15 @@ def _checked_boxes(boxes: ArrayLike, size: tuple[int, int]) -> np.ndarray:
     return array
 
 
-def _chunks(asks: Sequence[Ask]) -> Iterator[list[Ask]]:
-    """Pictures in groups of at most `_ROWS` questions; a picture with more makes a group of its own."""
+def _chunks(asks: Sequence[Ask], rows: int) -> Iterator[list[Ask]]:
+    """Pictures in groups of at most `rows` questions; a picture with more makes a group of its own."""
     chunk: list[Ask] = []
-    rows = 0
+    filled = 0
     for ask in asks:
-        if chunk and rows + len(ask.questions) > _ROWS:
+        if chunk and filled + len(ask.questions) > rows:
             yield chunk
-            chunk, rows = [], 0
+            chunk, filled = [], 0
         chunk.append(ask)
-        rows += len(ask.questions)
+        filled += len(ask.questions)
     if chunk:
         yield chunk

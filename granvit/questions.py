@@ -6,7 +6,9 @@ caption of an object and the transcription of a text region.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Literal
 
 import numpy as np
@@ -27,6 +29,11 @@ CAPTION2BBOX = "Please provide the bounding box coordinate of the region this se
 # How the warm-up of a from-scratch language model asks for a place. It learns to look things up, but in words and in an
 # order of coordinates of its own: Caption2Bbox is new to it in stage 2, as it is to the paper's pretrained model.
 WHERE = "Where in the image is this: "
+
+
+# How benchmarks are asked that the paper reports but doesn't word: as LLaVA does, so that numbers can be compared.
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+ONE_LETTER = "Answer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,18 @@ def ask_caption(box: ArrayLike, codec: Codec) -> str:
 def ask_box(text: str) -> str:
     """Caption2Bbox for a phrase or a line of text."""
     return CAPTION2BBOX + text
+
+
+def ask_short(question: str) -> str:
+    """A question that a word or phrase answers."""
+    return f"{question}\n{SHORT_ANSWER}"
+
+
+def ask_choice(question: str, options: Sequence[str], hint: str = "") -> str:
+    """A question with its options, to be answered by a letter; `hint` is what must be known to answer it."""
+    lines = [hint] if hint else []
+    lines += [question, *(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))]
+    return "\n".join([*lines, ONE_LETTER])
 
 
 def global_exchange(caption: str) -> Exchange:

@@ -13,7 +13,7 @@ from granvit.corpus.synthesize import synthesize
 from granvit.predict import GranViT
 from granvit.train.recipes import RECIPES
 
-COMMANDS = ["demo", "train", "eval", "describe", "locate", "read", "caption", "corpus"]
+COMMANDS = ["demo", "train", "eval", "benchmarks", "compare", "ap", "describe", "locate", "read", "caption", "corpus"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,8 @@ def test_help_names_every_command(granvit):
         ("demo", "--corpus"),
         ("train", "nano-paper"),
         ("eval", "--tasks"),
+        ("compare", "paired image by image"),
+        ("ap", "--by-text"),
         ("describe", "X1,Y1,X2,Y2"),
         ("locate", "phrases"),
         ("read", "--window"),
@@ -136,13 +138,29 @@ def test_train_a_recipe_with_overrides_on_mixed_corpora(granvit, tiny, tmp_path)
 
 
 def test_eval_prints_every_score_beside_the_best_constant(granvit, tmp_path):
-    status, out, _ = granvit("eval", "model", "--corpus", "corpus", "--out", tmp_path / "new" / "scores.json")
+    status, out, _ = granvit("eval", "model", "--corpus", "corpus", "--out", tmp_path / "new" / "folder")
     assert status == 0
     for name in ("describe", "locate", "read", "locate_text", "rouge_l", "cer", "parse_rate", "best constant answer"):
         assert name in out
-    facts = json.loads((tmp_path / "new" / "scores.json").read_text())
-    assert set(facts) == {"scores", "baseline", "items"} and facts["items"]
-    assert granvit("eval", "model", "--corpus", "corpus", "--tasks", "read, ", "--limit", "3")[1].startswith("read (")
+    facts = json.loads((tmp_path / "new" / "folder" / "scores.json").read_text())
+    assert {"scores", "baseline", "intervals", "tasks"} <= set(facts)
+    assert granvit("eval", "model", "--corpus", "corpus", "--tasks", "read, ", "--limit", "3")[1].startswith("read: ")
+
+
+def test_an_evaluation_goes_on_where_it_was_and_is_compared(granvit, tmp_path, monkeypatch):
+    command = ("eval", "model", "--corpus", "corpus", "--out", tmp_path / "a")
+    assert granvit(*command, "--limit", "2")[0] == 0
+    asked = []
+    answer = GranViT.answer
+    monkeypatch.setattr(GranViT, "answer", lambda self, asks, most: asked.extend(asks) or answer(self, asks, most))
+    first = granvit(*command, "--batch", "3")[1]
+    questions = len((tmp_path / "a" / "items.jsonl").read_text().splitlines())
+    assert 0 < sum(len(a.questions) for a in asked) < questions  # some were answered before
+    asked.clear()
+    assert granvit(*command)[1] == first and not asked
+    status, out, _ = granvit("compare", tmp_path / "a", tmp_path / "a" / "scores.json", "--out", tmp_path / "c.json")
+    assert status == 0 and "| read | cer |" in out and "| +0.0 | +0.0 to +0.0 | 1.000 |" in out
+    assert json.loads((tmp_path / "c.json").read_text())["differences"][0]["p"] == 1
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -221,6 +239,14 @@ MODEL = ["--model", "model"]
         (["eval", "model", "--corpus", "corpus", "--tasks", "sing"], "unknown task(s) sing; known are describe"),
         (["eval", "model", "--corpus", "corpus", "--tasks", " ,"], "--tasks names no task"),
         (["eval", "model", "--corpus", "corpus", "--limit", "0"], "--limit 0"),
+        (["eval", "model"], "give --corpus, --bench, or both"),
+        (["eval", "model", "--corpus", "corpus", "--batch", "0"], "--batch 0"),
+        (["eval", "model", "--corpus", "corpus", "--out", "note.png"], "--out note.png is a file"),
+        (["eval", "model", "--bench", "docvqa"], "--bench 'docvqa': NAME=PLACE"),
+        (["eval", "model", "--bench", "docvqa=nowhere"], "nowhere does not exist"),
+        (["eval", "model", "--bench", "chess=empty"], "unknown benchmark 'chess'"),
+        (["eval", "model", "--corpus", "corpus", "--images", "pope=empty"], "--images pope=...: there is no --bench"),
+        (["compare", "empty", "empty"], "empty/scores.json: not the scores of an evaluation"),
         (["train", "tiny", "--corpus", "more=much"], "'more=much': the weight 'much'"),
         (["train", "tiny", "--corpus", "empty"], "empty/manifest.json is missing"),
         (["train", "tiny", "--corpus", "corpus"], "corpus: no image to train on"),

@@ -207,7 +207,7 @@ def test_many_boxes_share_one_look_at_the_picture(granvit, monkeypatch):
     assert len(answers) == 40 and looks == [1]
     looks.clear()
     # Pictures in groups of at most so many questions; the groups change no answer.
-    monkeypatch.setattr(predict, "_ROWS", 5)
+    monkeypatch.setattr(granvit, "rows", 5)
     view = granvit.model.view((200, 100))
     asks = [Ask(photo(), view, granvit.box_questions(view, boxes[i : i + 2])) for i in range(0, 8, 2)]
     assert sum(granvit.answer(asks, predict.LONGEST_DESCRIPTION), []) == answers[:8]

@@ -6,48 +6,28 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from granvit.coordinates import Box
-from granvit.evaluate import metrics
-from granvit.geometry import View
-from granvit.images import decode
-from granvit.predict import LONGEST_BOX, LONGEST_CAPTION, LONGEST_DESCRIPTION, Ask, GranViT
-from granvit.questions import ask_box, ask_global
+from granvit.evaluate.items import Item, Look, Task
+from granvit.evaluate.run import answer_all
+from granvit.evaluate.scoring import score
+from granvit.predict import LONGEST_BOX, LONGEST_CAPTION, LONGEST_DESCRIPTION, GranViT
+from granvit.questions import ask_global
 from granvit.regions import Region, RegionImage
-from granvit.texts import character_error_rate, exact_match, rouge_l
 
 TASKS = ("describe", "locate", "read", "locate_text", "caption")
-_IMAGES_AT_ONCE = 64
-
-
-@dataclass
-class Item:
-    """One scored question: where it was asked, what was right, what was said.
-
-    `box` is xyxy image pixels (None for captions), `size` the image's (width, height). `said` is the answer's text,
-    `found` the box it states (image pixels), for the locating tasks.
-    """
-
-    id: str
-    task: str
-    size: tuple[int, int]
-    truth: list[str]
-    box: Box | None = None
-    said: str = ""
-    found: Box | None = None
+# Asked in the words of "describe", where the texts of a corpus are known to be captions, or the names of classes.
+ALL_TASKS = (*TASKS, "region_caption", "label")
+MAX_REGIONS = 32
 
 
 @dataclass
 class Report:
-    """Scores by task and metric, the best constant answer's scores, and every single answer."""
+    """Scores by task and metric with 95 % intervals, the best constant answer's scores, and every single answer."""
 
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     baseline: dict[str, dict[str, float]] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -55,7 +35,7 @@ def evaluate(
     records: Iterable[RegionImage],
     tasks: Sequence[str] = TASKS,
     limit: int | None = None,
-    max_regions: int = 32,
+    max_regions: int = MAX_REGIONS,
     window: int | None = None,
     progress: bool = True,
 ) -> Report:
@@ -68,140 +48,106 @@ def evaluate(
     Raises:
         ValueError: an unknown task, or nothing in the corpus that any of the tasks can ask.
     """
-    unknown = sorted(set(tasks) - set(TASKS))
-    if unknown:
-        raise ValueError(f"unknown task(s) {', '.join(unknown)}; known are {', '.join(TASKS)}")
-    items: list[Item] = []
-    bar = tqdm(total=limit, desc="evaluate", unit="img", disable=not progress)
-    for some in _batched(islice(iter(records), limit), _IMAGES_AT_ONCE):
-        asked = [(record, decode(record.image or b""), _regions(record, max_regions)) for record in some]
-        for task in tasks:
-            items += _ASK[task](model, asked, window)
-        bar.update(len(some))
-    bar.close()
+    known = region_tasks(tasks, window)
+    looks = region_looks(islice(iter(records), limit), known, max_regions)
+    items = answer_all(model, looks, known, total=limit, progress=progress)
     if not items:
         raise ValueError(f"nothing to evaluate: the corpus has no region or caption for {', '.join(tasks)}")
+    return scored(known, items)
+
+
+def scored(tasks: Sequence[Task], items: list[Item]) -> Report:
+    """The scores of all tasks that have items."""
     report = Report(items=items)
+    images = list(dict.fromkeys(item.id for item in items))
     for task in tasks:
-        mine = [item for item in items if item.task == task]
+        mine = [item for item in items if item.task == task.name]
         if mine:
-            report.scores[task] = score(task, mine)
-            report.baseline[task] = constant(task, mine)
+            scores = score(task, mine, images)
+            report.scores[task.name] = scores.values
+            report.baseline[task.name] = scores.constant
+            report.intervals[task.name] = scores.intervals
     return report
 
 
-def score(task: str, items: Sequence[Item]) -> dict[str, float]:
-    """The metrics of one task, fractions in [0, 1], and "count"."""
-    if task in ("locate", "locate_text"):
-        boxes = [item.box for item in items if item.box is not None]
-        scores = metrics.box_scores([item.found for item in items], boxes)
-    else:
-        said, truth = [item.said for item in items], [item.truth for item in items]
-        scores = {"rouge_l": rouge_l(said, truth), "exact": exact_match(said, truth)}
-        if task == "read":
-            scores["cer"] = character_error_rate(said, truth)
-    return {**scores, "count": float(len(items))}
+def region_tasks(names: Sequence[str], window: int | None = None) -> list[Task]:
+    """The tasks of `ALL_TASKS` by name.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    unknown = sorted(set(names) - set(ALL_TASKS))
+    if unknown:
+        raise ValueError(f"unknown task(s) {', '.join(unknown)}; known are {', '.join(ALL_TASKS)}")
+    known = {
+        "describe": Task("describe", "texts", "fine-grained", LONGEST_DESCRIPTION),
+        "locate": Task("locate", "boxes", "fine-grained", LONGEST_BOX),
+        "read": Task("read", "reading", "ocr", LONGEST_DESCRIPTION, window=window),
+        "locate_text": Task("locate_text", "boxes", "ocr", LONGEST_BOX),
+        "caption": Task("caption", "texts", "", LONGEST_CAPTION),
+        "region_caption": Task("region_caption", "captions", "fine-grained", LONGEST_DESCRIPTION),
+        "label": Task("label", "labels", "fine-grained", LONGEST_DESCRIPTION),
+    }
+    return [known[name] for name in names]
 
 
-def constant(task: str, items: Sequence[Item]) -> dict[str, float]:
-    """What the best single answer to all questions scores, metric by metric."""
-    if task in ("locate", "locate_text"):
-        scale = np.array([[*item.size, *item.size] for item in items], dtype=float)
-        relative = [tuple(row) for row in (np.array([item.box for item in items]) / scale).tolist()]
-        return {
-            name: metrics.best_constant_answer(relative, relative, _box_metric(name))[1] for name in ("acc50", "miou")
-        }
-    truth = [item.truth for item in items]
-    answers = [texts[0] for texts in truth]
-    best: dict[str, float] = {}
-    for name, metric in (("rouge_l", rouge_l), ("exact", exact_match)):
-        best[name] = metrics.best_constant_answer(answers, truth, metric)[1]
-    if task == "read":
-        best["cer"] = -metrics.best_constant_answer(
-            answers, truth, lambda said, true: -character_error_rate(said, true)
-        )[1]
-    return best
+def region_looks(records: Iterable[RegionImage], tasks: Sequence[Task], max_regions: int) -> Iterator[Look]:
+    """What is asked about each record."""
+    for record in records:
+        regions = [r for r in record.regions if not r.ignore][:max_regions]
+        items = [item for task in tasks for item in _QUESTIONS[task.name](task.name, record, regions)]
+        yield Look(record.id, lambda record=record: record.image or b"", items)  # type: ignore[misc]
 
 
-def _box_metric(name: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
-    return lambda predictions, references: metrics.box_scores(predictions, references)[name]
+def _describe_objects(task: str, record: RegionImage, regions: list[Region]) -> list[Item]:
+    return _describe(task, record, regions, "object")
 
 
-Asked = list[tuple[RegionImage, Any, list[Region]]]
+def _read(task: str, record: RegionImage, regions: list[Region]) -> list[Item]:
+    return _describe(task, record, regions, "text")
 
 
-def _describe(model: GranViT, asked: Asked, window: int | None) -> list[Item]:
-    return _texts(model, asked, "describe", "object", None)
-
-
-def _read(model: GranViT, asked: Asked, window: int | None) -> list[Item]:
-    return _texts(model, asked, "read", "text", window)
-
-
-def _texts(model: GranViT, asked: Asked, task: str, kind: str, window: int | None) -> list[Item]:
-    asks: list[Ask] = []
-    items: list[Item] = []
-    for record, picture, regions in asked:
-        mine = [r for r in regions if r.kind == kind]
-        items += [Item(record.id, task, picture.size, [r.text, *r.alternatives], r.box) for r in mine]
-        whole = model.model.view(picture.size)
-        if window is None:
-            asks.append(Ask(picture, whole, model.box_questions(whole, [r.box for r in mine])))
-            continue
-        for region in mine:
-            view = View.window_around(region.box, picture.size, window, model.model.canvas)
-            asks.append(Ask(picture, view, model.box_questions(view, region.box)))
-    said = [answer for answers in model.answer(asks, LONGEST_DESCRIPTION) for answer in answers]
-    for item, answer in zip(items, said, strict=True):
-        item.said = answer
-    return items
-
-
-def _locate(model: GranViT, asked: Asked, window: int | None) -> list[Item]:
-    return _boxes(model, asked, "locate", "object")
-
-
-def _locate_text(model: GranViT, asked: Asked, window: int | None) -> list[Item]:
-    return _boxes(model, asked, "locate_text", "text")
-
-
-def _boxes(model: GranViT, asked: Asked, task: str, kind: str) -> list[Item]:
-    asks: list[Ask] = []
-    items: list[Item] = []
-    for record, picture, regions in asked:
-        texts = Counter(r.text.casefold() for r in record.regions)
-        mine = [r for r in regions if r.kind == kind and texts[r.text.casefold()] == 1]
-        items += [Item(record.id, task, picture.size, [r.text], r.box) for r in mine]
-        asks.append(Ask(picture, model.model.view(picture.size), [ask_box(r.text) for r in mine]))
-    answers = [(a, ask.view) for ask, said in zip(asks, model.answer(asks, LONGEST_BOX), strict=True) for a in said]
-    for item, (answer, view) in zip(items, answers, strict=True):
-        item.said, item.found = answer, model.to_pixels(answer, view)
-    return items
-
-
-def _caption(model: GranViT, asked: Asked, window: int | None) -> list[Item]:
-    captioned = [(record, picture) for record, picture, _ in asked if record.caption]
-    asks = [Ask(picture, model.model.view(picture.size), [ask_global()]) for _, picture in captioned]
-    said = [answers[0] for answers in model.answer(asks, LONGEST_CAPTION)]
+def _describe(task: str, record: RegionImage, regions: list[Region], kind: str) -> list[Item]:
     return [
-        Item(record.id, "caption", picture.size, [record.caption or ""], said=answer)
-        for (record, picture), answer in zip(captioned, said, strict=True)
+        Item(record.id, task, _size(record), [r.text, *r.alternatives], r.box, key=f"{record.id}#{i}", how="box")
+        for i, r in enumerate(regions)
+        if r.kind == kind
     ]
 
 
-_ASK: dict[str, Callable[[GranViT, Asked, int | None], list[Item]]] = {
-    "describe": _describe,
-    "locate": _locate,
+def _locate_objects(task: str, record: RegionImage, regions: list[Region]) -> list[Item]:
+    return _locate(task, record, regions, "object")
+
+
+def _locate_text(task: str, record: RegionImage, regions: list[Region]) -> list[Item]:
+    return _locate(task, record, regions, "text")
+
+
+def _locate(task: str, record: RegionImage, regions: list[Region], kind: str) -> list[Item]:
+    texts = Counter(r.text.casefold() for r in record.regions)
+    return [
+        Item(record.id, task, _size(record), [r.text], r.box, key=f"{record.id}#{i}", how="phrase", asked=r.text)
+        for i, r in enumerate(regions)
+        if r.kind == kind and texts[r.text.casefold()] == 1
+    ]
+
+
+def _caption(task: str, record: RegionImage, regions: list[Region]) -> list[Item]:
+    if not record.caption:
+        return []
+    return [Item(record.id, task, _size(record), [record.caption], key=record.id, asked=ask_global())]
+
+
+def _size(record: RegionImage) -> tuple[int, int]:
+    return record.width, record.height
+
+
+_QUESTIONS: dict[str, Callable[[str, RegionImage, list[Region]], list[Item]]] = {
+    "describe": _describe_objects,
+    "locate": _locate_objects,
     "read": _read,
     "locate_text": _locate_text,
     "caption": _caption,
+    "region_caption": _describe_objects,
+    "label": _describe_objects,
 }
-
-
-def _regions(record: RegionImage, most: int) -> list[Region]:
-    return [r for r in record.regions if not r.ignore][:most]
-
-
-def _batched(records: Iterator[RegionImage], size: int) -> Iterator[list[RegionImage]]:
-    while some := list(islice(records, size)):
-        yield some

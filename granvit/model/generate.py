@@ -10,8 +10,8 @@ from transformers import DynamicCache
 
 from granvit.model.region_model import RegionModel
 
-# float32 kernels of another batch size round logits otherwise: by up to 2e-5 where the largest logit is 23. Two words that
-# lie closer than this share of the larger logit count as a tie that rounding may decide.
+# float32 kernels of another batch size round logits otherwise: by up to 2e-5 where the largest logit is 23. Two words
+# that lie closer than this share of the largest logit count as a tie that rounding may decide.
 _TIE = 1e-5
 
 
@@ -22,8 +22,8 @@ def greedy(
     """Answer tokens for each question of each image, without the end token.
 
     The image prefix runs once per image; its keys and values are then shared by all its questions, which go on as a
-    batch. The answers are those that one stock `generate` call per question gives: in float32 a question whose answer hung
-    on rounding at some word is asked again by itself, so that no answer depends on what else was asked beside it.
+    batch. The answers are those that one stock `generate` call per question gives: in float32 a question whose answer
+    hung on rounding at some word is asked again by itself, so that no answer depends on what else was asked beside it.
 
     Args:
         pixels: canvases, uint8 (I, H, W, 3).
@@ -37,9 +37,9 @@ def greedy(
     flat = [question for asked in questions for question in asked]
     rows, ties = _decode(model, pixels, flat, image_of, max_new_tokens)
     if model.llava.dtype == torch.float32 and len(pixels) + len(flat) > 2:
-        for row in ties:
-            one = image_of[row]
-            rows[row] = _decode(model, pixels[one : one + 1], [flat[row]], [0], max_new_tokens)[0][0]
+        for tie in ties:
+            one = image_of[tie]
+            rows[tie] = _decode(model, pixels[one : one + 1], [flat[tie]], [0], max_new_tokens)[0][0]
     answers: list[list[list[int]]] = [[] for _ in questions]
     for image, row in zip(image_of, rows, strict=True):
         answers[image].append(row)

@@ -7,8 +7,8 @@ from PIL import Image
 from tiny_model import make_model
 
 from granvit import predict
-from granvit.evaluate import region_tasks
-from granvit.evaluate.region_tasks import TASKS, evaluate
+from granvit.evaluate import region_tasks, run
+from granvit.evaluate.region_tasks import ALL_TASKS, TASKS, evaluate
 from granvit.images import decode
 from granvit.predict import Ask, GranViT
 from granvit.questions import CAPTION2BBOX, ask_global
@@ -92,9 +92,9 @@ def test_perfect_answers_score_one_in_every_task():
     counts = {task: scores.pop("count") for task, scores in report.scores.items()}
     assert counts == {"describe": 3, "locate": 3, "read": 2, "locate_text": 2, "caption": 2}
     assert report.scores["describe"] == report.scores["caption"] == {"rouge_l": 1, "exact": 1}
-    assert report.scores["read"] == {"rouge_l": 1, "exact": 1, "cer": 0}
+    assert report.scores["read"] == {"rouge_l": 1, "exact": 1, "cer": 0, "wer": 0}
     for task in ("locate", "locate_text"):
-        assert report.scores[task] == pytest.approx({"acc50": 1, "miou": 1, "parse_rate": 1})
+        assert report.scores[task] == pytest.approx({"acc50": 1, "acc75": 1, "miou": 1, "parse_rate": 1})
 
 
 def test_every_single_answer_is_kept_with_its_truth():
@@ -119,7 +119,7 @@ def test_every_single_answer_is_kept_with_its_truth():
 def test_wrong_answers_score_less():
     report = evaluate(always("[0.000, 0.000, 0.200, 0.200]"), RECORDS, progress=False)
     assert report.scores["locate"] == pytest.approx(
-        {"acc50": 0, "miou": (50 / (600 + 200 - 50)) / 3, "parse_rate": 1, "count": 3}
+        {"acc50": 0, "acc75": 0, "miou": (50 / (600 + 200 - 50)) / 3, "parse_rate": 1, "count": 3}
     )
     assert report.scores["describe"] == {"rouge_l": 0, "exact": 0, "count": 3}
     assert report.scores["read"]["cer"] == pytest.approx(1) and report.scores["read"]["exact"] == 0
@@ -134,7 +134,8 @@ def test_answers_that_are_no_boxes_are_misses_and_lower_the_parse_rate():
         return "somewhere left" if question.endswith("red star") else right.say(ask, question)
 
     report = evaluate(Scripted(say), RECORDS, ["locate"], progress=False)
-    assert report.scores["locate"] == pytest.approx({"acc50": 2 / 3, "miou": 2 / 3, "parse_rate": 2 / 3, "count": 3})
+    third = pytest.approx(2 / 3)
+    assert report.scores["locate"] == {"acc50": third, "acc75": third, "miou": third, "parse_rate": third, "count": 3}
     assert [(i.said, i.found) for i in report.items][0] == ("somewhere left", None)
 
 
@@ -178,17 +179,17 @@ def test_limit_and_max_regions():
     report = evaluate(model, RECORDS, max_regions=1, progress=False)
     assert [(i.task, i.truth[0]) for i in report.items if i.box] == [
         ("describe", "red star"),
-        ("describe", "blue ring"),
         ("locate", "red star"),
+        ("describe", "blue ring"),
         ("locate", "blue ring"),
     ]
 
 
 def test_many_images_are_taken_some_at_a_time(monkeypatch):
     whole = evaluate(knowing(RECORDS), RECORDS, progress=False)
-    monkeypatch.setattr(region_tasks, "_IMAGES_AT_ONCE", 1)
+    monkeypatch.setattr(run, "_IMAGES_AT_ONCE", 1)
     parts = evaluate(knowing(RECORDS), RECORDS, progress=False)
-    assert parts.scores == whole.scores and parts.baseline == whole.baseline
+    assert parts.scores == whole.scores and parts.baseline == whole.baseline and parts.intervals == whole.intervals
     assert sorted(map(str, parts.items)) == sorted(map(str, whole.items))
 
 
@@ -227,9 +228,9 @@ def test_the_best_constant_answer_stands_beside():
     report = evaluate(always(""), RECORDS, progress=False)
     assert {task: set(scores) for task, scores in report.baseline.items()} == {
         "describe": {"rouge_l", "exact"},
-        "locate": {"acc50", "miou"},
-        "read": {"rouge_l", "exact", "cer"},
-        "locate_text": {"acc50", "miou"},
+        "locate": {"acc50", "acc75", "miou"},
+        "read": {"rouge_l", "exact", "cer", "wer"},
+        "locate_text": {"acc50", "acc75", "miou"},
         "caption": {"rouge_l", "exact"},
     }
     assert report.baseline["describe"]["exact"] == pytest.approx(2 / 3)  # "blue ring"
@@ -244,7 +245,7 @@ def test_the_constant_box_is_relative_to_each_picture():
     large = RegionImage("large", file.getvalue(), 200, 100, [Region((20, 20, 100, 80), "star")])
     small = record("small", [Region((10, 10, 50, 40), "star")])
     report = evaluate(always(""), [small, large], ["locate"], progress=False)
-    assert report.baseline["locate"] == pytest.approx({"acc50": 1, "miou": 1})
+    assert report.baseline["locate"] == pytest.approx({"acc50": 1, "acc75": 1, "miou": 1})
 
 
 # --- a real model ----------------------------------------------------------------------------------------------------
@@ -255,13 +256,13 @@ def test_a_real_model_answers_every_task_as_it_does_alone(monkeypatch):
         for name in ("LONGEST_CAPTION", "LONGEST_DESCRIPTION", "LONGEST_BOX"):
             monkeypatch.setattr(module, name, 5)
     model = GranViT(make_model())
-    report = evaluate(model, RECORDS, window=30, progress=False)
-    assert set(report.scores) == set(TASKS)
+    report = evaluate(model, RECORDS, ALL_TASKS, window=30, progress=False)
+    assert set(report.scores) == set(ALL_TASKS)
     for scores in report.scores.values():
-        assert all(0 <= value <= 1 for name, value in scores.items() if name != "count")
+        assert all(0 <= value <= (10 if name == "cider" else 1) for name, value in scores.items() if name != "count")
     for item in report.items:
         image = next(r.image for r in RECORDS if r.id == item.id)
-        if item.task == "describe":
+        if item.task in ("describe", "region_caption", "label"):
             assert [item.said] == model.describe(image, item.box)
         elif item.task == "read":
             assert [item.said] == model.read(image, item.box, window=30)

@@ -1,4 +1,4 @@
-"""Confidence intervals of ratios over images."""
+"""Confidence intervals by drawing whole images again, since the regions of one image are right or wrong together."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ class Estimate(NamedTuple):
 def ratios(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> list[Estimate | None]:
     """Sums over images divided by sums over images, each with the 95 % interval of the percentile bootstrap.
 
-    Whole images are drawn, since the regions of one image are right or wrong together.
-
     Args:
         numerators, denominators: (images, K): what each image contributes to K ratios.
 
@@ -33,15 +31,28 @@ def ratios(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> lis
         K estimates; None where the denominators sum to 0.
     """
     table_n2k = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)], axis=1)
-    images = len(table_n2k)
     values_k = _divide(table_n2k.sum(axis=0))
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(DRAWS if images > 1 else 0):
-        times_n = np.bincount(rng.integers(images, size=images), minlength=images)
-        draws.append(_divide(np.tensordot(times_n, table_n2k, axes=1)))
+    draws = [_divide(sums) for sums in resampled_sums(table_n2k, seed)] if len(table_n2k) > 1 else []
     drawn_dk = np.array(draws).reshape(len(draws), len(values_k))
-    return [_estimate(value, column[~np.isnan(column)]) for value, column in zip(values_k, drawn_dk.T, strict=True)]
+    return [estimate(value, column[~np.isnan(column)]) for value, column in zip(values_k, drawn_dk.T, strict=True)]
+
+
+def resampled_sums(table: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The sums of a table's rows, `DRAWS` times over as many rows drawn with replacement.
+
+    Args:
+        table: (images, ...), what each image contributes; tables of equal length are drawn alike by the same seed.
+
+    Returns:
+        (DRAWS, ...).
+    """
+    images = len(table)
+    rng = np.random.default_rng(seed)
+    sums = np.empty((DRAWS, *table.shape[1:]))
+    for draw in range(DRAWS):
+        times_n = np.bincount(rng.integers(images, size=images), minlength=images)
+        sums[draw] = np.tensordot(times_n, table, axes=1)
+    return sums
 
 
 def _divide(sums_2k: np.ndarray) -> np.ndarray:
@@ -49,7 +60,8 @@ def _divide(sums_2k: np.ndarray) -> np.ndarray:
     return np.divide(sums_2k[0], sums_2k[1], out=empty, where=sums_2k[1] > 0)
 
 
-def _estimate(value: float, drawn: np.ndarray) -> Estimate | None:
+def estimate(value: float, drawn: np.ndarray) -> Estimate | None:
+    """A value with the interval of what the draws (D,) gave; None where the value is not a number."""
     if np.isnan(value):
         return None
     if not len(drawn):

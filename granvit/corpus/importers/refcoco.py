@@ -52,21 +52,14 @@ def read(
     Raises:
         CorpusError: no table, only a pickle, no instances where they are needed, or no photos.
     """
-    tables = _tables(src)
-    known = _Instances(instances or tables[0].with_name(_INSTANCES))
     photos: dict[tuple[str, str], _Photo] = {}
-    for table in tables:
-        for index, row in enumerate(read_rows(table)):
-            try:
-                found = _reference(row, table, known)
-                origin = "-".join(filter(None, (source or _data_set(row, table), found.split)))
-                photos.setdefault((origin, found.photo), _Photo(found)).add(found)
-            except Refused as refused:
-                yield Rejection(refused.reason, "", table.name, index, refused.detail)
-    base = tables[0].parent
-    beside = [at / name for at in (base, base.resolve().parent) for name in _FOLDERS]
-    apart = [name for (_, name), photo in photos.items() if photo.data is None]
-    root = images or (folder_of(tables[0], beside, probes(apart)) if apart else base)
+    for found in references(src, instances=instances):
+        if isinstance(found, Rejection):
+            yield found
+        else:
+            origin = "-".join(filter(None, (source or found.data_set, found.split)))
+            photos.setdefault((origin, found.photo), _Photo(found)).add(found)
+    root = images or photo_folder(src, [name for (_, name), photo in photos.items() if photo.data is None])
     for (origin, name), photo in photos.items():
         try:
             yield RegionImage(
@@ -84,6 +77,34 @@ def read(
             yield Rejection(refused.reason, f"{origin}/{name}", name, None, refused.detail)
 
 
+def references(src: Path, *, instances: Path | None = None) -> Iterator[Reference | Rejection]:
+    """The rows of all tables in the layout of `read`, as they are: what was said once for all of a box stays together.
+
+    Raises:
+        CorpusError: as `read`.
+    """
+    tables = _tables(src)
+    known = _Instances(instances or tables[0].with_name(_INSTANCES))
+    for table in tables:
+        for index, row in enumerate(read_rows(table)):
+            try:
+                yield _reference(row, table, known)
+            except Refused as refused:
+                yield Rejection(refused.reason, "", table.name, index, refused.detail)
+
+
+def photo_folder(src: Path, names: list[str]) -> Path:
+    """The folder of these photos: COCO's, in or beside that of the tables.
+
+    Raises:
+        CorpusError: no folder has them.
+    """
+    table = _tables(src)[0]
+    base = table.parent
+    beside = [at / name for at in (base, base.resolve().parent) for name in _FOLDERS]
+    return folder_of(table, beside, probes(names)) if names else base
+
+
 def _tables(src: Path) -> list[Path]:
     files = [src] if src.is_file() else sorted(src.iterdir())
     tables = [file for file in files if file.name.endswith(SUFFIXES) and file.name != _INSTANCES]
@@ -95,9 +116,13 @@ def _tables(src: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class _Reference:
-    """An object that is referred to: `split` as it is published, `data` the photo where the row holds it."""
+class Reference:
+    """An object that is referred to: `split` as it is published, `data` the photo where the row holds it.
 
+    `data_set` is refcoco, refcoco+ or refcocog, `box` xyxy pixels.
+    """
+
+    data_set: str
     photo: str
     box: Box
     texts: list[str]
@@ -109,11 +134,11 @@ class _Reference:
 class _Photo:
     """What the rows say of one photo: its expressions by box."""
 
-    def __init__(self, first: _Reference) -> None:
+    def __init__(self, first: Reference) -> None:
         self.split, self.size, self.data = first.split, first.size, first.data
         self.texts: dict[Box, list[str]] = {}
 
-    def add(self, found: _Reference) -> None:
+    def add(self, found: Reference) -> None:
         self.texts.setdefault(found.box, []).extend(found.texts or [""])
 
 
@@ -143,7 +168,7 @@ class _Instances:
         return annotation, image
 
 
-def _reference(row: Any, table: Path, known: _Instances) -> _Reference:
+def _reference(row: Any, table: Path, known: _Instances) -> Reference:
     if not isinstance(row, dict):
         raise row if isinstance(row, Refused) else Refused("not-json", f"an object is expected, got {row!r:.100}")
     image = row
@@ -163,7 +188,8 @@ def _reference(row: Any, table: Path, known: _Instances) -> _Reference:
     else:
         raise Refused("missing-field", "none of expression, sentences, answer")
     stored = row.get("image")
-    return _Reference(
+    return Reference(
+        data_set=_data_set(row, table),
         photo=_photo_name(image),
         box=box,
         texts=[as_text(text) for text in texts] if isinstance(texts, list) else [],

@@ -1,0 +1,241 @@
+"""`granvit eval`, `granvit compare` and `granvit ap`: scores, and whether they differ."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from granvit.commands import Device, check_window, load_model
+
+if TYPE_CHECKING:
+    from granvit.evaluate.evaluation import Evaluation
+    from granvit.evaluate.items import Source
+
+_Named = Annotated[list[str], tyro.conf.arg(metavar="NAME=PLACE")]
+
+
+@dataclass
+class Eval:
+    """Score a checkpoint on the held-out images of a corpus, or on public benchmarks from local files.
+
+    Example: granvit eval runs/own --corpus corpora/own --bench refcoco=data/refcoco --out runs/own/eval
+    """
+
+    model: Positional[Path]
+    """A checkpoint, or a run folder that holds one."""
+    corpus: Path | None = None
+    """A corpus; its "val" images count, or "test", or a tenth chosen by hash."""
+    tasks: str = "describe,locate,read,locate_text,caption"
+    """What is asked of the corpus, comma-separated: describe and locate ask about objects, read and locate_text about
+    text; region_caption and label are describe where the texts are known to be captions, or names of classes."""
+    bench: tyro.conf.UseAppendAction[_Named] = field(default_factory=list)
+    """A benchmark and its files; once for each. `granvit benchmarks` tells the names and layouts."""
+    images: tyro.conf.UseAppendAction[_Named] = field(default_factory=list)
+    """The folder of a benchmark's pictures, where they are elsewhere than published; once for each."""
+    limit: int | None = None
+    """At most so many images of the corpus and of each benchmark."""
+    window: int | None = None
+    """Read text in windows of so many pixels around it."""
+    batch: int = 256
+    """So many questions are answered at once. It changes speed and memory, never an answer."""
+    out: Path | None = None
+    """A folder for scores.json, scores.md, report.html and every single answer. A second run goes on where the first
+    was stopped."""
+    device: Device = "auto"
+
+    def run(self) -> int:
+        from granvit.evaluate.evaluation import open_journal, run_evaluation
+        from granvit.evaluate.journal import checkpoint_id
+
+        self._check()
+        sources = self._sources()
+        model = load_model(self.model, self.device)
+        model.rows = self.batch
+        facts = self._facts(model, sources)
+        if self.out is None:
+            result = run_evaluation(model, sources, facts, limit=self.limit)
+        else:
+            digest = checkpoint_id(self.model)
+            facts["Checkpoint"] = f"sha256 {digest[:16]}"
+            with open_journal(self.out, digest) as journal:
+                result = run_evaluation(model, sources, facts, journal, self.limit)
+        _print(result)
+        if self.out is not None:
+            _write(result, sources, self.out)
+        return 0
+
+    def _check(self) -> None:
+        check_window(self.window)
+        for name, number in (("limit", self.limit), ("batch", self.batch)):
+            if number is not None and number < 1:
+                raise ValueError(f"--{name} {number}: at least one is needed")
+        if self.corpus is None and not self.bench:
+            raise ValueError("nothing to evaluate on: give --corpus, --bench, or both")
+        if self.out is not None and self.out.is_file():
+            raise ValueError(f"--out {self.out} is a file; a folder is written")
+
+    def _sources(self) -> list[Source]:
+        from granvit.evaluate.benchmarks import open_benchmark
+
+        pictures = dict(_named(text, "--images") for text in self.images)
+        benches = [_named(text, "--bench") for text in self.bench]
+        if unknown := pictures.keys() - {name for name, _ in benches}:
+            raise ValueError(f"--images {min(unknown)}=...: there is no --bench {min(unknown)}=...")
+        sources = [] if self.corpus is None else [self._corpus_source(self.corpus)]
+        return sources + [open_benchmark(name, place, pictures.get(name)) for name, place in benches]
+
+    def _corpus_source(self, folder: Path) -> Source:
+        from granvit.corpus.select import held_out_part
+        from granvit.corpus.store import Corpus
+        from granvit.evaluate.items import Source
+        from granvit.evaluate.region_tasks import MAX_REGIONS, region_looks, region_tasks
+
+        names = [name.strip() for name in self.tasks.split(",") if name.strip()]
+        if not names:
+            raise ValueError("--tasks names no task; see granvit eval --help")
+        tasks = region_tasks(list(dict.fromkeys(names)), self.window)
+        held_out = held_out_part(Corpus(folder))
+        looks = lambda: region_looks(held_out, tasks, MAX_REGIONS)  # noqa: E731
+        return Source(folder.resolve().name, tasks, looks, images=len(held_out))
+
+    def _facts(self, model: Any, sources: Sequence[Source]) -> dict[str, str]:
+        import platform
+
+        import torch
+
+        settings = model.model.settings
+        facts = {"Model": str(self.model)}
+        if self.corpus is not None:
+            facts["Corpus"] = f"{self.corpus}, held-out images"
+        if self.bench:
+            facts["Benchmarks"] = ", ".join(self.bench)
+        if self.limit is not None:
+            facts["Limit"] = f"{self.limit} images of each"
+        if self.window is not None:
+            facts["Reading"] = f"in windows of {self.window} pixels"
+        facts["Boxes"] = (
+            f"read as {settings.codec}, relative to the {settings.frame}, {settings.fit}; nothing else counts"
+        )
+        facts["Machine"] = f"{model.model.device}, torch {torch.__version__}, Python {platform.python_version()}"
+        return facts
+
+
+def _named(text: str, option: str) -> tuple[str, Path]:
+    name, equals, place = text.partition("=")
+    if not (name and equals and place):
+        raise ValueError(f"{option} {text!r}: NAME=PLACE is expected")
+    return name, Path(place)
+
+
+def _print(result: Evaluation) -> None:
+    from granvit.evaluate.tables import GROUPS, heading
+    from granvit.page import percent
+
+    for task, scores in result.scores.items():
+        print(heading(result, task))
+        for name, value in scores.values.items():
+            if name != "count":
+                low, high = scores.intervals.get(name, (None, None))
+                interval = "" if low is None or high is None else f"[{100 * low:5.1f}, {100 * high:5.1f}]"
+                beside = f"   best constant answer {percent(scores.constant[name])}" if name in scores.constant else ""
+                print(f"  {name:13s} {percent(value):>6s}  {interval:15s}{beside}".rstrip())
+    for name, group in result.groups.items():
+        print(f"{GROUPS[name]} average {percent(group.average.value)} of {', '.join(group.parts)}")
+    for note in result.notes:
+        print(f"note: {note}")
+
+
+def _write(result: Evaluation, sources: Sequence[Source], out: Path) -> None:
+    from granvit.evaluate.cases import write_report
+    from granvit.evaluate.evaluation import SCORES, write_scores
+    from granvit.evaluate.tables import markdown
+
+    write_scores(result, out)
+    (out / "scores.md").write_text(markdown(result), encoding="utf-8")
+    write_report(result, sources, out / "report.html")
+    print(f"{out / SCORES}\n{out / 'scores.md'}\n{out / 'report.html'}")
+
+
+@dataclass
+class Compare:
+    """Compare two evaluations of the same questions: differences with intervals, paired image by image."""
+
+    first: Annotated[Positional[Path], tyro.conf.arg(metavar="A")]
+    """What `granvit eval --out` wrote: the folder, or its scores.json."""
+    second: Annotated[Positional[Path], tyro.conf.arg(metavar="B")]
+    """The same of another checkpoint."""
+    out: Path | None = None
+    """Write the differences here, as JSON."""
+
+    def run(self) -> int:
+        import json
+        from dataclasses import asdict
+
+        from granvit.evaluate.compare import as_table, compare
+        from granvit.evaluate.evaluation import read_scores
+
+        (scores, ours), (_, theirs) = read_scores(self.first), read_scores(self.second)
+        differences, notes = compare(scores["tasks"], ours, theirs)
+        print(as_table(differences))
+        print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            rows = [{**asdict(d), "difference": d.difference} for d in differences]
+            self.out.write_text(json.dumps({"differences": rows, "notes": notes}, indent=1) + "\n")
+        return 0
+
+
+@dataclass
+class AveragePrecision:
+    """COCO's average precision of a corpus's boxes against people's boxes on the same images (extra `eval`)."""
+
+    found: Positional[Path]
+    """The corpus whose boxes are judged, with their scores."""
+    true: Positional[Path]
+    """The human-annotated corpus; images are joined by id, else by their file."""
+    by_text: bool = False
+    """Take every text for a class of its own, as in corpora of class names; without it, where a box is alone counts."""
+
+    def run(self) -> int:
+        from granvit.corpus.audit.join import join
+        from granvit.corpus.store import Corpus
+        from granvit.evaluate.metrics.detection import average_precision
+        from granvit.page import percent
+
+        found = Corpus(self.found)
+        human = join(found, Corpus(self.true)).human
+        pairs = [
+            (
+                [r for r in record.regions if r.kind == "object"],
+                [r for r in human[record.id].regions if r.kind == "object"],
+            )
+            for record in found.records()
+            if record.id in human
+        ]
+        try:
+            scores = average_precision([mine for mine, _ in pairs], [true for _, true in pairs], self.by_text)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        print(f"{len(pairs):,} images, {sum(len(mine) for mine, _ in pairs):,} boxes found")
+        for name, value in scores.items():
+            print(f"  {name:10s} {'no such boxes' if value is None else percent(value)}")
+        return 0
+
+
+@dataclass
+class Benchmarks:
+    """List the benchmarks that `granvit eval --bench NAME=SRC` reads, and the files they expect."""
+
+    def run(self) -> int:
+        from granvit.evaluate.benchmarks import BENCHMARKS
+
+        for name, reader in sorted(BENCHMARKS.items()):
+            text = inspect.getdoc(reader) or ""
+            print(f"{name}\n  " + text.replace("\n", "\n  "))
+        return 0

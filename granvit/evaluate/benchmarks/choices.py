@@ -1,0 +1,185 @@
+"""Multiple choice: MMBench, SEED-Bench, ScienceQA, MMMU."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from string import ascii_uppercase as LETTERS
+from typing import Any
+
+from granvit.corpus.importers.base import read_json
+from granvit.corpus.importers.rows import read_rows
+from granvit.corpus.quarantine import Refused
+from granvit.evaluate.benchmarks.base import benchmark, file_loader, find, picture_root, rows_of, source_of, value
+from granvit.evaluate.items import Item, Source, Task
+from granvit.questions import ask_choice, ask_short
+
+_LONGEST_FIELD = 1 << 28
+# MMBench's files mark a copy of question 7 with its options moved on by one place as question 1,000,007.
+_COPY = 1_000_000
+
+
+def _choice_item(
+    task: str, image: str, key: Any, question: str, options: list[str], right: str, hint: str = ""
+) -> Item:
+    asked = ask_choice(question, options, hint)
+    return Item(image, task, (0, 0), [right], key=str(key), asked=asked, options=options)
+
+
+@benchmark("mmbench")
+def mmbench(src: Path, images: Path | None) -> Source:
+    """SRC is a table mmbench_dev_*.tsv: index, question, hint, A to D, answer, image (the file in base64).
+
+    CircularEval: a question is asked once for every place that its first option can have, the others following in
+    order, and is right only if all are; "accuracy" is that over single questions. Copies already in the file are left
+    to this. A picture may be told by the index of another question that has the same.
+    """
+    [file, *_] = find(src, "*mmbench*dev*.tsv", "*MMBench*.tsv", "*.tsv")
+    csv.field_size_limit(_LONGEST_FIELD)
+    pictures: dict[str, str] = {}
+    items = []
+    with file.open(newline="", encoding="utf-8") as lines:
+        for number, row in enumerate(csv.DictReader(lines, delimiter="\t"), start=1):
+            where = f"{file}: question {number}"
+            if None in row or any(not row.get(name) for name in ("index", "question", "A", "B", "answer", "image")):
+                raise ValueError(f"{where}: one of index, question, A, B, answer, image is missing")
+            index = row["index"].strip()
+            pictures[index] = row["image"]
+            options = [row[letter] for letter in "ABCD" if _told(row.get(letter))]
+            if row["answer"] not in LETTERS[: len(options)]:
+                raise ValueError(f"{where}: the answer {row['answer']!r} is none of its {len(options)} options")
+            if index.isdigit() and int(index) >= _COPY:
+                continue
+            hint = row["hint"] if _told(row.get("hint")) else ""
+            right = LETTERS.index(row["answer"])
+            for turn in range(len(options)):
+                turned = options[turn:] + options[:turn]
+                letter = LETTERS[(right - turn) % len(options)]
+                items.append(_choice_item("mmbench", index, f"{index}/{turn}", row["question"], turned, letter, hint))
+    if not items:
+        raise ValueError(f"{file} holds no question")
+    return source_of("mmbench", [Task("mmbench", "circular", "vqa")], items, lambda i: _from_base64(file, pictures, i))
+
+
+def _told(text: str | None) -> bool:
+    """Whether a field of a table is filled; pandas writes an empty one as "nan"."""
+    return bool(text) and text != "nan"
+
+
+def _from_base64(file: Path, pictures: dict[str, str], index: str) -> Callable[[], bytes]:
+    def load() -> bytes:
+        data = pictures.get(pictures[index], pictures[index])
+        try:
+            return base64.b64decode(data, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"{file}: the image of question {index}: {error}") from error
+
+    return load
+
+
+@benchmark("seed")
+def seed(src: Path, images: Path | None) -> Source:
+    """SRC is SEED-Bench.json or its folder, an object with a list of "questions".
+
+    Each has "question_id", "question", "choice_a" to "choice_d", "answer" (a letter), "data_type" and "data_id". Only
+    those about a single image ("image") are asked; the pictures are in `images` or SEED-Bench-image/.
+    """
+    [file, *_] = find(src, "SEED*Bench*.json", "*.json")
+    items = []
+    for number, row in enumerate(rows_of(file, "questions")):
+        where = f"{file}: question {number}"
+        if value(row, "data_type", str, where) != "image":
+            continue
+        options = [str(value(row, f"choice_{letter}", (str, int, float), where)) for letter in "abcd"]
+        key, image = value(row, "question_id", (int, str), where), value(row, "data_id", str, where)
+        question, right = value(row, "question", str, where), value(row, "answer", str, where)
+        items.append(_choice_item("seed", image, key, question, options, right))
+    if not items:
+        raise ValueError(f"{file} holds no question about an image")
+    root = picture_root(images, file.parent, ("SEED-Bench-image", "images", ""), items[0].id)
+    task = Task("seed", "choice", "vqa", expected=14_233)
+    return source_of("seed", [task], items, lambda image: file_loader(root, image))
+
+
+@benchmark("scienceqa")
+def scienceqa(src: Path, images: Path | None) -> Source:
+    """SRC is problems.json or its folder: {id: {"question", "choices", "answer", "hint", "image", "split"}}.
+
+    The test questions that have a picture (ScienceQA-IMG), ID/image.png in `images` or test/. The hint is told.
+    """
+    [file, *_] = find(src, "problems.json")
+    problems = read_json(file)
+    if not isinstance(problems, dict):
+        raise ValueError(f"{file}: an object of problems by id is expected")
+    items = []
+    for key, row in problems.items():
+        where = f"{file}: problem {key}"
+        if value(row, "split", str, where) != "test" or not row.get("image"):
+            continue
+        options = [str(option) for option in value(row, "choices", list, where)]
+        answer = value(row, "answer", int, where)
+        if not 0 <= answer < len(options):
+            raise ValueError(f"{where}: the answer {answer} is none of its {len(options)} choices")
+        image, hint = f"{key}/{value(row, 'image', str, where)}", str(row.get("hint") or "")
+        question = value(row, "question", str, where)
+        items.append(_choice_item("scienceqa", image, key, question, options, LETTERS[answer], hint))
+    if not items:
+        raise ValueError(f"{file} holds no test question with a picture")
+    root = picture_root(images, file.parent, ("test", "images/test", "images", ""), items[0].id)
+    task = Task("scienceqa", "choice", "reasoning", expected=2_017)
+    return source_of("scienceqa", [task], items, lambda image: file_loader(root, image))
+
+
+@benchmark("mmmu")
+def mmmu(src: Path, images: Path | None) -> Source:
+    """SRC is a folder with Parquet files validation-*, one for each subject or all in one; the pictures are in them.
+
+    Only questions about one picture are asked: a model that takes one can't be asked others. "<image 1>" is
+    left out, since the picture stands before the text. Multiple choice is scored by the letter, an open question by
+    whether the text is equal.
+    """
+    items: list[Item] = []
+    pictures: dict[str, bytes] = {}
+    several = 0
+    for file in find(src, "validation-*.parquet", "*.parquet"):
+        for number, row in enumerate(read_rows(file)):
+            where = f"{file}: question {number}"
+            if isinstance(row, Refused):
+                raise ValueError(f"{file}: {row.detail}")
+            if row.get("image_2") is not None:
+                several += 1
+                continue
+            key = value(row, "id", str, where)
+            pictures[key] = value(value(row, "image_1", dict, where), "bytes", bytes, where)
+            items.append(_mmmu_item(row, key, where))
+    if not items:
+        raise ValueError(f"{src} holds no question about one picture")
+    source = source_of("mmmu", [Task("mmmu", "choice", "reasoning")], items, lambda key: lambda: pictures[key])
+    if several:
+        source.notes.append(f"mmmu: {several} questions about several pictures are left out")
+    return source
+
+
+def _mmmu_item(row: dict[str, Any], key: str, where: str) -> Item:
+    question = " ".join(value(row, "question", str, where).replace("<image 1>", " ").split())
+    right = _listed(value(row, "answer", str, where), where)
+    if value(row, "question_type", str, where) != "multiple-choice":
+        return Item(key, "mmmu", (0, 0), right, key=key, asked=ask_short(question))
+    options = _listed(value(row, "options", str, where), where)
+    if right[0] not in LETTERS[: len(options)]:
+        raise ValueError(f"{where}: the answer {right[0]!r} is none of its {len(options)} options")
+    return _choice_item("mmmu", key, key, question, options, right[0])
+
+
+def _listed(text: str, where: str) -> list[str]:
+    """A text, or the texts of a list that is written as Python writes lists."""
+    if not text.startswith("["):
+        return [text]
+    try:
+        return [str(entry) for entry in ast.literal_eval(text)]
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{where}: {text!r:.80} is no list") from error

@@ -1,0 +1,60 @@
+"""Questions in this project's own exchange format: fields of receipts, and photos with an evidence box."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from granvit.corpus.importers.jsonl import ANNOTATIONS
+from granvit.evaluate.benchmarks.base import (
+    benchmark,
+    file_loader,
+    find,
+    json_lines,
+    picture_root,
+    source_of,
+    texts,
+    value,
+)
+from granvit.evaluate.items import Item, Source, Task
+from granvit.predict import LONGEST_DESCRIPTION
+from granvit.questions import ask_short
+
+
+@benchmark("sroie")
+def sroie(src: Path, images: Path | None) -> Source:
+    """SRC is a folder with annotations.jsonl whose rows have "qa": [{"question", "answer"}], fields of receipts.
+
+    Of several splits only those held out ("val", "test") are asked, where there are such. Scored by ANLS, as key
+    information extraction is.
+    """
+    return _pack("sroie", src, images, Task("sroie", "anls", "ocr", LONGEST_DESCRIPTION), short=True)
+
+
+@benchmark("f30k_vqa")
+def f30k_vqa(src: Path, images: Path | None) -> Source:
+    """SRC is a folder with annotations.jsonl whose rows have "qa": [{"question", "answer"}], answered in sentences.
+
+    Of several splits only those held out ("val", "test") are asked, where there are such. Scored by ROUGE-L.
+    """
+    return _pack("f30k_vqa", src, images, Task("f30k_vqa", "captions", "vqa", LONGEST_DESCRIPTION), short=False)
+
+
+def _pack(name: str, src: Path, images: Path | None, task: Task, short: bool) -> Source:
+    [file, *_] = find(src, ANNOTATIONS)
+    items: dict[str, list[Item]] = {}
+    for where, row in json_lines(file):
+        picture = value(row, "image", str, where)
+        for index, qa in enumerate(row.get("qa") or []):
+            question = value(qa, "question", str, where)
+            item = Item(picture, task.name, (0, 0), texts(qa, "answer", where), key=f"{picture}#{index}")
+            item.asked = ask_short(question) if short else question
+            items.setdefault(str(row.get("split") or ""), []).append(item)
+    held_out = [item for split in ("val", "test") for item in items.get(split, [])]
+    asked = held_out or [item for some in items.values() for item in some]
+    if not asked:
+        raise ValueError(f'{file}: no row has questions ("qa")')
+    root = picture_root(images, file.parent, ("",), asked[0].id)
+    source = source_of(name, [task], asked, lambda image: file_loader(root, image))
+    if not held_out:
+        source.notes.append(f"{name}: no split is held out, all {len(asked)} questions are asked")
+    return source

@@ -1,0 +1,125 @@
+"""The worst and the median answers of each task, drawn: what the numbers look like."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from granvit.draw import draw_boxes
+from granvit.evaluate.evaluation import Evaluation
+from granvit.evaluate.items import Item, Source
+from granvit.evaluate.measures import SCORERS
+from granvit.evaluate.run import decode_named
+from granvit.evaluate.tables import GROUPS, MEASURES, heading, rows_of
+from granvit.page import data_uri, percent, write_page
+
+SHOWN = 3
+LONGEST_SIDE = 640
+_TRUE, _FOUND = "#059669", "#d97706"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One answer with its score in [0, 1]."""
+
+    item: Item
+    quality: float
+
+
+def chosen(items: Sequence[Item], scorer: str, count: int = SHOWN) -> dict[str, list[Case]]:
+    """The `count` worst answers and those around the median, each of another image; equals in an order by hash."""
+    measure = SCORERS[scorer].measures[SCORERS[scorer].quality]
+    table = measure.each(items)
+    quality = table[:, 0] / table[:, 1]
+    order = sorted(range(len(items)), key=lambda i: (quality[i], hashlib.sha256(items[i].key.encode()).digest()))
+    half = np.argsort(np.abs(np.arange(len(order)) - (len(order) - 1) / 2), kind="stable")
+    cases: dict[str, list[Case]] = {}
+    used: set[str] = set()
+    for name, ranks in (("worst", range(len(order))), ("median", half.tolist())):
+        cases[name] = []
+        for rank in ranks:
+            item = items[order[rank]]
+            if len(cases[name]) < count and item.id not in used:
+                used.add(item.id)
+                cases[name].append(Case(item, float(quality[order[rank]])))
+    return cases
+
+
+def write_report(result: Evaluation, sources: Sequence[Source], path: Path) -> None:
+    """One self-contained HTML page: group averages, all scores, and cases with their pictures, read from `sources`."""
+    cases = {task: chosen(result.of(task), result.tasks[task].scorer) for task in result.scores}
+    wanted = {(case.item.task, case.item.id) for some in cases.values() for kind in some.values() for case in kind}
+    pictures = dict(_pictures(sources, wanted))
+    write_page(
+        path,
+        "evaluation.html.j2",
+        title="Evaluation",
+        summary=f"{len(result.items):,} questions in {len(result.scores)} tasks, asked of {result.facts['Model']}.",
+        groups=[_group(result, name) for name in result.groups],
+        tables=[{"heading": heading(result, task), "rows": rows_of(result, task)} for task in result.scores],
+        notes=result.notes,
+        cases=[
+            {
+                "heading": task,
+                "measure": MEASURES[SCORERS[result.tasks[task].scorer].quality][0].removeprefix("Mean "),
+                "kinds": {
+                    name: [_card(case, pictures[task, case.item.id]) for case in some] for name, some in kinds.items()
+                },
+            }
+            for task, kinds in cases.items()
+        ],
+        facts=result.facts,
+    )
+
+
+def _group(result: Evaluation, name: str) -> dict[str, object]:
+    group = result.groups[name]
+    value, low, high = group.average
+    return {
+        "name": GROUPS[name],
+        "value": percent(value),
+        "interval": "" if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}",
+        "parts": {part: percent(score) for part, score in group.parts.items()},
+    }
+
+
+def _pictures(sources: Sequence[Source], wanted: set[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], Image.Image]]:
+    """The wanted pictures by task and image, small, with the scale left to the card: full size is not kept."""
+    for source in sources:
+        names = {task.name for task in source.tasks}
+        left = {image for task, image in wanted if task in names}
+        looks = source.looks() if left else iter(())
+        for look in looks:
+            if look.id in left:
+                left.discard(look.id)
+                picture = decode_named(look)
+                picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+                yield from (((name, look.id), picture) for name in names)
+            if not left:
+                break
+
+
+def _card(case: Case, picture: Image.Image) -> dict[str, object]:
+    item = case.item
+    scale = np.tile(np.divide(picture.size, item.size), 2)
+    boxes = [(item.box, _TRUE, False), (item.found, _FOUND, True)]
+    shown = [(np.multiply(box, scale), color, dashed) for box, color, dashed in boxes if box is not None]
+    if shown:
+        corners, colors, dashes = zip(*shown, strict=True)
+        picture = draw_boxes(picture, np.array(corners), [""] * len(shown), colors, dashed=dashes)
+    asked = "" if item.how == "box" else item.asked
+    right = "" if item.how == "phrase" else " / ".join(dict.fromkeys(item.truth))
+    return {
+        "src": data_uri(picture),
+        "width": picture.width,
+        "height": picture.height,
+        "asked": asked,
+        "right": right,
+        "said": item.said,
+        "quality": percent(case.quality),
+    }

@@ -1,0 +1,173 @@
+"""A whole evaluation: sources asked one after the other, scored, averaged by group, and written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from granvit.corpus.audit.bootstrap import Estimate, estimate
+from granvit.evaluate.items import Item, Source, Task
+from granvit.evaluate.journal import ANSWERS, Journal
+from granvit.evaluate.measures import SCORERS
+from granvit.evaluate.run import answer_all
+from granvit.evaluate.scoring import Scores, score
+from granvit.predict import GranViT
+
+SCORES = "scores.json"
+ITEMS = "items.jsonl"
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """The average of a group: of its benchmarks' main scores, each the mean of its splits'."""
+
+    average: Estimate
+    parts: dict[str, float]
+
+
+@dataclass
+class Evaluation:
+    """What came of it. `scores` by task in order of asking; `items` are all answered questions."""
+
+    facts: dict[str, str]
+    tasks: dict[str, Task] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    groups: dict[str, GroupScore] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+
+    def of(self, task: str) -> list[Item]:
+        """The questions of one task."""
+        return [item for item in self.items if item.task == task]
+
+
+def run_evaluation(
+    model: GranViT,
+    sources: Sequence[Source],
+    facts: dict[str, str],
+    journal: Journal | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Ask and score up to `limit` images of each source.
+
+    Raises:
+        ValueError: two sources have a task of the same name, or there is nothing to ask.
+    """
+    names = [task.name for source in sources for task in source.tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two sources would both be scored as {twice!r}: evaluate them one by one")
+    result = Evaluation(facts, {task.name: task for source in sources for task in source.tasks})
+    for source in sources:
+        total = source.images if limit is None else min(limit, source.images or limit)
+        items = answer_all(
+            model, islice(source.looks(), limit), source.tasks, journal, total, progress, name=source.name
+        )
+        result.items += items
+        result.notes += source.notes
+        images = list(dict.fromkeys(item.id for item in items))
+        for task in source.tasks:
+            mine = [item for item in items if item.task == task.name]
+            if mine:
+                # Tasks of one source are drawn together, those of different sources independently.
+                result.scores[task.name] = score(task, mine, images, seed=zlib.crc32(source.name.encode()))
+                result.notes += _incomplete(task, len(mine))
+    if not result.items:
+        raise ValueError(f"nothing to evaluate: no question for {', '.join(names)}")
+    result.groups = group_scores(result.tasks, result.scores)
+    return result
+
+
+def _incomplete(task: Task, asked: int) -> list[str]:
+    if task.expected in (None, asked):
+        return []
+    return [f"{task.name}: {asked:,} questions; published are {task.expected:,}, so this is not comparable"]
+
+
+def group_scores(tasks: dict[str, Task], scores: dict[str, Scores]) -> dict[str, GroupScore]:
+    """The paper's groups that have scores.
+
+    Splits of one benchmark (a name up to "-") are averaged first, so that three of them don't outweigh another.
+    """
+    by_benchmark: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in scores:
+        if tasks[name].group:
+            by_benchmark[tasks[name].group][name.partition("-")[0]].append(name)
+    groups = {}
+    for group, benchmarks in by_benchmark.items():
+        parts = {b: float(np.mean([_main(tasks[n], scores[n]) for n in names])) for b, names in benchmarks.items()}
+        drawn = [[scores[n].drawn for n in names] for names in benchmarks.values()]
+        whole = all(len(d) for splits in drawn for d in splits)
+        draws = np.mean([np.mean(splits, axis=0) for splits in drawn], axis=0) if whole else np.empty(0)
+        average = estimate(float(np.mean(list(parts.values()))), draws[~np.isnan(draws)])
+        assert average is not None, "main scores always have a value"
+        groups[group] = GroupScore(average, parts)
+    return groups
+
+
+def _main(task: Task, scores: Scores) -> float:
+    return scores.values[SCORERS[task.scorer].main]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_scores(result: Evaluation, out: Path) -> None:
+    """`scores.json` and, beside it, every single answer as `items.jsonl`; each appears whole."""
+    content = {
+        "facts": result.facts,
+        "tasks": {name: asdict(task) for name, task in result.tasks.items() if name in result.scores},
+        "scores": {name: s.values for name, s in result.scores.items()},
+        "intervals": {name: s.intervals for name, s in result.scores.items()},
+        "baseline": {name: s.constant for name, s in result.scores.items()},
+        "groups": {name: {**g.average.to_json(), "parts": g.parts} for name, g in result.groups.items()},
+        "notes": result.notes,
+    }
+    _write(out / ITEMS, (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in result.items))
+    _write(out / SCORES, [json.dumps(content, indent=1, ensure_ascii=False) + "\n"])
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+    os.replace(unfinished, path)
+
+
+def read_scores(place: Path) -> tuple[dict[str, Any], list[Item]]:
+    """What `write_scores` wrote: `place` is the folder or its scores.json.
+
+    Raises:
+        ValueError: one of the two files is missing or not what was written.
+    """
+    folder = place if place.is_dir() else place.parent
+    try:
+        content = json.loads((folder / SCORES).read_bytes())
+        tasks = {name: Task(**task) for name, task in content["tasks"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder / SCORES}: not the scores of an evaluation: {error}") from error
+    items = []
+    try:
+        with (folder / ITEMS).open(encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                box, found = ((tuple(row[n]) if row[n] else None) for n in ("box", "found"))
+                items.append(Item(**{**row, "size": tuple(row["size"]), "box": box, "found": found}))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder / ITEMS}: answer {len(items) + 1}: {error}") from error
+    return {**content, "tasks": tasks}, items
+
+
+def open_journal(out: Path, checkpoint: str) -> Journal:
+    """The answers of an evaluation in `out`, so far."""
+    out.mkdir(parents=True, exist_ok=True)
+    return Journal(out / ANSWERS, checkpoint)

@@ -1,0 +1,27 @@
+"""Scores of answers, pure functions of lists; those that compare two texts are in `granvit.texts`.
+
+All raise `ValueError` where nothing is to be scored, or where there are not as many predictions as references. An
+answer that cannot be read is a miss, never left out.
+"""
+
+from granvit.evaluate.metrics.answers import anls_each, contains_each, relaxed_each, vqa_each
+from granvit.evaluate.metrics.boxes import box_scores, paired_iou
+from granvit.evaluate.metrics.captions import bleu, bleu_counts, caption_words, cider_each
+from granvit.evaluate.metrics.choices import choice_of, yes_or_no
+from granvit.evaluate.metrics.constant import best_constant_answer
+
+__all__ = [
+    "anls_each",
+    "best_constant_answer",
+    "bleu",
+    "bleu_counts",
+    "box_scores",
+    "caption_words",
+    "choice_of",
+    "cider_each",
+    "contains_each",
+    "paired_iou",
+    "relaxed_each",
+    "vqa_each",
+    "yes_or_no",
+]

@@ -1,0 +1,114 @@
+"""From answered questions to scores: measures with their intervals, and what the best constant answer would reach."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from granvit.corpus.audit.bootstrap import estimate, resampled_sums
+from granvit.evaluate import metrics
+from granvit.evaluate.items import Item, Task
+from granvit.evaluate.measures import LESS_IS_BETTER, SCORERS, Items, Scorer, Table
+
+
+@dataclass
+class Scores:
+    """The scores of one task: values, 95 % intervals over images, and what the best single answer would reach.
+
+    `drawn` holds the main measure in every drawing of images, (DRAWS,); empty where there is but one image.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    constant: dict[str, float] = field(default_factory=dict)
+    drawn: Table = field(default_factory=lambda: np.empty(0))
+
+
+def score(task: Task, items: Items, images: Sequence[str] | None = None, seed: int = 0) -> Scores:
+    """All measures of a task, with "count" among the values.
+
+    A measure that has no value here (precision where nothing was answered yes) is left out.
+
+    Args:
+        images: the ids to draw from; those of `items` by default. Tasks with the same ones and seed are drawn together.
+
+    Raises:
+        ValueError: there are no items.
+    """
+    scorer = SCORERS[task.scorer]
+    scores = Scores()
+    own = list(dict.fromkeys(item.id for item in items))
+    images = images or own
+    for name, measure in scorer.measures.items():
+        table_ik = by_image(measure.each(items), items, images)
+        drawn = measure.value(resampled_sums(table_ik, seed)) if len(own) > 1 else np.empty(0)
+        told = estimate(float(measure.value(table_ik.sum(0))), drawn[~np.isnan(drawn)])
+        if told is not None:
+            scores.values[name] = told.value
+            if told.low is not None and told.high is not None:
+                scores.intervals[name] = (told.low, told.high)
+        if name == scorer.main:
+            scores.drawn = drawn
+    scores.values["count"] = float(len(items))
+    scores.constant = constant(scorer, items)
+    return scores
+
+
+def by_image(table: Table, items: Items, images: Sequence[str]) -> Table:
+    """(N questions, K) -> (images, K)."""
+    order = {name: i for i, name in enumerate(images)}
+    sums = np.zeros((len(order), table.shape[1]))
+    np.add.at(sums, [order[item.id] for item in items], table)
+    return sums
+
+
+def constant(scorer: Scorer, items: Items) -> dict[str, float]:
+    """What the best single answer to all questions scores, measure by measure.
+
+    Candidates are the 50 most frequent right answers; for boxes see `metrics.best_constant_answer`.
+    """
+    if scorer is SCORERS["boxes"]:
+        return _constant_box(scorer, items)
+    best: dict[str, float] = {}
+    # Questions with equal right answers are scored once.
+    groups = list(Counter(_Same.of(item) for item in items).items())
+    unique = [group.item for group, _ in groups]
+    times = np.array([[count] for _, count in groups], dtype=float)
+    for answer, _ in Counter(item.truth[0] for item in items).most_common(50):
+        answered = [replace(item, said=answer) for item in unique]
+        for name in scorer.constants:
+            measure = scorer.measures[name]
+            value = float(measure.value((times * measure.each(answered)).sum(0)))
+            better = min if name in LESS_IS_BETTER else max
+            best[name] = better(best.get(name, value), value)
+    return best
+
+
+@dataclass(frozen=True)
+class _Same:
+    """Questions that any answer scores alike on."""
+
+    truth: tuple[str, ...]
+    options: tuple[str, ...]
+    kind: str
+    image: str
+    item: Item = field(compare=False)
+
+    @classmethod
+    def of(cls, item: Item) -> _Same:
+        # What is chosen from options may count image by image.
+        return cls(tuple(item.truth), tuple(item.options), item.kind, item.id if item.options else "", item)
+
+
+def _constant_box(scorer: Scorer, items: Items) -> dict[str, float]:
+    scale = np.array([[*item.size, *item.size] for item in items], dtype=float)
+    relative = [tuple(row) for row in (np.array([item.box for item in items]) / scale).tolist()]
+
+    def value_of(name: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
+        return lambda predictions, references: metrics.box_scores(predictions, references, (0.5, 0.75))[name]
+
+    return {name: metrics.best_constant_answer(relative, relative, value_of(name))[1] for name in scorer.constants}
