@@ -14,6 +14,7 @@ from tyro.extras import SubcommandApp
 from granvit import commands
 from granvit.commands_eval import AveragePrecision, Benchmarks, Compare, Eval
 from granvit.commands_export import Export
+from granvit.commands_looking import Attend, AttentionMass, Probe
 from granvit.commands_transfer import Transfer
 from granvit.corpus.commands import COMMANDS as CORPUS_COMMANDS
 from granvit.train.recipes import RECIPES
@@ -39,6 +40,9 @@ def build_app() -> SubcommandApp:
         ("caption", commands.Caption),
         ("export", Export),
         ("transfer", Transfer),
+        ("attend", Attend),
+        ("attention-mass", AttentionMass),
+        ("probe", Probe),
     ):
         app.command(name=name)(command)
     corpus = SubcommandApp()

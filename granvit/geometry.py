@@ -116,6 +116,25 @@ def stretch(quad: ArrayLike, start: float, end: float) -> NDArray[np.float64]:
     return np.roll(part, 1, axis=0) if vertical else part
 
 
+def cells(grid: int, side: float) -> Boxes:
+    """The cells of a grid of `grid` x `grid` squares of `side` pixels, row by row, shape (grid * grid, 4)."""
+    y, x = np.divmod(np.arange(grid * grid), grid)
+    return np.stack([x, y, x + 1, y + 1], axis=1) * float(side)
+
+
+def elsewhere(
+    box: ArrayLike, width: float, height: float, avoid: ArrayLike, rng: np.random.Generator
+) -> tuple[float, float, float, float] | None:
+    """A box of the same size at a random place where it overlaps none of `avoid`, or None after 20 tries."""
+    side_2 = sizes(box)[0]
+    for _ in range(20):
+        corner_2 = rng.random(2) * (np.array([width, height]) - side_2)
+        x1, y1, x2, y2 = np.concatenate([corner_2, corner_2 + side_2]).tolist()
+        if not intersection((x1, y1, x2, y2), avoid).any():
+            return x1, y1, x2, y2
+    return None
+
+
 def covered_share(boxes: ArrayLike, width: float, height: float) -> float:
     """The share of an image that lies in at least one of the boxes, in [0, 1]. `width` and `height` in pixels."""
     boxes_n4 = clip(boxes, width, height)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ from granvit.model.generate import greedy
 from granvit.model.region_model import RegionModel
 from granvit.questions import ask_box, ask_caption, ask_global, parse_box
 
+if TYPE_CHECKING:
+    from granvit.evaluate.attention import Seen
+
 Picture = Image.Image | bytes | str | Path
 
 LONGEST_CAPTION = 128
 LONGEST_DESCRIPTION = 48
 LONGEST_BOX = 32
-# Rows decoded at once; bounds the memory of keys and values.
-_ROWS = 256
 
 
 @dataclass
@@ -70,7 +72,7 @@ class GranViT:
         """
         picture = open_picture(image)
         view = self.model.view(picture.size)
-        checked = _checked_boxes(boxes, picture.size)
+        checked = checked_boxes(boxes, picture.size)
         return self.answer([Ask(picture, view, self.box_questions(view, checked))], LONGEST_DESCRIPTION)[0]
 
     def read(self, image: Picture, boxes: ArrayLike, window: int | None = None) -> list[str]:
@@ -86,7 +88,7 @@ class GranViT:
             return self.describe(image, boxes)
         picture = open_picture(image)
         asks = []
-        for box in _checked_boxes(boxes, picture.size):
+        for box in checked_boxes(boxes, picture.size):
             view = View.window_around(box, picture.size, window, self.model.canvas)
             asks.append(Ask(picture, view, self.box_questions(view, box)))
         return [answers[0] for answers in self.answer(asks, LONGEST_DESCRIPTION)]
@@ -108,6 +110,19 @@ class GranViT:
         """One paragraph about the whole picture."""
         picture = open_picture(image)
         return self.answer([Ask(picture, self.model.view(picture.size), [ask_global()])], LONGEST_CAPTION)[0][0]
+
+    def attend(self, image: Picture, box: ArrayLike) -> Seen:
+        """Where the encoder looks from a box, what is alike to it, and where each word of the model's answer looks.
+
+        Raises:
+            ValueError: the box is inverted, not finite or outside the picture.
+        """
+        # Below, not above: evaluation is built on prediction.
+        from granvit.evaluate.attention import attend_box
+        from granvit.evaluate.patch_encoder import PatchEncoder
+
+        picture = open_picture(image)
+        return attend_box(PatchEncoder.of(self.model, "encoder"), picture, checked_boxes(box, picture.size)[0])
 
     def box_questions(self, view: View, boxes: ArrayLike) -> list[str]:
         """Bbox2Caption for each box (N, 4) in image pixels."""
@@ -144,7 +159,12 @@ def open_picture(image: Picture) -> Image.Image:
     return decode(image if isinstance(image, bytes) else Path(image).read_bytes())
 
 
-def _checked_boxes(boxes: ArrayLike, size: tuple[int, int]) -> np.ndarray:
+def checked_boxes(boxes: ArrayLike, size: tuple[int, int]) -> np.ndarray:
+    """Boxes as (N, 4), all of them in a picture of (width, height) pixels at least in part.
+
+    Raises:
+        ValueError: a box is inverted, not finite or outside the picture.
+    """
     array = as_boxes(boxes)
     for box in array:
         x1, y1, x2, y2 = box

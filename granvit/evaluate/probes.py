@@ -1,0 +1,302 @@
+"""Frozen encoders compared without a language model: probes on the features of regions.
+
+The features of a region are ROIAligned from the whole image's, as in stage 1 (paper, section 3.3). What a small head
+can tell from them, held-out images decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from granvit.corpus.audit.bootstrap import Estimate
+from granvit.evaluate.patch_encoder import PatchEncoder
+from granvit.evaluate.probe_heads import AttentiveHead, Fitted, LinearHead, ReadingHead, fit
+from granvit.evaluate.probe_scores import Score, mean_average_precision, prevalence, ratio, with_intervals
+from granvit.evaluate.probe_tasks import READING_STEPS, Question, Questions, Task, ask, usable, vocabulary
+from granvit.images import decode
+from granvit.model.roi_align import roi_align
+from granvit.regions import RegionImage
+from granvit.texts import edit_cost, exact_match
+
+_CELLS: dict[Task, tuple[int, int]] = {
+    "label": (4, 4),
+    "attribute": (4, 4),
+    "is-text": (4, 4),
+    "read": (2, READING_STEPS),
+}
+_HEADS = {"linear": LinearHead, "attentive": AttentiveHead}
+_STEPS = 600
+_READING_STEPS_TAUGHT = 1500
+_IMAGES_AT_ONCE = 16
+# Of the training images, so many in ten choose the learning rate and when to stop.
+_CHECKED_IN_TEN = 1
+
+
+@dataclass
+class Row:
+    """One head, one metric: per encoder the score and its change to the first encoder, and the majority's score."""
+
+    head: str
+    metric: str
+    less_is_better: bool
+    scores: dict[str, Estimate | None]
+    changes: dict[str, Estimate | None]
+    majority: Estimate | None
+
+
+@dataclass
+class ProbeReport:
+    """Scores of all encoders on one task.
+
+    `left_out` counts held-out regions without a usable target; `targets` are the classes, words or letters. `rates`
+    holds the learning rate that won, by encoder and head.
+    """
+
+    task: Task
+    targets: list[Any]
+    trained_on: dict[str, int]
+    scored_on: dict[str, int]
+    left_out: dict[str, int]
+    rows: list[Row] = field(default_factory=list)
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; every score is {"value", "low", "high"}, in [0, 1]."""
+
+        def plain(estimates: dict[str, Estimate | None]) -> dict[str, Any]:
+            return {name: e and e.to_json() for name, e in estimates.items()}
+
+        rows = [
+            {
+                **asdict(row),
+                "scores": plain(row.scores),
+                "changes": plain(row.changes),
+                "majority": row.majority and row.majority.to_json(),
+            }
+            for row in self.rows
+        ]
+        return {**asdict(self), "rows": rows}
+
+    def told(self) -> str:
+        """A table of lines for the terminal, in percent."""
+        lines = [
+            f"{self.task}: {len(self.targets)} targets, taught on {_counted(self.trained_on)}, scored on "
+            f"{_counted(self.scored_on)}" + "".join(f"; {n} left out: {why}" for why, n in self.left_out.items())
+        ]
+        for row in self.rows:
+            note = ", less is better" if row.less_is_better else ""
+            lines.append(f"{row.head}, {row.metric}{note}   majority {_percent(row.majority)}")
+            for name, score in row.scores.items():
+                change = row.changes[name]
+                lines.append(f"  {name:24s} {_percent(score)}" + (f"   change {_percent(change)}" if change else ""))
+        return "\n".join(lines)
+
+
+def probe(
+    encoders: Sequence[PatchEncoder],
+    train: Iterable[RegionImage],
+    held_out: Iterable[RegionImage],
+    task: Task,
+    limit: int = 2000,
+    max_regions: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+) -> ProbeReport:
+    """Teach a task's heads on up to `limit` training images and score them on as many held-out ones.
+
+    Every encoder gets the same regions and the same seed. Beside each score stands the majority's: what the most
+    frequent target of the training regions would get as the answer to everything (for average precision, what scores
+    that tell nothing get).
+
+    Raises:
+        ValueError: too few regions in either part for the task.
+    """
+    taught_images, scored_images = list(islice(iter(train), limit)), list(islice(iter(held_out), limit))
+    raw = ask(task, taught_images, max_regions, seed)
+    targets = vocabulary(task, raw)
+    taught = usable(task, raw, targets)
+    scored = usable(task, ask(task, scored_images, max_regions, seed + 1), targets)
+    check = _check(taught)
+    if not check or len(check) == len(taught.items) or not scored.items:
+        raise ValueError(
+            f"{task}: {len(taught.items)} regions of {len(taught_images)} images to teach on and {len(scored.items)} "
+            f"of {len(scored_images)} to score on are too few"
+        )
+    report = ProbeReport(
+        task,
+        targets,
+        {"images": len(taught_images), "regions": len(taught.items)},
+        {"images": len(scored_images), "regions": len(scored.items)},
+        dict(scored.left_out),
+    )
+    answers: dict[str, list[Tensor]] = {}
+    heads: dict[str, Any] = {"ctc": ReadingHead} if task == "read" else dict(_HEADS)
+    for encoder in encoders:
+        features = region_features(encoder, taught_images, taught.items, _CELLS[task], progress)
+        unseen = region_features(encoder, scored_images, scored.items, _CELLS[task], progress)
+        for name, kind in heads.items():
+            fitted = _teach(task, kind, features, taught.items, targets, check, seed)
+            report.rates.setdefault(encoder.name, {})[name] = fitted.rate
+            answers.setdefault(name, []).append(fitted.scores(unseen))
+    for name, of_encoders in answers.items():
+        report.rows += _rows(task, name, [e.name for e in encoders], of_encoders, targets, taught, scored)
+    return report
+
+
+def region_features(
+    encoder: PatchEncoder,
+    records: Sequence[RegionImage],
+    questions: Sequence[Question],
+    cells: tuple[int, int],
+    progress: bool = True,
+) -> Tensor:
+    """ROIAligned patch features of each question's box, float32 (R, rows, columns, D) on the CPU.
+
+    `questions` stand in the order of their images.
+    """
+    found: list[Tensor] = []
+    asked: dict[int, list[Question]] = {}
+    for question in questions:
+        asked.setdefault(question.image, []).append(question)
+    images = sorted(asked)
+    bar = tqdm(total=len(images), desc=encoder.name, unit="img", disable=not progress)
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        some = images[start : start + _IMAGES_AT_ONCE]
+        pictures = [decode(records[n].image or b"") for n in some]
+        features = encoder.features(encoder.show(pictures)).unflatten(1, (encoder.grid, encoder.grid)).float()
+        boxes = [encoder.view(p.size).to_canvas([q.box for q in asked[n]]) for p, n in zip(pictures, some, strict=True)]
+        owner = torch.tensor(np.repeat(np.arange(len(some)), [len(b) for b in boxes]), device=features.device)
+        boxes_r4 = torch.from_numpy(np.concatenate(boxes)).float().to(features.device)
+        found.append(roi_align(features, boxes_r4, owner, cells, 1 / encoder.patch).cpu())
+        bar.update(len(some))
+    bar.close()
+    return torch.cat(found)
+
+
+def _check(taught: Questions) -> list[int]:
+    """The training questions by which a learning rate is chosen: all of every tenth image with a question."""
+    images = sorted({q.image for q in taught.items})
+    checked = set(images[:: 10 // _CHECKED_IN_TEN])
+    return [n for n, question in enumerate(taught.items) if question.image in checked]
+
+
+def _teach(
+    task: Task,
+    kind: Callable[..., Any],
+    features: Tensor,
+    questions: Sequence[Question],
+    targets: Sequence[Any],
+    check: Sequence[int],
+    seed: int,
+) -> Fitted:
+    place = {target: n for n, target in enumerate(targets)}
+    outputs = len(targets)
+    if task == "read":
+        letters = [[1 + place[c] for c in q.target if c in place] for q in questions]
+
+        def loss(scores: Tensor, chosen: Sequence[int]) -> Tensor:
+            wanted = [letters[n] for n in chosen]
+            lengths = torch.tensor([len(w) for w in wanted])
+            steps = torch.full((len(wanted),), scores.shape[1])
+            flat = torch.tensor([c for w in wanted for c in w])
+            return F.ctc_loss(scores.transpose(0, 1), flat, steps, lengths, zero_infinity=True)
+
+    elif task == "attribute":
+        truth = torch.from_numpy(_truth(questions, targets)).float()
+
+        def loss(scores: Tensor, chosen: Sequence[int]) -> Tensor:
+            return F.binary_cross_entropy_with_logits(scores, truth[list(chosen)])
+
+    else:
+        classes = torch.tensor([place[q.target] for q in questions])
+
+        def loss(scores: Tensor, chosen: Sequence[int]) -> Tensor:
+            return F.cross_entropy(scores, classes[list(chosen)])
+
+    cells, depth = (features.shape[1], features.shape[2]), features.shape[-1]
+    taught_steps = _READING_STEPS_TAUGHT if task == "read" else _STEPS
+    return fit(lambda: kind(cells, depth, outputs), features, loss, check, taught_steps, seed)
+
+
+def _truth(questions: Sequence[Question], targets: Sequence[Any]) -> np.ndarray:
+    return np.array([[word in q.target for word in targets] for q in questions])
+
+
+def _rows(
+    task: Task,
+    head: str,
+    names: Sequence[str],
+    answers: Sequence[Tensor],
+    targets: Sequence[Any],
+    taught: Questions,
+    scored: Questions,
+) -> list[Row]:
+    """The metrics of one head. Images without a question take no part in the bootstrap."""
+    number = {image: n for n, image in enumerate(sorted({q.image for q in scored.items}))}
+    image = [number[q.image] for q in scored.items]
+
+    def row(metric: str, scores: Sequence[Score], majority: Score, less_is_better: bool = False) -> Row:
+        found, changes = with_intervals([*scores, majority], len(number))
+        by_name = dict(zip(names, found, strict=False))
+        return Row(head, metric, less_is_better, by_name, dict(zip(names, changes, strict=False)), found[-1])
+
+    if task == "attribute":
+        truth = _truth(scored.items, targets)
+        precisions = [mean_average_precision(a.double().numpy(), truth, image) for a in answers]
+        return [row("mean average precision", precisions, prevalence(truth, image))]
+    truth_texts = [q.target for q in scored.items]
+    most = max(targets_of := [q.target for q in taught.items], key=targets_of.count)
+    if task == "read":
+        said = [[_read(steps, targets) for steps in a] for a in answers]
+        constant = [most] * len(truth_texts)
+        error_rates = [_error_rate(texts, truth_texts, image, len(number)) for texts in [*said, constant]]
+        exacts = [
+            _accuracy([exact_match([s], [t]) for s, t in zip(texts, truth_texts, strict=True)], image)
+            for texts in [*said, constant]
+        ]
+        return [
+            row("CER", error_rates[:-1], error_rates[-1], less_is_better=True),
+            row("exact", exacts[:-1], exacts[-1]),
+        ]
+    chosen = [[targets[n] for n in a.argmax(-1).tolist()] for a in answers]
+    hits = [_accuracy([a == t for a, t in zip(texts, truth_texts, strict=True)], image) for texts in chosen]
+    return [row("accuracy", hits, _accuracy([most == t for t in truth_texts], image))]
+
+
+def _accuracy(hits: Sequence[float], image: Sequence[int]) -> Score:
+    return ratio(hits, [1.0] * len(hits), image, max(image) + 1)
+
+
+def _error_rate(said: Sequence[str], truth: Sequence[str], image: Sequence[int], images: int) -> Score:
+    costs = [edit_cost(s, t) for s, t in zip(said, truth, strict=True)]
+    return ratio([wrong for wrong, _ in costs], [length for _, length in costs], image, images)
+
+
+def _read(steps: Tensor, letters: Sequence[str]) -> str:
+    """The best path: the likeliest letter at each step, repeats joined, blanks dropped."""
+    best = torch.unique_consecutive(steps.argmax(-1)).tolist()
+    return "".join(letters[n - 1] for n in best if n > 0)
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return f"{counts['regions']} regions of {counts['images']} images"
+
+
+def _percent(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    interval = (
+        ""
+        if estimate.low is None or estimate.high is None
+        else (f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]")
+    )
+    return f"{100 * estimate.value:.1f} %{interval}"
