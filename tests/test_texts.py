@@ -1,9 +1,19 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from granvit.texts import character_error_rate, edit_cost, exact_match, rouge_l, rouge_l_each
+from granvit.texts import (
+    character_error_rate,
+    edit_cost,
+    exact_match,
+    rouge_l,
+    rouge_l_each,
+    shared_words_each,
+    word_error_rate,
+)
 
-METRICS = [rouge_l, exact_match, character_error_rate]
+METRICS = [rouge_l, exact_match, character_error_rate, word_error_rate]
 
 
 def test_rouge_l_by_hand():
@@ -18,6 +28,27 @@ def test_rouge_l_is_the_packages_own():
     own = [scorer.score(r, p)["rougeL"].fmeasure for p, r in zip(predictions, references, strict=True)]
     assert rouge_l(predictions, references) == pytest.approx(sum(own) / 4, abs=1e-12)
     assert 0 < rouge_l(predictions, references) < 1
+
+
+words = st.lists(st.sampled_from(["a", "Red", "red", "car's", "2.5", "ring,", "é", "-"]), max_size=8).map(" ".join)
+
+
+@given(words, st.lists(words, min_size=1, max_size=3))
+def test_rouge_l_is_the_packages_own_for_any_text(prediction, references):
+    own = RougeScorer(["rougeL"]).score_multi(references, prediction)["rougeL"].fmeasure
+    assert rouge_l([prediction], [references]) == pytest.approx(own, abs=1e-12)
+
+
+def test_word_error_rate_by_hand():
+    # One word wrong of three, one missing of two; clipped to the reference's length, or not.
+    assert word_error_rate(["a  blue car", "the"], ["a red car", "the end"]) == pytest.approx(2 / 5)
+    assert word_error_rate(["x y z"], ["a"]) == 1
+    assert word_error_rate(["x y z"], ["a"], clipped=False) == 3
+    assert word_error_rate(["one two"], [["three", "one too"]]) == 0.5
+
+
+def test_shared_words_by_hand():
+    assert shared_words_each(["a red car", "dog", ""], ["red car", ["cat", "The dog"], "x"]) == [2 / 3, 1 / 2, 0]
 
 
 def test_exact_match_ignores_case_and_white_space_only():
