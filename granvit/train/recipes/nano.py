@@ -135,7 +135,7 @@ def nano() -> Recipe:
                 "stage1",
                 SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=1, crop_size=64),
                 LoopConfig(
-                    steps=1000,
+                    steps=750,
                     batch_size=16,
                     lr=1e-3,
                     min_lr_ratio=0.02,
@@ -150,7 +150,7 @@ def nano() -> Recipe:
                 "stage2",
                 SampleConfig({"global": 0.3, "bbox2caption": 0.5, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=300,
+                    steps=350,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
