@@ -296,7 +296,7 @@ def _kept(
                 reason = too_few(record, curation.filters)
         if reason is not None:
             source.images_dropped[reason] += 1
-            source.regions_dropped[WITH_IMAGE] += len(record.regions)
+            source.regions_dropped.update([WITH_IMAGE] * len(record.regions))
             continue
         source.images_out += 1
         source.regions_out += len(record.regions)

@@ -1,0 +1,175 @@
+"""Leakage: planted benchmark images are found whatever was done to them, by name too, and nothing else is."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn import COPIES, corpus, cropped, jpeg, picture, record
+from PIL import Image
+
+from granvit.corpus.benchmark_images import keys, load_benchmarks
+from granvit.corpus.copies import CopyFinder
+from granvit.corpus.fingerprint import thumbnail
+from granvit.corpus.layout import CorpusError
+from granvit.corpus.leakage import find_leaks, write_without
+from granvit.corpus.store import Corpus
+
+DATA = (Path(__file__).parents[2] / "../shared/data").resolve()
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    """Eight pictures in a folder, and one file that is none."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    for i in range(8):
+        (folder / f"{i}.jpg").write_bytes(jpeg(picture(i)))
+    (folder / "broken.jpg").write_bytes(b"<html>404</html>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Every kind of copy of every benchmark picture, among others; an enlargement whose crop the benchmark has."""
+    records = [record(f"{name}/{i}", copy(picture(i), i)) for i in range(8) for name, copy in COPIES.items()]
+    records += [record(f"other/{i}", jpeg(picture(i))) for i in range(100, 125)]
+    records += [record("file/3", jpeg(picture(3))), record("absent", None), record("broken", b"nothing")]
+    return corpus(tmp_path_factory.mktemp("planted") / "corpus", records)
+
+
+def test_planted_copies_are_found_and_nothing_else(benchmark, planted, tmp_path):
+    benchmarks = load_benchmarks([benchmark])
+    assert benchmarks.problems == [(f"{benchmark.name}/broken.jpg", "not-an-image")]
+    report = find_leaks(planted, benchmarks)
+    assert set(report.ids) == {r.id for r in planted.records() if r.id.split("/")[0] in {*COPIES, "file"}}
+    for leak in report.leaks:
+        assert leak.benchmark == f"{benchmark.name}/{leak.id.split('/')[1]}.jpg", leak
+        assert leak.mirrored == (leak.id.split("/")[0] in ("mirrored", "all of it"))
+    assert [leak.id for leak in report.leaks if leak.how == "file"] == ["file/3"]
+    assert +report.unseen == {"no-image-bytes": 1, "not-an-image": 1}
+    assert report.images == len(planted)
+
+
+def test_kept_fingerprints_give_the_same_report(benchmark, planted, tmp_path):
+    benchmarks = load_benchmarks([benchmark])
+    fresh = find_leaks(planted, benchmarks).to_json()
+    assert find_leaks(planted, benchmarks, fingerprints=tmp_path / "prints.parquet").to_json() == fresh
+    assert find_leaks(planted, benchmarks, fingerprints=tmp_path / "prints.parquet", workers=1).to_json() == fresh
+
+
+def test_the_benchmark_may_be_the_crop(tmp_path):
+    whole = corpus(tmp_path / "whole", [record(f"{i}", jpeg(picture(i))) for i in range(6)])
+    records = [record(f"{i}", jpeg(cropped(picture(i), 0.9, i).resize((300, 280)))) for i in range(6)]
+    crops = corpus(tmp_path / "crops", records)
+    report = find_leaks(whole, load_benchmarks([crops.path]))
+    assert [(leak.id, leak.benchmark) for leak in report.leaks] == [(f"{i}", f"{i}") for i in range(6)]
+
+
+def test_the_clean_corpus_lacks_them_and_the_lists_name_them(benchmark, planted, tmp_path):
+    report = find_leaks(planted, load_benchmarks([benchmark]))
+    kept = write_without(planted, report.ids, tmp_path / "clean")
+    clean = Corpus(tmp_path / "clean")
+    assert len(clean) == kept == len(planted) - len(report.ids)
+    assert find_leaks(clean, load_benchmarks([benchmark])).leaks == []
+    ids = report.write(tmp_path / "leaks.json")
+    assert ids.read_text().splitlines() == report.ids
+    told = json.loads((tmp_path / "leaks.json").read_text())
+    assert told["leaked"] == len(report.ids) and told["by_how"]["file"] == 1
+    with pytest.raises(CorpusError, match="no image was written"):
+        write_without(planted, [r.id for r in planted.records()], tmp_path / "none")
+
+
+def test_blank_pictures_are_no_copies_of_each_other():
+    blank = [thumbnail(jpeg(Image.new("RGB", (300, 300), shade))) for shade in ("white", "black", "white")]
+    finder = CopyFinder(np.stack(blank + [thumbnail(jpeg(picture(1)))]))
+    assert finder.search(np.stack(blank), 0.1) == []
+    assert CopyFinder(np.stack(blank)).search(np.stack([thumbnail(jpeg(picture(1)))]), 0.1) == []
+
+
+# Lists of names
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("COCO_train2014_000000580957.jpg", {"coco:580957"}),
+        ("images/000000580957.jpg", {"coco:580957"}),
+        ("coco_mix/images/coco_000000580957.jpg", {"coco:580957"}),
+        ("580957.jpg", {"name:580957"}),
+        ("C:\\data\\A.B.PNG", {"name:a.b"}),
+        ("1000000580957.jpg", {"name:1000000580957"}),
+    ],
+)
+def test_names_of_an_image(name, expected):
+    assert keys(name) == expected
+
+
+def lists(folder: Path) -> dict[str, bytes]:
+    row = {"img_path": "COCO_train2014_000000000007.jpg", "image_id": 7, "expression": "left"}
+    return {
+        "ids.txt": b"COCO_val2014_000000000007.jpg\n\n  x/y.png \n",
+        "numbers.txt": b"7\n",
+        "rows.jsonl": (json.dumps(row) + "\n").encode(),
+        "rows.jsonl.gz": gzip.compress((json.dumps(row) + "\n").encode()),
+        "array.json": b"[7, 8]",
+        "instances.json": json.dumps({"images": [{"id": 1, "file_name": "000000000007.jpg"}]}).encode(),
+    }
+
+
+@pytest.mark.parametrize("name", lists(Path()))
+def test_a_list_matches_cocos_names_however_they_are_written(name, tmp_path):
+    (tmp_path / name).write_bytes(lists(tmp_path)[name])
+    names = ["COCO_train2014_000000000007", "mix/images/coco_000000000007.jpg", "7.jpg", "000000000077.jpg", "y"]
+    source = corpus(tmp_path / "corpus", [record(n, None) for n in names])
+    report = find_leaks(source, load_benchmarks([tmp_path / name]))
+    expected = names[:2] + (["y"] if name == "ids.txt" else [])
+    assert report.ids == expected and all(leak.how == "name" for leak in report.leaks)
+    assert find_leaks(source, load_benchmarks([tmp_path / name])).images == 5
+
+
+def test_a_folder_of_lists_is_read_whole(tmp_path):
+    for name, data in lists(tmp_path).items():
+        (tmp_path / name).write_bytes(data)
+    assert load_benchmarks([tmp_path]).listed.keys() == {"coco:7", "coco:8", "name:y"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.json", b"{", "a.json: "),
+        ("a.json", b'{"annotations": []}', "an array is expected"),
+        ("a.jsonl", b'{"x": 1}\n', "entry 1 has none of the fields"),
+        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz"),
+        ("a.txt", b"\xff\xfe", "a.txt"),
+        ("a.txt", b"\n", "no benchmark image"),
+        ("a.pdf", b"%PDF", "neither Parquet nor a tar"),
+        ("missing", None, "does not exist"),
+    ],
+)
+def test_damaged_lists_name_themselves(name, data, message, tmp_path):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(CorpusError, match=message):
+        load_benchmarks([tmp_path / name])
+
+
+# Real photographs
+
+
+@pytest.mark.slow
+def test_copies_among_real_photographs():
+    packs = ("coco_mix", "voc_animals", "f30k_vqa")
+    files = sorted(file for name in packs for file in (DATA / name / "images").glob("*.jpg"))
+    if not files:
+        pytest.skip("real data packs not present: ../shared/data")
+    images = [Image.open(f).convert("RGB") for f in files[::2]]
+    finder = CopyFinder(np.stack([thumbnail(f.read_bytes()) for f in files[::2]]))
+    for name, copy in COPIES.items():
+        copies = np.stack([thumbnail(copy(image, i)) for i, image in enumerate(images)])
+        found = finder.search(copies, 0.4)
+        right = {copy.picture for copy in found if copy.picture == copy.original}
+        false = [copy for copy in found if copy.picture != copy.original]
+        assert len(right) >= 0.95 * len(images) and len(false) <= 0.001 * len(images), (name, len(right), len(false))
+    others = np.stack([thumbnail(f.read_bytes()) for f in files[1::2]])
+    assert len(finder.search(others, 0.4)) <= 0.001 * len(others)
