@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_WIDTH = 192
-_BATCH = 128
+_WIDTH = 128
+_BATCH = 64
 # The rate that suits depends on the features' scale and differs from encoder to encoder, so each head tries all.
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 

@@ -31,7 +31,10 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], image: Seq
 
 
 def mean_average_precision(scores: Floats, truth: NDArray[np.bool_], image: Sequence[int]) -> Score:
-    """The mean over V words of the average precision, the area below the steps of precision over recall.
+    """The mean over V words of the average precision.
+
+    That is the mean, over the questions that have the word, of the precision among all questions that score as high or
+    higher; scores that tell nothing get the word's share of the questions.
 
     Args:
         scores, truth: (N, V). A word that stands on no question drawn is left out of the mean.
@@ -39,35 +42,23 @@ def mean_average_precision(scores: Floats, truth: NDArray[np.bool_], image: Sequ
     at = np.asarray(image)
 
     def score(weights: Floats) -> Floats:
-        columns = [
-            _average_precision(order, truth[:, v], weights[:, at])
-            for v, order in enumerate(np.argsort(-scores, axis=0, kind="stable").T)
-        ]
+        w_kn = weights[:, at]
+        columns = [_average_precision(s, t, w_kn) for s, t in zip(scores.T, truth.T, strict=True)]
         return _mean_of_known(np.stack(columns, axis=1))
 
     return score
 
 
-def prevalence(truth: NDArray[np.bool_], image: Sequence[int]) -> Score:
-    """The mean over words of the share of questions that have it: the average precision of scores that tell nothing."""
-    at = np.asarray(image)
-
-    def score(weights: Floats) -> Floats:
-        w_kn = weights[:, at]
-        shares_kv = w_kn @ truth / np.maximum(w_kn.sum(1, keepdims=True), 1)
-        return _mean_of_known(np.where(shares_kv > 0, shares_kv, np.nan))
-
-    return score
-
-
-def _average_precision(order: NDArray[np.int64], truth: NDArray[np.bool_], w_kn: Floats) -> Floats:
+def _average_precision(score_n: Floats, truth_n: NDArray[np.bool_], w_kn: Floats) -> Floats:
+    order = np.argsort(-score_n, kind="stable")
+    descending = -score_n[order]
     w_kn = w_kn[:, order]
-    right_kn = w_kn * truth[order]
-    found, seen = right_kn.cumsum(1), w_kn.cumsum(1)
+    right_kn = w_kn * truth_n[order]
+    last = np.searchsorted(descending, descending, side="right") - 1  # of those that score alike
+    found, seen = right_kn.cumsum(1)[:, last], w_kn.cumsum(1)[:, last]
     precision = np.divide(found, seen, out=np.zeros_like(found), where=seen > 0)
-    positives = found[:, -1]
-    area = (right_kn * precision).sum(1)
-    return np.divide(area, positives, out=np.full(len(area), np.nan), where=positives > 0)
+    positives = right_kn.sum(1)
+    return np.divide((right_kn * precision).sum(1), positives, out=np.full(len(w_kn), np.nan), where=positives > 0)
 
 
 def _mean_of_known(values_kv: Floats) -> Floats:
