@@ -31,11 +31,19 @@ _JITTER = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tower with what its pictures must look like: the mean and deviation of each channel, in [0, 1]."""
+    """A tower with what its pictures must look like: the mean and deviation of each channel, in [0, 1].
+
+    The tower's config is told not to shift positions at random.
+    """
 
     tower: PreTrainedModel
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for setting in _JITTER:
+            if hasattr(self.tower.config, setting):
+                setattr(self.tower.config, setting, None)
 
     @classmethod
     def of(cls, tower: PreTrainedModel) -> Encoder:
@@ -67,9 +75,6 @@ def load_encoder(name: str | Path, canvas: int | None = None) -> Encoder:
     tower = _load(name, holder)
     if inner.model_type == _NAFLEX:
         tower = fix_size(tower, canvas)
-    for setting in _JITTER:
-        if hasattr(tower.config, setting):
-            setattr(tower.config, setting, None)
     family = family_of(tower.config)
     mean, std = _colors(name) or (family.mean, family.std)
     return Encoder(tower if canvas is None else at_canvas(tower, canvas), mean, std)

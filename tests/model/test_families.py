@@ -183,14 +183,25 @@ def test_what_was_exported_is_an_encoder_again(kind, trained, tmp_path):
     assert torch.equal(loaded.features(pixels), model.features(pixels))
 
 
-def test_stage_2_draws_nothing_from_chance_in_the_tower(published):
-    """DINOv3, for one, shifts its positions at random while it trains."""
-    model = join(published)
+def test_a_tower_that_trains_sees_the_places_of_prediction(kind):
+    """DINOv3, for one, shifts and scales its positions at random while it trains, unless told not to."""
+    model = join(make_encoder(kind))
     pixels = pictures(model.canvas)
     expected = model.features(pixels)
-    stage = Adapt(model)
-    stage.train()
-    assert torch.equal(stage.region_model.features(pixels), expected)
+    model.llava.train()
+    assert torch.equal(model.features(pixels), expected)
+
+
+def test_frozen_features_and_the_teachers_draw_no_dropout():
+    model = join(make_encoder("siglip", attention_dropout=0.5))
+    pixels = pictures(model.canvas)
+    expected = model.features(pixels)
+    for make in (Adapt, Pretrain):
+        stage = make(model)
+        stage.train()
+        assert torch.equal(model.features(pixels), expected) == (make is Adapt)
+    teacher, crops = stage.teacher, model.normalise(pixels)
+    assert torch.equal(teacher(crops, model.canvas), teacher(crops, model.canvas))
 
 
 # --- canvases of another size ----------------------------------------------------------------------------------------

@@ -32,6 +32,17 @@ def test_the_seed_decides_the_fresh_weights(parts):
     assert changed(model, build_model(replace(recipe, seed=1))) == {"multi_modal_projector", "vision_tower"}
 
 
+def test_a_recipe_says_at_which_canvas_its_encoder_looks(parts):
+    model = build_model(replace(tiny_recipe(parts), canvas=96))
+    assert (model.canvas, model.grid) == (96, 6)
+
+
+def test_a_language_model_that_knows_other_places_is_refused(parts):
+    recipe = replace(tiny_recipe(parts), language="nano", settings=RECIPES["nano"]().settings)
+    with pytest.raises(ValueError, match="knows 100 places, .* has 16 patches"):
+        build_model(recipe)
+
+
 # --- what it trains on -----------------------------------------------------------------------------------------------
 
 

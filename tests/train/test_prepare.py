@@ -234,6 +234,11 @@ def test_no_crops(fields):
 # --- the same again --------------------------------------------------------------------------------------------------
 
 
+def test_crops_that_do_not_hold_whole_patches_are_refused():
+    with pytest.raises(ValueError, match="crop_size 40 is not a multiple of the patch, 16 px"):
+        Prepare(make_model(), SampleConfig(crops=1, crop_size=40))
+
+
 def test_a_sample_depends_on_record_and_rng_alone():
     config = SampleConfig({"global": 0.5, "bbox2caption": 0.7}, max_regions=2, subphrases=0.5, crops=2, windows=0.5)
     made, rec = prepare(config), record(REGIONS)
