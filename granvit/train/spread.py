@@ -63,6 +63,7 @@ def _rank(
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(threads),
     }
     torch.set_num_threads(threads)
     try:
