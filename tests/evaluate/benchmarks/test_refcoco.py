@@ -1,0 +1,90 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from granvit.evaluate.benchmarks import open_benchmark
+from granvit.evaluate.benchmarks.refcoco import EXPRESSIONS
+
+DATA = (Path(__file__).parents[3] / "../shared/data/rec_refcoco").resolve()
+PHOTO = "COCO_train2014_000000000001.jpg"
+
+
+def row(expression, split="testA", box=(1, 2, 30, 40), photo=PHOTO, name="jxu124/refcoco"):
+    return {
+        "img_path": photo,
+        "expression": expression,
+        "bbox": list(box),
+        "dataset_name": name,
+        "width": 64,
+        "height": 48,
+        "split": split,
+    }
+
+
+def write(folder, rows):
+    (folder / "train2014").mkdir()
+    for photo in {r["img_path"] for r in rows}:
+        Image.new("RGB", (64, 48), "red").save(folder / "train2014" / photo)
+    (folder / "refs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def test_every_expression_is_a_question_and_val_is_none(tmp_path):
+    rows = [
+        row("left cup"),
+        row("the cup"),
+        row("left cup"),  # said twice is asked twice, as published scores do
+        row("spoon", box=(5, 6, 20, 22)),
+        row("a table", "testB", photo="COCO_train2014_000000000002.jpg"),
+        row("left cup", "test", name="jxu124/refcocog"),
+        row("merged", "validation"),
+    ]
+    source = open_benchmark("refcoco", write(tmp_path, rows))
+    looks = list(source.looks())
+    assert [t.name for t in source.tasks] == ["refcoco-testA", "refcoco-testB", "refcocog-test"]
+    assert [t.expected for t in source.tasks] == [5657, 5095, 9602]
+    assert source.images == len(looks) == 2
+    items = [item for look in looks for item in look.items]
+    assert [(i.task, i.key, i.asked, i.box) for i in items] == [
+        ("refcoco-testA", "0", "left cup", (1, 2, 30, 40)),
+        ("refcoco-testA", "1", "the cup", (1, 2, 30, 40)),
+        ("refcoco-testA", "2", "left cup", (1, 2, 30, 40)),
+        ("refcoco-testA", "3", "spoon", (5, 6, 20, 22)),
+        ("refcocog-test", "0", "left cup", (1, 2, 30, 40)),
+        ("refcoco-testB", "0", "a table", (1, 2, 30, 40)),
+    ]
+    assert all(i.how == "phrase" for i in items) and looks[0].load().startswith(b"\xff\xd8")
+    # Answers are written into the items of one reading only.
+    items[0].said = "x"
+    assert next(source.looks()).items[0].said == ""
+
+
+def test_what_cannot_be_asked_is_told(tmp_path):
+    (tmp_path / "refs.jsonl").write_text(json.dumps(row("merged", "validation")) + "\n")
+    with pytest.raises(ValueError, match="no split testA, testB or test"):
+        open_benchmark("refcoco", tmp_path)
+    (tmp_path / "refs.jsonl").write_text(json.dumps({"bbox": [1, 2, 3, 4]}) + "\n")
+    with pytest.raises(ValueError, match="refs.jsonl: row 0: missing-field"):
+        open_benchmark("refcoco", tmp_path)
+    (tmp_path / "refs.jsonl").write_text(json.dumps(row("cup")) + "\n")
+    with pytest.raises(ValueError, match="found none of its pictures in .*name their folder"):
+        open_benchmark("refcoco", tmp_path)
+
+
+def test_the_published_expressions_are_all_there(tmp_path):
+    if not DATA.is_dir():
+        pytest.skip("real data pack not present: ../shared/data/rec_refcoco")
+    source = open_benchmark("refcoco", DATA, tmp_path)
+    counts = Counter(item.task for look in source.looks() for item in look.items)
+    published = {name: count for name, count in EXPRESSIONS.items() if not name.endswith("-val")}
+    assert counts == published == {task.name: task.expected for task in source.tasks}
+    assert published == {
+        "refcoco-testA": 5657,
+        "refcoco-testB": 5095,
+        "refcoco+-testA": 5726,
+        "refcoco+-testB": 4889,
+        "refcocog-test": 9602,
+    }

@@ -1,0 +1,73 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from granvit.evaluate.compare import as_table, compare
+from granvit.evaluate.items import Item, Task
+
+TASKS = {"t": Task("t", "texts"), "b": Task("b", "boxes")}
+RNG = np.random.default_rng(0)
+
+
+def answers(right, per_image=1, task="t"):
+    return [
+        Item(f"img{i // per_image}", task, (9, 9), [f"word{i}"], said=f"word{i}" if hit else "", key=str(i))
+        for i, hit in enumerate(right)
+    ]
+
+
+def exact(first, second, **options):
+    differences, _ = compare(TASKS, first, second, **options)
+    return next(d for d in differences if d.measure == "exact")
+
+
+def test_a_difference_that_holds_for_every_image_is_certain():
+    told = exact(answers([0] * 50), answers([1] * 50))
+    assert (told.first, told.second, told.difference, told.low, told.high) == (0, 1, 1, 1, 1)
+    assert told.p == pytest.approx(2 / 1001) and told.questions == told.images == 50
+
+
+def test_equal_answers_differ_by_nothing():
+    told = exact(answers([0, 1] * 20), answers([0, 1] * 20))
+    assert (told.difference, told.low, told.high, told.p) == (0, 0, 0, 1)
+
+
+def test_pairing_sees_what_unpaired_intervals_hide():
+    """B is right wherever A is, and on one more image in ten; by themselves both scores are uncertain by more."""
+    first = RNG.random(200) < 0.5
+    second = first | (np.arange(200) % 10 == 0)
+    told = exact(answers(first), answers(second))
+    assert 0 < told.low < told.difference < told.high < 0.12 and told.p < 0.01
+
+
+def test_a_difference_by_chance_is_not_significant():
+    """Under no difference p is below 0.05 about once in twenty times."""
+    low = [exact(answers(RNG.random(80) < 0.5), answers(RNG.random(80) < 0.5)).p < 0.05 for _ in range(40)]
+    assert sum(low) <= 7
+
+
+def test_whole_images_are_drawn():
+    """The same 40 answers tell less when they are about 4 images."""
+    first, second = [0] * 40, [i % 40 < 20 for i in range(40)]
+    many, few = (exact(answers(first, n), answers(second, n)) for n in (1, 10))
+    assert few.images == 4 and few.high - few.low > 2 * (many.high - many.low)
+
+
+def test_only_what_both_answered_counts_and_the_rest_is_told():
+    differences, notes = compare(TASKS, answers([1] * 30), answers([1] * 20))
+    assert differences[0].questions == 20
+    assert notes == ["t: 10 questions were answered in one evaluation only, and are left out"]
+
+
+def test_other_questions_cannot_be_compared():
+    other = [replace(item, truth=["else"]) for item in answers([1] * 3)]
+    with pytest.raises(ValueError, match="t: question '0' has not the same right answer in both"):
+        compare(TASKS, answers([1] * 3), other)
+    with pytest.raises(ValueError, match="no question was answered in both"):
+        compare(TASKS, answers([1]), answers([1], task="b"))
+
+
+def test_the_table_tells_percentage_points():
+    text = as_table([exact(answers([0, 1] * 50), answers([1, 1] * 50))])
+    assert "| t | exact | 100 | 50.0 | 100.0 | +50.0 | +4" in text and text.endswith("| 0.002 |")

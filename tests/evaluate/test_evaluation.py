@@ -1,0 +1,261 @@
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import make_model
+
+from granvit.evaluate import evaluation, run
+from granvit.evaluate.cases import chosen, write_report
+from granvit.evaluate.evaluation import (
+    Evaluation,
+    group_scores,
+    open_journal,
+    read_scores,
+    run_evaluation,
+    write_scores,
+)
+from granvit.evaluate.items import Item, Look, Source, Task
+from granvit.evaluate.scoring import Scores
+from granvit.evaluate.tables import markdown
+from granvit.geometry import View
+from granvit.predict import Ask, GranViT, open_picture
+from granvit.questions import ask_box
+
+TASKS = [
+    Task("cups-testA", "boxes", "fine-grained", longest=6),
+    Task("what", "anls", "ocr", longest=6),
+    Task("read", "reading", "ocr", longest=6, window=20),
+]
+FACTS = {"Model": "tiny"}
+COUNT = 9
+
+
+def picture(i):
+    file = io.BytesIO()
+    Image.effect_noise((50 + i, 40), 60 + i).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+PICTURES = [picture(i) for i in range(COUNT)]
+opened: list[str] = []
+
+
+def looks(count=COUNT):
+    for i in range(count):
+        box = (5.0 + i, 5.0, 25.0 + i, 30.0)
+        ask = [
+            Item(f"img{i}", "cups-testA", (0, 0), ["cup"], box, key=f"{i}a", how="phrase", asked="cup"),
+            Item(f"img{i}", "cups-testA", (0, 0), ["tea"], box, key=f"{i}b", how="phrase", asked="tea"),
+            Item(f"img{i}", "what", (0, 0), ["star"], key=str(i), asked="What is it?"),
+            Item(f"img{i}", "read", (0, 0), ["TEA"], box, key=str(i), how="box"),
+        ]
+
+        def load(i=i):
+            opened.append(f"img{i}")
+            return PICTURES[i]
+
+        yield Look(f"img{i}", load, ask[: 1 + i % 4])
+
+
+def source(**changes):
+    return replace(Source("pack", TASKS, looks, images=COUNT), **changes)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return GranViT(make_model())
+
+
+def evaluated(model, journal=None, rows=256, limit=None):
+    model.rows = rows
+    opened.clear()
+    return run_evaluation(model, [source()], dict(FACTS), journal, limit, progress=False)
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+def test_answers_and_scores_are_the_same_at_any_batch_size(model, monkeypatch):
+    whole = evaluated(model)
+    assert len(whole.items) == sum(1 + i % 4 for i in range(COUNT)) and all(item.size[1] == 40 for item in whole.items)
+    for rows, at_once in ((1, 1), (3, 2), (256, 4)):
+        monkeypatch.setattr(run, "_IMAGES_AT_ONCE", at_once)
+        part = evaluated(model, rows=rows)
+        assert part.items == whole.items
+        assert {n: s.values for n, s in part.scores.items()} == {n: s.values for n, s in whole.scores.items()}
+        assert {n: s.intervals for n, s in part.scores.items()} == {n: s.intervals for n, s in whole.scores.items()}
+
+
+def test_every_question_is_asked_as_the_model_answers_it_alone(model):
+    for item in evaluated(model, limit=4).items:
+        image = open_picture(PICTURES[int(item.id.removeprefix("img"))])
+        view = model.model.view(image.size)
+        question = item.asked
+        if item.task == "read":
+            view = View.window_around(item.box, image.size, 20, model.model.canvas)
+            question = model.box_questions(view, item.box)[0]
+        elif item.task == "cups-testA":
+            question = ask_box(item.asked)
+        assert [[item.said]] == model.answer([Ask(image, view, [question])], 6)
+        assert item.found == (model.to_pixels(item.said, view) if item.how == "phrase" else None)
+
+
+def test_an_evaluation_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_IMAGES_AT_ONCE", 2)
+    whole = evaluated(model)
+
+    class Killed(Exception):
+        pass
+
+    answer, calls = GranViT.answer, []
+
+    def stop(self, asks, longest):
+        calls.append(len(asks))
+        if len(calls) > 2:
+            raise Killed
+        return answer(self, asks, longest)
+
+    monkeypatch.setattr(GranViT, "answer", stop)
+    with open_journal(tmp_path, "me") as journal, pytest.raises(Killed):
+        evaluated(model, journal)
+    monkeypatch.setattr(GranViT, "answer", answer)
+    with open_journal(tmp_path, "me") as journal:
+        assert evaluated(model, journal).items == whole.items
+    assert opened == [f"img{i}" for i in range(4, COUNT)]  # two groups of two were answered and kept
+    with open_journal(tmp_path, "me") as journal:
+        again = evaluated(model, journal, rows=2)
+    assert again.items == whole.items and opened == []
+
+
+def test_a_picture_that_cannot_be_opened_is_named(model):
+    def broken():
+        yield Look("img7", lambda: b"no picture", [Item("img7", "what", (0, 0), ["x"], asked="?")])
+
+    with pytest.raises(ValueError, match="img7: not-an-image"):
+        run_evaluation(model, [source(looks=broken)], {}, progress=False)
+
+
+def test_nothing_or_the_same_task_twice_is_an_error(model):
+    with pytest.raises(ValueError, match="nothing to evaluate: no question for cups-testA, what, read"):
+        run_evaluation(model, [source(looks=lambda: iter(()))], {}, progress=False)
+    with pytest.raises(ValueError, match="two sources would both be scored as 'cups-testA'"):
+        run_evaluation(model, [source(), source(name="other")], {}, progress=False)
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_splits_of_a_benchmark_count_once_in_its_group():
+    tasks = {name: Task(name, "boxes", "fine-grained") for name in ("ref-testA", "ref-testB", "cups")}
+    tasks["own"] = Task("own", "boxes")
+    rng = np.random.default_rng(0)
+    drawn = {name: rng.normal(0.5, 0.1, 1000) for name in tasks}
+    values = {"ref-testA": 0.2, "ref-testB": 0.4, "cups": 0.9, "own": 0.0}
+    groups = group_scores(tasks, {n: Scores({"acc50": values[n]}, drawn=drawn[n]) for n in tasks})
+    assert list(groups) == ["fine-grained"] and groups["fine-grained"].parts == pytest.approx({"ref": 0.3, "cups": 0.9})
+    average = groups["fine-grained"].average
+    assert average.value == pytest.approx(0.6)
+    # The mean of (mean of two) and one: variance 0.01 (1 / 8 + 1 / 4).
+    assert average.high - average.low == pytest.approx(2 * 1.96 * 0.1 * np.sqrt(3 / 8), rel=0.15)
+
+
+def test_what_is_not_the_published_benchmark_is_told(model):
+    published = [replace(TASKS[0], expected=5_657), *TASKS[1:]]
+    result = run_evaluation(model, [source(tasks=published, notes=["left out"])], {}, progress=False)
+    asked = int(result.scores["cups-testA"].values["count"])
+    assert result.notes == [
+        "left out",
+        f"cups-testA: {asked} questions; published are 5,657, so this is not comparable",
+    ]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_again(model, tmp_path):
+    result = evaluated(model)
+    write_scores(result, tmp_path)
+    content, items = read_scores(tmp_path)
+    assert items == result.items and content["tasks"] == {task.name: task for task in TASKS}
+    assert content["scores"]["what"] == result.scores["what"].values
+    assert set(content["groups"]) == {"fine-grained", "ocr"} and content["facts"] == FACTS
+    assert read_scores(tmp_path / "scores.json")[1] == items
+    assert {p.name for p in tmp_path.iterdir()} == {"scores.json", "items.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("scores.json", "{", "scores.json: not the scores of an evaluation"),
+        ("scores.json", "[]", "scores.json: not the scores of an evaluation"),
+        ("scores.json", '{"tasks": {"a": {"colour": 1}}}', "scores.json: not the scores of an evaluation"),
+        ("items.jsonl", "{}\n", "items.jsonl: answer 1"),
+        ("items.jsonl", None, "items.jsonl: answer 1"),
+    ],
+)
+def test_damaged_scores_are_named(model, tmp_path, file, text, said):
+    write_scores(evaluated(model, limit=2), tmp_path)
+    (tmp_path / file).unlink()
+    if text is not None:
+        (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_scores(tmp_path)
+
+
+def test_markdown_tells_every_score_with_interval_and_constant(model):
+    result = evaluated(model)
+    text = markdown(result)
+    values, intervals = result.scores["cups-testA"].values, result.scores["cups-testA"].intervals
+    low, high = intervals["miou"]
+    constant = result.scores["cups-testA"].constant["miou"]
+    row = f"| Mean IoU | {100 * values['miou']:.1f}% | {100 * low:.1f}–{100 * high:.1f} | {100 * constant:.1f}% |"
+    assert row in text and "## cups-testA: " in text and "| Fine-grained | " in text and "- Model: tiny" in text
+
+
+# --- cases -----------------------------------------------------------------------------------------------------------
+
+
+def told(qualities, per_image=1):
+    """Items whose ANLS is the quality, for tenths from one half up."""
+    return [
+        Item(f"img{i // per_image}", "what", (50, 40), ["x" * 10], said="x" * round(10 * q), key=str(i))
+        for i, q in enumerate(qualities)
+    ]
+
+
+def test_the_worst_and_the_median_cases_are_chosen():
+    cases = chosen(told([0.9, 0.5, 1.0, 0.6, 0.8, 0.7, 1.0, 0.0, 0.9]), "anls", count=2)
+    assert [(c.item.key, c.quality) for c in cases["worst"]] == [("7", 0), ("1", pytest.approx(0.5))]
+    assert cases["median"][0].quality == pytest.approx(0.8)
+    assert [c.item.key for c in cases["median"]] in (["4", "5"], ["4", "0"], ["4", "8"])
+
+
+def test_each_case_is_of_another_image():
+    cases = chosen(told([0.0] * 4 + [1.0] * 4, per_image=4), "anls")
+    assert [len(some) for some in cases.values()] == [2, 0]
+
+
+def test_equal_cases_are_not_just_the_first():
+    first = {c.item.key for c in chosen(told([0.0] * 200), "anls")["worst"]}
+    assert first != {"0", "1", "2"}
+
+
+def test_the_page_holds_scores_notes_and_drawn_cases(model, tmp_path):
+    result = evaluated(model)
+    result.notes.append("something <b>odd</b>")
+    write_report(result, [source()], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<figure") == page.count("data:image/webp") >= 3 * 2
+    assert "something &lt;b&gt;odd" in page and "Fine-grained" in page and "Best constant answer" in page
+    assert "cups-testA: worst" in page and "cups-testA: median" in page
+    assert 'src="http' not in page
+
+
+def test_the_checkpoint_and_the_machine_are_not_needed_to_score(model):
+    """Scores follow from the items alone."""
+    result = evaluated(model)
+    alone = Evaluation({}, result.tasks, items=result.items)
+    for task in TASKS:
+        assert evaluation.score(task, alone.of(task.name)).values == result.scores[task.name].values
