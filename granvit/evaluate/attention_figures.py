@@ -40,7 +40,7 @@ def seen_figure(
     figure, axes = _grid(len(queries), columns, picture, top=0.75)
     for row, ((name, query), of_query) in zip(axes, zip(queries, seen, strict=True), strict=True):
         _panel(row[0], picture, query)
-        row[0].set_ylabel(textwrap.fill(name, 22), fontsize=8)
+        row[0].set_ylabel(_plain(name, 22), fontsize=8)
         for e, (encoder, one) in enumerate(zip(encoders, of_query, strict=True)):
             for column, map_p, kind in (
                 (row[1 + 2 * e], one.maps.attention[0], "attention"),
@@ -49,7 +49,7 @@ def seen_figure(
                 _panel(column, picture, query, encoder, map_p)
                 column.set_xlabel(_inside(one, kind), fontsize=8)
     for e, encoder in enumerate(encoders):
-        name = textwrap.fill(encoder.name, 26)
+        name = _plain(encoder.name, 26)
         axes[0][1 + 2 * e].set_title(f"{name}\nattention, last layers", fontsize=8)
         axes[0][2 + 2 * e].set_title(f"{name}\nfeatures alike", fontsize=8)
     return _picture(figure)
@@ -75,10 +75,10 @@ def words_figure(
     longest = max(len(one.words) for one in seen)
     figure, axes = _grid(len(queries), longest, picture, top=0.35, bottom=0.2, scale=0.8)
     for row, (name, query), one in zip(axes, queries, seen, strict=True):
-        row[0].set_ylabel(textwrap.fill(name, 22), fontsize=8)
+        row[0].set_ylabel(_plain(name, 22), fontsize=8)
         for column, word, map_p in zip(row, one.words, () if one.word_maps is None else one.word_maps, strict=False):
             _panel(column, picture, query, encoder, map_p)
-            column.set_title(word, fontsize=9)
+            column.set_title(_plain(word, 20), fontsize=9)
         for column in row[len(one.words) :]:
             column.set_axis_off()
     return _picture(figure)
@@ -103,9 +103,9 @@ def located_figure(
         column.imshow(drawn)
         column.set_xticks([])
         column.set_yticks([])
-        column.set_title(textwrap.fill(name, 40), fontsize=9)
+        column.set_title(_plain(name, 40), fontsize=9)
         lines = [f"{n}  {text}{'' if b else ': no box'}" for n, text, b in zip(count(1), phrases, boxes, strict=False)]
-        column.set_xlabel("\n".join(textwrap.shorten(line, 50) for line in lines), fontsize=8, loc="left")
+        column.set_xlabel("\n".join(_plain(textwrap.shorten(line, 50), 50) for line in lines), fontsize=8, loc="left")
     return _picture(figure)
 
 
@@ -155,6 +155,12 @@ def _panel(
     else:
         axes.plot(*at.tolist(), marker="o", markersize=5, color=_BOX, markeredgecolor="black")
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+
+
+def _plain(text: str, width: int) -> str:
+    """Lines of at most `width` letters, without what matplotlib would take for a formula or cannot show."""
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    return textwrap.fill(shown, width).replace("$", r"\$")
 
 
 def _inside(seen: Seen, kind: str) -> str:

@@ -10,7 +10,7 @@ from tiny_model import make_model, make_tower
 from granvit.corpus.drawing import encode
 from granvit.evaluate import attention, attention_page
 from granvit.evaluate.attention import attend_box, patch_weights
-from granvit.evaluate.attention_figures import canvas_in_image
+from granvit.evaluate.attention_figures import canvas_in_image, located_figure, seen_figure
 from granvit.evaluate.attention_mass import attention_mass
 from granvit.evaluate.attention_page import write_mass, write_picture
 from granvit.evaluate.patch_encoder import PatchEncoder
@@ -60,6 +60,13 @@ def test_the_page_can_be_asked_for_every_patch(encoders, picture, tmp_path):
 def test_without_a_checkpoint_nothing_is_said_or_located(encoders, picture, tmp_path):
     write_picture(tmp_path, picture, encoders[:1], [], [(5, 5)], ["small red star"])
     assert {path.name for path in tmp_path.iterdir()} == {"attend.html", "encoders.png", "heads-1.png"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_prices_are_no_formulas(encoders, picture):
+    name = "$5^{ to $6 " + chr(26)
+    assert seen_figure(picture, [(name, BOX)], encoders[:1], [[attend_box(encoders[0], picture, BOX)]]).width > 300
+    assert located_figure(picture, [name], [None], {name: [None]}).width > 100
 
 
 @pytest.mark.parametrize(("size", "canvas"), [((200, 100), (0, -50, 200, 150)), ((30, 90), (-30, 0, 60, 90))])
