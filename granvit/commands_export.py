@@ -26,7 +26,7 @@ class Export:
     license: str | None = None
     """An SPDX name for the model card, such as apache-2.0; the card says that none is stated if there is none."""
     metrics: Path | None = None
-    """What `granvit eval --out` wrote, for the model card; the run's own metrics.json by default."""
+    """A scores.json that `granvit eval` wrote, for the model card; the run's own metrics.json by default."""
     push_to_hub: str | None = None
     """Upload the folder to the hub, under NAMESPACE/NAME; new repositories are private."""
 

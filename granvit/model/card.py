@@ -31,6 +31,8 @@ _TASKS = {
     "locate_text": "find a line of text",
     "caption": "describe the whole picture",
 }
+# Of the facts of an evaluation those that say nothing of whose machine it ran on.
+_CIRCUMSTANCES = ("Benchmarks", "Limit", "Reading")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def write_card(
         parts={part: _public(recipe[part]) for part in ("encoder", "language")} if recipe else {},
         data=source.data,
         scores=_rows(source.metrics or {}),
+        circumstances={k: v for k, v in (source.metrics or {}).get("facts", {}).items() if k in _CIRCUMSTANCES},
         left_out=left_out,
     )
     path.write_text(page, encoding="utf-8")
@@ -137,26 +140,34 @@ def _public(part: str) -> str:
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Score, score before training and best constant answer of each task and metric.
+    """Score with its interval, score before training and best constant answer of each task and metric.
 
-    Both layouts are read: the demo's (columns "before", "stage1", ..., "baseline"), and that of `granvit eval`
-    ("scores", "baseline").
+    Both layouts are read: scores.json of `granvit eval` ("scores", "intervals", "baseline"), and the demo's (columns
+    "before", "stage1", "stage2", "baseline").
     """
-    stages = [c for c in metrics if isinstance(metrics[c], dict) and c not in ("before", "baseline")]
-    if not stages:
-        return []
-    last = metrics["scores"] if "scores" in metrics else metrics[stages[-1]]
-    before, constant = metrics.get("before", {}), metrics.get("baseline", {})
-    return [
-        {
-            "task": meaning,
-            "metric": label,
-            "count": f"{int(last[task].get('count', 0)):,}",
-            "score": percent(last[task][metric]),
-            "before": percent(before[task][metric]) if metric in before.get(task, {}) else "–",
-            "constant": percent(constant[task][metric]) if metric in constant.get(task, {}) else "–",
-        }
-        for task, meaning in _TASKS.items()
-        for metric, label in _METRICS.items()
-        if metric in last.get(task, {})
-    ]
+    last = next((metrics[column] for column in ("scores", "stage2", "stage1") if column in metrics), {})
+
+    def beside(column: str, task: str, metric: str) -> Any:
+        return metrics.get(column, {}).get(task, {}).get(metric)
+
+    rows = []
+    for task, scores in last.items():
+        for metric, value in scores.items():
+            if metric == "count":
+                continue
+            interval, others = (
+                beside("intervals", task, metric),
+                (beside(c, task, metric) for c in ("before", "baseline")),
+            )
+            before, constant = ("–" if v is None else percent(v) for v in others)
+            rows.append(
+                {
+                    "task": _TASKS.get(task, task),
+                    "metric": _METRICS.get(metric, metric),
+                    "count": f"{int(scores['count']):,}",
+                    "score": percent(value) + (" ({} to {})".format(*map(percent, interval)) if interval else ""),
+                    "before": before,
+                    "constant": constant,
+                }
+            )
+    return rows

@@ -67,7 +67,7 @@ def export(
         form: "llava" for transformers and vLLM, "encoder" for any other stack, "gguf" for llama.cpp.
         precision: of the weights.
         licence: an SPDX name for the card; the card says that none is stated where it is None.
-        metrics: what `granvit eval --out` wrote; the run's own metrics.json where it is None.
+        metrics: a scores.json that `granvit eval` wrote; the run's own metrics.json where it is None.
 
     Raises:
         CheckpointError: the source is damaged or no granvit checkpoint.

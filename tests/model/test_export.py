@@ -246,7 +246,12 @@ DEMO = {
     "stage2": {"locate": {"acc50": 0.3333, "parse_rate": 0.95, "count": 1234.0}},
     "seconds": 12.0,
 }
-EVAL = {"scores": DEMO["stage2"], "baseline": DEMO["baseline"], "items": []}
+EVAL = {
+    "facts": {"Model": "/home/me/run", "Limit": "100 images of each"},
+    "scores": {**DEMO["stage2"], "refcoco-testA": {"acc50": 0.5, "count": 10}},
+    "intervals": {"locate": {"acc50": [0.3, 0.4]}},
+    "baseline": DEMO["baseline"],
+}
 
 
 def run_folder(folder, model):
@@ -271,9 +276,9 @@ def test_the_card_tells_recipe_data_scores_and_licence(model, tmp_path):
     assert "| find what a phrase describes | answers that are a box | 1,234 | 95.0% | 50.0% | – |" in card
     assert "None is stated" not in card and "fall into 16 bins" in card
     assert "/home/me" not in card + other and "\n\n\n\n" not in card + other
-    assert (
-        "None is stated" in other and "| find what a phrase describes | Acc@0.5 | 1,234 | 33.3% | – | 4.0% |" in other
-    )
+    assert "| find what a phrase describes | Acc@0.5 | 1,234 | 33.3% (30.0% to 40.0%) | – | 4.0% |" in other
+    assert "| refcoco-testA | Acc@0.5 | 10 | 50.0% | – | – |" in other
+    assert "None is stated" in other and "\n\nLimit: 100 images of each.\n\n| Task" in other
     assert other.startswith("---\nlibrary_name: transformers\npipeline_tag: image-feature-extraction\n")
 
 
