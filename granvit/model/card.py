@@ -145,7 +145,7 @@ def _rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     Both layouts are read: scores.json of `granvit eval` ("scores", "intervals", "baseline"), and the demo's (columns
     "before", "stage1", "stage2", "baseline").
     """
-    last = next((metrics[column] for column in ("scores", "stage2", "stage1") if column in metrics), {})
+    last: dict[str, Any] = next((metrics[column] for column in ("scores", "stage2", "stage1") if column in metrics), {})
 
     def beside(column: str, task: str, metric: str) -> Any:
         return metrics.get(column, {}).get(task, {}).get(metric)
