@@ -3,6 +3,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -256,6 +257,7 @@ def test_tensorboard_has_every_step_once_after_a_resume(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Killed(dropout=0.0), config=config)
+    time.sleep(1.1)  # files of one second are read in the order of a counter's digits, 10 before 9
     result = run(tmp_path, config=config)
     (folder,) = {file.parent for file in tmp_path.rglob("events.out.tfevents.*")}
     events = EventAccumulator(str(folder)).Reload()
