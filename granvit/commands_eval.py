@@ -67,7 +67,8 @@ class Eval:
                 result = run_evaluation(model, sources, facts, journal, self.limit)
         _print(result)
         if self.out is not None:
-            _write(result, sources, self.out)
+            for path in write_files(result, sources, self.out):
+                print(path)
         return 0
 
     def _check(self) -> None:
@@ -151,7 +152,8 @@ def _print(result: Evaluation) -> None:
         print(f"note: {note}")
 
 
-def _write(result: Evaluation, sources: Sequence[Source], out: Path) -> None:
+def write_files(result: Evaluation, sources: Sequence[Source], out: Path) -> list[Path]:
+    """Scores, Markdown and page into a folder; returns what a reader opens."""
     from granvit.evaluate.cases import write_report
     from granvit.evaluate.evaluation import SCORES, write_scores
     from granvit.evaluate.tables import markdown
@@ -159,7 +161,7 @@ def _write(result: Evaluation, sources: Sequence[Source], out: Path) -> None:
     write_scores(result, out)
     (out / "scores.md").write_text(markdown(result), encoding="utf-8")
     write_report(result, sources, out / "report.html")
-    print(f"{out / SCORES}\n{out / 'scores.md'}\n{out / 'report.html'}")
+    return [out / SCORES, out / "scores.md", out / "report.html"]
 
 
 @dataclass

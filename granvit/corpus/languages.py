@@ -79,18 +79,18 @@ def script(text: str) -> str:
     return max(found, key=lambda name: (found[name], name))
 
 
-def language(text: str, script_name: str | None = None) -> str:
+def language(text: str, script_name: str | None = None, found: list[str] | None = None) -> str:
     """An ISO 639-1 code where the script or the function words tell, else "und".
 
-    `script_name` saves a second look where `script(text)` is known.
+    `script_name` and `found` save a second look where `script(text)` and `words(text)` are known.
     """
     name = script(text) if script_name is None else script_name
     if name in _BY_SCRIPT:
         return _BY_SCRIPT[name]
     if name != "latin":
         return UNDETERMINED
-    votes = Counter(language for word in words(text) for language in _LANGUAGES_OF.get(word, ()))
-    ranked = votes.most_common(2)
-    if not ranked or ranked[0][1] < _MIN_VOTES or len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
+    told = [_LANGUAGES_OF[word] for word in (words(text) if found is None else found) if word in _LANGUAGES_OF]
+    if len(told) < _MIN_VOTES:
         return UNDETERMINED
-    return ranked[0][0]
+    (best, votes), *others = Counter(code for codes in told for code in codes).most_common(2)
+    return UNDETERMINED if votes < _MIN_VOTES or others and others[0][1] == votes else best

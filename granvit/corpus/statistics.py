@@ -97,7 +97,7 @@ class KindStatistics:
         self.texts.update(text.casefold()[:_TITLES] for text in texts)
         named = [script(text) for text in texts]
         self.scripts.update(named)
-        self.languages.update(language(text, name) for text, name in zip(texts, named, strict=True))
+        self.languages.update(language(*known) for known in zip(texts, named, split, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON-able values."""

@@ -65,7 +65,8 @@ def _judge(batch: Sequence[RegionImage], filters: Filters) -> Iterator[Verdict]:
             places = [i for i, why in enumerate(reasons) if why is None]
         if len(places) < len(record.regions):
             record = replace(record, regions=[record.regions[i] for i in places])
-        yield Verdict(record, places, too_few(record, filters), Counter(why for why in reasons if why is not None))
+        dropped = Counter(filter(None, reasons)) if any(reasons) else Counter()
+        yield Verdict(record, places, too_few(record, filters), dropped)
 
 
 def too_few(record: RegionImage, filters: Filters) -> str | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -69,20 +68,22 @@ def by_image(table: Table, items: Items, images: Sequence[str]) -> Table:
 def constant(scorer: Scorer, items: Items) -> dict[str, float]:
     """What the best single answer to all questions scores, measure by measure.
 
-    Candidates are the 50 most frequent right answers; for boxes see `metrics.best_constant_answer`.
+    Candidates are the 50 most frequent right answers; for boxes see `metrics.best_constant_box`.
     """
     if scorer is SCORERS["boxes"]:
-        return _constant_box(scorer, items)
+        scale = np.array([[*item.size, *item.size] for item in items], dtype=float)
+        return metrics.best_constant_box(np.array([item.box for item in items]) / scale, thresholds=(0.5, 0.75))
     best: dict[str, float] = {}
     # Questions with equal right answers are scored once.
     groups = list(Counter(_Same.of(item) for item in items).items())
-    unique = [group.item for group, _ in groups]
+    unique = [replace(group.item) for group, _ in groups]
     times = np.array([[count] for _, count in groups], dtype=float)
     for answer, _ in Counter(item.truth[0] for item in items).most_common(50):
-        answered = [replace(item, said=answer) for item in unique]
+        for item in unique:
+            item.said = answer
         for name in scorer.constants:
             measure = scorer.measures[name]
-            value = float(measure.value((times * measure.each(answered)).sum(0)))
+            value = float(measure.value((times * measure.each(unique)).sum(0)))
             better = min if name in LESS_IS_BETTER else max
             best[name] = better(best.get(name, value), value)
     return best
@@ -102,13 +103,3 @@ class _Same:
     def of(cls, item: Item) -> _Same:
         # What is chosen from options may count image by image.
         return cls(tuple(item.truth), tuple(item.options), item.kind, item.id if item.options else "", item)
-
-
-def _constant_box(scorer: Scorer, items: Items) -> dict[str, float]:
-    scale = np.array([[*item.size, *item.size] for item in items], dtype=float)
-    relative = [tuple(row) for row in (np.array([item.box for item in items]) / scale).tolist()]
-
-    def value_of(name: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
-        return lambda predictions, references: metrics.box_scores(predictions, references, (0.5, 0.75))[name]
-
-    return {name: metrics.best_constant_answer(relative, relative, value_of(name))[1] for name in scorer.constants}
