@@ -132,7 +132,7 @@ def write_scores(result: Evaluation, out: Path) -> None:
         "groups": {name: {**g.average.to_json(), "parts": g.parts} for name, g in result.groups.items()},
         "notes": result.notes,
     }
-    _write(out / ITEMS, (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in result.items))
+    _write(out / ITEMS, (json.dumps(vars(item), ensure_ascii=False) + "\n" for item in result.items))
     _write(out / SCORES, [json.dumps(content, indent=1, ensure_ascii=False) + "\n"])
 
 

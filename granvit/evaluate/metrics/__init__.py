@@ -8,11 +8,11 @@ from granvit.evaluate.metrics.answers import anls_each, contains_each, relaxed_e
 from granvit.evaluate.metrics.boxes import box_scores, paired_iou
 from granvit.evaluate.metrics.captions import bleu, bleu_counts, caption_words, cider_each
 from granvit.evaluate.metrics.choices import choice_of, yes_or_no
-from granvit.evaluate.metrics.constant import best_constant_answer
+from granvit.evaluate.metrics.constant import best_constant_box
 
 __all__ = [
     "anls_each",
-    "best_constant_answer",
+    "best_constant_box",
     "bleu",
     "bleu_counts",
     "box_scores",

@@ -1,38 +1,34 @@
+import numpy as np
 import pytest
 
-from granvit.evaluate.metrics import best_constant_answer, box_scores, paired_iou
-from granvit.texts import exact_match
+from granvit.evaluate.metrics import best_constant_box, box_scores, constant
 
 
-def test_best_constant_text():
-    train = ["a cat"] * 5 + ["a dog"] * 3 + ["a red car"]
-    assert best_constant_answer(train, ["a dog", "A dog", "a cat"], exact_match) == ("a dog", pytest.approx(2 / 3))
-
-
-def test_best_constant_text_takes_the_frequent_ones_only():
-    train = [f"common {i}" for i in range(50) for _ in range(2)] + ["rare"]
-    assert best_constant_answer(train, ["rare"], exact_match)[1] == 0
-
-
-def accuracy(predictions, references):
-    return box_scores(predictions, references)["acc50"]
-
-
-def test_best_constant_box_finds_the_usual_place():
+def test_the_usual_place_is_found():
     usual = [(0.11, 0.12, 0.37, 0.41)] * 6
     elsewhere = [(0.5, 0.5, 1.0, 1.0), (0.6, 0.0, 1.0, 0.3)]
-    box, score = best_constant_answer(usual + elsewhere, usual + elsewhere, accuracy)
-    assert score == 0.75
-    assert paired_iou([box], [usual[0]])[0] >= 0.5
+    scores = best_constant_box(usual + elsewhere, (0.5, 0.75))
+    assert set(scores) == {"acc50", "acc75", "miou"} and scores["acc50"] == 0.75
+    # The median is the usual place itself.
+    assert scores["acc75"] == 0.75 and scores["miou"] == pytest.approx(0.75)
 
 
-def test_best_constant_box_tries_the_grid():
-    # The references lie where no training box does; only the grid of quarters covers the place.
-    train, references = [(0.0, 0.0, 0.1, 0.1)], [(0.75, 0.5, 1.0, 1.0)]
-    found = best_constant_answer(train, references, lambda p, r: box_scores(p, r)["miou"])
-    assert found == ((0.75, 0.5, 1.0, 1.0), 1.0)
+def test_the_grid_is_tried():
+    # Only a box of quarters covers one of these wholly; their median and mean lie between them.
+    boxes = [(0.74, 0.49, 0.99, 0.99), (0.76, 0.51, 1.0, 1.0), (0.0, 0.0, 0.1, 0.1)]
+    grid = box_scores([(0.75, 0.5, 1.0, 1.0)] * 3, boxes)
+    scores = best_constant_box(boxes)
+    assert scores["acc50"] == grid["acc50"] == pytest.approx(2 / 3) and scores["miou"] >= grid["miou"] > 0.6
 
 
-def test_best_constant_answer_needs_answers():
-    with pytest.raises(ValueError, match="no training answers"):
-        best_constant_answer([], ["a"], exact_match)
+def test_many_references_are_compared_some_at_a_time(monkeypatch):
+    corners = np.sort(np.random.default_rng(0).random((50, 2, 2)), axis=1)
+    boxes = corners.reshape(50, 4)
+    whole = best_constant_box(boxes)
+    monkeypatch.setattr(constant, "_AT_ONCE", 7)
+    assert best_constant_box(boxes) == pytest.approx(whole)
+
+
+def test_no_references_are_an_error():
+    with pytest.raises(ValueError, match="no references"):
+        best_constant_box([])
