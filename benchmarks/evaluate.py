@@ -2,15 +2,12 @@
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/evaluate.py [--images 100] [--regions 10] [--repeats 3] [--model RUN]
 
-The baseline is the model alone: the same pictures, decoded beforehand, and the same questions, in groups of as
-many images and rows.
-The evaluation is `granvit eval`'s, from the corpus on disk to its four files. Both run in turns in one process; a
-round's ratio is to
-the baseline of the same round, the table gives medians. "CPU" is the time that all threads of this process
-computed: where others use
-the machine too, its ratio is the one to trust. Both are first held to give the same answers. The model is
-`--model`, or nano's shipped
-parts under a new projector; answers end after a few tokens, as a trained model's do.
+The baseline is the model alone: the same pictures, decoded beforehand, and the same questions, in groups of as many
+images and rows. The evaluation is `granvit eval`'s, from the corpus on disk to its four files. Both run in turns in
+one process; a round's ratio is to the baseline of the same round, the table gives medians. "CPU" is the time that all
+threads of this process computed: where others use the machine too, its ratio is the one to trust. Both are first held
+to give the same answers. The model is `--model`, or nano's shipped parts under a new projector; answers end after a
+few tokens, as a trained model's do.
 """
 
 from __future__ import annotations

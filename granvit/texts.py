@@ -64,11 +64,13 @@ def rouge_l(predictions: Sequence[str], references: Sequence[Reference]) -> floa
 def exact_each(predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
     """1.0 for each prediction that equals its reference, but for letter case and white space, else 0.0."""
     check_pairs(predictions, references)
+    pairs = zip(predictions, references, strict=True)
+    return [float(_folded(p) in map(_folded, _alternatives(r))) for p, r in pairs]
 
-    def same(text: str) -> str:
-        return one_spaced(text).casefold()
 
-    return [float(same(p) in map(same, _alternatives(r))) for p, r in zip(predictions, references, strict=True)]
+@lru_cache(maxsize=1 << 16)
+def _folded(text: str) -> str:
+    return one_spaced(text).casefold()
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[Reference]) -> float:
