@@ -48,7 +48,7 @@ def test_curate(granvit):
 def test_leakage(granvit, tmp_path):
     status, out, _ = granvit("leakage", "mine", "--against", "bench", "--out", "clean", "--workers", "1")
     assert status == 0 and "8 images compared with 1 pictures: 1 are benchmark images" in out
-    assert re.search(r"picture 0\.\d\d  4  =  b", out) and "1 not compared by picture: no-image-bytes" in out
+    assert re.search(r"picture [01]\.\d\d  4  =  b", out) and "1 not compared by picture: no-image-bytes" in out
     assert json.loads((tmp_path / "leakage.json").read_text())["leaked"] == 1
     assert (tmp_path / "leakage.txt").read_text() == "4\n"
     assert "4" not in {r.id for r in Corpus("clean").records()} and len(Corpus("clean")) == 7
