@@ -12,8 +12,8 @@ from tyro.conf import Positional
 from granvit.commands import told
 from granvit.geometry import Fit, Frame
 from granvit.train.config import LoopConfig
-from granvit.train.prepare import SampleConfig
 from granvit.train.recipes.base import Recipe, StageRecipe
+from granvit.train.sampling import SampleConfig
 
 
 def _questions() -> SampleConfig:

@@ -6,7 +6,6 @@ import io
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -27,6 +26,8 @@ _SUPERSAMPLE = 3
 
 @lru_cache(maxsize=256)
 def _font(index: int, height: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # here, because it is slow to import and the program's help draws nothing
+
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONTS[index % len(FONTS)]
     return ImageFont.truetype(str(path), height)
 

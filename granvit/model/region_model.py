@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,27 +20,13 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 
 from granvit.coordinates import Codec, get_codec
 from granvit.errors import CheckpointError
-from granvit.geometry import Fit, Frame, View
+from granvit.geometry import View
 from granvit.model.dialog import Dialog
 from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of
 from granvit.model.forward import encode, normalise, project
+from granvit.model.settings import Settings
 
 SETTINGS_FILE = "granvit.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How this checkpoint sees pictures and speaks of places.
-
-    Attributes:
-        codec: how boxes are written ("decimal", "int1000", "loc", "loc:BINS").
-        frame: what relative coordinates refer to: the visible "image" or the padded "canvas".
-        fit: how the whole image becomes the canvas: "letterbox" (the paper) or "squash".
-    """
-
-    codec: str = "decimal"
-    frame: Frame = "image"
-    fit: Fit = "letterbox"
 
 
 class RegionModel:

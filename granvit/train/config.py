@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import torch
-
 # Settings that may change when a run is resumed, because they change no number of it.
 _FREE = ("log_every", "save_every", "save_keep", "trackers")
 
 
 def on_cpu(device: str) -> bool:
     """Whether to train on the CPU. Accelerate makes ranks of CPU processes only where it is told so."""
+    import torch  # here, because the program's help needs the settings and not the seconds that torch takes
+
     return device == "cpu" or not torch.accelerator.is_available()
 
 

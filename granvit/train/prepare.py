@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,40 +15,10 @@ from granvit.model.dialog import Dialog
 from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.model.region_model import RegionModel
 from granvit.model.symbolic import symbolic_grid
-from granvit.questions import Task, box_exchange, caption_exchange, global_exchange, where_exchange
+from granvit.questions import box_exchange, caption_exchange, global_exchange, where_exchange
 from granvit.regions import Region, RegionImage
 from granvit.train.feed import Reject
-
-
-@dataclass
-class SampleConfig:
-    """Which questions an image is asked, and what the teacher sees of it.
-
-    Attributes:
-        questions: the chance that a question is asked where it can be: "global" once per image with a caption,
-            the other two once per region. (Paper: stage 1 global + bbox2caption, stage 2 global + caption2bbox.)
-        max_regions: at most so many regions per image, drawn anew each time.
-        subphrases: the chance that a region is also asked for by a part of its text, where that part fits no
-            other region of the image.
-        crops: at most so many region crops per image for the teacher; 0 for none.
-        crop_size: side of the teacher's crop in pixels, a multiple of the patch; 0 takes the canvas.
-        windows: the chance that a part of the image is shown in place of the whole (for small text).
-        window_side: the part's side, smallest and largest, in canvas sides.
-        max_answer: answers are cut after so many tokens.
-        symbolic: show the symbolic image in place of pixels, and ask for places in the warm-up's own words
-            (`LanguageWarmup`).
-    """
-
-    questions: Mapping[Task, float] = field(default_factory=lambda: {"global": 1.0, "bbox2caption": 1.0})
-    max_regions: int = 16
-    subphrases: float = 0.0
-    crops: int = 0
-    crop_size: int = 0
-    windows: float = 0.0
-    window_side: tuple[float, float] = (1.0, 2.0)
-    max_answer: int = 96
-    symbolic: bool = False
-
+from granvit.train.sampling import SampleConfig
 
 # A region that a window cuts is kept where at least this share of it is seen. Cut text would be a wrong transcription.
 _LEAST_VISIBLE = {"object": 0.5, "text": 0.97}
@@ -89,10 +57,10 @@ class Prepare:
             raise Reject("nothing to ask: no caption and no usable region")
         if image is None:
             seen = RegionImage(**{**vars(record), "regions": shown})
-            return Sample(record.id, branches, grid=symbolic_grid(seen, view, self.grid, self._tokens))
+            return Sample(record.id, branches, grid=symbolic_grid(seen, view, self.grid, self._tokens), view=view)
         crops, crop_boxes = self._crops(image, view, boxes[chosen])
         pixels = np.asarray(view.apply(image, self.fill))
-        return Sample(record.id, branches, pixels=pixels, crops=crops, crop_boxes=crop_boxes)
+        return Sample(record.id, branches, pixels=pixels, crops=crops, crop_boxes=crop_boxes, view=view)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples -> one packed batch, a row per image."""

@@ -1,0 +1,22 @@
+"""How a checkpoint sees pictures and speaks of places; a file of its own, because recipes name it without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from granvit.geometry import Fit, Frame
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How this checkpoint sees pictures and speaks of places.
+
+    Attributes:
+        codec: how boxes are written ("decimal", "int1000", "loc", "loc:BINS").
+        frame: what relative coordinates refer to: the visible "image" or the padded "canvas".
+        fit: how the whole image becomes the canvas: "letterbox" (the paper) or "squash".
+    """
+
+    codec: str = "decimal"
+    frame: Frame = "image"
+    fit: Fit = "letterbox"

@@ -1,0 +1,38 @@
+"""What a sample is made of: which questions are asked about an image, and what of it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from granvit.questions import Task
+
+
+@dataclass
+class SampleConfig:
+    """Which questions an image is asked, and what the teacher sees of it.
+
+    Attributes:
+        questions: the chance that a question is asked where it can be: "global" once per image with a caption,
+            the other two once per region. (Paper: stage 1 global + bbox2caption, stage 2 global + caption2bbox.)
+        max_regions: at most so many regions per image, drawn anew each time.
+        subphrases: the chance that a region is also asked for by a part of its text, where that part fits no
+            other region of the image.
+        crops: at most so many region crops per image for the teacher; 0 for none.
+        crop_size: side of the teacher's crop in pixels, a multiple of the patch; 0 takes the canvas.
+        windows: the chance that a part of the image is shown in place of the whole (for small text).
+        window_side: the part's side, smallest and largest, in canvas sides.
+        max_answer: answers are cut after so many tokens.
+        symbolic: show the symbolic image in place of pixels, and ask for places in the warm-up's own words
+            (`LanguageWarmup`).
+    """
+
+    questions: Mapping[Task, float] = field(default_factory=lambda: {"global": 1.0, "bbox2caption": 1.0})
+    max_regions: int = 16
+    subphrases: float = 0.0
+    crops: int = 0
+    crop_size: int = 0
+    windows: float = 0.0
+    window_side: tuple[float, float] = (1.0, 2.0)
+    max_answer: int = 96
+    symbolic: bool = False
