@@ -34,6 +34,16 @@ def answer_logits(llava: LlavaForConditionalGeneration, batch: Batch, image_embe
     `image_embeds` is (I, P, D), projected. Only positions that predict an answer token reach the LM head.
 
     Raises:
+        ValueError: as `answer_states` says.
+    """
+    states, labels = answer_states(llava, batch, image_embeds)
+    return llava.lm_head(states), labels
+
+
+def answer_states(llava: LlavaForConditionalGeneration, batch: Batch, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """`answer_logits` without the LM head: the last hidden states (A, D) that predict answer tokens, and those (A,).
+
+    Raises:
         ValueError: the language model does not run on SDPA (with eager attention a boolean mask is silently
             wrong), or the number of image positions and features differ.
     """
@@ -52,7 +62,7 @@ def answer_logits(llava: LlavaForConditionalGeneration, batch: Batch, image_embe
         use_cache=False,
     ).last_hidden_state
     answers = batch.labels != IGNORE
-    return llava.lm_head(hidden[answers]), batch.labels[answers]
+    return hidden[answers], batch.labels[answers]
 
 
 def project(llava: LlavaForConditionalGeneration, features: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from granvit.geometry import View
 from granvit.questions import Task
 
 IGNORE = -100
@@ -51,6 +52,7 @@ class Sample:
         crops: region crops for the teacher, uint8 (R, h, w, 3).
         crop_boxes: where these crops lie on the canvas, float32 (R, 4), xyxy canvas pixels.
         grid: the symbolic image of `LanguageWarmup`.
+        view: how the image became the canvas, where that is known.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Sample:
     crops: NDArray[np.uint8] | None = None
     crop_boxes: NDArray[np.float32] | None = None
     grid: Grid | None = None
+    view: View | None = None
 
 
 @dataclass
@@ -77,6 +80,7 @@ class Batch:
         pixels: uint8 (I, H, W, 3). crops: uint8 (C, h, w, 3). crop_boxes: (C, 4) xyxy canvas pixels.
         crop_image: (C,) the image index of each crop.
         grid_patches, grid_words, grid_weights: the symbolic images; patch indices run over I * P.
+        views: how each of the I images became its canvas, where that is known.
     """
 
     input_ids: Tensor
@@ -94,6 +98,7 @@ class Batch:
     grid_patches: Tensor | None = None
     grid_words: Tensor | None = None
     grid_weights: Tensor | None = None
+    views: list[View | None] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
@@ -103,12 +108,13 @@ class Batch:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What the losses are normalised by: answer tokens, crops; and the number of images and branches."""
+        """What the losses are normalised by: answer tokens, crops; and the number of images, branches and tokens."""
         return {
             "answer_tokens": int((self.labels != IGNORE).sum()),
             "crops": 0 if self.crops is None else len(self.crops),
             "images": len(self.ids),
             "branches": len(self.tasks),
+            "tokens": int((self.block_ids >= 0).sum()),
         }
 
     def mask(self) -> Tensor:
@@ -202,6 +208,7 @@ def pack(
         is_image=torch.from_numpy((tokens == image_token) & (branch_ids == 0) & (block_ids >= 0)),
         ids=[s.id for s in ordered],
         tasks=[b.task for s in ordered for b in s.branches],
+        views=[s.view for s in ordered],
         **_pictures(ordered, int((prefix == image_token).sum())),
     )
 

@@ -13,6 +13,7 @@ from granvit.model.packing import IGNORE, Batch
 from granvit.model.region_model import RegionModel
 from granvit.train.stage import Term
 from granvit.train.stages import AnsweringStage
+from granvit.train.timing import section
 
 # How sharp the pooling is: the log-mean-exp of patch scores lies between their mean and their maximum.
 _SHARPNESS = 4.0
@@ -40,7 +41,8 @@ class EncoderWarmup(AnsweringStage):
     def forward(self, batch: Batch) -> dict[str, Term]:
         """The binary cross-entropy of all tokens, summed, per answer token of the batch."""
         assert batch.pixels is not None
-        features = self.region_model.patches(self.region_model.features(batch.pixels))
+        with section("encode"):
+            features = self.region_model.patches(self.region_model.features(batch.pixels))
         scores = word_scores(features, dict(self.head.named_parameters()))
         pooled = (torch.logsumexp(_SHARPNESS * scores, dim=1) - math.log(scores.shape[1])) / _SHARPNESS
         errors = F.binary_cross_entropy_with_logits(

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from granvit.model.answer_loss import AnswerLoss
 from granvit.model.distill import Teacher, distillation_loss
 from granvit.model.families import trained_parameters
-from granvit.model.forward import answer_logits, frozen, project
+from granvit.model.forward import answer_states, frozen, project
 from granvit.model.packing import Batch
 from granvit.model.presets import patch_code
 from granvit.model.region_model import RegionModel
 from granvit.train.stage import Stage, Term
+from granvit.train.timing import section
 
 
 class AnsweringStage(Stage):
@@ -59,8 +60,10 @@ class AnsweringStage(Stage):
 
     def answers(self, batch: Batch, image_embeds: Tensor) -> Term:
         """The cross-entropy of all answers, given image embeddings (I, P, hidden)."""
-        logits, labels = answer_logits(self.model, batch, image_embeds)
-        return Term(self.answer_loss(logits, labels), "answer_tokens")
+        with section("language"):
+            states, labels = answer_states(self.model, batch, image_embeds)
+        with section("head"):
+            return Term(self.answer_loss(self.model.lm_head(states), labels), "answer_tokens")
 
 
 class LanguageWarmup(AnsweringStage):
@@ -96,7 +99,9 @@ class LanguageWarmup(AnsweringStage):
             self._start_from(region_model.places)
 
     def forward(self, batch: Batch) -> dict[str, Term]:
-        return {"answer": self.answers(batch, self.symbolic_embeds(batch))}
+        with section("encode"):
+            embeds = self.symbolic_embeds(batch)
+        return {"answer": self.answers(batch, embeds)}
 
     def symbolic_embeds(self, batch: Batch) -> Tensor:
         """Word embeddings summed per patch, blurred, plus the patch's place, plus noise: (I, P, hidden)."""
@@ -171,17 +176,21 @@ class Pretrain(AnsweringStage):
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         assert batch.pixels is not None
-        features = self.region_model.features(batch.pixels)
-        terms = {"caption": self.answers(batch, project(self.model, features))}
+        with section("encode"):
+            features = self.region_model.features(batch.pixels)
+            embeds = project(self.model, features)
+        terms = {"caption": self.answers(batch, embeds)}
         if self.teacher is not None:
-            terms["distill"] = Term(self._distill(self.teacher, batch, features), "crops", self.distill_weight)
+            with section("head"):
+                terms["distill"] = Term(self._distill(self.teacher, batch, features), "crops", self.distill_weight)
         return terms
 
     def _distill(self, teacher: Teacher, batch: Batch, features: Tensor) -> Tensor:
         if batch.crops is None or batch.crop_boxes is None or batch.crop_image is None:
             return features.sum() * 0  # no region in the whole batch
         crops = self.region_model.normalise(batch.crops).to(features.dtype)
-        target = teacher(crops, self.region_model.canvas)
+        with section("teacher"):
+            target = teacher(crops, self.region_model.canvas)
         features = self.region_model.patches(features)
         return distillation_loss(target, features, batch.crop_boxes, batch.crop_image, self.region_model.patch)
 
@@ -211,9 +220,11 @@ class Adapt(AnsweringStage):
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         assert batch.pixels is not None
-        with torch.no_grad():
-            features = self.region_model.features(batch.pixels)
-        return {"answer": self.answers(batch, project(self.model, features))}
+        with section("encode"):
+            with torch.no_grad():
+                features = self.region_model.features(batch.pixels)
+            embeds = project(self.model, features)
+        return {"answer": self.answers(batch, embeds)}
 
 
 class Finetune(AnsweringStage):
@@ -230,6 +241,8 @@ class Finetune(AnsweringStage):
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         assert batch.pixels is not None
-        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
-            features = self.region_model.features(batch.pixels)
-        return {"answer": self.answers(batch, project(self.model, features))}
+        with section("encode"):
+            with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+                features = self.region_model.features(batch.pixels)
+            embeds = project(self.model, features)
+        return {"answer": self.answers(batch, embeds)}

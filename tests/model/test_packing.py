@@ -199,7 +199,8 @@ def test_pictures_crops_and_grids_stay_with_their_image():
     order = [int(name[-1]) for name in batch.ids]
     assert order != sorted(order) and sorted(order) == list(range(6))
     assert batch.pixels[:, 0, 0, 0].tolist() == order
-    assert batch.counts == {"answer_tokens": 6 * 7, "crops": 1 + 1 + 2 + 1 + 2, "images": 6, "branches": 6}
+    counts = {"answer_tokens": 6 * 7, "crops": 1 + 1 + 2 + 1 + 2, "images": 6, "branches": 6}
+    assert batch.counts == {**counts, "tokens": 6 * 3 + 2 * (3 + 8 + 13)}, "padding is no token"
     owners = batch.pixels[batch.crop_image, 0, 0, 0]
     assert owners.tolist() == batch.crops[:, 0, 0, 0].tolist() == batch.crop_boxes[:, 0].tolist()
     assert batch.grid_patches.tolist() == [3 * at + i % 3 for at, i in enumerate(order)]
