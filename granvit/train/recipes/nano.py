@@ -12,19 +12,15 @@ layers, 128 wide, one token per coordinate bin) is the shipped one that `nano_la
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
-import torch
-
-from granvit.model.region_model import Settings
+from granvit.model.settings import Settings
 from granvit.questions import Task
 from granvit.train.config import LoopConfig
-from granvit.train.prepare import SampleConfig
-from granvit.train.recipes.base import EmbeddedCorpus, Recipe, StageRecipe
+from granvit.train.recipes.base import EmbeddedCorpus, Recipe, StageRecipe, cpu_precision
+from granvit.train.sampling import SampleConfig
 
 BINS = 80
-# Twice as fast where the processor multiplies bfloat16 itself, several times slower where it does not.
-_PRECISION: Literal["bf16", "fp32"] = "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+_PRECISION = cpu_precision()
 SETTINGS = Settings(codec=f"loc:{BINS}", frame="image", fit="letterbox")
 
 
