@@ -58,7 +58,7 @@ def _candidates(hashes: Hashes) -> Iterator[tuple[Indices, Indices, bool]]:
             later = found >= asked + low
             pairs[flipped].append((first[asked[later] + low], first[found[later]]))
     for flipped, parts in pairs.items():
-        a, b = (np.concatenate([np.empty(0, np.int64), *side]) for side in zip(*parts, strict=True))
+        a, b = (np.concatenate([np.empty(0, np.int64), *(part[side] for part in parts)]) for side in (0, 1))
         for i in range(0, len(a), _PAIRS):
             yield a[i : i + _PAIRS], b[i : i + _PAIRS], flipped
 

@@ -11,6 +11,7 @@ from drawn import corpus, cropped, halved, jpeg, mirrored, picture, record
 from granvit import images
 from granvit.corpus import curate as curating
 from granvit.corpus.curate import Curation, curate
+from granvit.corpus.duplicates import exact_groups, near_groups
 from granvit.corpus.filters import Filters
 from granvit.corpus.fingerprinting import FingerprintFile, store_fingerprints
 from granvit.corpus.layout import CorpusError
@@ -128,6 +129,15 @@ def test_copies_go_and_the_best_of_them_stays(crowded, tmp_path):
     assert report.groups == {"exact-duplicate": 1, "near-duplicate": 4}
     assert report.without_fingerprint == {"no-image-bytes": 1, "not-an-image": 1, "featureless": 2}
     check_sums(report)
+
+
+def test_among_no_images_there_are_no_copies(crowded, tmp_path):
+    file = store_fingerprints(crowded, tmp_path / "prints.parquet", workers=1)
+    unreadable = np.array(sorted(file.problems))
+    assert len(unreadable) == 4
+    for entries in (unreadable, unreadable[:0]):
+        assert near_groups(file, entries, 0.8) == []
+    assert exact_groups(file.sha256, unreadable[:0]) == []
 
 
 def test_each_kind_of_copy_has_its_switch(crowded, tmp_path):

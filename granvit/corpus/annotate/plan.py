@@ -66,7 +66,7 @@ class Plan:
 
     def seconds_for(self, images: int) -> float:
         """How long a batch may take. A captioner waits for an endpoint that is down, and then says so itself."""
-        return self.image_seconds * images + getattr(self.caption, "patience_s", 0.0)
+        return self.image_seconds * images + getattr(self.caption, "waiting_s", 0.0)
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides what comes out, as JSON: neither the number of workers nor the time limit does."""

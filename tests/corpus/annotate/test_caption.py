@@ -17,6 +17,7 @@ from serving import MODEL, ChatServer, Service, expected, painted
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption import CaptionConfig
 from granvit.corpus.annotate.caption_endpoint import _retry_after
+from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.quarantine import check_record
 from granvit.questions import GLOBAL
 from granvit.regions import Region
@@ -424,3 +425,9 @@ def test_settings_are_plain_data_and_import_nothing_heavy():
 def test_the_pause_that_a_server_asks_for():
     assert [_retry_after(h) for h in (None, "", "soon", "7", "0.5", "-3")] == [0, 0, 0, 7, 0.5, 0]
     assert 50 < _retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
+
+
+def test_an_image_is_not_given_up_while_the_endpoint_is_still_waited_for():
+    waiting = CaptionConfig("m", "http://localhost:1/v1", patience_s=10.0, timeout_s=5.0)
+    assert Plan("keep", caption=waiting, image_seconds=2.0).seconds_for(3) == 3 * 2 + 10 + 5
+    assert Plan("keep", caption=replace(waiting, endpoint=""), image_seconds=2.0).seconds_for(3) == 3 * 2
