@@ -106,11 +106,15 @@ class RegionModel:
     def save(self, folder: Path | str) -> None:
         """Write a checkpoint that stock transformers and vLLM load without this package."""
         folder = Path(folder)
+        self.save_parts(folder)
+        save_torch_state_dict(stock_weights(self.llava), folder)
+
+    def save_parts(self, folder: Path) -> None:
+        """Write all of a checkpoint but its weights."""
         folder.mkdir(parents=True, exist_ok=True)
         self.llava.config.save_pretrained(folder)
         if self.llava.generation_config is not None:
             self.llava.generation_config.save_pretrained(folder)
-        save_torch_state_dict(stock_weights(self.llava), folder)
         self.processor.save_pretrained(folder)
         (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
 

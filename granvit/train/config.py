@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 # Settings that may change when a run is resumed, because they change no number of it.
-_FREE = ("log_every", "save_every", "save_keep", "trackers")
+_FREE = ("log_every", "save_every", "save_keep", "trackers", "timing", "first_batch")
 
 
 def on_cpu(device: str) -> bool:
@@ -33,6 +33,8 @@ class LoopConfig:
         save_every: steps between checkpoints; 0 saves at the end only.
         save_keep: how many checkpoints remain.
         trackers: "tensorboard", "wandb".
+        timing: measure the sections of each step; their shares go to speed.jsonl and the trackers.
+        first_batch: draw the run's first batch as first_batch.png.
     """
 
     steps: int = 1000
@@ -51,6 +53,8 @@ class LoopConfig:
     save_every: int = 0
     save_keep: int = 2
     trackers: tuple[str, ...] = ("tensorboard",)
+    timing: bool = True
+    first_batch: bool = True
 
     def fixed(self) -> dict[str, Any]:
         """The settings that must be the same for a run to be resumed exactly."""

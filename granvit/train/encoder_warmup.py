@@ -50,6 +50,9 @@ class EncoderWarmup(AnsweringStage):
         )
         return {"tags": Term(errors, "answer_tokens")}
 
+    def flops(self, batch: Batch) -> float | None:
+        return None  # a loss of its own, which no published number is about
+
     def extra_state(self) -> dict[str, Tensor]:
         return dict(self.head.state_dict())
 

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from accelerate import Accelerator
+from PIL import Image
 from tqdm.auto import tqdm
 
 from granvit.errors import CheckpointError
 from granvit.files import sync
+from granvit.train.timing import SECTIONS, Timing
 
 Curves = dict[str, list[tuple[int, float]]]
 
@@ -21,13 +24,22 @@ Curves = dict[str, list[tuple[int, float]]]
 class History:
     """One line per `log_every` steps: the mean of each metric over these steps. Continuous across resumes.
 
-    The file holds only what the seed determines; the speed goes to the trackers and the progress bar.
+    The file holds only what the seed determines; the speed goes to speed.jsonl, the trackers and the progress bar.
 
     Attributes:
         curves: metric -> (step, value) pairs; on the first rank those of the run's earlier parts included.
     """
 
-    def __init__(self, run_dir: Path, steps: int, log_every: int, accelerator: Accelerator):
+    def __init__(
+        self,
+        run_dir: Path,
+        steps: int,
+        log_every: int,
+        accelerator: Accelerator,
+        timing: Timing | None = None,
+        peak: float | None = None,
+    ):
+        """`timing` measures the steps' sections; `peak` is what the device can do, in FLOP/s, for the MFU."""
         self.path = run_dir / "history.jsonl"
         self.curves: Curves = {}
         self._steps, self._log_every, self._accelerator = steps, log_every, accelerator
@@ -36,7 +48,8 @@ class History:
         self._lines = 0
         self._file: IO[str] | None = None
         self._bar: Any = None
-        self._speed = _Speed()
+        self._timing, self._peak = timing, peak
+        self._speed = Speed()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: how many lines there are, and the sums of the one to come."""
@@ -79,9 +92,9 @@ class History:
         options = {"tensorboard": {"purge_step": step + 1}, "wandb": wandb}
         self._accelerator.init_trackers("granvit", init_kwargs={k: v for k, v in options.items() if k in trackers})
 
-    def add(self, step: int, metrics: dict[str, float], branches: int, seconds: float, waited: float) -> None:
-        """One optimizer step: its metrics, its regions, how long it took and how long of that it waited for data."""
-        self._speed.add(branches, seconds, waited)
+    def add(self, step: int, metrics: dict[str, float], taken: Speed) -> None:
+        """One optimizer step: its metrics, and what was done in which time."""
+        self._speed.add(taken)
         self._summed += 1
         for name, value in metrics.items():
             self._sums[name] += value
@@ -93,15 +106,27 @@ class History:
         self._summed = 0
         self._lines += 1
         self._collect(row)
-        speed = self._speed.rates()
-        self._speed = _Speed()
+        speed = self._speed.rates(self._peak)
+        self._speed = Speed()
+        seconds = {} if self._timing is None else self._timing.read()
+        shares = {name: seconds[name] / sum(seconds.values()) for name in SECTIONS if name in seconds}
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        self._accelerator.log({k: v for k, v in {**row, **speed}.items() if k != "step"}, step=step)
+            with self.path.with_name("speed.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, **speed, "time": shares}) + "\n")
+        timed = {f"time/{name}": share for name, share in shares.items()}
+        self._accelerator.log({k: v for k, v in {**row, **speed, **timed}.items() if k != "step"}, step=step)
         shown = {k: f"{v:.4g}" for k, v in row.items() if k not in ("step", "lr")}
         shown["regions/s"] = f"{speed['regions_per_second']:.3g}"
         self._bar.set_postfix({**shown, "data_wait": f"{speed['data_wait']:.0%}"}, refresh=False)
+
+    def show(self, name: str, picture: Image.Image) -> None:
+        """Gives a picture to the trackers."""
+        pixels = np.asarray(picture.convert("RGB"))
+        for tracker in self._accelerator.trackers:
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: pixels[None]}, step=0, **options)
 
     def _collect(self, row: dict[str, float]) -> None:
         for name, value in row.items():
@@ -123,19 +148,36 @@ class History:
 
 
 @dataclass
-class _Speed:
-    """Regions and seconds since the last line."""
+class Speed:
+    """What was done in which time.
 
-    branches: int = 0
+    Attributes:
+        regions, images, tokens: of all ranks. flops: of this rank; None where they are not counted.
+        seconds: how long it took. waited: how long of that for data.
+    """
+
+    regions: int = 0
+    images: int = 0
+    tokens: int = 0
+    flops: float | None = 0.0
     seconds: float = 0.0
     waited: float = 0.0
 
-    def add(self, branches: int, seconds: float, waited: float) -> None:
-        self.branches += branches
-        self.seconds += seconds
-        self.waited += waited
+    def add(self, other: Speed) -> None:
+        self.regions += other.regions
+        self.images += other.images
+        self.tokens += other.tokens
+        self.flops = None if self.flops is None or other.flops is None else self.flops + other.flops
+        self.seconds += other.seconds
+        self.waited += other.waited
 
-    def rates(self) -> dict[str, float]:
-        """Regions per second, and the share of the time spent waiting for data."""
+    def rates(self, peak: float | None) -> dict[str, float]:
+        """Per second; `data_wait` is the share of the time spent waiting for data, `mfu` that of the peak reached."""
         seconds = max(self.seconds, 1e-9)
-        return {"regions_per_second": self.branches / seconds, "data_wait": self.waited / seconds}
+        rates = {f"{name}_per_second": getattr(self, name) / seconds for name in ("regions", "images", "tokens")}
+        rates["data_wait"] = self.waited / seconds
+        if self.flops is not None:
+            rates["tflops"] = self.flops / seconds / 1e12
+            if peak is not None:
+                rates["mfu"] = self.flops / seconds / peak
+        return rates

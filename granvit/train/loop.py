@@ -29,14 +29,15 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from granvit.model.packing import Batch
-from granvit.train import checkpoint, rng
+from granvit.train import checkpoint, nonfinite, rng
 from granvit.train.config import LoopConfig, on_cpu
 from granvit.train.feed import Feed
-from granvit.train.history import Curves, History
+from granvit.train.flops import peak_flops
+from granvit.train.history import Curves, History, Speed
 from granvit.train.optimizer import make_optimizer, make_schedule
 from granvit.train.signals import StopSignals
 from granvit.train.stage import Stage
-from granvit.train.tensorfile import write_tensors
+from granvit.train.timing import Timing, section
 
 __all__ = ["LoopConfig", "NonFiniteLoss", "TrainResult", "train"]
 
@@ -70,28 +71,37 @@ def train(
     resume: bool = True,
     device: Literal["auto", "cpu"] = "auto",
     recipe: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Trains a stage for `config.steps` steps, or for those that remain after the newest checkpoint in `run_dir`.
 
     A resumed run takes the very steps that the uninterrupted one would have taken. SIGTERM and SIGINT finish the
     step, save, and leave through `SystemExit`. Writes history.jsonl, checkpoints/, quarantine.jsonl (rejected
-    records) and the trackers' files. `recipe` holds JSON-able facts that must be the same when the run is resumed.
+    records), speed.jsonl, first_batch.png and the trackers' files. `recipe` holds JSON-able facts that must be the
+    same when the run is resumed, `origin` those by which a step that failed finds its settings and data again.
 
     Raises:
-        NonFiniteLoss: after writing the batch's ids, the random state and the student to `run_dir/nonfinite`.
+        NonFiniteLoss: after writing what takes the step again to `run_dir/nonfinite`.
         CheckpointError: the newest checkpoint is damaged, or of another recipe.
         FeedError: a sample could not be read or prepared.
         FileExistsError: `resume` is off and `run_dir` holds a run.
         ValueError: feed and config do not fit together, or nothing trains.
     """
-    return _Run(stage, feed, config, Path(run_dir), device, recipe or {}).train(resume)
+    return _Run(stage, feed, config, Path(run_dir), device, recipe or {}, origin or {}).train(resume)
 
 
 class _Run:
     """One call of `train`: everything that lives as long as the run."""
 
     def __init__(
-        self, stage: Stage, feed: Feed, config: LoopConfig, run_dir: Path, device: str, recipe: Mapping[str, Any]
+        self,
+        stage: Stage,
+        feed: Feed,
+        config: LoopConfig,
+        run_dir: Path,
+        device: str,
+        recipe: Mapping[str, Any],
+        origin: Mapping[str, Any],
     ):
         self.accelerator = Accelerator(
             cpu=on_cpu(device),
@@ -101,7 +111,7 @@ class _Run:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
         _check(self.accelerator, feed, config)
-        self.stage, self.feed, self.config, self.run_dir = stage, feed, config, run_dir
+        self.stage, self.feed, self.config, self.run_dir, self.origin = stage, feed, config, run_dir, origin
         set_seed(config.seed, device_specific=True)
         stage.to(self.accelerator.device).train()
         multipliers = config.optimizer_groups
@@ -118,23 +128,29 @@ class _Run:
             "processes": self.accelerator.num_processes,
             **recipe,
         }
-        self.history = History(run_dir, config.steps, config.log_every, self.accelerator)
+        self.timing = Timing.on(self.accelerator.device) if config.timing else None
+        peak = peak_flops(self.accelerator.device) if bf16 else None
+        self.history = History(run_dir, config.steps, config.log_every, self.accelerator, self.timing, peak)
         self.wrapped: nn.Module = stage
         self.step = 0
 
     def train(self, resume: bool) -> TrainResult:
         self._begin(resume)
-        start, waited, branches = time.perf_counter(), 0.0, 0
+        start, total = time.perf_counter(), Speed()
         stop = 0
         try:
-            with StopSignals() as signals:
+            with StopSignals() as signals, self.timing.running() if self.timing else nullcontext():
                 while self.step < self.config.steps and not stop:
-                    began = time.perf_counter()
-                    batches = [next(self.feed) for _ in range(self.config.accumulate)]
+                    began, place = time.perf_counter(), self.feed.state()
+                    with section("data"):
+                        batches = [next(self.feed) for _ in range(self.config.accumulate)]
                     wait = time.perf_counter() - began
-                    metrics, regions, stop = self._take_step(batches, signals)
-                    self.history.add(self.step, metrics, regions, time.perf_counter() - began, wait)
-                    waited, branches = waited + wait, branches + regions
+                    if self.step == 0 and self.config.first_batch:
+                        self._show(batches[0])
+                    metrics, counts, stop = self._take_step(batches, place, signals)
+                    taken = self._speed(batches, counts, time.perf_counter() - began, wait)
+                    self.history.add(self.step, metrics, taken)
+                    total.add(taken)
                     if stop or self.step == self.config.steps or self._due():
                         self._save()
         finally:
@@ -142,7 +158,19 @@ class _Run:
         if stop:
             raise SystemExit(128 + stop)
         seconds = max(time.perf_counter() - start, 1e-9)
-        return TrainResult(self.history.curves, seconds, waited / seconds, branches / seconds)
+        return TrainResult(self.history.curves, seconds, total.waited / seconds, total.regions / seconds)
+
+    def _show(self, batch: Batch) -> None:
+        """Draws the run's first batch: a wrong box is seen there before a day of training has learned it."""
+        picture = self.stage.picture(batch) if self.accelerator.is_main_process else None
+        if picture is not None:
+            picture.save(self.run_dir / "first_batch.png")
+            self.history.show("first_batch", picture)
+
+    def _speed(self, batches: list[Batch], counts: dict[str, int], seconds: float, waited: float) -> Speed:
+        counted = [self.stage.flops(batch) for batch in batches]
+        flops = math.fsum(n for n in counted if n is not None) if None not in counted else None
+        return Speed(counts["branches"], counts["images"], counts["tokens"], flops, seconds, waited)
 
     def _begin(self, resume: bool) -> None:
         """Starts anew, or where the newest checkpoint ends."""
@@ -166,8 +194,13 @@ class _Run:
         if newest is not None:
             rng.restore(mine["rng"])
 
-    def _take_step(self, batches: list[Batch], signals: StopSignals) -> tuple[dict[str, float], int, int]:
-        """One optimizer step on the micro-batches: its metrics, its regions over all ranks, the signal to stop."""
+    def _take_step(
+        self, batches: list[Batch], place: dict[str, Any], signals: StopSignals
+    ) -> tuple[dict[str, float], dict[str, int], int]:
+        """One optimizer step on the micro-batches, which begin at `place` in the feed.
+
+        Returns its metrics, the counts over all ranks, and the signal to stop.
+        """
         random_state = rng.snapshot()
         counts = self._global_counts(batches)
         weights: dict[str, float] = {}
@@ -176,17 +209,18 @@ class _Run:
             with self.accelerator.no_sync(self.wrapped):
                 shares.append(self._backward(batch, counts, weights))
         shares.append(self._backward(batches[-1], counts, weights))
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
-        metrics, stop = self._measure(shares, weights, norm, signals)
-        if not all(math.isfinite(value) for value in metrics.values()):
-            self._stop_at_nonfinite(batches, metrics, random_state)
-        metrics["lr"] = float(self.scheduler.get_last_lr()[0])
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
-        self.stage.after_step()
+        with section("optimizer"):
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
+            metrics, stop = self._measure(shares, weights, norm, signals)
+            if not all(math.isfinite(value) for value in metrics.values()):
+                self._stop_at_nonfinite(batches, place, metrics, random_state)
+            metrics["lr"] = float(self.scheduler.get_last_lr()[0])
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad()
+            self.stage.after_step()
         self.step += 1
-        return metrics, counts["branches"], stop
+        return metrics, counts, stop
 
     def _global_counts(self, batches: list[Batch]) -> dict[str, int]:
         """What `Batch.counts` gives for all micro-batches of all ranks together."""
@@ -199,15 +233,18 @@ class _Run:
 
     def _backward(self, batch: Batch, counts: dict[str, int], weights: dict[str, float]) -> Tensor:
         """Adds a micro-batch to the gradients; returns its share of every term's mean, in the order of `weights`."""
+        with section("data"):
+            batch = batch.to(self.accelerator.device)
         with self.autocast:
-            terms = self.wrapped(batch.to(self.accelerator.device))
+            terms = self.wrapped(batch)
         shares = {name: term.total.float() / max(1, counts[term.count]) for name, term in terms.items()}
         if weights and shares.keys() != weights.keys():
             raise ValueError(f"stage {self.stage.name!r} gave the terms {list(shares)} after {list(weights)}")
         weights.update((name, term.weight) for name, term in terms.items())
         loss = torch.stack([weights[name] * share for name, share in shares.items()]).sum()
         # DistributedDataParallel averages the gradients over the ranks, and the shares want their sum.
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+        with section("backward"):
+            self.accelerator.backward(loss * self.accelerator.num_processes)
         return torch.stack([shares[name].detach() for name in weights])
 
     def _measure(
@@ -236,22 +273,29 @@ class _Run:
             checkpoint.save(self.run_dir, progress, self.stage, self.optimizer, self.scheduler, self.recipe, keep)
         self.accelerator.wait_for_everyone()
 
-    def _stop_at_nonfinite(self, batches: list[Batch], metrics: dict[str, float], random_state: rng.Raw) -> None:
+    def _stop_at_nonfinite(
+        self, batches: list[Batch], place: dict[str, Any], metrics: dict[str, float], random_state: rng.Raw
+    ) -> None:
         """Leaves what is needed to take the step again, and raises."""
-        ranks = gather_object([{"ids": [batch.ids for batch in batches], "rng": rng.encode(random_state)}])
+        mine = {"ids": [batch.ids for batch in batches], "feed": place, "rng": rng.encode(random_state)}
+        ranks = gather_object([mine])
         step = self.step + 1
         if self.accelerator.is_main_process:
-            folder = self.run_dir / "nonfinite"
-            folder.mkdir(exist_ok=True)
-            named = {name: repr(value) for name, value in metrics.items()}
-            batch = {"step": step, "metrics": named, "ids": [rank["ids"] for rank in ranks]}
-            (folder / "batch.json").write_text(json.dumps(batch))
-            (folder / "rng.json").write_text(json.dumps([rank["rng"] for rank in ranks]))
-            write_tensors(folder / "student.safetensors", self.stage.model.state_dict())
+            facts = {
+                "step": step,
+                "metrics": {name: repr(value) for name, value in metrics.items()},
+                "precision": self.recipe["precision"],
+                "device": self.accelerator.device.type,
+                "origin": self.origin,
+            }
+            nonfinite.save(self.run_dir / nonfinite.FOLDER, self.stage, facts, ranks)
         self.accelerator.wait_for_everyone()
         ids = [id for rank in ranks for micro in rank["ids"] for id in micro]
         bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
-        raise NonFiniteLoss(f"step {step}: {bad} with the samples {', '.join(ids)}; see {self.run_dir / 'nonfinite'}")
+        raise NonFiniteLoss(
+            f"step {step}: {bad} with the samples {', '.join(ids)}; "
+            f"`granvit debug replay {self.run_dir / nonfinite.FOLDER}` takes the step again"
+        )
 
 
 def _check(accelerator: Accelerator, feed: Feed, config: LoopConfig) -> None:

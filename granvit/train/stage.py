@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
 from torch import Tensor, nn
 
 from granvit.model.packing import Batch
@@ -57,3 +59,14 @@ class Stage(nn.Module):
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes back what `extra_state` gave."""
+
+    def describe(self, folder: Path) -> None:
+        """Writes what of the model no tensor tells (config, tokenizer), so that a failing step can be taken again."""
+
+    def picture(self, batch: Batch) -> Image.Image | None:
+        """A batch as people can check it; None where it can't be drawn."""
+        return None
+
+    def flops(self, batch: Batch) -> float | None:
+        """The arithmetic that a training step on this batch needs; None where nobody has counted it."""
+        return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -17,6 +19,7 @@ from granvit.model.forward import answer_states, frozen, project
 from granvit.model.packing import Batch
 from granvit.model.presets import patch_code
 from granvit.model.region_model import RegionModel
+from granvit.train.flops import StepFlops
 from granvit.train.stage import Stage, Term
 from granvit.train.timing import section
 
@@ -47,6 +50,17 @@ class AnsweringStage(Stage):
         if not any(p.requires_grad for p in self.tower.parameters()):
             self.tower.eval()  # frozen features are those of prediction: no dropout
         return self
+
+    def describe(self, folder: Path) -> None:
+        self.region_model.save_parts(folder)
+
+    def flops(self, batch: Batch) -> float | None:
+        return self.step_flops(batch)
+
+    @cached_property
+    def step_flops(self) -> StepFlops:
+        """The arithmetic of a step; asked for when what trains is settled."""
+        return StepFlops(self)
 
     @property
     def tower(self) -> nn.Module:

@@ -166,7 +166,8 @@ def test_a_nonfinite_loss_stops_and_names_step_and_samples(tmp_path):
     weights = load_file(tmp_path / "nonfinite" / "student.safetensors")
     for name, weight in weights.items():
         assert torch.equal(weight, clean.model.state_dict()[name]), "the student as it was before the step"
-    assert len(json.loads((tmp_path / "nonfinite" / "rng.json").read_text())) == 1
+    left = json.loads((tmp_path / "nonfinite" / "ranks.json").read_text())
+    assert len(left) == 1 and left[0]["feed"]["position"] == 16, "where the step began"
     assert checkpoint.latest(tmp_path) is None
 
 

@@ -1,0 +1,39 @@
+"""What a run leaves when a loss or a gradient is not a finite number: all that takes the step again.
+
+nonfinite/
+  batch.json           step, metrics, sample ids, precision, where settings and data come from
+  ranks.json           per rank: its place in the feed and its random generators, as they were before the step
+  student.safetensors  the model before the step
+  extra.safetensors    what the stage keeps besides, e.g. the teacher
+  model/               config, tokenizer and geometry of the model, without weights
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from granvit.train.stage import Stage
+from granvit.train.tensorfile import write_tensors
+
+FOLDER = "nonfinite"
+BATCH, RANKS, STUDENT, EXTRA, MODEL = "batch.json", "ranks.json", "student.safetensors", "extra.safetensors", "model"
+
+
+def save(folder: Path, stage: Stage, facts: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the folder anew.
+
+    Args:
+        facts: JSON-able facts of the run: "step", "metrics", "precision", "device", "origin".
+        ranks: per rank "ids" (of each micro-batch), "feed" (its state before the step) and "rng".
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / BATCH).write_text(json.dumps({**facts, "ids": [rank["ids"] for rank in ranks]}, indent=1) + "\n")
+    (folder / RANKS).write_text(json.dumps([{"feed": rank["feed"], "rng": rank["rng"]} for rank in ranks]))
+    write_tensors(folder / STUDENT, stage.model.state_dict())
+    write_tensors(folder / EXTRA, stage.extra_state())
+    stage.describe(folder / MODEL)
