@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from granvit.model.attention import fit_attention
 from granvit.model.families import body_of, family_of
 from granvit.model.packing import IGNORE, Batch
 
@@ -28,41 +29,36 @@ def encode(tower: nn.Module, pixels: Tensor, resized: bool = False) -> Tensor:
     return tokens[:, 1:] if family.class_token else tokens
 
 
-def answer_logits(llava: LlavaForConditionalGeneration, batch: Batch, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
-    """The packed forward: logits (A, V) of the A answer tokens, and the tokens themselves (A,).
-
-    `image_embeds` is (I, P, D), projected. Only positions that predict an answer token reach the LM head.
-
-    Raises:
-        ValueError: as `answer_states` says.
-    """
-    states, labels = answer_states(llava, batch, image_embeds)
-    return llava.lm_head(states), labels
-
-
 def answer_states(llava: LlavaForConditionalGeneration, batch: Batch, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
-    """`answer_logits` without the LM head: the last hidden states (A, D) that predict answer tokens, and those (A,).
+    """The packed forward up to the LM head: states (A, hidden) that predict the A answer tokens, and these (A,).
+
+    `image_embeds` is (I, P, D), projected.
 
     Raises:
-        ValueError: the language model does not run on SDPA (with eager attention a boolean mask is silently
-            wrong), or the number of image positions and features differ.
+        ValueError: the language model's attention can't take a packed mask (see `fit_attention`), or the number of
+            image positions and features differ.
     """
     language = llava.model.language_model
-    if language.config._attn_implementation != "sdpa":
-        raise ValueError(f"packing needs attn_implementation='sdpa', not {language.config._attn_implementation!r}")
+    batch, mask = fit_attention(language, batch)
     embedded = language.get_input_embeddings()(batch.input_ids)
     flat = image_embeds.reshape(-1, image_embeds.shape[-1]).to(embedded.dtype)
     if int(batch.is_image.sum()) != len(flat):
         raise ValueError(f"{int(batch.is_image.sum())} image positions but {len(flat)} features in {batch.ids[:4]}...")
     embedded = embedded.masked_scatter(batch.is_image[..., None], flat)
     hidden = language(
-        inputs_embeds=embedded,
-        attention_mask=batch.mask(),
-        position_ids=batch.position_ids,
-        use_cache=False,
+        inputs_embeds=embedded, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
     ).last_hidden_state
     answers = batch.labels != IGNORE
     return hidden[answers], batch.labels[answers]
+
+
+def answer_logits(llava: LlavaForConditionalGeneration, batch: Batch, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """The packed forward: logits (A, V) of the A answer tokens, and the tokens themselves (A,).
+
+    Only positions that predict an answer token reach the LM head. Raises as `answer_states` does.
+    """
+    states, labels = answer_states(llava, batch, image_embeds)
+    return llava.lm_head(states), labels
 
 
 def project(llava: LlavaForConditionalGeneration, features: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -117,20 +118,37 @@ class Batch:
             "tokens": int((self.block_ids >= 0).sum()),
         }
 
-    def mask(self) -> Tensor:
-        """Which position (dim 2) may look at which (dim 3): bool (B, 1, S, S).
+    @property
+    def padding(self) -> float:
+        """The share of positions that hold nothing."""
+        return (self.block_ids == -1).double().mean().item()
 
-        A padding position sees itself alone, so that no softmax runs over nothing.
+    def segments(self) -> tuple[Tensor, Tensor]:
+        """Who sees whom in two numbers per position: the code of its segment, and that of its block's prefix, (B, S).
+
+        A segment is a prefix or a branch. A position sees earlier ones of its own segment and of its block's prefix.
+        A padding position is a segment of its own: it sees itself, so that no softmax runs over nothing.
         """
-        length = self.input_ids.shape[1]
-        index = torch.arange(length, device=self.input_ids.device)
-        causal = index[:, None] >= index[None, :]
-        same_block = self.block_ids[:, :, None] == self.block_ids[:, None, :]
-        key_branch = self.branch_ids[:, None, :]
-        reachable = (key_branch == 0) | (key_branch == self.branch_ids[:, :, None])
-        padding = (self.block_ids == -1)[:, :, None]
-        itself = index[:, None] == index[None, :]
-        return torch.where(padding, itself, causal & same_block & reachable)[:, None]
+        index = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        most = len(self.tasks) + 1  # more than any branch's number
+        padding = self.block_ids == -1
+        roots = torch.where(padding, -1 - index, self.block_ids * most).to(torch.int32)
+        return torch.where(padding, roots, roots + self.branch_ids).to(torch.int32), roots
+
+    def mask(self) -> Tensor:
+        """Which position (dim 2) may look at which (dim 3): bool (B, 1, S, S)."""
+        codes, roots = self.segments()
+        index = torch.arange(codes.shape[1], device=codes.device)
+        seen = codes[:, None, :]
+        reachable = (seen == codes[:, :, None]) | (seen == roots[:, :, None])
+        return (reachable & (index[:, None] >= index[None, :]))[:, None]
+
+    def lengthened(self, length: int) -> Batch:
+        """The same batch in rows of `length` positions, padded at their ends."""
+        more = (0, length - self.input_ids.shape[1])
+        padding = {"block_ids": -1, "labels": IGNORE}
+        names = ("input_ids", "position_ids", "block_ids", "branch_ids", "labels", "is_image")
+        return replace(self, **{n: F.pad(getattr(self, n), more, value=padding.get(n, 0)) for n in names})
 
 
 def rows_of(lengths: Sequence[int], max_tokens: int | None) -> list[list[int]]:
