@@ -1,12 +1,14 @@
 """Checkpoints of a run: whole or absent, and refused with a reason where they do not fit.
 
 A checkpoint is a folder `checkpoints/step_00000012` of safetensors and JSON files; nothing in it is pickled. It is
-written under another name and renamed when every byte is on the disk, so an interrupted save never counts.
+written under another name and renamed when every byte is on the disk, so an interrupted save never counts. The state
+of a sharded run is written by all ranks, as folders `student`, `optimizer` and `extra` in place of the files.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,12 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from granvit.errors import CheckpointError
 from granvit.files import sync
-from granvit.train.optimizer import optimizer_parts, read_optimizer
+from granvit.train.optimizer import expected_tensors, optimizer_parts, optimizer_state
+from granvit.train.sharding import is_sharded
+from granvit.train.shards import distinct, read_shards, write_shards
 from granvit.train.stage import Stage
 from granvit.train.tensorfile import check_file, facts_of, read_expected, write_tensors
 
@@ -28,6 +35,8 @@ __all__ = ["Progress", "latest", "load", "save"]
 
 FORMAT = 1
 STUDENT, OPTIMIZER, EXTRA, STATE = "student.safetensors", "optimizer.safetensors", "extra.safetensors", "state.json"
+# Three settings that may change together: another number of ranks makes the same steps.
+_BATCH = ("batch_size", "accumulate", "processes")
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -57,24 +66,76 @@ def save(
 ) -> Path:
     """Writes a checkpoint below `run_dir` and removes all but the newest `keep`. Returns its folder.
 
-    `recipe` holds what must be equal for a run to go on from here.
+    `recipe` holds what must be equal for a run to go on from here. Of a sharded stage every rank writes what it holds
+    and all ranks call this, `run_dir` being the same folder to all; else the first rank alone does.
     """
     folder = run_dir / "checkpoints"
     final = folder / f"step_{progress.step:08d}"
+    sharded = is_sharded(stage)
+    first = not sharded or dist.get_rank() == 0
     if not final.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(".partial-*"):
-            shutil.rmtree(stale)
         temporary = folder / f".partial-{final.name}"
-        temporary.mkdir()
-        _write(temporary, progress, stage, optimizer, scheduler, recipe)
-        sync(temporary)
-        temporary.rename(final)
-        sync(folder)
-    for old in _all(run_dir)[: -max(keep, 1)]:
-        # Renamed first: a kill in the middle of the removal must not leave half a checkpoint behind.
-        shutil.rmtree(old.rename(folder / f".partial-{old.name}"))
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in folder.glob(".partial-*"):
+                shutil.rmtree(stale)
+            temporary.mkdir()
+        tensors, optimizer_facts = optimizer_parts(stage, optimizer)
+        if sharded:
+            files = _write_shards(temporary, stage, tensors)
+        else:
+            files = _write_files(temporary, stage, tensors)
+        if first:
+            state = {
+                "format": FORMAT,
+                "step": progress.step,
+                "recipe": dict(recipe),
+                "files": files,
+                "optimizer": optimizer_facts,
+                "scheduler": scheduler.state_dict(),
+                "history": progress.history,
+                "ranks": progress.ranks,
+            }
+            (temporary / STATE).write_text(json.dumps(state))
+            sync(temporary / STATE)
+            sync(temporary)
+            temporary.rename(final)
+            sync(folder)
+    if first:
+        for old in _all(run_dir)[: -max(keep, 1)]:
+            # Renamed first: a kill in the middle of the removal must not leave half a checkpoint behind.
+            shutil.rmtree(old.rename(folder / f".partial-{old.name}"))
     return final
+
+
+def _write_files(folder: Path, stage: Stage, optimizer: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    """Everything, by one rank; the facts of each file."""
+    write_tensors(folder / STUDENT, stage.model.state_dict())
+    write_tensors(folder / EXTRA, stage.extra_state())
+    write_tensors(folder / OPTIMIZER, optimizer)
+    for name in (STUDENT, OPTIMIZER, EXTRA):
+        sync(folder / name)
+    return {name: facts_of(folder / name) for name in (STUDENT, OPTIMIZER, EXTRA)}
+
+
+def _write_shards(folder: Path, stage: Stage, optimizer: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    """What each rank holds, by each rank; the facts of each file of all of them."""
+    dist.barrier()  # until the folder is there
+    mine: dict[str, dict[str, int]] = {}
+    for part, tensors in ((STUDENT, distinct(stage.model)), (EXTRA, stage.extra_state()), (OPTIMIZER, optimizer)):
+        for path in write_shards(_shards(folder / part), tensors):
+            mine[path.relative_to(folder).as_posix()] = facts_of(path)
+        dist.barrier()
+        if dist.get_rank() == 0 and tensors:
+            sync(_shards(folder / part))
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    return {name: facts for files in gathered for name, facts in files.items()}
+
+
+def _shards(file: Path) -> Path:
+    """The folder that stands in for a file where the state is sharded."""
+    return file.with_suffix("")
 
 
 def latest(run_dir: Path) -> Path | None:
@@ -102,47 +163,42 @@ def load(
     """
     state = _read_state(checkpoint)
     _check_recipe(checkpoint, state["recipe"], recipe)
-    for name, facts in state["files"].items():
-        check_file(checkpoint / name, facts)
-    student, extra = stage.model.state_dict(), stage.extra_state()
-    stored_student = read_expected(checkpoint / STUDENT, student)
-    stored_extra = read_expected(checkpoint / EXTRA, extra)
-    optimizer_state = read_optimizer(checkpoint / OPTIMIZER, state["optimizer"], stage, optimizer)
+    _check_files(checkpoint, state["files"], is_sharded(stage))
+    sharded = STUDENT not in state["files"]
+    student = distinct(stage.model) if sharded else stage.model.state_dict()
+    extra = stage.extra_state()
+    moments = expected_tensors(checkpoint / OPTIMIZER, state["optimizer"], stage, optimizer)
+    read = _read_shards if sharded else _read_file
+    stored_student, stored_extra = read(checkpoint / STUDENT, student), read(checkpoint / EXTRA, extra)
+    stored_optimizer = read(checkpoint / OPTIMIZER, moments)
     with torch.no_grad():
         for name, tensor in student.items():
             tensor.copy_(stored_student[name])
     stage.load_extra_state(stored_extra)
-    optimizer.load_state_dict(optimizer_state)
+    optimizer.load_state_dict(optimizer_state(stored_optimizer, state["optimizer"], stage, optimizer))
     scheduler.load_state_dict(state["scheduler"])
     return Progress(state["step"], state["ranks"], state["history"])
 
 
-def _write(
-    folder: Path,
-    progress: Progress,
-    stage: Stage,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    recipe: Mapping[str, Any],
-) -> None:
-    tensors, optimizer_facts = optimizer_parts(stage, optimizer)
-    write_tensors(folder / STUDENT, stage.model.state_dict())
-    write_tensors(folder / EXTRA, stage.extra_state())
-    write_tensors(folder / OPTIMIZER, tensors)
-    for name in (STUDENT, OPTIMIZER, EXTRA):
-        sync(folder / name)
-    state = {
-        "format": FORMAT,
-        "step": progress.step,
-        "recipe": dict(recipe),
-        "files": {name: facts_of(folder / name) for name in (STUDENT, OPTIMIZER, EXTRA)},
-        "optimizer": optimizer_facts,
-        "scheduler": scheduler.state_dict(),
-        "history": progress.history,
-        "ranks": progress.ranks,
-    }
-    (folder / STATE).write_text(json.dumps(state))
-    sync(folder / STATE)
+def _check_files(checkpoint: Path, files: Mapping[str, Mapping[str, int]], shared: bool) -> None:
+    """Finds damage; the ranks of a sharded run share the reading."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
+    for name in sorted(files)[rank::world]:
+        check_file(checkpoint / name, files[name])
+
+
+def _read_file(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file that one rank wrote, spread over the ranks where those expected are."""
+    stored = read_expected(path, expected)
+    for name, tensor in expected.items():
+        if isinstance(tensor, DTensor):
+            whole = stored[name].to(tensor.device)
+            stored[name] = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    return stored
+
+
+def _read_shards(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return read_shards(_shards(path), expected)
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
@@ -161,9 +217,15 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
 
 def _check_recipe(checkpoint: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     current = json.loads(json.dumps(dict(current)))
-    for name in sorted(stored.keys() | current.keys()):
-        before, now = stored.get(name), current.get(name)
-        if before != now:
+    there, here = (" x ".join(f"{recipe.get(name, 1)} {name}" for name in _BATCH) for recipe in (stored, current))
+    before, now = (math.prod(recipe.get(name, 1) for name in _BATCH) for recipe in (stored, current))
+    if before != now:
+        raise CheckpointError(
+            f"{checkpoint / STATE}: a step was of {before} images there ({there}) and is of {now} in this run ({here})"
+        )
+    for name in sorted((stored.keys() | current.keys()) - set(_BATCH)):
+        if stored.get(name) != current.get(name):
             raise CheckpointError(
-                f"{checkpoint / STATE}: recipe: {name} was {before!r} there and is {now!r} in this run"
+                f"{checkpoint / STATE}: recipe: {name} was {stored.get(name)!r} there and is {current.get(name)!r} in "
+                "this run"
             )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-# Settings that may change when a run is resumed, because they change no number of it.
-_FREE = ("log_every", "save_every", "save_keep", "trackers", "timing", "first_batch")
+# Settings that may change when a run is resumed, because they change no number of it (`parallel` the order of sums).
+_FREE = ("log_every", "save_every", "save_keep", "trackers", "timing", "first_batch", "parallel")
 
 
 def on_cpu(device: str) -> bool:
@@ -33,6 +33,8 @@ class LoopConfig:
         save_every: steps between checkpoints; 0 saves at the end only.
         save_keep: how many checkpoints remain.
         trackers: "tensorboard", "wandb".
+        parallel: how several processes share the work: "ddp" keeps a whole model on each, "fsdp" spreads weights,
+            gradients and optimizer state over all of them, and every process writes its part of a checkpoint.
         timing: measure the sections of each step; their shares go to speed.jsonl and the trackers.
         first_batch: draw the run's first batch as first_batch.png.
     """
@@ -53,6 +55,7 @@ class LoopConfig:
     save_every: int = 0
     save_keep: int = 2
     trackers: tuple[str, ...] = ("tensorboard",)
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     timing: bool = True
     first_batch: bool = True
 

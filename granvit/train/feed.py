@@ -10,7 +10,6 @@ import json
 import logging
 import multiprocessing
 import os
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +27,10 @@ import grain  # noqa: E402
 
 from granvit.model.packing import Batch, Sample  # noqa: E402
 from granvit.regions import RegionImage  # noqa: E402
+from granvit.train.dealing import Rest, Share  # noqa: E402
 
 # So many refusals in a row mean that the corpus and the stage do not fit, not that a few records are bad.
 MAX_REJECTED_IN_A_ROW = 10_000
-
-# 2^64 over the golden ratio: multiples of it scatter evenly (Fibonacci hashing).
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Reject(Exception):
@@ -83,25 +80,6 @@ class _Make:
             raise FeedError(f"sample {record.id!r}: {type(error).__name__}: {error}") from error
 
 
-class _Shard(grain.transforms.DatasetSelectionMap):
-    """One rank's share: of every `world_size` neighbours in the stream one each, in changing order.
-
-    Changing, because a mixture is periodic: were it always the same neighbour, one rank could be dealt all the
-    documents and another all the photographs.
-    """
-
-    def __init__(self, rank: int, world_size: int):
-        self.rank = rank
-        self.world_size = world_size
-
-    def __len__(self) -> int:
-        return sys.maxsize // self.world_size - 1
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        turn = (index * _GOLDEN % 2**64) >> 40
-        return 0, index * self.world_size + (self.rank + turn) % self.world_size
-
-
 class Feed:
     """An endless iterator of `Batch`.
 
@@ -147,23 +125,28 @@ class Feed:
         self._workers, self._threads, self._prefetch = workers, threads, prefetch
         self._sizes = [len(records) for records, _ in sources]
         self._weights = [float(weight) for _, weight in sources]
-        self._samples = self._stream(_Make([records for records, _ in sources], prepare))
-        self._position = 0
+        self._all_samples = self._stream(_Make([records for records, _ in sources], prepare))
+        self._go_to(Rest(), 0)
         self._listed: set[tuple[str, str]] | None = None
         self._items: Any = None
         self._assembler: ThreadPoolExecutor | None = None
         self._next: Future[tuple[Batch, int, list[_Rejected]]] | None = None
 
     def _stream(self, make: _Make) -> grain.MapDataset:
-        """This rank's samples by position. The random generator follows the position in the common stream."""
+        """The samples of all ranks by position, which is what the random generator of each follows."""
         seeds = np.random.SeedSequence(self.seed).generate_state(len(self._sizes) + 1)
         places = [
             grain.MapDataset.range(size).map(partial(_place, k)).shuffle(seed=int(seeds[k])).repeat()
             for k, size in enumerate(self._sizes)
         ]
         mixed = places[0] if len(places) == 1 else grain.MapDataset.mix(places, self._weights)
-        samples = mixed.random_map(make, seed=int(seeds[-1]))
-        return grain.MapDataset.select_from_datasets([samples], _Shard(self.rank, self.world_size))
+        return mixed.random_map(make, seed=int(seeds[-1]))
+
+    def _go_to(self, rest: Rest, position: int) -> None:
+        """Makes this rank's share of `rest` the stream, to be read from `position` on."""
+        self._rest, self._position = rest, position
+        shard = Share(self.rank, self.world_size, rest)
+        self._samples = grain.MapDataset.select_from_datasets([self._all_samples], shard)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -236,7 +219,8 @@ class Feed:
 
     def state(self) -> dict[str, Any]:
         """The position after the last batch handed out, as JSON-able values."""
-        return {"position": self._position, "rejected": dict(self.rejected), **self._identity()}
+        rest = {"stragglers": list(self._rest.stragglers), "start": self._rest.start}
+        return {"position": self._position, "rejected": dict(self.rejected), **self._identity(), **rest}
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same samples."""
@@ -249,12 +233,37 @@ class Feed:
         Raises:
             ValueError: the state is of another seed, rank, world size or mixture; the message names the field.
         """
-        for name, value in self._identity().items():
+        self._check(state, self._identity())
+        self.close()
+        self._go_to(_rest_of(state), state["position"])
+        self.rejected = Counter(state["rejected"])
+
+    def restore_from(self, states: Sequence[dict[str, Any]]) -> None:
+        """Goes on where all ranks' feeds together stood, `states` being theirs in order of rank.
+
+        Another number of ranks is dealt what is left of the stream: no sample is lost or comes up twice. Where nothing
+        was rejected, the batches of all ranks together are those which the former ranks would have made.
+
+        Raises:
+            ValueError: a state is of another seed or mixture; the message names the field.
+        """
+        if len(states) == self.world_size:
+            self.restore(states[self.rank])
+            return
+        for rank, state in enumerate(states):
+            self._check(state, {**self._identity(), "rank": rank, "world_size": len(states)})
+        self.close()
+        self._go_to(_rest_of(states[0]).after([state["position"] for state in states]), 0)
+        self.rejected = Counter()
+        if self.rank == 0:
+            for state in states:
+                self.rejected.update(state["rejected"])
+
+    @staticmethod
+    def _check(state: dict[str, Any], expected: dict[str, Any]) -> None:
+        for name, value in expected.items():
             if state.get(name) != value:
                 raise ValueError(f"{name} is {state.get(name)!r} in the saved feed and {value!r} in this one")
-        self.close()
-        self._position = state["position"]
-        self.rejected = Counter(state["rejected"])
 
     def close(self) -> None:
         """Ends threads and worker processes. The feed can still be read on: it opens again where it stood."""
@@ -269,6 +278,11 @@ class Feed:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _rest_of(state: dict[str, Any]) -> Rest:
+    # States of before the number of ranks could change hold no such thing.
+    return Rest(tuple(state.get("stragglers", ())), state.get("start", 0))
 
 
 def _place(source: int, index: int) -> tuple[int, int]:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    DistributedType,
     ProjectConfiguration,
     gather_object,
     set_seed,
@@ -30,11 +30,13 @@ from torch import Tensor, nn
 
 from granvit.model.packing import Batch
 from granvit.train import checkpoint, nonfinite, rng
+from granvit.train.checks import check_feed, check_saved
 from granvit.train.config import LoopConfig, on_cpu
 from granvit.train.feed import Feed
 from granvit.train.flops import peak_flops
 from granvit.train.history import Curves, History, Speed
 from granvit.train.optimizer import make_optimizer, make_schedule
+from granvit.train.sharding import clip_gradients, shard, whole_tensors
 from granvit.train.signals import StopSignals
 from granvit.train.stage import Stage
 from granvit.train.timing import Timing, section
@@ -110,17 +112,22 @@ class _Run:
             project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / "tensorboard")),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
-        _check(self.accelerator, feed, config)
+        check_feed(self.accelerator, feed, config)
+        check_saved(stage)
         self.stage, self.feed, self.config, self.run_dir, self.origin = stage, feed, config, run_dir, origin
         set_seed(config.seed, device_specific=True)
-        stage.to(self.accelerator.device).train()
+        self.device = self.accelerator.device
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and _cuda_bf16(self.device))
+        self.sharded = config.parallel == "fsdp" and self.accelerator.num_processes > 1
+        if self.sharded:
+            shard(stage, self.device, bf16)  # before there is an optimizer, which keeps its state for shards alone
+        stage.to(self.device).train()
         multipliers = config.optimizer_groups
         self.optimizer = make_optimizer(stage, config.lr, config.weight_decay, config.betas, multipliers)
         self.scheduler = make_schedule(self.optimizer, config.steps, config.warmup_steps, config.min_lr_ratio)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        _check_saved(stage)
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and _cuda_bf16(self.accelerator.device))
-        self.autocast = torch.autocast(self.accelerator.device.type, torch.bfloat16) if bf16 else nullcontext()
+        # Of a sharded stage too: its weights are in bfloat16 already, but norms are to be computed in float32.
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
         self.recipe = {
             **config.fixed(),
             "precision": "bf16" if bf16 else "fp32",
@@ -128,8 +135,8 @@ class _Run:
             "processes": self.accelerator.num_processes,
             **recipe,
         }
-        self.timing = Timing.on(self.accelerator.device) if config.timing else None
-        peak = peak_flops(self.accelerator.device) if bf16 else None
+        self.timing = Timing.on(self.device) if config.timing else None
+        peak = peak_flops(self.device) if bf16 else None
         self.history = History(run_dir, config.steps, config.log_every, self.accelerator, self.timing, peak)
         self.wrapped: nn.Module = stage
         self.step = 0
@@ -183,16 +190,23 @@ class _Run:
         if newest is not None:
             progress = checkpoint.load(newest, self.stage, self.optimizer, self.scheduler, self.recipe)
             self.step, kept = progress.step, progress.history
-            mine = progress.ranks[self.accelerator.process_index]
             try:
-                self.feed.restore(mine["feed"])
+                self.feed.restore_from([rank["feed"] for rank in progress.ranks])
             except ValueError as error:
                 raise checkpoint.CheckpointError(f"{newest / checkpoint.STATE}: feed: {error}") from error
         self.history.open(self.step, kept)
         self.history.open_trackers(self.config.trackers, _flat(self.recipe), self.step)
-        self.wrapped = self.accelerator.prepare(self.stage)
+        self.wrapped = self.stage if self.sharded else self.accelerator.prepare(self.stage)
         if newest is not None:
-            rng.restore(mine["rng"])
+            self._restore_rng([rank["rng"] for rank in progress.ranks])
+
+    def _restore_rng(self, ranks: list[dict[str, Any]]) -> None:
+        """Goes on with every rank's random generators; another number of ranks starts new ones from the seed."""
+        if len(ranks) == self.accelerator.num_processes:
+            rng.restore(ranks[self.accelerator.process_index])
+        else:
+            place = [self.config.seed, self.step, self.accelerator.num_processes, self.accelerator.process_index]
+            set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def _take_step(
         self, batches: list[Batch], place: dict[str, Any], signals: StopSignals
@@ -206,11 +220,12 @@ class _Run:
         weights: dict[str, float] = {}
         shares: list[Tensor] = []
         for batch in batches[:-1]:
-            with self.accelerator.no_sync(self.wrapped):
+            # Gradients held back until the last micro-batch would be whole ones: sharded, each is sent off at once.
+            with nullcontext() if self.sharded else self.accelerator.no_sync(self.wrapped):
                 shares.append(self._backward(batch, counts, weights))
         shares.append(self._backward(batches[-1], counts, weights))
         with section("optimizer"):
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
+            norm = clip_gradients(self.parameters, self.config.clip_norm or math.inf)
             metrics, stop = self._measure(shares, weights, norm, signals)
             if not all(math.isfinite(value) for value in metrics.values()):
                 self._stop_at_nonfinite(batches, place, metrics, random_state)
@@ -228,13 +243,13 @@ class _Run:
         counts = {name: sum(c[name] for c in counted) for name in counted[0]}
         if self.accelerator.num_processes == 1:
             return counts
-        summed = self.accelerator.reduce(torch.tensor(list(counts.values()), device=self.accelerator.device), "sum")
+        summed = self.accelerator.reduce(torch.tensor(list(counts.values()), device=self.device), "sum")
         return dict(zip(counts, summed.tolist(), strict=True))
 
     def _backward(self, batch: Batch, counts: dict[str, int], weights: dict[str, float]) -> Tensor:
         """Adds a micro-batch to the gradients; returns its share of every term's mean, in the order of `weights`."""
         with section("data"):
-            batch = batch.to(self.accelerator.device)
+            batch = batch.to(self.device)
         with self.autocast:
             terms = self.wrapped(batch)
         shares = {name: term.total.float() / max(1, counts[term.count]) for name, term in terms.items()}
@@ -242,7 +257,7 @@ class _Run:
             raise ValueError(f"stage {self.stage.name!r} gave the terms {list(shares)} after {list(weights)}")
         weights.update((name, term.weight) for name, term in terms.items())
         loss = torch.stack([weights[name] * share for name, share in shares.items()]).sum()
-        # DistributedDataParallel averages the gradients over the ranks, and the shares want their sum.
+        # DistributedDataParallel and FSDP average the gradients over the ranks, and the shares want their sum.
         with section("backward"):
             self.accelerator.backward(loss * self.accelerator.num_processes)
         return torch.stack([shares[name].detach() for name in weights])
@@ -266,8 +281,8 @@ class _Run:
 
     def _save(self) -> None:
         ranks = gather_object([{"rng": rng.encode(rng.snapshot()), "feed": self.feed.state()}])
-        if self.accelerator.is_main_process:
-            self.history.sync()
+        self.history.sync()
+        if self.sharded or self.accelerator.is_main_process:
             progress = checkpoint.Progress(self.step, ranks, self.history.state())
             keep = self.config.save_keep
             checkpoint.save(self.run_dir, progress, self.stage, self.optimizer, self.scheduler, self.recipe, keep)
@@ -280,15 +295,16 @@ class _Run:
         mine = {"ids": [batch.ids for batch in batches], "feed": place, "rng": rng.encode(random_state)}
         ranks = gather_object([mine])
         step = self.step + 1
+        tensors = whole_tensors(self.stage.model.state_dict()), whole_tensors(self.stage.extra_state())
         if self.accelerator.is_main_process:
             facts = {
                 "step": step,
                 "metrics": {name: repr(value) for name, value in metrics.items()},
                 "precision": self.recipe["precision"],
-                "device": self.accelerator.device.type,
+                "device": self.device.type,
                 "origin": self.origin,
             }
-            nonfinite.save(self.run_dir / nonfinite.FOLDER, self.stage, facts, ranks)
+            nonfinite.save(self.run_dir / nonfinite.FOLDER, self.stage, *tensors, facts, ranks)
         self.accelerator.wait_for_everyone()
         ids = [id for rank in ranks for micro in rank["ids"] for id in micro]
         bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
@@ -296,25 +312,6 @@ class _Run:
             f"step {step}: {bad} with the samples {', '.join(ids)}; "
             f"`granvit debug replay {self.run_dir / nonfinite.FOLDER}` takes the step again"
         )
-
-
-def _check(accelerator: Accelerator, feed: Feed, config: LoopConfig) -> None:
-    """Refuses what would train something else than asked for."""
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise ValueError(f"the loop runs on one process or data-parallel, not on {accelerator.distributed_type}")
-    there, here = (feed.rank, feed.world_size), (accelerator.process_index, accelerator.num_processes)
-    if there != here:
-        raise ValueError(f"the feed is made for rank {there[0]} of {there[1]}, this is rank {here[0]} of {here[1]}")
-    if feed.batch_size != config.batch_size:
-        raise ValueError(f"the feed makes batches of {feed.batch_size}, the config asks for {config.batch_size}")
-
-
-def _check_saved(stage: Stage) -> None:
-    """Refuses trainable weights that no checkpoint would hold."""
-    saved = {t.data_ptr() for t in (*stage.model.state_dict().values(), *stage.extra_state().values())}
-    for name, parameter in stage.named_parameters():
-        if parameter.requires_grad and parameter.data_ptr() not in saved:
-            raise ValueError(f"{name} trains, but is neither part of stage.model nor of stage.extra_state()")
 
 
 def _cuda_bf16(device: torch.device) -> bool:

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from granvit.train.stage import Stage
 from granvit.train.tensorfile import write_tensors
 
@@ -23,10 +25,18 @@ FOLDER = "nonfinite"
 BATCH, RANKS, STUDENT, EXTRA, MODEL = "batch.json", "ranks.json", "student.safetensors", "extra.safetensors", "model"
 
 
-def save(folder: Path, stage: Stage, facts: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]]) -> None:
+def save(
+    folder: Path,
+    stage: Stage,
+    student: Mapping[str, Tensor],
+    extra: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    ranks: Sequence[Mapping[str, Any]],
+) -> None:
     """Writes the folder anew.
 
     Args:
+        student, extra: whole tensors of the stage's model, and what the stage keeps besides.
         facts: JSON-able facts of the run: "step", "metrics", "precision", "device", "origin".
         ranks: per rank "ids" (of each micro-batch), "feed" (its state before the step) and "rng".
     """
@@ -34,6 +44,6 @@ def save(folder: Path, stage: Stage, facts: Mapping[str, Any], ranks: Sequence[M
     folder.mkdir(parents=True)
     (folder / BATCH).write_text(json.dumps({**facts, "ids": [rank["ids"] for rank in ranks]}, indent=1) + "\n")
     (folder / RANKS).write_text(json.dumps([{"feed": rank["feed"], "rng": rank["rng"]} for rank in ranks]))
-    write_tensors(folder / STUDENT, stage.model.state_dict())
-    write_tensors(folder / EXTRA, stage.extra_state())
+    write_tensors(folder / STUDENT, student)
+    write_tensors(folder / EXTRA, extra)
     stage.describe(folder / MODEL)

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from granvit.errors import CheckpointError
 from granvit.train.stage import Stage
-from granvit.train.tensorfile import read_tensors
 
 
 def make_optimizer(
@@ -85,31 +85,30 @@ def optimizer_parts(stage: Stage, optimizer: Optimizer) -> tuple[dict[str, Tenso
     return tensors, facts
 
 
-def read_optimizer(path: Path, facts: Mapping[str, Any], stage: Stage, optimizer: Optimizer) -> dict[str, Any]:
-    """A state dict for `optimizer` from the tensors at `path` and the `facts` of `optimizer_parts`.
+def expected_tensors(where: Path, facts: Mapping[str, Any], stage: Stage, optimizer: Optimizer) -> dict[str, Tensor]:
+    """What the stored tensors of an optimizer look like, by name; `facts` are those of `optimizer_parts`.
 
     Raises:
-        CheckpointError: other parameters trained there, or a tensor is missing or of another shape.
+        CheckpointError: other parameters trained there.
     """
     groups = _groups(stage, optimizer)
     if facts["groups"] != groups:
         trained, trains = ({name for group in g for name in group} for g in (facts["groups"], groups))
         different = sorted(trained ^ trains)
         what = f"{different[0]!r} trains in one of them only" if different else "they are grouped otherwise"
-        raise CheckpointError(f"{path}: parameters are not those of this run: {what}")
-    stored = read_tensors(path)
-    shapes = {name: parameter.shape for name, parameter in stage.named_parameters()}
+        raise CheckpointError(f"{where}: parameters are not those of this run: {what}")
+    parameters = dict(stage.named_parameters())
+    split = {name: name.rsplit(":", 1) for name in facts["tensors"]}
+    return {name: torch.zeros(()) if key == "step" else parameters[owner] for name, (owner, key) in split.items()}
+
+
+def optimizer_state(
+    stored: Mapping[str, Tensor], facts: Mapping[str, Any], stage: Stage, optimizer: Optimizer
+) -> dict[str, Any]:
+    """A state dict for `optimizer` from what `optimizer_parts` gave."""
+    index = {name: i for i, name in enumerate(name for group in _groups(stage, optimizer) for name in group)}
     state: dict[int, dict[str, Any]] = {}
-    index = {name: i for i, name in enumerate(name for group in groups for name in group)}
-    for name in facts["tensors"]:
-        parameter, key = name.rsplit(":", 1)
-        if name not in stored:
-            raise CheckpointError(f"{path}: tensor {name!r} is missing")
-        if stored[name].ndim and stored[name].shape != shapes[parameter]:
-            there, here = tuple(stored[name].shape), tuple(shapes[parameter])
-            raise CheckpointError(f"{path}: tensor {name!r} has shape {there}, its parameter {here}")
-        state.setdefault(index[parameter], {})[key] = stored[name]
-    for name, value in facts["scalars"].items():
+    for name, value in {**{name: stored[name] for name in facts["tensors"]}, **facts["scalars"]}.items():
         parameter, key = name.rsplit(":", 1)
         state.setdefault(index[parameter], {})[key] = value
     current = optimizer.state_dict()["param_groups"]
