@@ -55,7 +55,7 @@ def _candidates(hashes: Hashes) -> Iterator[tuple[Indices, Indices, bool]]:
         some = unique[low : low + _QUERIES]
         for flipped, queries in ((False, some), (True, mirrored(some))):
             asked, found, _ = index.search(queries, RADIUS)
-            later = found >= asked + low
+            later = found > asked + low  # a picture may be its own mirror image, which says nothing
             pairs[flipped].append((first[asked[later] + low], first[found[later]]))
     for flipped, parts in pairs.items():
         a, b = (np.concatenate([np.empty(0, np.int64), *(part[side] for part in parts)]) for side in (0, 1))
@@ -66,8 +66,6 @@ def _candidates(hashes: Hashes) -> Iterator[tuple[Indices, Indices, bool]]:
 def _similar(
     file: FingerprintFile, first: Indices, second: Indices, flipped: bool, similarity: float
 ) -> list[tuple[int, int]]:
-    distinct = first != second  # a picture may be its own mirror image
-    first, second = first[distinct], second[distinct]
     needed = np.unique(np.concatenate([first, second]))
     thumbs = file.thumbs(needed)
     originals = thumbs[np.searchsorted(needed, first)]
