@@ -13,22 +13,24 @@ from granvit.commands import told
 from granvit.geometry import Fit, Frame
 from granvit.train.config import LoopConfig
 from granvit.train.recipes.base import Recipe, StageRecipe
+from granvit.train.recipes.paper import adaptation
 from granvit.train.sampling import SampleConfig
 
 
 def _questions() -> SampleConfig:
-    return SampleConfig({"global": 1.0, "bbox2caption": 0.0, "caption2bbox": 1.0})
+    return adaptation().sample
 
 
 def _loop() -> LoopConfig:
-    return LoopConfig(batch_size=8, accumulate=32, lr=1e-5, save_every=200)
+    return adaptation().loop
 
 
 @dataclass
 class Transfer:
     """Give a trained encoder another, larger language model: stage 2 with a fresh projector, the encoder frozen.
 
-    The defaults are the paper's: Global and Caption2Bbox questions, AdamW with 1e-5, 256 images a step.
+    The defaults are those of the recipe `paper-transfer`: Global and Caption2Bbox questions, AdamW with 1e-5, 256
+    images a step on any number of GPUs, one epoch.
     """
 
     source: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -49,6 +51,10 @@ class Transfer:
     """What is asked."""
     loop: LoopConfig = field(default_factory=_loop)
     """How it is trained."""
+    epochs: float = 1.0
+    """How often each image is seen, where --loop.steps names no number of steps."""
+    images_per_step: int = 256
+    """The global batch, where --loop.accumulate names no number of micro-batches."""
     smoothing: float = 0.0
     """Spread of a location token's target over its neighbours, in bins."""
     seed: int = 0
@@ -85,6 +91,15 @@ class Transfer:
             encoder=str(checkpoint),
             language=self.llm,
             settings=replace(read_settings(checkpoint), **given),
-            stages=[StageRecipe("stage2", self.sample, self.loop, smoothing=self.smoothing)],
+            stages=[
+                StageRecipe(
+                    "stage2",
+                    self.sample,
+                    self.loop,
+                    smoothing=self.smoothing,
+                    epochs=self.epochs,
+                    images_per_step=self.images_per_step,
+                )
+            ],
             seed=self.seed,
         )

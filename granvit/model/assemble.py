@@ -27,6 +27,8 @@ from granvit.model.languages import load_language
 from granvit.model.region_model import RegionModel, Settings
 
 IMAGE_TOKEN = "<image>"
+# Parameters of both parts together from which on they are taken over and not copied.
+_LARGE = 50_000_000
 
 
 def assemble(
@@ -83,10 +85,8 @@ def assemble(
         tie_word_embeddings=model.config.tie_word_embeddings,
     )
     torch.manual_seed(seed)
-    llava = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    llava.model.vision_tower.load_state_dict(tower.state_dict())
-    llava.model.language_model.load_state_dict(model.model.state_dict())
-    llava.lm_head.load_state_dict(model.lm_head.state_dict())
+    large = sum(p.numel() for part in (tower, model) for p in part.parameters()) > _LARGE
+    llava = _taken_over(config, tower, model) if large else _copied(config, tower, model)
     llava.tie_weights()
     for setting in ("eos_token_id", "pad_token_id", "bos_token_id"):
         setattr(llava.generation_config, setting, getattr(tokenizer, setting))
@@ -94,6 +94,27 @@ def assemble(
         picture = torch.rand(2, 3, side, side) * 2 - 1
         scale_projector(llava, encode(llava.model.vision_tower, picture))
     return RegionModel(llava.eval(), _processor(tokenizer, encoder, settings), settings)
+
+
+def _copied(config: LlavaConfig, tower: PreTrainedModel, model: PreTrainedModel) -> LlavaForConditionalGeneration:
+    """A LLaVA initialised as a whole, then given the parts' weights: how all runs of the presets have started."""
+    llava = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    llava.model.vision_tower.load_state_dict(tower.state_dict())
+    llava.model.language_model.load_state_dict(model.model.state_dict())
+    llava.lm_head.load_state_dict(model.lm_head.state_dict())
+    return llava
+
+
+def _taken_over(config: LlavaConfig, tower: PreTrainedModel, model: PreTrainedModel) -> LlavaForConditionalGeneration:
+    """A LLaVA of the very parts, whose weights are in memory once; nothing but the projector is initialised."""
+    with torch.device("meta"):
+        llava = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    for part in (tower, model):
+        part.set_attn_implementation("sdpa")
+    llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, model.model, model.lm_head
+    projector = llava.model.multi_modal_projector.to_empty(device=tower.device)
+    projector.apply(llava._init_weights)
+    return llava
 
 
 def _processor(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, settings: Settings) -> LlavaProcessor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +21,22 @@ from granvit.model.families import body_of, patches_of
 from granvit.model.forward import encode
 
 _FREQUENCIES = 12
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a from-scratch model is: what `nano_encoder` and `nano_language` are called with."""
+
+    encoder: dict[str, int] = field(default_factory=dict)
+    language: dict[str, int] = field(default_factory=dict)
+
+
+SIZES = {
+    "nano-untrained": Size(),  # 1.7 and 1 million parameters
+    "tiny-untrained": Size(  # 22 and 15 million
+        {"canvas": 256, "width": 384, "layers": 12, "heads": 6}, {"width": 384, "layers": 8, "heads": 6}
+    ),
+}
 
 
 def place_code(places: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from granvit.images import decode
 from granvit.model.assemble import assemble
 from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.languages import load_language
-from granvit.model.presets import fit_projector, nano_encoder, nano_language
+from granvit.model.presets import SIZES, fit_projector, nano_encoder, nano_language
 from granvit.model.region_model import RegionModel
 from granvit.model.tokenizer import train_tokenizer
 from granvit.train.encoder_warmup import word_scores
@@ -47,14 +47,14 @@ def build_model(recipe: Recipe) -> RegionModel:
         ValueError: a part cannot be had, or the parts do not fit together; the message names it.
     """
     torch.manual_seed(recipe.seed)
-    if recipe.encoder == "nano-untrained":
-        encoder = Encoder.of(nano_encoder())
+    if recipe.encoder in SIZES:
+        encoder = Encoder.of(nano_encoder(**SIZES[recipe.encoder].encoder))
     else:
         encoder = load_encoder(NANO_ENCODER if recipe.encoder == "nano" else recipe.encoder, recipe.canvas)
-    if recipe.language == "nano-untrained":
+    if recipe.language in SIZES:
         codec = get_codec(recipe.settings.codec)
         tokenizer = train_tokenizer(sample_texts(), _VOCABULARY, codec)
-        language = (nano_language(tokenizer, codec), tokenizer)
+        language = (nano_language(tokenizer, codec, **SIZES[recipe.language].language), tokenizer)
     else:
         language = load_language(NANO_LANGUAGE if recipe.language == "nano" else recipe.language)
     model = assemble(encoder, language, recipe.settings, recipe.seed)

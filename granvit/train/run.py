@@ -33,7 +33,11 @@ from granvit.train.feed import Feed, Records
 from granvit.train.loop import TrainResult, train
 from granvit.train.prepare import Prepare
 from granvit.train.recipes.base import Recipe, StageRecipe
+from granvit.train.savings import savings
 from granvit.train.stages import LanguageWarmup
+
+# Fields of a stage that count in another form: two field by field, two as steps and micro-batches.
+_RESOLVED = ("sample", "loop", "epochs", "images_per_step")
 
 OnStage = Callable[[str, RegionModel, TrainResult | None], None]
 
@@ -65,8 +69,9 @@ def run_recipe(
     if not resume and (run_dir / "recipe.json").exists():
         raise FileExistsError(f"{run_dir} holds a run; name another folder, or resume it")
     data = _data_facts(sources)
-    _check_finished(recipe, data, run_dir)
     state = PartialState(cpu=on_cpu(device))
+    recipe = recipe.resolved(sum(len(records) for records, _ in sources), state.num_processes)
+    _check_finished(recipe, data, run_dir)
     if state.is_main_process:
         recipe.save(run_dir / "recipe.json")
         (run_dir / "data.json").write_text(json.dumps(data, indent=1) + "\n")
@@ -133,7 +138,7 @@ def _decisive(facts: dict[str, Any], folders: Sequence[str]) -> dict[str, Any]:
         if (stage["name"] or stage["kind"]) in folders:
             rest = {**stage, **{f"sample.{k}": v for k, v in stage["sample"].items()}}
             rest |= {f"loop.{k}": v for k, v in stage["loop"].items() if k in LoopConfig().fixed()}
-            flat |= {f"{stage['name'] or stage['kind']}.{k}": v for k, v in rest.items() if k not in ("sample", "loop")}
+            flat |= {f"{stage['name'] or stage['kind']}.{k}": v for k, v in rest.items() if k not in _RESOLVED}
     plain: dict[str, Any] = json.loads(json.dumps(flat))
     return plain
 
@@ -149,7 +154,7 @@ def run_stage(
     device: Literal["auto", "cpu"] = "auto",
 ) -> TrainResult:
     """Train one stage in place, resuming from the newest checkpoint in `stage_dir`."""
-    prepare = Prepare(model, stage.sample)
+    prepare = Prepare(model, stage.sample, digests=stage.loop.feature_cache is not None)
     state = PartialState(cpu=on_cpu(device))
     feed = Feed(
         sources,
@@ -162,13 +167,17 @@ def run_stage(
     )
     facts = {"recipe": recipe.name, "sample": _plain(stage), "settings": vars(recipe.settings)}
     built = stage.build(model)
-    result = train(built, feed, stage.loop, stage_dir, resume=resume, device=device, recipe=facts)
+    with savings(built, stage, state):
+        result = train(built, feed, stage.loop, stage_dir, resume=resume, device=device, recipe=facts)
     model.llava.eval()
-    if isinstance(built, EncoderWarmup) and state.is_main_process:
-        save_encoder(model, stage_dir / "alone")
-        save_file({k: v.cpu().contiguous() for k, v in built.extra_state().items()}, stage_dir / "alone" / WORDS)
+    if isinstance(built, EncoderWarmup):
+        model.words = {k: v.cpu().contiguous() for k, v in built.extra_state().items()}
+        if state.is_main_process:
+            save_encoder(model, stage_dir / "alone")
+            save_file(model.words, stage_dir / "alone" / WORDS)
     if isinstance(built, LanguageWarmup):
         model.places = built.places().detach().cpu()
+        model.llava.cpu()  # least squares are solved there
         start_projector(model)
         if state.is_main_process:
             save_language(model, stage_dir / "alone")
@@ -178,7 +187,7 @@ def run_stage(
 
 def _plain(stage: StageRecipe) -> dict[str, object]:
     """What of a stage, besides the loop, must stay the same when it is resumed."""
-    rest = {k: v for k, v in vars(stage).items() if k not in ("sample", "loop")}
+    rest = {k: v for k, v in vars(stage).items() if k not in _RESOLVED}
     return {**rest, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(stage.sample).items()}}
 
 

@@ -1,10 +1,28 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file
+from tiny_model import TEXTS, make_language, make_tower
+from transformers import LlavaForConditionalGeneration
 
-from granvit.train.recipes.base import cpu_precision
+from granvit.cli import main
+from granvit.commands_transfer import Transfer
+from granvit.coordinates import get_codec
+from granvit.corpus.synthesize import make, synthesize
+from granvit.model import presets
+from granvit.model.region_model import RegionModel
+from granvit.model.tokenizer import train_tokenizer
+from granvit.train.config import LoopConfig
+from granvit.train.recipes.base import StageRecipe, cpu_precision
+from granvit.train.recipes.paper import paper, paper_transfer
+from granvit.train.recipes.tiny import BINS, tiny
+from granvit.train.run import run_recipe
+from granvit.train.sampling import SampleConfig
 
 # Libraries that take seconds to import.
 SLOW = ("torch", "transformers", "accelerate", "grain", "matplotlib", "scipy", "datasets")
@@ -26,3 +44,123 @@ def test_the_program_starts_without_the_slow_libraries():
 
 def test_the_cpus_precision_is_told_as_torch_tells_it():
     assert (cpu_precision() == "bf16") == torch.cpu._is_avx512_bf16_supported()
+
+
+# --- steps that follow from the corpus -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "processes", "steps", "accumulate"),
+    [(29_510_000, 8, 115274, 4), (29_510_000, 32, 115274, 1), (257, 1, 2, 32), (3, 1, 1, 32)],
+)
+def test_an_epoch_is_the_same_steps_on_any_number_of_processes(images, processes, steps, accumulate):
+    for stage in paper().resolved(images, processes).stages:
+        assert (stage.loop.steps, stage.loop.accumulate) == (steps, accumulate)
+
+
+def test_numbers_that_are_named_count():
+    stage = StageRecipe("stage1", SampleConfig(), LoopConfig(steps=7, batch_size=4, accumulate=3), epochs=5)
+    assert stage.resolved(1000, 2) == stage
+    half = replace(stage, loop=replace(stage.loop, steps=0), epochs=0.5)
+    assert half.resolved(1000, 2).loop.steps == 21  # 500 images, 24 at a time
+    with pytest.raises(ValueError, match="stage1: 256 images per step are no whole number of batches of 8 on 3 proc"):
+        paper().resolved(1000, 3)
+
+
+# --- the paper's recipe ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory) -> Path:
+    """Random stand-ins as `transformers` itself saves them: a SigLIP tower, a Qwen2 and a Llama that know only text."""
+    folder = tmp_path_factory.mktemp("stock")
+    make_tower().save_pretrained(folder / "siglip")
+    for kind, special in (("qwen2", ["<|im_start|>", "<|im_end|>"]), ("llama", ["<|start_header_id|>", "<|eot_id|>"])):
+        tokenizer = train_tokenizer([*TEXTS, "0123456789.,[] "], 300, get_codec("decimal"))
+        tokenizer.chat_template = None
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [*special, "<|begin_of_text|>", "<|end_header_id|>"]}
+        )
+        make_language(kind, tokenizer, width=48 if kind == "llama" else 32).save_pretrained(folder / kind)
+        tokenizer.save_pretrained(folder / kind)
+    synthesize(folder / "corpus", 8, 3, 64, 0.3, "train", workers=1, progress=False)
+    return folder
+
+
+def train(*args: object) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["train", *map(str, args), "--device", "cpu"])
+    assert not left.value.code
+
+
+def short(stage: int) -> list[str]:
+    start = f"--stages.{stage}."
+    return [f"{start}loop.batch-size", "2", f"{start}images-per-step", "4", f"{start}loop.lr", "0.001"]
+
+
+def parts_that_differ(one: Path, other: Path) -> set[str]:
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert a.keys() == b.keys()
+    return {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])}
+
+
+def test_the_papers_recipe_from_stock_checkpoints_to_a_transfer(stock, tmp_path):
+    run = tmp_path / "run"
+    parts = ["--encoder", stock / "siglip", "--language", stock / "qwen2", "--corpus", stock / "corpus"]
+    train("paper", *parts, "--out", run, *short(0), *short(1))
+    facts = json.loads((run / "recipe.json").read_text())
+    for stage in facts["stages"]:
+        assert (stage["loop"]["steps"], stage["loop"]["accumulate"]) == (2, 2)  # 8 images, 4 a step
+    assert facts["stages"][0]["distill_weight"] == 1.0 and facts["stages"][0]["alpha"] == 0.9
+    rows = [json.loads(line) for line in (run / "stage1" / "history.jsonl").read_text().splitlines()]
+    assert rows[-1]["distill"] > 0 and rows[-1]["caption"] > 0
+    assert "vision_tower" not in parts_that_differ(run / "stage1" / "model", run / "stage2" / "model")
+    given = load_file(stock / "qwen2" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    kept = load_file(run / "stage1" / "model" / "model.safetensors")["language_model.model.layers.0.mlp.up_proj.weight"]
+    assert torch.equal(given, kept)  # frozen in stage 1
+    LlavaForConditionalGeneration.from_pretrained(run / "checkpoint")
+
+    out, parts = tmp_path / "out", ["--encoder", run / "checkpoint", "--language", stock / "llama"]
+    train("paper-transfer", *parts, "--corpus", stock / "corpus", "--out", out, *short(0))
+    assert RegionModel.load(out / "checkpoint").llava.config.text_config.hidden_size == 48
+    before, after = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, out))
+    tower = [name for name in before if name.startswith("vision_tower.")]
+    assert tower and all(torch.equal(before[name], after[name]) for name in tower)
+
+    command = Transfer(run, str(stock / "llama"), (str(stock / "corpus"),)).recipe()
+    recipe = replace(paper_transfer(), encoder=str(run / "checkpoint"), language=str(stock / "llama"))
+    assert replace(command, name=recipe.name) == recipe
+
+
+# --- everything from nothing on one GPU ------------------------------------------------------------------------------
+
+
+def test_tiny_is_as_large_as_it_says_and_fits_an_hour():
+    size, codec = presets.SIZES[tiny().encoder], get_codec(tiny().settings.codec)
+    with torch.device("meta"):
+        encoder = presets.nano_encoder(**size.encoder)
+        language = presets.nano_language(train_tokenizer(TEXTS, 300, codec), codec, **size.language)
+    grid = encoder.config.image_size // encoder.config.patch_size
+    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (encoder, language)]
+    assert 21 < millions[0] < 23 and 14 < millions[1] < 16
+    assert grid == 16 and len(codec.tokens) == BINS == 8 * grid
+    # 6 operations per weight and token, an image with 16 questions of 40 tokens; a GPU that reaches 30 TFLOP/s.
+    image = 6e6 * (millions[0] * grid**2 + millions[1] * (grid**2 + 16 * 40))
+    images = sum(stage.loop.steps * stage.loop.batch_size for stage in tiny().stages)
+    assert images * image / 30e12 < 3600
+
+
+def test_tiny_trains_through_all_its_stages(monkeypatch, tmp_path):
+    small = {"width": 32, "layers": 2, "heads": 2}
+    monkeypatch.setitem(presets.SIZES, "tiny-untrained", presets.Size({"canvas": 32, **small}, small))
+    recipe = tiny()
+    for stage in recipe.stages:
+        stage.loop = replace(stage.loop, steps=2, batch_size=2, warmup_steps=1, save_every=0, trackers=())
+        stage.sample.crop_size //= 8
+    records = [make(i, seed=1, size=48, documents=0.4) for i in range(6)]
+    model = run_recipe(recipe, tmp_path / "run", [(records, 1.0)], device="cpu")
+    assert model.words is not None and model.places is not None and len(model.places) == 4
+    weights = load_file(tmp_path / "run" / "checkpoint" / "model.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    kinds = [stage.kind for stage in recipe.stages]
+    assert kinds == ["encoder", *["warmup"] * 4, "stage1", "stage2"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +44,9 @@ class StageRecipe:
         distill_weight, alpha: stage 1's self-distillation (paper: 1 and 0.9).
         noise, blur, smear: how unclear the warm-up's symbolic images are (see `LanguageWarmup`).
         train_encoder: whether "finetune" trains the encoder too.
+        epochs: how often each image is seen; counts where `loop.steps` is 0.
+        images_per_step: the global batch, over all processes; counts where `loop.accumulate` is 0, so that a recipe
+            stays the same on any number of GPUs.
     """
 
     kind: Kind
@@ -55,12 +59,30 @@ class StageRecipe:
     blur: float = 0.0
     smear: float = 0.0
     train_encoder: bool = False
+    epochs: float = 1.0
+    images_per_step: int = 256
     name: str = ""
 
     @property
     def folder(self) -> str:
         """The stage's folder in a run, unique in its recipe."""
         return self.name or self.kind
+
+    def resolved(self, images: int, processes: int) -> StageRecipe:
+        """The same stage with its steps and micro-batches as numbers, for a corpus and a number of processes.
+
+        Raises:
+            ValueError: so many processes cannot share `images_per_step` evenly.
+        """
+        loop, together = self.loop, self.loop.batch_size * processes
+        accumulate = loop.accumulate or self.images_per_step // together
+        if not loop.accumulate and accumulate * together != self.images_per_step:
+            raise ValueError(
+                f"{self.folder}: {self.images_per_step} images per step are no whole number of batches of "
+                f"{loop.batch_size} on {processes} process(es); choose another loop.batch-size"
+            )
+        steps = loop.steps or max(1, math.ceil(self.epochs * images / (accumulate * together)))
+        return replace(self, loop=replace(loop, steps=steps, accumulate=accumulate))
 
     def build(self, model: RegionModel) -> AnsweringStage:
         """The stage object for a model."""
@@ -100,8 +122,8 @@ class Recipe:
 
     Attributes:
         name: how it is called on the command line and in tables.
-        encoder, language: a directory, a hub name, or "nano" for the from-scratch encoder and the shipped language
-            model.
+        encoder, language: a directory, a hub name, or "nano" for the shipped ones; "nano-untrained" and
+            "tiny-untrained" start from nothing.
         canvas: side of the square input in pixels; the encoder's own where None.
         settings: coordinates and geometry of the checkpoint.
         stages: what is trained, in order.
@@ -123,6 +145,10 @@ class Recipe:
         folders = [stage.folder for stage in self.stages]
         if len(set(folders)) != len(folders):
             raise ValueError(f"recipe {self.name!r}: two stages are called the same ({', '.join(folders)})")
+
+    def resolved(self, images: int, processes: int) -> Recipe:
+        """The recipe with every stage's steps and micro-batches as numbers (`StageRecipe.resolved`)."""
+        return replace(self, stages=[stage.resolved(images, processes) for stage in self.stages])
 
     def save(self, path: Path) -> None:
         """The resolved recipe as JSON, beside the run it made."""
