@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 
 from granvit.coordinates import Codec
+
+# Logits of so many bytes in float32 are alive at a time: 441 answer tokens of Qwen2.5, all of a small vocabulary.
+CHUNK_BYTES = 1 << 28
 
 
 class AnswerLoss(nn.Module):
@@ -41,3 +45,20 @@ class AnswerLoss(nn.Module):
         words = -log_probs[~is_place].gather(1, labels[~is_place, None]).sum()
         places = log_probs[is_place][:, self.first : self.first + bins]
         return words - (places * targets[labels[is_place] - self.first]).sum()
+
+    def of_states(self, head: nn.Module, states: Tensor, labels: Tensor) -> Tensor:
+        """`forward` of the logits that `head` makes of states (A, hidden), never all of which are alive at once.
+
+        What does not fit into `CHUNK_BYTES` is worked off in pieces, whose logits the backward pass computes anew.
+        """
+        assert isinstance(head.out_features, int)
+        rows = max(1, CHUNK_BYTES // (4 * head.out_features))
+        if len(states) <= rows:
+            return self(head(states), labels)
+
+        def piece(states: Tensor, labels: Tensor) -> Tensor:
+            return self(head(states), labels)
+
+        pieces = zip(states.split(rows), labels.split(rows), strict=True)
+        totals = [checkpoint(piece, *inputs, use_reentrant=False, preserve_rng_state=False) for inputs in pieces]
+        return torch.stack(totals).sum()

@@ -126,7 +126,7 @@ def attend(
     # Under autocast rotary embeddings leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     inside = torch.compiler.is_compiling() or query.device.type == "cpu"
-    run = flex_attention if inside else _compiled()
+    run: Callable[..., Any] = flex_attention if inside else _compiled()
     output = run(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
 

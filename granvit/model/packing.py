@@ -53,6 +53,7 @@ class Sample:
         crops: region crops for the teacher, uint8 (R, h, w, 3).
         crop_boxes: where these crops lie on the canvas, float32 (R, 4), xyxy canvas pixels.
         grid: the symbolic image of `LanguageWarmup`.
+        digest: what tells its canvas from others, where wanted.
         view: how the image became the canvas, where that is known.
     """
 
@@ -63,6 +64,7 @@ class Sample:
     crop_boxes: NDArray[np.float32] | None = None
     grid: Grid | None = None
     view: View | None = None
+    digest: str | None = None
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Batch:
         crop_image: (C,) the image index of each crop.
         grid_patches, grid_words, grid_weights: the symbolic images; patch indices run over I * P.
         views: how each of the I images became its canvas, where that is known.
+        digests: what tells each of the I canvases from others, or nothing.
     """
 
     input_ids: Tensor
@@ -100,6 +103,7 @@ class Batch:
     grid_words: Tensor | None = None
     grid_weights: Tensor | None = None
     views: list[View | None] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
@@ -148,7 +152,8 @@ class Batch:
         more = (0, length - self.input_ids.shape[1])
         padding = {"block_ids": -1, "labels": IGNORE}
         names = ("input_ids", "position_ids", "block_ids", "branch_ids", "labels", "is_image")
-        return replace(self, **{n: F.pad(getattr(self, n), more, value=padding.get(n, 0)) for n in names})
+        longer: dict[str, Any] = {n: F.pad(getattr(self, n), more, value=padding.get(n, 0)) for n in names}
+        return replace(self, **longer)
 
 
 def rows_of(lengths: Sequence[int], max_tokens: int | None) -> list[list[int]]:
@@ -227,6 +232,7 @@ def pack(
         ids=[s.id for s in ordered],
         tasks=[b.task for s in ordered for b in s.branches],
         views=[s.view for s in ordered],
+        digests=[s.digest for s in ordered if s.digest is not None],
         **_pictures(ordered, int((prefix == image_token).sum())),
     )
 

@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 # Settings that may change when a run is resumed, because they change no number of it (`parallel` the order of sums).
-_FREE = ("log_every", "save_every", "save_keep", "trackers", "timing", "first_batch", "parallel")
+_FREE = (
+    *("log_every", "save_every", "save_keep", "trackers", "timing", "first_batch", "parallel"),
+    *("gradient_checkpointing", "compile", "feature_cache", "feature_cache_dtype", "feature_cache_gb"),
+)
 
 
 def on_cpu(device: str) -> bool:
@@ -35,6 +38,12 @@ class LoopConfig:
         trackers: "tensorboard", "wandb".
         parallel: how several processes share the work: "ddp" keeps a whole model on each, "fsdp" spreads weights,
             gradients and optimizer state over all of them, and every process writes its part of a checkpoint.
+        gradient_checkpointing: of which parts only the blocks' inputs are kept for the backward pass, "encoder" and
+            "language"; less memory for a third more arithmetic there.
+        compile: run the blocks of encoder, teacher and language model through `torch.compile`; GPUs alone.
+        feature_cache: a folder for the features of a frozen encoder, which are then computed once per picture.
+        feature_cache_dtype: how they are kept; "fp32" changes no loss, "bf16" rounds them and takes half the space.
+        feature_cache_gb: the folder's largest size.
         timing: measure the sections of each step; their shares go to speed.jsonl and the trackers.
         first_batch: draw the run's first batch as first_batch.png.
     """
@@ -56,6 +65,11 @@ class LoopConfig:
     save_keep: int = 2
     trackers: tuple[str, ...] = ("tensorboard",)
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    gradient_checkpointing: tuple[Literal["encoder", "language"], ...] = ()
+    compile: bool = False
+    feature_cache: str | None = None
+    feature_cache_dtype: Literal["fp32", "bf16"] = "fp32"
+    feature_cache_gb: float = 100.0
     timing: bool = True
     first_batch: bool = True
 

@@ -67,8 +67,10 @@ def word_scores(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
 
 
 def present_tokens(batch: Batch, tokens: int) -> Tensor:
-    """Which tokens the answers about each image hold, float (I, tokens); one image per row."""
+    """Which tokens the answers about each image hold, float (I, tokens)."""
     row, column = (batch.labels != IGNORE).nonzero(as_tuple=True)
+    blocks = batch.block_ids.amax(1) + 1
+    image = (blocks.cumsum(0) - blocks)[row] + batch.block_ids[row, column]
     present = torch.zeros(len(batch.ids), tokens, device=batch.labels.device)
-    present[row, batch.labels[row, column]] = 1.0
+    present[image, batch.labels[row, column]] = 1.0
     return present

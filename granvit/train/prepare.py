@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -27,13 +28,13 @@ _LEAST_VISIBLE = {"object": 0.5, "text": 0.97}
 class Prepare:
     """Makes samples for one model and one stage; a picklable function object."""
 
-    def __init__(self, model: RegionModel, config: SampleConfig):
-        """Ready to be called for any record.
+    def __init__(self, model: RegionModel, config: SampleConfig, digests: bool = False):
+        """Ready to be called for any record; with `digests` samples tell pictures apart (`Sample.digest`).
 
         Raises:
-            ValueError: the teacher's crops do not hold whole patches.
+            ValueError: the teacher's crops do not hold whole patches, or a row can't hold an image.
         """
-        self.config = config
+        self.config, self.digests = config, digests
         self.settings = model.settings
         self.codec = get_codec(model.settings.codec)
         self.dialog: Dialog = model.dialog
@@ -41,12 +42,17 @@ class Prepare:
         self._words: dict[str, list[int]] = {}
         if config.crop_size % model.patch:
             raise ValueError(f"sample.crop_size {config.crop_size} is not a multiple of the patch, {model.patch} px")
+        prefix = len(self.dialog.prefix_ids)
+        if config.max_tokens is not None and config.max_tokens <= prefix:
+            raise ValueError(
+                f"sample.max_tokens {config.max_tokens}: an image and what is before it are {prefix} tokens"
+            )
 
     def __call__(self, record: RegionImage, rng: np.random.Generator) -> Sample:
         """One image with its questions.
 
         Raises:
-            Reject: there is nothing to ask about this record.
+            Reject: there is nothing to ask about this record, or more than a row holds.
         """
         image = None if self.config.symbolic else self._decode(record)
         view = self._choose_view(record, rng)
@@ -55,16 +61,21 @@ class Prepare:
         branches = self._ask(record, view, shown, boxes, chosen, rng)
         if not branches:
             raise Reject("nothing to ask: no caption and no usable region")
+        most = self.config.max_tokens
+        if most is not None and len(self.dialog.prefix_ids) + sum(len(b.ids) for b in branches) > most:
+            raise Reject(f"longer than a row: image and questions have more than {most} tokens (sample.max_tokens)")
         if image is None:
             seen = RegionImage(**{**vars(record), "regions": shown})
             return Sample(record.id, branches, grid=symbolic_grid(seen, view, self.grid, self._tokens), view=view)
         crops, crop_boxes = self._crops(image, view, boxes[chosen])
         pixels = np.asarray(view.apply(image, self.fill))
-        return Sample(record.id, branches, pixels=pixels, crops=crops, crop_boxes=crop_boxes, view=view)
+        digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() if self.digests else None
+        return Sample(record.id, branches, pixels, crops, crop_boxes, view=view, digest=digest)
 
     def collate(self, samples: list[Sample]) -> Batch:
-        """Samples -> one packed batch, a row per image."""
-        return pack(samples, self.dialog.prefix_ids, self.dialog.image_token, self.dialog.pad_token)
+        """Samples -> one packed batch: rows of `max_tokens` tokens, or a row per image."""
+        dialog = self.dialog
+        return pack(samples, dialog.prefix_ids, dialog.image_token, dialog.pad_token, self.config.max_tokens)
 
     def _decode(self, record: RegionImage) -> Image.Image:
         if record.image is None:

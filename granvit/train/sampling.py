@@ -25,6 +25,8 @@ class SampleConfig:
         max_answer: answers are cut after so many tokens.
         symbolic: show the symbolic image in place of pixels, and ask for places in the warm-up's own words
             (`LanguageWarmup`).
+        max_tokens: images share rows of at most so many tokens (best fit), and one with more is rejected; None gives
+            each image a row of its own.
     """
 
     questions: Mapping[Task, float] = field(default_factory=lambda: {"global": 1.0, "bbox2caption": 1.0})
@@ -36,3 +38,4 @@ class SampleConfig:
     window_side: tuple[float, float] = (1.0, 2.0)
     max_answer: int = 96
     symbolic: bool = False
+    max_tokens: int | None = None

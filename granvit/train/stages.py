@@ -19,7 +19,9 @@ from granvit.model.forward import answer_states, frozen, project
 from granvit.model.packing import Batch
 from granvit.model.presets import patch_code
 from granvit.model.region_model import RegionModel
+from granvit.train.feature_cache import FeatureCache
 from granvit.train.flops import StepFlops
+from granvit.train.sharding import is_sharded
 from granvit.train.stage import Stage, Term
 from granvit.train.timing import section
 
@@ -77,7 +79,7 @@ class AnsweringStage(Stage):
         with section("language"):
             states, labels = answer_states(self.model, batch, image_embeds)
         with section("head"):
-            return Term(self.answer_loss(self.model.lm_head(states), labels), "answer_tokens")
+            return Term(self.answer_loss.of_states(self.model.lm_head, states, labels), "answer_tokens")
 
 
 class LanguageWarmup(AnsweringStage):
@@ -201,6 +203,9 @@ class Pretrain(AnsweringStage):
 
     def _distill(self, teacher: Teacher, batch: Batch, features: Tensor) -> Tensor:
         if batch.crops is None or batch.crop_boxes is None or batch.crop_image is None:
+            if is_sharded(self):  # its blocks are gathered from all ranks, and the others wait for this one
+                canvas = self.region_model.canvas
+                teacher(features.new_zeros(1, 3, canvas, canvas), canvas)
             return features.sum() * 0  # no region in the whole batch
         crops = self.region_model.normalise(batch.crops).to(features.dtype)
         with section("teacher"):
@@ -223,20 +228,25 @@ class Pretrain(AnsweringStage):
 class Adapt(AnsweringStage):
     """Stage 2 (paper, section 3.4): the encoder is frozen, projector and language model learn to find regions.
 
-    Features are computed without a graph, so the tower costs a forward pass and no activation memory.
+    Features are computed without a graph, so the tower costs a forward pass and no activation memory; `cache`, where
+    set, keeps them for the next time a picture comes up.
     """
 
     name = "stage2"
 
     def __init__(self, region_model: RegionModel, smoothing: float = 0.0):
         super().__init__(region_model, smoothing)
+        self.cache: FeatureCache | None = None
         self._train(self.projector, self.model.model.language_model, self.model.lm_head)
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         assert batch.pixels is not None
         with section("encode"):
             with torch.no_grad():
-                features = self.region_model.features(batch.pixels)
+                if self.cache is None:
+                    features = self.region_model.features(batch.pixels)
+                else:
+                    features = self.cache.features(batch.pixels, batch.digests)
             embeds = project(self.model, features)
         return {"answer": self.answers(batch, embeds)}
 
