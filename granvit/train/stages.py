@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from granvit.model.answer_loss import AnswerLoss
@@ -55,6 +56,11 @@ class AnsweringStage(Stage):
 
     def describe(self, folder: Path) -> None:
         self.region_model.save_parts(folder)
+
+    def picture(self, batch: Batch) -> Image.Image | None:
+        from granvit.train.first_batch import draw_batch  # matplotlib, which has the font, is slow to import
+
+        return draw_batch(self.region_model, batch)
 
     def flops(self, batch: Batch) -> float | None:
         return self.step_flops(batch)
