@@ -41,6 +41,7 @@ def read_shards(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
         CheckpointError: a tensor is missing, unknown, or of another shape or type, or a file is damaged.
     """
     from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     try:
         stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata if folder.exists() else {}
@@ -49,7 +50,9 @@ def read_shards(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
     for name, tensor in expected.items():
         if name not in stored:
             raise CheckpointError(f"{folder}: tensor {name!r} is missing")
-        there, here = (stored[name].properties.dtype, tuple(stored[name].size)), (tensor.dtype, tuple(tensor.shape))
+        found = stored[name]
+        assert isinstance(found, TensorStorageMetadata)  # such files hold nothing else
+        there, here = (found.properties.dtype, tuple(found.size)), (tensor.dtype, tuple(tensor.shape))
         if there != here:
             raise CheckpointError(
                 f"{folder}: tensor {name!r} is {there[0]} {there[1]}, this run has {here[0]} {here[1]}"

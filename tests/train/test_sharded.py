@@ -1,0 +1,127 @@
+"""Runs on several ranks (gloo, on the CPU) against the run of a single process on the same global batch of 8."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import CONFIG, run_ranks, train_stage1
+from safetensors import safe_open
+
+from granvit.errors import CheckpointError
+from granvit.train import checkpoint
+from granvit.train.config import LoopConfig
+
+
+def shared(world: int, parallel: str, **changes) -> LoopConfig:
+    """The same steps for so many ranks."""
+    return replace(CONFIG, batch_size=4 // world, parallel=parallel, **changes)
+
+
+def curves(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
+
+
+def assert_same_curves(run_dir: Path, expected: Path) -> None:
+    found, wanted = curves(run_dir), curves(expected)
+    assert [row["step"] for row in found] == [row["step"] for row in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, rel=1e-5), one["step"]
+
+
+def copy_until(run_dir: Path, to: Path, step: int) -> Path:
+    """The run as it was when its checkpoint of `step` had just been written."""
+    shutil.copytree(run_dir, to)
+    for folder in (to / "checkpoints").iterdir():
+        if int(folder.name[5:]) > step:
+            shutil.rmtree(folder)
+    return to
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("single")
+    train_stage1(run_dir, CONFIG)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("sharded")
+    assert run_ranks(2, train_stage1, run_dir, shared(2, "fsdp")) == [0, 0]
+    return run_dir
+
+
+def test_two_replicas_take_the_steps_of_one_process(tmp_path, single):
+    assert run_ranks(2, train_stage1, tmp_path, shared(2, "ddp")) == [0, 0]
+    assert_same_curves(tmp_path, single)
+
+
+def test_two_shards_take_the_steps_of_one_process(sharded, single):
+    assert_same_curves(sharded, single)
+
+
+def test_what_two_ranks_saved_goes_on_in_one(sharded, single, tmp_path):
+    run_dir = copy_until(sharded, tmp_path / "run", 3)
+    train_stage1(run_dir, CONFIG)
+    assert_same_curves(run_dir, single)
+    whole, resumed = (checkpoint.latest(folder) for folder in (single, run_dir))
+    assert whole is not None and resumed is not None
+    for name in (checkpoint.STUDENT, checkpoint.EXTRA, checkpoint.OPTIMIZER):
+        with safe_open(whole / name, "pt") as ours, safe_open(resumed / name, "pt") as theirs:
+            assert set(ours.keys()) == set(theirs.keys())
+            for key in ours.keys():
+                torch.testing.assert_close(ours.get_tensor(key), theirs.get_tensor(key), rtol=1e-4, atol=1e-5)
+
+
+def test_what_two_ranks_saved_goes_on_in_four(sharded, single, tmp_path):
+    run_dir = copy_until(sharded, tmp_path / "run", 3)
+    assert run_ranks(4, train_stage1, run_dir, shared(4, "fsdp")) == [0] * 4
+    assert_same_curves(run_dir, single)
+
+
+def test_no_rank_writes_the_whole_and_nothing_is_pickled(sharded):
+    newest = checkpoint.latest(sharded)
+    assert newest is not None
+    files = [path for path in newest.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    for part in ("student", "optimizer", "extra"):
+        first, second = sorted((newest / part).iterdir())
+        assert 0.8 < first.stat().st_size / second.stat().st_size < 1.3, part
+    listed = json.loads((newest / checkpoint.STATE).read_text())["files"]
+    assert {newest / name for name in listed} == set(files) - {newest / checkpoint.STATE}
+
+
+def test_another_global_batch_is_refused_with_both_numbers(sharded, tmp_path):
+    with pytest.raises(CheckpointError) as error:
+        train_stage1(sharded, replace(CONFIG, accumulate=3))
+    said = "a step was of 8 images there (2 batch_size x 2 accumulate x 2 processes) and is of 12 in this run"
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_damaged_or_missing_shard_is_named(sharded, tmp_path):
+    run_dir = copy_until(sharded, tmp_path / "run", 3)
+    newest = checkpoint.latest(run_dir)
+    assert newest is not None
+    shard = sorted((newest / "optimizer").iterdir())[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=f"optimizer/{shard.name}.*checksum"):
+        train_stage1(run_dir, CONFIG)
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=f"optimizer/{shard.name}: is missing"):
+        train_stage1(run_dir, CONFIG)
+
+
+def test_a_killed_rank_ends_the_run_which_goes_on_as_if_it_had_not(single, tmp_path):
+    config = shared(2, "fsdp", save_every=2)
+    codes = run_ranks(2, train_stage1, tmp_path, config, "", (1, 3))
+    assert codes[1] == 9 and codes[0] != 0
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None and newest.name == "step_00000002"
+    assert run_ranks(2, train_stage1, tmp_path, config) == [0, 0]
+    assert_same_curves(tmp_path, single)
