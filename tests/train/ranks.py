@@ -21,10 +21,6 @@ from granvit.train.feed import Feed, Reject
 
 # What every rank would import for itself otherwise, seconds each.
 IMPORTED = ["granvit.train.run", *(f"transformers.models.{kind}.modeling_{kind}" for kind in ("siglip", "qwen2"))]
-    "granvit.train.run",
-    "transformers.models.siglip.modeling_siglip",
-    "transformers.models.qwen2.modeling_qwen2",
-]
 CONFIG = LoopConfig(
     steps=6, batch_size=4, accumulate=2, lr=1e-3, clip_norm=0.5, weight_decay=0.1, precision="fp32", log_every=1
 )
