@@ -249,10 +249,8 @@ def main() -> None:
         numbers |= summary(group, len(data), found)
         if group == "photographs":
             if len(thumbs) >= 1_000:
-                parts = spread(hashes(thumbs)[:, 0])
-                print(
-                    f"  two share a 16-bit part of the hash, against chance: {', '.join(f'{part:.1f}' for part in parts)} times"
-                )
+                parts = ", ".join(f"{part:.1f}" for part in spread(hashes(thumbs)[:, 0]))
+                print(f"  two share a 16-bit part of the hash {parts} times as often as by chance")
             with tempfile.TemporaryDirectory() as folder:
                 np.save(Path(folder, "thumbs.npy"), thumbs)
                 numbers |= run_cost("leakage", Path(folder), options)

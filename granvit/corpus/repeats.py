@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,11 +45,11 @@ def text_hash(text: str) -> int:
 
 
 class TextCounts:
-    """Counts of texts by their hashes, 16 bytes for each different one."""
+    """Counts of texts by their hashes, at most 20 bytes for each different one, 60 for a moment."""
 
     def __init__(self) -> None:
         self.total = 0
-        self._waiting: list[int] = []
+        self._waiting = array("Q")
         self._hashes = np.empty(0, np.uint64)
         self._counts = np.empty(0, np.int64)
 
@@ -56,13 +57,14 @@ class TextCounts:
         """Count one text."""
         self.total += 1
         self._waiting.append(hashed)
-        if len(self._waiting) >= 1 << 20:
+        # In proportion to what is there: however many texts come, each is sorted a few times only.
+        if len(self._waiting) >= max(1 << 20, len(self._hashes) // 2):
             self._merge()
 
     def _merge(self) -> None:
-        hashes = np.concatenate([self._hashes, np.array(self._waiting, np.uint64)])
+        hashes = np.concatenate([self._hashes, np.frombuffer(self._waiting, np.uint64)])
         counts = np.concatenate([self._counts, np.ones(len(self._waiting), np.int64)])
-        self._waiting = []
+        self._waiting = array("Q")
         self._hashes, places = np.unique(hashes, return_inverse=True)
         self._counts = np.bincount(places, weights=counts, minlength=len(self._hashes)).astype(np.int64)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -79,7 +78,7 @@ class Annotate:
                 device=self.device,
                 name=self.source,
                 licence=self.licence,
-                progress=sys.stderr.isatty(),
+                progress=True,
             )
         except (AnnotateError, CorpusError) as error:
             return fail(str(error))

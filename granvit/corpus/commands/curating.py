@@ -112,6 +112,8 @@ class Leakage:
         for leak in report.leaks[:SHOWN_LEAKS]:
             score = "" if leak.similarity is None else f" {leak.similarity:.2f}"
             print(f"  {leak.how}{score}{' mirrored' if leak.mirrored else ''}  {leak.id}  =  {leak.benchmark}")
+        if len(report.leaks) > SHOWN_LEAKS:
+            print(f"  ... {len(report.leaks) - SHOWN_LEAKS} more")
         for reason, count in (+report.unseen).items():
             print(f"  {count} not compared by picture: {reason}")
         print(f"see {self.report} and {ids}")

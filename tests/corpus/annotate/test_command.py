@@ -27,8 +27,10 @@ def test_pages_become_a_corpus_of_text(tmp_path, monkeypatch, capsys):
     Image.new("RGB", (60, 60), "white").save(tmp_path / "scans" / "blank.png")
     (tmp_path / "scans" / "broken.png").write_bytes(b"\x89PNG")
     assert granvit(tmp_path / "scans", tmp_path / "out", "--ocr.level", "both", "--licence", "CC0") == 0
-    printed = capsys.readouterr().out
+    printed, log = capsys.readouterr()
     assert "images   2 of 3 written" in printed and "not-an-image" in printed
+    # No terminal: lines instead of a bar that is written over.
+    assert "\r" not in log and log.splitlines()[-1].startswith("3/3 images [") and "refused: not-an-image 1" in log
     assert verify(tmp_path / "out") == []
     first = Corpus(tmp_path / "out")[0]
     assert [region.text for region in first.regions][:3] == [LINES[0], *LINES[0].split()[:2]]
