@@ -12,6 +12,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from granvit import commands
+from granvit.commands_debug import Replay
 from granvit.commands_eval import AveragePrecision, Benchmarks, Compare, Eval
 from granvit.commands_export import Export
 from granvit.commands_looking import Attend, AttentionMass, Probe
@@ -22,7 +23,7 @@ from granvit.train.recipes.base import Recipe
 
 
 def build_app() -> SubcommandApp:
-    """All commands: demo, train RECIPE, eval, describe, locate, read, caption, export, transfer, corpus ..."""
+    """All commands: demo, train RECIPE, eval, describe, locate, read, caption, export, transfer, debug, corpus ..."""
     app = SubcommandApp()
     app.command(name="demo")(commands.Demo)
     train = SubcommandApp()
@@ -45,6 +46,9 @@ def build_app() -> SubcommandApp:
         ("probe", Probe),
     ):
         app.command(name=name)(command)
+    debug = SubcommandApp()
+    debug.command(name="replay")(Replay)
+    app.command(debug, name="debug", help="Find out what went wrong in a run.")
     corpus = SubcommandApp()
     for name, made in CORPUS_COMMANDS.items():
         corpus.command(name=name)(made)

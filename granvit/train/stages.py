@@ -256,6 +256,9 @@ class Adapt(AnsweringStage):
             embeds = project(self.model, features)
         return {"answer": self.answers(batch, embeds)}
 
+    def flops(self, batch: Batch) -> float | None:
+        return super().flops(batch) if self.cache is None else None  # who knows which pictures it holds already
+
 
 class Finetune(AnsweringStage):
     """Supervised fine-tuning: projector and language model learn all questions; the encoder too by choice."""

@@ -1,0 +1,169 @@
+"""Takes a step again that ended in a loss or a gradient that is not finite, and finds where and why.
+
+What is read is what `granvit.train.nonfinite` left and the corpora themselves: the model as it was before the step, the
+same samples at the same place in the feed with the same random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+
+from granvit.errors import CheckpointError
+from granvit.model.packing import Batch
+from granvit.model.region_model import RegionModel, read_settings
+from granvit.train import nonfinite, rng
+from granvit.train.config import on_cpu
+from granvit.train.feed import Feed
+from granvit.train.origin import reopen, stage_of
+from granvit.train.prepare import Prepare
+from granvit.train.recipes.base import StageRecipe
+from granvit.train.split import singles
+from granvit.train.stage import Stage
+from granvit.train.tensorfile import read_expected, read_tensors
+from granvit.train.watch import Watch, nonfinite_weights
+
+
+@dataclass
+class Replay:
+    """What taking the step again has shown.
+
+    Attributes:
+        step: the number of the step.
+        before: the metrics of the run, as text. now: the same of this replay.
+        weights: weights that were not finite before the step began.
+        watch: where the forward and the backward pass stopped being finite.
+        samples: (id, loss, gradient norm) of each sample taken alone, normalised by its own counts.
+    """
+
+    step: int
+    before: dict[str, str]
+    now: dict[str, float]
+    weights: list[str]
+    watch: Watch
+    samples: list[tuple[str, float, float]] = field(default_factory=list)
+
+    @property
+    def reproduced(self) -> bool:
+        return not all(math.isfinite(value) for value in self.now.values())
+
+    @property
+    def guilty(self) -> list[str]:
+        """The samples that alone are enough."""
+        return [id for id, loss, norm in self.samples if not (math.isfinite(loss) and math.isfinite(norm))]
+
+
+def replay(folder: Path, corpora: Sequence[str] = (), device: Literal["auto", "cpu"] = "auto") -> Replay:
+    """Takes the step of a `nonfinite` folder again, in one process, whatever number of ranks it was taken by.
+
+    Args:
+        corpora: where the run's corpora are now, in the run's order; where they were if none.
+
+    Raises:
+        CheckpointError: the folder or a file in it is missing or damaged.
+        ValueError: the samples can't be made again, or come out as others; the message says why.
+    """
+    facts, ranks = _read(folder / nonfinite.BATCH), _read(folder / nonfinite.RANKS)
+    recipe = stage_of(facts["origin"])
+    model = _load_model(folder)
+    batches = _batches(recipe, model, facts, ranks, corpora)
+    stage = recipe.build(model)
+    stage.load_extra_state(read_expected(folder / nonfinite.EXTRA, stage.extra_state()))
+    place = torch.device("cpu") if on_cpu(device) else torch.accelerator.current_accelerator()
+    assert place is not None
+    stage.to(place).train()
+    step = _Step(stage, place, facts["precision"] == "bf16")
+    states = [rank["rng"] for rank in ranks]
+    watch = Watch()
+    with watch.over(stage):
+        now = step.take(batches, states)
+    weights = nonfinite_weights(stage)
+    samples = [
+        (single.ids[0], taken["loss"], taken["grad_norm"])
+        for micros, state in zip(batches, states, strict=True)
+        for batch in micros
+        for single in singles(batch)
+        for taken in [step.take([[single]], [state])]
+    ]
+    return Replay(facts["step"], facts["metrics"], now, weights, watch, samples)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; is this a run's `nonfinite` folder?") from error
+
+
+def _load_model(folder: Path) -> RegionModel:
+    """The model as it was before the step."""
+    parts = folder / nonfinite.MODEL
+    settings = read_settings(parts)
+    try:
+        config = LlavaConfig.from_pretrained(parts)
+        processor = AutoProcessor.from_pretrained(parts)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{parts}: {error}") from error
+    llava = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    weights = read_tensors(folder / nonfinite.STUDENT)
+    try:
+        llava.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / nonfinite.STUDENT}: {error}") from error
+    return RegionModel(llava.eval(), processor, settings)
+
+
+def _batches(
+    recipe: StageRecipe, model: RegionModel, facts: dict[str, Any], ranks: list[dict[str, Any]], corpora: Sequence[str]
+) -> list[list[Batch]]:
+    """The micro-batches of each rank, made again."""
+    sources = reopen(facts["origin"], corpora)
+    prepare = Prepare(model, recipe.sample)
+    made = []
+    for number, (rank, ids) in enumerate(zip(ranks, facts["ids"], strict=True)):
+        size = recipe.loop.batch_size
+        seed, world = recipe.loop.seed, len(ranks)
+        with Feed(sources, prepare, prepare.collate, size, seed, number, world, prefetch=0) as feed:
+            feed.restore(rank["feed"])
+            batches = [next(feed) for _ in ids]
+        if (found := [batch.ids for batch in batches]) != ids:
+            raise ValueError(f"rank {number}: the corpora give the samples {found}, the run had {ids}")
+        made.append(batches)
+    return made
+
+
+class _Step:
+    """Forward and backward as the training loop takes them, without an optimizer."""
+
+    def __init__(self, stage: Stage, device: torch.device, bf16: bool):
+        self.stage, self.device = stage, device
+        self.autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+    def take(self, batches: list[list[Batch]], states: list[dict[str, Any]]) -> dict[str, float]:
+        """The metrics of one step on the micro-batches of all ranks, each begun with its random state."""
+        self.stage.zero_grad(set_to_none=True)
+        counted = [batch.counts for micros in batches for batch in micros]
+        counts = {name: sum(c[name] for c in counted) for name in counted[0]}
+        metrics: dict[str, float] = {"loss": 0.0}
+        for micros, state in zip(batches, states, strict=True):
+            rng.restore(state)
+            for batch in micros:
+                with self.autocast:
+                    terms = self.stage(batch.to(self.device))
+                shares = {name: term.total.float() / max(1, counts[term.count]) for name, term in terms.items()}
+                loss = torch.stack([terms[name].weight * share for name, share in shares.items()]).sum()
+                loss.backward()
+                metrics["loss"] += loss.item()
+                for name, share in shares.items():
+                    metrics[name] = metrics.get(name, 0.0) + share.item()
+        trained = [p.grad for p in self.stage.parameters() if p.grad is not None]
+        return {**metrics, "grad_norm": nn.utils.get_total_norm(trained).item()}

@@ -1,0 +1,84 @@
+"""Finds where numbers stop being finite: the first module's output going forward, the first gradient going back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Watch:
+    """What was met first.
+
+    Attributes:
+        output: the module whose output was the first that is not finite, with how much of it.
+        gradient: the module at whose output the first gradient arrived that is not finite.
+        parameter: the first parameter, in the order of the backward pass, whose gradient is not finite.
+    """
+
+    output: str | None = None
+    gradient: str | None = None
+    parameter: str | None = None
+
+    @contextmanager
+    def over(self, module: nn.Module) -> Iterator[None]:
+        """Watches all modules and parameters within the context."""
+        handles = []
+        for name, inner in module.named_modules():
+            if name:
+                handles.append(inner.register_forward_hook(partial(self._see_output, name)))
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                handles.append(parameter.register_post_accumulate_grad_hook(partial(self._see_parameter, name)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _see_output(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        told = f"{name} ({type(module).__name__})"
+        for tensor in _tensors(output):
+            if self.output is None and (bad := _bad(tensor)):
+                came_in = any(_bad(given) for given in _tensors(inputs))
+                self.output = f"{told}: {bad}; {'' if came_in else 'none of '}its inputs were not finite"
+            if tensor.requires_grad:
+                tensor.register_hook(partial(self._see_gradient, told))
+
+    def _see_gradient(self, told: str, gradient: Tensor) -> None:
+        if self.gradient is None and (bad := _bad(gradient)):
+            self.gradient = f"{told}: {bad}"
+
+    def _see_parameter(self, name: str, parameter: Tensor) -> None:
+        if self.parameter is None and parameter.grad is not None and (bad := _bad(parameter.grad)):
+            self.parameter = f"{name}: {bad}"
+
+
+def nonfinite_weights(module: nn.Module) -> list[str]:
+    """Parameters and buffers that hold numbers that are not finite."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return [f"{name}: {bad}" for name, tensor in named if (bad := _bad(tensor))]
+
+
+def _bad(tensor: Tensor) -> str:
+    """How many numbers are not finite, "" where all are."""
+    if not tensor.is_floating_point():
+        return ""
+    nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    return f"{nan} nan and {inf} inf of {tensor.numel()}" if nan or inf else ""
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in what a module takes or returns."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for inner in value.values() for t in _tensors(inner)]
+    if isinstance(value, list | tuple):
+        return [t for inner in value for t in _tensors(inner)]
+    return []
