@@ -88,7 +88,13 @@ def upright(data: bytes) -> Image.Image:
 def same_detail(thumbs: Thumbs) -> list[int]:
     """Which thumbnails show what an earlier one shows, by plain correlation of all pairs, mirrored ones too."""
     plain, flipped = (_unit(_detail(t.astype(np.float32))) for t in (thumbs, thumbs[:, :, ::-1]))
-    return [i for i in range(1, len(thumbs)) if max((s[:i] @ plain[i]).max() for s in (plain, flipped)) > SAME_DETAIL]
+    found = []
+    for low in range(0, len(plain), 512):
+        some = plain[low : low + 512].T
+        alike = np.maximum(plain @ some, flipped @ some)
+        earlier = np.arange(len(plain))[:, None] < low + np.arange(some.shape[1])
+        found += (low + np.flatnonzero((alike * earlier).max(axis=0) > SAME_DETAIL)).tolist()
+    return found
 
 
 def _unit(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
