@@ -117,7 +117,7 @@ def nano() -> Recipe:
 
     Stage 1 is the paper's (Global + Bbox2Caption, distillation with lambda 1 and alpha 0.9), with the teacher's
     crops at 64 pixels. Stage 2 departs from the paper in two ways, because a language model of a million
-    parameters forgets what a billion parameters keep: half of the Bbox2Caption questions stay in the mixture, and
+    parameters forgets what a billion parameters keep: a fifth of the Bbox2Caption questions stay in the mixture, and
     coordinate targets know their neighbours. `nano_paper` is the plain form.
     """
     return Recipe(
@@ -131,22 +131,24 @@ def nano() -> Recipe:
                 "stage1",
                 SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=1, crop_size=64),
                 LoopConfig(
-                    steps=750,
+                    steps=950,
                     batch_size=16,
                     lr=1e-3,
                     min_lr_ratio=0.02,
                     warmup_steps=50,
                     weight_decay=0.02,
                     betas=(0.9, 0.98),
-                    optimizer_groups={"multi_modal_projector": 5.0},
+                    # Faster, it outgrows the word embeddings tenfold: what it says then still reads well, but the
+                    # language model can no longer find the place of what it reads (docs/results.md).
+                    optimizer_groups={"multi_modal_projector": 0.3},
                     precision=_PRECISION,
                 ),
             ),
             StageRecipe(
                 "stage2",
-                SampleConfig({"global": 0.3, "bbox2caption": 0.5, "caption2bbox": 1.0}),
+                SampleConfig({"global": 0.2, "bbox2caption": 0.2, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=350,
+                    steps=200,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
