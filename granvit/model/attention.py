@@ -24,7 +24,7 @@ from granvit.model.packing import Batch
 PACKED = "granvit_packed"
 TILE = 128
 # Lengths are rounded up to one of so many steps per doubling, at least to whole tiles.
-_STEPS = 16
+_STEPS = 32
 
 
 def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, Tensor | BlockMask]:
@@ -48,7 +48,7 @@ def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, Tenso
 
 
 def bucket(length: int) -> int:
-    """The length that rows of `length` positions are padded to: few values, all of whole tiles, at most 1/8 more."""
+    """The length that rows of `length` positions are padded to: few values, all of whole tiles."""
     step = max(TILE, (1 << (length - 1).bit_length()) // _STEPS)
     return -(-length // step) * step
 
@@ -126,7 +126,7 @@ def attend(
     # Under autocast rotary embeddings leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     inside = torch.compiler.is_compiling() or query.device.type == "cpu"
-    run: Callable[..., Any] = flex_attention if inside else _compiled()
+    run: Any = flex_attention if inside else _compiled()
     output = run(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
 

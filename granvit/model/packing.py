@@ -157,18 +157,34 @@ class Batch:
 
 
 def rows_of(lengths: Sequence[int], max_tokens: int | None) -> list[list[int]]:
-    """Which samples share a row: one each, or best-fit decreasing into rows of at most `max_tokens`.
+    """Which samples share a row: one each, or as few rows of at most `max_tokens` as best fit makes of them.
+
+    These rows are then levelled, the longest as short as they allow, so that none stays half empty.
 
     Raises:
         ValueError: one sample alone is longer than `max_tokens`.
     """
     if max_tokens is None:
         return [[i] for i in range(len(lengths))]
+    for i, length in enumerate(lengths):
+        if length > max_tokens:
+            raise ValueError(f"sample {i} has {length} tokens, a row holds {max_tokens}")
+    rows = best_fit(lengths, max_tokens)
+    low, high = max(max(lengths, default=0), -(-sum(lengths) // max(1, len(rows)))), max_tokens
+    while low < high:
+        levelled = best_fit(lengths, (low + high) // 2)
+        if len(levelled) > len(rows):
+            low = (low + high) // 2 + 1
+        else:
+            rows, high = levelled, (low + high) // 2
+    return rows
+
+
+def best_fit(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Rows of at most `most`, the longest samples first, each where it leaves the least room (best-fit decreasing)."""
     rows: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if lengths[i] > max_tokens:
-            raise ValueError(f"sample {i} has {lengths[i]} tokens, a row holds {max_tokens}")
         fitting = [r for r in range(len(rows)) if room[r] >= lengths[i]]
         if fitting:
             best = min(fitting, key=lambda r: room[r])
@@ -176,7 +192,7 @@ def rows_of(lengths: Sequence[int], max_tokens: int | None) -> list[list[int]]:
             room[best] -= lengths[i]
         else:
             rows.append([i])
-            room.append(max_tokens - lengths[i])
+            room.append(most - lengths[i])
     return rows
 
 

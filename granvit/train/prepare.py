@@ -44,9 +44,7 @@ class Prepare:
             raise ValueError(f"sample.crop_size {config.crop_size} is not a multiple of the patch, {model.patch} px")
         prefix = len(self.dialog.prefix_ids)
         if config.max_tokens is not None and config.max_tokens <= prefix:
-            raise ValueError(
-                f"sample.max_tokens {config.max_tokens}: an image and what is before it are {prefix} tokens"
-            )
+            raise ValueError(f"sample.max_tokens {config.max_tokens}: an image alone has {prefix} tokens")
 
     def __call__(self, record: RegionImage, rng: np.random.Generator) -> Sample:
         """One image with its questions.

@@ -5,8 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_model import make_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from granvit.coordinates import get_codec
+from granvit.model import answer_loss
 from granvit.model.answer_loss import AnswerLoss
 
 
@@ -82,3 +85,68 @@ def test_a_batch_of_words_alone_and_of_places_alone(model):
     words = labels < first
     parts = loss(logits[words], labels[words]) + loss(logits[~words], labels[~words])
     torch.testing.assert_close(parts, loss(logits, labels))
+
+
+# --- in pieces -------------------------------------------------------------------------------------------------------
+
+
+def states_and_head(model, dtype=torch.float64):
+    _, labels, _ = logits_and_labels(model)
+    head = torch.nn.Linear(16, len(model.processor.tokenizer), bias=False, dtype=dtype)
+    return torch.randn(len(labels), 16, dtype=dtype, requires_grad=True), head, labels
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1.5])
+@pytest.mark.parametrize("rows", [1, 7, 79, 80])
+def test_pieces_give_loss_and_gradients_of_the_whole(model, monkeypatch, smoothing, rows):
+    loss = loss_of(model, smoothing)
+    states, head, labels = states_and_head(model, torch.float32)
+    results = []
+    for size in (1 << 28, 4 * head.out_features * rows):
+        monkeypatch.setattr(answer_loss, "CHUNK_BYTES", size)
+        states.grad = head.weight.grad = None
+        total = loss.of_states(head, states, labels)
+        total.backward()
+        results.append((total.detach(), states.grad, head.weight.grad))
+    for ours, whole in zip(*results, strict=True):
+        assert (ours - whole).abs().max() <= 1e-6 * whole.abs().max()
+    torch.testing.assert_close(results[0][0], loss(head(states), labels).detach())
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_pieces_never_keep_the_logits_of_the_whole(model, monkeypatch, trained):
+    loss = loss_of(model, 1.0)
+    states, head, labels = states_and_head(model)
+    head.requires_grad_(trained)
+
+    def largest(rows):
+        monkeypatch.setattr(answer_loss, "CHUNK_BYTES", 4 * head.out_features * rows)
+        saved, made = [0], [0]
+
+        class Made(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                result = func(*args, **(kwargs or {}))
+                made.extend(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))
+                return result
+
+        def pack(tensor):
+            saved.append(tensor.numel())
+            return tensor
+
+        with Made():
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                total = loss.of_states(head, states, labels)
+            total.backward()
+        return max(saved), max(made)
+
+    logits = len(labels) * head.out_features
+    assert largest(len(labels)) == (logits, logits)
+    kept, made = largest(8)
+    # Between the passes states, weights and labels are kept; within them one piece's logits, or a weight's gradient.
+    assert kept <= max(states.numel(), head.weight.numel())
+    assert made <= max(8 * head.out_features, head.weight.numel()) < logits / 4
+
+
+def test_no_answers_cost_nothing(model):
+    states, head, labels = states_and_head(model)
+    assert loss_of(model, 1.0).of_states(head, states[:0], labels[:0]) == 0

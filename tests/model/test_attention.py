@@ -85,8 +85,8 @@ def test_lengths_fall_into_few_buckets():
     lengths = np.arange(1, 9000)
     buckets = np.array([bucket(int(n)) for n in lengths])
     assert (buckets >= lengths).all() and (buckets % TILE == 0).all()
-    assert (buckets[1024:] <= lengths[1024:] * 1.125).all()
-    assert len(set(buckets)) == 33 and bucket(4096) == 4096
+    assert (buckets[4096:] <= lengths[4096:] * 1.0625).all()
+    assert len(set(buckets)) == 50 and bucket(4096) == 4096
 
 
 def test_lengthened_rows_hold_nothing_more():

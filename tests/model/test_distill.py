@@ -37,6 +37,19 @@ def test_teacher_is_the_moving_average(alpha):
         torch.testing.assert_close(mine, first + expected, rtol=0, atol=1e-5)
 
 
+def test_all_weights_move_at_once_as_they_would_one_by_one():
+    student = make_tower()
+    teacher = Teacher(student, 0.9)
+    expected = {n: p.detach().clone() for n, p in teacher.tower.named_parameters()}
+    for seed in (5, 6):
+        student.load_state_dict(make_tower(seed=seed).state_dict())
+        teacher.update(student)
+        for name, parameter in student.named_parameters():
+            expected[name] = 0.9 * expected[name] + 0.1 * parameter.detach()
+    for name, parameter in teacher.tower.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=0, atol=1e-6)
+
+
 def test_teacher_is_a_copy_without_gradient():
     student = make_tower()
     teacher = Teacher(student)

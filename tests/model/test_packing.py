@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_model import collate, make_model, make_samples, packed_logits, packed_loss
 
 from granvit.model.forward import answer_logits, project
-from granvit.model.packing import IGNORE, Branch, Grid, Sample, pack, rows_of
+from granvit.model.packing import IGNORE, Branch, Grid, Sample, best_fit, pack, rows_of
 
 KINDS = ["qwen2", "llama"]
 
@@ -222,8 +222,9 @@ def test_rows_hold_every_sample_once_and_never_too_much(case):
     rows = rows_of(lengths, most)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     totals = [sum(lengths[i] for i in row) for row in rows]
-    assert all(t <= most for t in totals)
-    assert sum(2 * t <= most for t in totals) <= 1  # two half-empty rows would have been one
+    plain = [sum(lengths[i] for i in row) for row in best_fit(lengths, most)]
+    assert sum(2 * t <= most for t in plain) <= 1  # two half-empty rows would have been one
+    assert len(rows) == len(plain) and max(totals, default=0) <= max(plain, default=0) <= most
 
 
 @settings(max_examples=30, deadline=None)
@@ -242,6 +243,9 @@ def test_packing_loses_no_sample_and_no_answer(lengths, most):
 
 def test_rows_are_filled_best_fit():
     assert rows_of([5, 6, 4, 4], 10) == [[1, 2], [0, 3]]
+    assert best_fit([5, 6, 2, 2], 8) == [[1, 2], [0, 3]]
+    assert best_fit([3, 3, 3, 3, 3], 12) == [[0, 1, 2, 3], [4]]
+    assert rows_of([3, 3, 3, 3, 3], 12) == [[0, 1, 2], [3, 4]]  # none half empty
     assert rows_of([3, 9, 2], None) == [[0], [1], [2]]
 
 

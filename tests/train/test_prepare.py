@@ -3,12 +3,16 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_model import make_model
+from tiny_model import make_model, packed_loss
 
+from granvit.corpus.synthesize import make
+from granvit.corpus.undrawn import Undrawn
 from granvit.geometry import View
+from granvit.model.attention import bucket
 from granvit.questions import box_exchange, caption_exchange, global_exchange
 from granvit.regions import Region, RegionImage
 from granvit.train.feed import Reject
@@ -259,6 +263,58 @@ def test_collate_gives_each_image_a_row():
     assert batch.counts["images"] == 2 and batch.input_ids.shape[0] == 2
     assert batch.pixels.shape == (2, 64, 64, 3) and batch.crop_image.tolist() == [0, 1]
     assert batch.input_ids[1, -1] == MODEL.dialog.pad_token
+
+
+# --- rows of a fixed budget ------------------------------------------------------------------------------------------
+
+
+def samples_of_the_embedded_corpus(made, count):
+    rng = np.random.default_rng(0)
+    return [made(make(i, seed=0, size=160, documents=0.15), rng) for i in range(count)]
+
+
+@pytest.mark.parametrize("images", [32, 64])
+def test_rows_of_a_fixed_budget_hold_little_padding(images):
+    corpus, rng = Undrawn(images, seed=0, size=160, documents=0.15), np.random.default_rng(0)
+    made = prepare(questions=EVERYTHING, max_tokens=4096, symbolic=True)
+    samples = [made(corpus[i], rng) for i in range(images)]
+    assert len({sum(len(b.ids) for b in s.branches) for s in samples}) > images / 2  # of all lengths
+    shared = made.collate(samples)
+    alone = prepare(questions=EVERYTHING, symbolic=True).collate(samples)
+    assert 1 < len(shared.input_ids) < images / 4 and shared.input_ids.shape[1] <= 4096
+    on_a_gpu = shared.lengthened(bucket(shared.input_ids.shape[1]))
+    assert shared.padding <= on_a_gpu.padding < 0.05 < 0.3 < alone.padding
+
+
+def test_rows_of_a_fixed_budget_give_the_loss_of_one_image_per_row():
+    made = prepare(questions=EVERYTHING, max_tokens=600)
+    samples = samples_of_the_embedded_corpus(prepare(questions=EVERYTHING, max_regions=3), 6)
+    shared, alone = made.collate(samples), prepare().collate(samples)
+    assert len(shared.input_ids) < 6 == len(alone.input_ids)
+    with torch.no_grad():
+        assert packed_loss(MODEL, shared).item() == pytest.approx(packed_loss(MODEL, alone).item(), abs=1e-5)
+
+
+def test_an_image_with_more_tokens_than_a_row_is_rejected_with_the_reason():
+    tokens = len(MODEL.dialog.prefix_ids) + sum(len(b.ids) for b in ask(prepare(), record(REGIONS)).branches)
+    ask(prepare(max_tokens=tokens), record(REGIONS))
+    with pytest.raises(Reject, match=f"more than {tokens - 1} tokens .sample.max_tokens"):
+        ask(prepare(max_tokens=tokens - 1), record(REGIONS))
+
+
+def test_rows_that_hold_no_image_are_refused():
+    with pytest.raises(ValueError, match="sample.max_tokens 12: an image alone has"):
+        prepare(max_tokens=12)
+
+
+def test_digests_tell_canvases_apart():
+    made = Prepare(MODEL, SampleConfig(), digests=True)
+    first, again = (ask(made, record(REGIONS), seed).digest for seed in (0, 1))
+    other = ask(made, record(REGIONS, width=WIDTH + 20)).digest
+    assert first == again != other
+    assert ask(prepare(), record(REGIONS)).digest is None
+    batch = made.collate([ask(made, record(REGIONS)), ask(made, record(REGIONS[:1], width=WIDTH + 20))])
+    assert batch.digests == [first, other] and prepare().collate([ask(prepare(), record(REGIONS))]).digests == []
 
 
 # --- parts of phrases ------------------------------------------------------------------------------------------------

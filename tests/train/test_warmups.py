@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_model import make_model
+from tiny_model import collate, make_model, make_samples
 
 from granvit.corpus.synthesize import make
 from granvit.corpus.undrawn import Undrawn
@@ -62,6 +62,16 @@ def test_the_encoder_warmup_knows_words_and_no_places(model, rng):
     for row in range(3):
         said = {int(t) for t in batch.labels[row] if t >= 0}
         assert set(present[row].nonzero()[:, 0].tolist()) == said
+
+
+def test_words_stay_with_their_image_where_images_share_rows(model):
+    samples = make_samples(model, (3, 1, 2, 1, 2))
+    tokens = len(model.dialog.tokenizer)
+    alone, shared = collate(model, samples), collate(model, samples, max_tokens=130)
+    assert len(shared.input_ids) < 5
+    order = [alone.ids.index(name) for name in shared.ids]
+    assert order != sorted(order)
+    assert torch.equal(present_tokens(shared, tokens), present_tokens(alone, tokens)[order])
 
 
 def test_blur_leaves_a_clear_image_clear_and_mixes_an_unclear_one(model, rng):
