@@ -12,6 +12,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from granvit import commands
+from granvit.commands_assemble import Assemble
 from granvit.commands_debug import Replay
 from granvit.commands_eval import AveragePrecision, Benchmarks, Compare, Eval
 from granvit.commands_export import Export
@@ -23,13 +24,17 @@ from granvit.train.recipes.base import Recipe
 
 
 def build_app() -> SubcommandApp:
-    """All commands: demo, train RECIPE, eval, describe, locate, read, caption, export, transfer, debug, corpus ..."""
+    """All commands: demo, train and assemble RECIPE, eval, describe, locate, read, caption, export, transfer, ..."""
     app = SubcommandApp()
     app.command(name="demo")(commands.Demo)
-    train = SubcommandApp()
-    for name, make in RECIPES.items():
-        train.command(name=name, help=(make.__doc__ or "").strip().splitlines()[0])(_train_command(make))
-    app.command(train, name="train", help="Train a recipe on the embedded corpus or on your own.")
+    for of_recipe, command, told in (
+        ("train", commands.Train, "Train a recipe on the embedded corpus or on your own."),
+        ("assemble", Assemble, "Write the model that a recipe starts from."),
+    ):
+        recipes = SubcommandApp()
+        for name, make in RECIPES.items():
+            recipes.command(name=name, help=(make.__doc__ or "").strip().splitlines()[0])(_with_recipe(command, make))
+        app.command(recipes, name=of_recipe, help=told)
     for name, command in (
         ("eval", Eval),
         ("benchmarks", Benchmarks),
@@ -56,10 +61,10 @@ def build_app() -> SubcommandApp:
     return app
 
 
-def _train_command(make: Callable[[], Recipe]) -> Any:
-    """`commands.Train` with one recipe as its default, so that every setting shows and can be overridden."""
+def _with_recipe(base: type, make: Callable[[], Recipe]) -> Any:
+    """A command with one recipe as its default, so that every setting shows and can be overridden."""
     setting = (Annotated[Recipe, tyro.conf.arg(name="")], field(default_factory=make))
-    command = make_dataclass("Train", [("recipe", *setting)], bases=(commands.Train,))
+    command = make_dataclass(base.__name__, [("recipe", *setting)], bases=(base,))
     command.__doc__ = make.__doc__
     return command
 
