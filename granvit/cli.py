@@ -27,13 +27,13 @@ def build_app() -> SubcommandApp:
     """All commands: demo, train and assemble RECIPE, eval, describe, locate, read, caption, export, transfer, ..."""
     app = SubcommandApp()
     app.command(name="demo")(commands.Demo)
-    for of_recipe, command, told in (
+    for of_recipe, base, told in (
         ("train", commands.Train, "Train a recipe on the embedded corpus or on your own."),
         ("assemble", Assemble, "Write the model that a recipe starts from."),
     ):
         recipes = SubcommandApp()
         for name, make in RECIPES.items():
-            recipes.command(name=name, help=(make.__doc__ or "").strip().splitlines()[0])(_with_recipe(command, make))
+            recipes.command(name=name, help=(make.__doc__ or "").strip().splitlines()[0])(_with_recipe(base, make))
         app.command(recipes, name=of_recipe, help=told)
     for name, command in (
         ("eval", Eval),
