@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -103,11 +104,14 @@ class RegionModel:
         """Image embeddings of canvases uint8 (N, H, W, 3), as the language model sees them: (N, T, hidden)."""
         return project(self.llava, self.features(pixels))
 
-    def save(self, folder: Path | str) -> None:
-        """Write a checkpoint that stock transformers and vLLM load without this package."""
+    def save(self, folder: Path | str, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write a checkpoint that stock transformers and vLLM load without this package.
+
+        `weights` stands in for the model's own state dict where that holds but a share of it.
+        """
         folder = Path(folder)
         self.save_parts(folder)
-        save_torch_state_dict(stock_weights(self.llava), folder)
+        save_torch_state_dict(stock_weights(self.llava, weights), folder)
 
     def save_parts(self, folder: Path) -> None:
         """Write all of a checkpoint but its weights."""
@@ -208,11 +212,16 @@ def _check_reading(folder: Path, config: LlavaConfig) -> None:
             )
 
 
-def stock_weights(llava: LlavaForConditionalGeneration) -> dict[str, Tensor]:
-    """The weights under the names that vLLM's loader takes; transformers reads them too. A tied head is left out."""
+def stock_weights(
+    llava: LlavaForConditionalGeneration, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The weights under the names that vLLM's loader takes; transformers reads them too. A tied head is left out.
+
+    `weights` stands in for the model's own state dict.
+    """
     named: dict[str, Tensor] = {}
     family = family_of(llava.config.vision_config)
-    for name, tensor in llava.state_dict().items():
+    for name, tensor in (llava.state_dict() if weights is None else weights).items():
         if name == "lm_head.weight":
             if llava.config.tie_word_embeddings:
                 continue

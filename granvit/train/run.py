@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from granvit.corpus.select import Subset
 from granvit.corpus.store import Corpus
@@ -31,13 +32,18 @@ from granvit.train.config import LoopConfig, on_cpu
 from granvit.train.encoder_warmup import EncoderWarmup
 from granvit.train.feed import Feed, Records
 from granvit.train.loop import TrainResult, train
+from granvit.train.origin import origin_of
 from granvit.train.prepare import Prepare
 from granvit.train.recipes.base import Recipe, StageRecipe
 from granvit.train.savings import savings
+from granvit.train.sharding import is_sharded, whole_tensors
 from granvit.train.stages import LanguageWarmup
 
 # Fields of a stage that count in another form: two field by field, two as steps and micro-batches.
 _RESOLVED = ("sample", "loop", "epochs", "images_per_step")
+
+# How a step is cut.
+_CUT = ("batch_size", "accumulate")
 
 OnStage = Callable[[str, RegionModel, TrainResult | None], None]
 
@@ -71,9 +77,9 @@ def run_recipe(
     data = _data_facts(sources)
     state = PartialState(cpu=on_cpu(device))
     recipe = recipe.resolved(sum(len(records) for records, _ in sources), state.num_processes)
-    _check_finished(recipe, data, run_dir)
+    _check_finished(recipe, data, run_dir, state.num_processes)
     if state.is_main_process:
-        recipe.save(run_dir / "recipe.json")
+        recipe.save(run_dir / "recipe.json", state.num_processes)
         (run_dir / "data.json").write_text(json.dumps(data, indent=1) + "\n")
     model = RegionModel.load(init) if init is not None else build_model(recipe)
     if on_stage is not None and state.is_main_process:
@@ -85,9 +91,12 @@ def run_recipe(
             model = _load_finished(run_dir / stage.folder)
         else:
             result = run_stage(stage, recipe, model, run_dir / stage.folder, sources, resume=resume, device=device)
+            weights = whole_tensors(model.llava.state_dict())
             if state.is_main_process:
-                _publish(model, done)
+                _publish(model, done, weights)
         state.wait_for_everyone()
+        if is_sharded(model.llava):
+            model = _load_finished(run_dir / stage.folder)  # shards stay shards: the next stage begins with a whole one
         if on_stage is not None and state.is_main_process:
             on_stage(stage.folder, model, result)
     if state.is_main_process:
@@ -116,13 +125,16 @@ def _data_facts(sources: Sequence[tuple[Records, float]]) -> list[dict[str, Any]
     return facts
 
 
-def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path) -> None:
+def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path, processes: int) -> None:
     """Refuses a run folder whose finished stages, which would be taken as they are, are another run's."""
     finished = [stage.folder for stage in recipe.stages if (run_dir / stage.folder / "model").exists()]
     if not finished:
         return
     path = run_dir / "recipe.json"
-    before, now = (_decisive(facts, finished) for facts in (json.loads(path.read_text()), recipe.facts()))
+    stored, current = json.loads(path.read_text()), recipe.facts()
+    # Runs of before this was written down went on with as many processes as they had begun with.
+    before = _decisive(stored, finished, stored.get("processes", processes))
+    now = _decisive(current, finished, processes)
     for name in now:
         if before.get(name) != now[name]:
             raise CheckpointError(f"{path}: {name} was {before.get(name)!r} there and is {now[name]!r} in this run")
@@ -130,14 +142,19 @@ def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path) -
         raise CheckpointError(f"{run_dir / 'data.json'}: {', '.join(finished)} was trained on other corpora or weights")
 
 
-def _decisive(facts: dict[str, Any], folders: Sequence[str]) -> dict[str, Any]:
-    """The settings, by dotted name, that the weights after these stages depend on."""
+def _decisive(facts: dict[str, Any], folders: Sequence[str], processes: int) -> dict[str, Any]:
+    """The settings, by dotted name, that the weights after these stages depend on.
+
+    Into how many micro-batches and processes a step is cut is not among them, only how many images it is of.
+    """
     flat = {name: facts[name] for name in ("encoder", "language", "settings", "seed")}
     flat["canvas"] = facts.get("canvas")  # runs of before there was this setting are of the encoder's own
     for stage in facts["stages"]:
         if (stage["name"] or stage["kind"]) in folders:
             rest = {**stage, **{f"sample.{k}": v for k, v in stage["sample"].items()}}
-            rest |= {f"loop.{k}": v for k, v in stage["loop"].items() if k in LoopConfig().fixed()}
+            loop = stage["loop"]
+            rest |= {f"loop.{k}": v for k, v in loop.items() if k in LoopConfig().fixed() and k not in _CUT}
+            rest["images in a step"] = loop["batch_size"] * loop["accumulate"] * processes
             flat |= {f"{stage['name'] or stage['kind']}.{k}": v for k, v in rest.items() if k not in _RESOLVED}
     plain: dict[str, Any] = json.loads(json.dumps(flat))
     return plain
@@ -154,8 +171,10 @@ def run_stage(
     device: Literal["auto", "cpu"] = "auto",
 ) -> TrainResult:
     """Train one stage in place, resuming from the newest checkpoint in `stage_dir`."""
-    prepare = Prepare(model, stage.sample, digests=stage.loop.feature_cache is not None)
     state = PartialState(cpu=on_cpu(device))
+    if stage.loop.parallel == "fsdp" and stage.kind in ("encoder", "warmup"):
+        raise ValueError(f"{stage.folder}: loop.parallel is ddp for the presets' own parts, which fit on any machine")
+    prepare = Prepare(model, stage.sample, digests=stage.loop.feature_cache is not None)
     feed = Feed(
         sources,
         prepare,
@@ -165,10 +184,11 @@ def run_stage(
         rank=state.process_index,
         world_size=state.num_processes,
     )
+    origin = origin_of(stage, sources)
     facts = {"recipe": recipe.name, "sample": _plain(stage), "settings": vars(recipe.settings)}
     built = stage.build(model)
     with savings(built, stage, state):
-        result = train(built, feed, stage.loop, stage_dir, resume=resume, device=device, recipe=facts)
+        result = train(built, feed, stage.loop, stage_dir, resume=resume, device=device, recipe=facts, origin=origin)
     model.llava.eval()
     if isinstance(built, EncoderWarmup):
         model.words = {k: v.cpu().contiguous() for k, v in built.extra_state().items()}
@@ -191,10 +211,10 @@ def _plain(stage: StageRecipe) -> dict[str, object]:
     return {**rest, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(stage.sample).items()}}
 
 
-def _publish(model: RegionModel, folder: Path) -> None:
+def _publish(model: RegionModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
     """Save under a temporary name, then rename: a model folder is whole or absent."""
     unfinished = folder.with_name(folder.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save(unfinished)
+    model.save(unfinished, weights)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)

@@ -42,7 +42,8 @@ def shard(stage: Stage, device: torch.device, bf16: bool) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    return isinstance(module, FSDPModule)
+    """Whether a module, or some block in it, has been through `shard`."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

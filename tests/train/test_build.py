@@ -97,7 +97,8 @@ def test_symbolic_images_alone_are_never_drawn(tmp_path, monkeypatch):
 def test_every_recipe_is_an_object_that_prints_as_json(name, tmp_path):
     recipe = RECIPES[name]()
     assert recipe.name == name and RECIPES[name].__doc__ and RECIPES[name]() == recipe
-    recipe.save(tmp_path / "new" / "recipe.json")
+    recipe.save(tmp_path / "new" / "recipe.json", processes=4)
     facts = json.loads((tmp_path / "new" / "recipe.json").read_text())
     assert [s["kind"] for s in facts["stages"]] == [s.kind for s in recipe.stages]
+    assert facts["processes"] == 4
     assert all(s["loop"]["steps"] > 0 for s in facts["stages"])

@@ -96,6 +96,51 @@ def test_the_ranks_together_make_the_batch_that_one_process_would(world):
         assert parts == dict(zip(whole[step][0], whole[step][2], strict=True))
 
 
+def steps_of(world, states, steps, sources, reject=()):
+    """So many steps of 12 images by `world` ranks that go on from `states`: the ids of each, and the states after."""
+    shares = [
+        feed(sources, Prepare(reject), rank=rank, world_size=world, batch_size=12 // world) for rank in range(world)
+    ]
+    for share in shares:
+        if states:
+            share.restore_from(json.loads(json.dumps(states)))
+    batches = [sorted(i for share in shares for i in next(share).ids) for _ in range(steps)]
+    return batches, [share.state() for share in shares]
+
+
+@pytest.mark.parametrize("worlds", [(2, 1), (2, 4), (4, 2), (3, 2, 4, 1), (1, 3)])
+def test_another_number_of_ranks_goes_on_with_the_batches_of_one(worlds):
+    sources = [(Corpus(50, "a"), 1.0), (Corpus(70, "b"), 2.0)]
+    whole, _ = steps_of(1, None, 4 * len(worlds), sources)
+    states, batches = None, []
+    for world in worlds:
+        part, states = steps_of(world, states, 4, sources)
+        batches += part
+    assert batches == whole
+
+
+@pytest.mark.parametrize("worlds", [(2, 1), (2, 4), (3, 2, 4, 1), (4, 4, 3)])
+def test_no_record_is_lost_or_repeated_when_ranks_change_after_rejections(worlds):
+    reject = tuple(f"r{i}" for i in range(240) if i % 7 in (0, 3) or i in range(40, 60))
+    good = [f"r{i}" for i in range(240) if f"r{i}" not in reject]
+    states, seen = None, []
+    for world in worlds:
+        part, states = steps_of(world, states, 2, [(Corpus(240), 1.0)], reject)
+        seen += sum(part, [])
+    rest = feed([(Corpus(240), 1.0)], Prepare(reject), batch_size=len(good) - len(seen))
+    rest.restore_from(states)
+    assert sorted(seen + next(rest).ids) == sorted(good)
+    assert rest.rejected["no regions"] <= len(reject)
+
+
+def test_states_of_another_mixture_are_refused_whatever_the_number_of_ranks():
+    states = [feed(rank=rank, world_size=2).state() for rank in range(2)]
+    with pytest.raises(ValueError, match="sizes"):
+        feed([(Corpus(24), 1.0)]).restore_from(states)
+    with pytest.raises(ValueError, match="rank is 1"):
+        feed().restore_from(states[::-1])
+
+
 def test_sources_are_mixed_by_weight_on_every_rank():
     sources = [(Corpus(50, "a"), 3.0), (Corpus(200, "b"), 1.0)]
     for rank in range(2):

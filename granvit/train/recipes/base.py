@@ -150,10 +150,10 @@ class Recipe:
         """The recipe with every stage's steps and micro-batches as numbers (`StageRecipe.resolved`)."""
         return replace(self, stages=[stage.resolved(images, processes) for stage in self.stages])
 
-    def save(self, path: Path) -> None:
-        """The resolved recipe as JSON, beside the run it made."""
+    def save(self, path: Path, processes: int) -> None:
+        """The resolved recipe as JSON, beside the run it made, and on how many processes it runs."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.facts(), indent=2) + "\n")
+        path.write_text(json.dumps({**self.facts(), "processes": processes}, indent=2) + "\n")
 
     def facts(self) -> dict[str, Any]:
         """The resolved recipe as plain data."""
