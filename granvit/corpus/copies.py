@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from granvit.corpus.alignment import agreement
 from granvit.corpus.fingerprint import CROPS, Thumbs, featureless, hashes
-from granvit.corpus.near import HashIndex, Indices
+from granvit.corpus.near import HashIndex, Indices, nearest
 
 # Bits. A copy cropped by a tenth at any side is within 10 of the nearest window in 99 % of the measured photos.
 _RADIUS = 10
 # The other way round each picture asks with all its windows: half the buckets suffice, since several windows are near.
 _REVERSE_RADIUS = 7
+# Of originals that look alike by their hashes, forms of one layout, a picture is compared with so many, the nearest.
+_LOOK_ALIKES = 32
 
 _STARTS_ENDS = np.array(CROPS, dtype=np.float32)
 _WINDOW_ROWS = np.repeat(_STARTS_ENDS, len(CROPS), axis=0)
@@ -74,23 +76,25 @@ class CopyFinder:
         """Pairs of picture and original that may be copies, with their agreement."""
         hashes_nw = hashes(pictures, CROPS)
         windows = len(CROPS) ** 2
+        most = _LOOK_ALIKES * windows
         # The picture is a window of the original ...
-        asked, hit, apart = self._windows.search(hashes_nw[:, 0], _RADIUS)
-        asked, original, window = _nearest(asked, hit // windows, hit % windows, apart)
+        asked, hit, apart = self._windows.search(hashes_nw[:, 0], _RADIUS, most)
+        asked, original, window = _best_windows(asked, hit // windows, hit % windows, apart)
         parts = (self._thumbs[self._known[original]], pictures[asked], _WINDOW_ROWS[window], _WINDOW_COLUMNS[window])
         judged = list(zip(asked, original, agreement(*parts), strict=True))
         # ... or the original a window of the picture.
-        hit, original, apart = self._wholes.search(hashes_nw[:, 1:].ravel(), _REVERSE_RADIUS)
-        asked, original, window = _nearest(hit // (windows - 1), original, hit % (windows - 1) + 1, apart)
+        hit, original, apart = self._wholes.search(hashes_nw[:, 1:].ravel(), _REVERSE_RADIUS, _LOOK_ALIKES)
+        asked, original, window = _best_windows(hit // (windows - 1), original, hit % (windows - 1) + 1, apart)
         parts = (pictures[asked], self._thumbs[self._known[original]], _WINDOW_ROWS[window], _WINDOW_COLUMNS[window])
         return judged + list(zip(asked, original, agreement(*parts), strict=True))
 
 
-def _nearest(
+def _best_windows(
     asked: Indices, original: Indices, window: Indices, apart: NDArray[np.uint8]
 ) -> tuple[Indices, Indices, Indices]:
-    """For each pair of picture and original the window that differs least."""
+    """For each pair of picture and original the window that differs least; a picture's nearest originals alone."""
     order = np.lexsort((window, apart, original, asked))
     pairs = np.column_stack([asked[order], original[order]])
     first = order[np.unique(pairs, axis=0, return_index=True)[1]]
+    first = first[nearest(asked[first], apart[first], _LOOK_ALIKES)]
     return asked[first], original[first], window[first]

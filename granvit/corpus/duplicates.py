@@ -18,6 +18,9 @@ RADIUS = 7
 # receipts in one shop's layout, about one in fifty passes for another.
 SIMILARITY = 0.8
 
+# Of pictures that look alike by their hashes, forms of one layout, each is compared with so many: the pairs grow with
+# the images, not with their square.
+_LOOK_ALIKES = 32
 _QUERIES = 8_192
 # Each portion reads the file of thumbnails once and holds at most two for each pair, 4 KB each.
 _PAIRS = 32_768
@@ -45,7 +48,7 @@ def near_groups(file: FingerprintFile, entries: Indices, similarity: float) -> l
 
 
 def _candidates(hashes: Hashes) -> Iterator[tuple[Indices, Indices, bool]]:
-    """Index pairs within `RADIUS` bits, as they are and mirrored, in portions."""
+    """Index pairs within `RADIUS` bits, as they are and mirrored, each once, in portions."""
     # Thousands of images may share one hash (blank forms): each is compared with the first of them alone.
     unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     shared = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
@@ -54,11 +57,13 @@ def _candidates(hashes: Hashes) -> Iterator[tuple[Indices, Indices, bool]]:
     for low in range(0, len(unique), _QUERIES):
         some = unique[low : low + _QUERIES]
         for flipped, queries in ((False, some), (True, mirrored(some))):
-            asked, found, _ = index.search(queries, RADIUS)
-            later = found > asked + low  # a picture may be its own mirror image, which says nothing
-            pairs[flipped].append((first[asked[later] + low], first[found[later]]))
+            asked, found, _ = index.search(queries, RADIUS, _LOOK_ALIKES)
+            other = found != asked + low  # a picture may be its own mirror image, which says nothing
+            pairs[flipped].append((first[asked[other] + low], first[found[other]]))
     for flipped, parts in pairs.items():
         a, b = (np.concatenate([np.empty(0, np.int64), *(part[side] for part in parts)]) for side in (0, 1))
+        # A pair comes up from both its ends, but where one of them has nearer ones.
+        a, b = np.divmod(np.unique(np.minimum(a, b) * len(hashes) + np.maximum(a, b)), max(len(hashes), 1))
         for i in range(0, len(a), _PAIRS):
             yield a[i : i + _PAIRS], b[i : i + _PAIRS], flipped
 

@@ -19,7 +19,7 @@ MAX_RADIUS = 11
 
 _PARTS, _PART_BITS = 4, 16
 _BUCKETS = 1 << _PART_BITS
-# Comparisons held at once, 40 bytes each.
+# Comparisons held at once, 40 bytes each, and pairs found, 8 bytes each.
 _CHUNK = 2_000_000
 _ONES = np.array([bin(i).count("1") for i in range(_BUCKETS)], dtype=np.uint8)
 
@@ -48,20 +48,32 @@ class HashIndex:
             counts = np.bincount(keys, minlength=_BUCKETS)
             self._starts.append(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
-    def search(self, queries: Hashes, radius: int) -> tuple[Indices, Indices, NDArray[np.uint8]]:
-        """All pairs of a query and a hash within `radius` bits (at most MAX_RADIUS).
+    def search(
+        self, queries: Hashes, radius: int, most: int | None = None
+    ) -> tuple[Indices, Indices, NDArray[np.uint8]]:
+        """All pairs of a query and a hash within `radius` bits (at most MAX_RADIUS); of each query the `most` nearest.
 
         Returns query indices, hash indices and distances, each pair once, ordered by query, then hash.
         """
         queries = np.ascontiguousarray(queries, dtype=np.uint64)
-        found = [np.empty((0, 3), dtype=np.int64)]
+        found, waiting = [np.empty(0, np.int64)], 0
         for part in range(_PARTS):
             for asked, items in self._bucketed(queries, part, radius):
-                apart = distance(queries[asked], self.hashes[items])
-                near = apart <= radius
-                found.append(np.column_stack([asked[near], items[near], apart[near]]))
-        pairs = np.unique(np.concatenate(found), axis=0)
-        return pairs[:, 0], pairs[:, 1], pairs[:, 2].astype(np.uint8)
+                near = distance(queries[asked], self.hashes[items]) <= radius
+                found.append(asked[near] * len(self.hashes) + items[near])
+                waiting += len(found[-1])
+                if waiting > _CHUNK:
+                    found, waiting = [self._pruned(queries, found, most)], 0
+        asked, items = np.divmod(self._pruned(queries, found, most), max(len(self.hashes), 1))
+        return asked, items, distance(queries[asked], self.hashes[items])
+
+    def _pruned(self, queries: Hashes, found: list[Indices], most: int | None) -> Indices:
+        """Pairs, each the number query * hashes + hash, once each and at most so many of a query; ascending."""
+        pairs = np.unique(np.concatenate(found))
+        if most is None or not len(pairs):
+            return pairs
+        asked, items = np.divmod(pairs, len(self.hashes))
+        return pairs[nearest(asked, distance(queries[asked], self.hashes[items]), most)]
 
     def _bucketed(self, queries: Hashes, part: int, radius: int) -> Iterator[tuple[Indices, Indices]]:
         """Query and hash indices that share a bucket of one part, in chunks."""
@@ -89,6 +101,14 @@ def _flips(bits: int) -> NDArray[np.uint16]:
     """All 16-bit masks of at most `bits` ones."""
     chosen = (c for count in range(bits + 1) for c in combinations(range(_PART_BITS), count))
     return np.array([sum(1 << b for b in c) for c in chosen], dtype=np.uint16)
+
+
+def nearest(asked: Indices, apart: NDArray[np.uint8], most: int) -> Indices:
+    """The places of each query's `most` nearest finds, ascending; of equally near ones the earlier."""
+    order = np.lexsort((apart, asked))
+    counts = np.unique(asked, return_counts=True)[1]
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[rank < most])
 
 
 def groups(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from drawn import corpus, cropped, halved, jpeg, mirrored, picture, record
 from granvit import images
 from granvit.corpus import curate as curating
 from granvit.corpus.curate import Curation, curate
-from granvit.corpus.duplicates import exact_groups, near_groups
+from granvit.corpus.duplicates import _candidates, exact_groups, near_groups
 from granvit.corpus.filters import Filters
 from granvit.corpus.fingerprinting import FingerprintFile, store_fingerprints
 from granvit.corpus.layout import CorpusError
@@ -129,6 +129,17 @@ def test_copies_go_and_the_best_of_them_stays(crowded, tmp_path):
     assert report.groups == {"exact-duplicate": 1, "near-duplicate": 4}
     assert report.without_fingerprint == {"no-image-bytes": 1, "not-an-image": 1, "featureless": 2}
     check_sums(report)
+
+
+def test_forms_that_look_alike_cost_a_comparison_each_not_one_for_every_pair():
+    rng = np.random.default_rng(0)  # a thousand hashes, each three bits from one: all within six of each other
+    alike = np.array([sum(1 << int(bit) for bit in rng.choice(64, 3, replace=False)) for _ in range(1_000)], np.uint64)
+    portions = [(first, second, flipped) for first, second, flipped in _candidates(alike)]
+    first, second = (np.concatenate([portion[side] for portion in portions if not portion[2]]) for side in (0, 1))
+    assert (first < second).all() and len(first) < 40 * len(alike)
+    assert len(set(zip(first.tolist(), second.tolist(), strict=True))) == len(first)
+    known = {place for pair in zip(first.tolist(), second.tolist(), strict=True) for place in pair}
+    assert known == set(range(len(alike)))
 
 
 def test_among_no_images_there_are_no_copies(crowded, tmp_path):

@@ -37,6 +37,21 @@ def test_all_pairs_within_the_radius_are_found_once(radius, chunk, monkeypatch):
     assert len(asked) == len(wanted) and (radius < 3 or len(wanted) >= 40)
 
 
+@pytest.mark.parametrize("chunk", [37, 2_000_000])
+def test_of_each_query_the_nearest_are_found(chunk, monkeypatch):
+    monkeypatch.setattr(near, "_CHUNK", chunk)
+    hashes = around(300, 1)
+    hashes[200:] = hashes[200:] & np.uint64(2**64 - 8)  # many that are alike, and some that are equal
+    hashes[220:] = hashes[200] ^ np.arange(80, dtype=np.uint64) % 8
+    queries = np.concatenate([hashes[250:260], around(20, 2)])
+    every, some = (HashIndex(hashes).search(queries, 7, most) for most in (None, 5))
+    wanted = []
+    for query in range(len(queries)):
+        mine = sorted((apart, item) for asked, item, apart in zip(*every, strict=True) if asked == query)[:5]
+        wanted += sorted((query, item, apart) for apart, item in mine)
+    assert list(zip(*some, strict=True)) == wanted and 50 <= len(wanted) < len(every[0])
+
+
 def test_nothing_to_find():
     for hashes in (np.empty(0, np.uint64), np.array([0], np.uint64)):
         assert [len(part) for part in HashIndex(hashes).search(np.array([2**64 - 1], np.uint64), 11)] == [0, 0, 0]
