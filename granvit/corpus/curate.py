@@ -1,7 +1,8 @@
 """From a corpus as it was made to one worth training on; every drop is counted by reason and source.
 
 Two passes over the records, and one over the image files in between where copies are looked for. In memory are some 30
-bytes per image that passes the filters, 45 more for its fingerprint, and 16 per different text a captioner wrote.
+bytes per image that passes the filters, 45 more for its fingerprint, 20 per different text a captioner wrote, the ids
+of the images that are written (`CorpusWriter`) and the rows of the copies that are not.
 Records without image files take part in everything but the search for copies.
 """
 
