@@ -37,6 +37,8 @@ class EncoderWarmup(AnsweringStage):
         nn.init.normal_(score.weight, std=0.02)
         nn.init.constant_(score.bias, -4.0)  # most words are absent from most pictures
         self.head = nn.ModuleDict({"norm": nn.LayerNorm(width), "score": score})
+        if region_model.words is not None:  # an earlier warm-up's
+            self.head.load_state_dict(region_model.words)
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         """The binary cross-entropy of all tokens, summed, per answer token of the batch."""
