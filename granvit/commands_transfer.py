@@ -13,16 +13,16 @@ from granvit.commands import told
 from granvit.geometry import Fit, Frame
 from granvit.train.config import LoopConfig
 from granvit.train.recipes.base import Recipe, StageRecipe
-from granvit.train.recipes.paper import adaptation
+from granvit.train.recipes.paper import transfer
 from granvit.train.sampling import SampleConfig
 
 
 def _questions() -> SampleConfig:
-    return adaptation().sample
+    return transfer().sample
 
 
 def _loop() -> LoopConfig:
-    return adaptation().loop
+    return transfer().loop
 
 
 @dataclass

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 # Settings that may change when a run is resumed, because they change no number of it (`parallel` the order of sums).
 _FREE = (
-    *("log_every", "save_every", "save_keep", "trackers", "timing", "first_batch", "parallel"),
+    *("log_every", "save_every", "save_keep", "trackers", "timing", "first_batch", "workers", "parallel"),
     *("gradient_checkpointing", "compile", "feature_cache", "feature_cache_dtype", "feature_cache_gb"),
 )
 
@@ -19,14 +20,22 @@ def on_cpu(device: str) -> bool:
     return device == "cpu" or not torch.accelerator.is_available()
 
 
+def feed_workers(wanted: int | None, device: str) -> int:
+    """`LoopConfig.workers` as a number. On a CPU the cores are busy training, and threads see to the images."""
+    if wanted is not None or on_cpu(device):
+        return wanted or 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
 @dataclass
 class LoopConfig:
     """How a stage is trained.
 
     Attributes:
-        steps: optimizer steps of the whole run.
+        steps: optimizer steps of the whole run; a recipe's 0 becomes its stage's `epochs`.
         batch_size: images per micro-batch and process.
-        accumulate: micro-batches per optimizer step.
+        accumulate: micro-batches per optimizer step; a recipe's 0 becomes what its stage's `images_per_step` needs.
         lr: peak learning rate, reached after `warmup_steps`; a cosine then leads to `min_lr_ratio * lr`.
         weight_decay: of matrices; biases, norms and embeddings do not decay.
         clip_norm: largest gradient norm; 0 clips nothing.
@@ -44,6 +53,8 @@ class LoopConfig:
         feature_cache: a folder for the features of a frozen encoder, which are then computed once per picture.
         feature_cache_dtype: how they are kept; "fp32" changes no loss, "bf16" rounds them and takes half the space.
         feature_cache_gb: the folder's largest size.
+        workers: processes that prepare images for each that trains; None takes threads on a CPU, and beside a GPU its
+            share of the machine's cores, eight at most. The images are the same.
         timing: measure the sections of each step; their shares go to speed.jsonl and the trackers.
         first_batch: draw the run's first batch as first_batch.png.
     """
@@ -70,6 +81,7 @@ class LoopConfig:
     feature_cache: str | None = None
     feature_cache_dtype: Literal["fp32", "bf16"] = "fp32"
     feature_cache_gb: float = 100.0
+    workers: int | None = None
     timing: bool = True
     first_batch: bool = True
 

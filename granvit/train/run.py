@@ -28,7 +28,7 @@ from granvit.errors import CheckpointError
 from granvit.model.assemble import save_encoder, save_language
 from granvit.model.region_model import RegionModel
 from granvit.train.build import PLACES, WORDS, build_model, start_projector
-from granvit.train.config import LoopConfig, on_cpu
+from granvit.train.config import LoopConfig, feed_workers, on_cpu
 from granvit.train.encoder_warmup import EncoderWarmup
 from granvit.train.feed import Feed, Records
 from granvit.train.loop import TrainResult, train
@@ -183,6 +183,7 @@ def run_stage(
         seed=stage.loop.seed,
         rank=state.process_index,
         world_size=state.num_processes,
+        workers=feed_workers(stage.loop.workers, device),
     )
     origin = origin_of(stage, sources)
     facts = {"recipe": recipe.name, "sample": _plain(stage), "settings": vars(recipe.settings)}

@@ -17,7 +17,8 @@ from granvit.corpus.synthesize import make, synthesize
 from granvit.model import presets
 from granvit.model.region_model import RegionModel
 from granvit.model.tokenizer import train_tokenizer
-from granvit.train.config import LoopConfig
+from granvit.train import config
+from granvit.train.config import LoopConfig, feed_workers
 from granvit.train.recipes.base import StageRecipe, cpu_precision
 from granvit.train.recipes.paper import paper, paper_transfer
 from granvit.train.recipes.tiny import BINS, tiny
@@ -51,7 +52,7 @@ def test_the_cpus_precision_is_told_as_torch_tells_it():
 
 @pytest.mark.parametrize(
     ("images", "processes", "steps", "accumulate"),
-    [(29_510_000, 8, 115274, 4), (29_510_000, 32, 115274, 1), (257, 1, 2, 32), (3, 1, 1, 32)],
+    [(29_510_000, 8, 115274, 8), (29_510_000, 64, 115274, 1), (257, 1, 2, 64), (3, 1, 1, 64)],
 )
 def test_an_epoch_is_the_same_steps_on_any_number_of_processes(images, processes, steps, accumulate):
     for stage in paper().resolved(images, processes).stages:
@@ -63,8 +64,17 @@ def test_numbers_that_are_named_count():
     assert stage.resolved(1000, 2) == stage
     half = replace(stage, loop=replace(stage.loop, steps=0), epochs=0.5)
     assert half.resolved(1000, 2).loop.steps == 21  # 500 images, 24 at a time
-    with pytest.raises(ValueError, match="stage1: 256 images per step are no whole number of batches of 8 on 3 proc"):
+    with pytest.raises(ValueError, match="stage1: 256 images per step are no whole number of batches of 4 on 3 proc"):
         paper().resolved(1000, 3)
+
+
+def test_beside_a_gpu_its_share_of_the_cores_prepares_images(monkeypatch):
+    monkeypatch.setattr(config.os, "sched_getaffinity", lambda pid: range(48))
+    assert feed_workers(None, "cpu") == 0 and feed_workers(3, "cpu") == 3
+    monkeypatch.setattr(config, "on_cpu", lambda device: False)
+    assert feed_workers(None, "auto") == 8 and feed_workers(0, "auto") == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert feed_workers(None, "auto") == 5
 
 
 # --- the paper's recipe ----------------------------------------------------------------------------------------------
@@ -150,6 +160,7 @@ def test_tiny_is_as_large_as_it_says_and_fits_an_hour():
     assert images * image / 30e12 < 3600
 
 
+@pytest.mark.slow
 def test_tiny_trains_through_all_its_stages(monkeypatch, tmp_path):
     small = {"width": 32, "layers": 2, "heads": 2}
     monkeypatch.setitem(presets.SIZES, "tiny-untrained", presets.Size({"canvas": 32, **small}, small))

@@ -17,6 +17,8 @@ after 100 steps of warm-up, no weight decay, gradients clipped at 1, up to 16 re
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from granvit.model.settings import Settings
 from granvit.train.config import LoopConfig
 from granvit.train.recipes.base import Recipe, StageRecipe
@@ -29,23 +31,27 @@ SETTINGS = Settings(codec="decimal", frame="image", fit="letterbox")
 REGIONS = 16
 
 
-def _loop(batch_size: int) -> LoopConfig:
+def _loop() -> LoopConfig:
     """One epoch in steps of `StageRecipe.images_per_step` images (both follow from the corpus and the processes)."""
-    return LoopConfig(
-        steps=0, accumulate=0, batch_size=batch_size, lr=1e-5, warmup_steps=100, precision="bf16", save_every=500
-    )
+    return LoopConfig(steps=0, accumulate=0, batch_size=4, lr=1e-5, warmup_steps=100, precision="bf16", save_every=500)
 
 
 def pretraining() -> StageRecipe:
     """Stage 1: Global and Bbox2Caption through the frozen language model, and localized self-distillation."""
     questions = SampleConfig({"global": 1.0, "bbox2caption": 1.0}, max_regions=REGIONS, crops=REGIONS)
-    return StageRecipe("stage1", questions, _loop(8), distill_weight=1.0, alpha=0.9)
+    return StageRecipe("stage1", questions, _loop(), distill_weight=1.0, alpha=0.9)
 
 
 def adaptation() -> StageRecipe:
     """Stage 2: Global and Caption2Bbox, the encoder frozen."""
     questions = SampleConfig({"global": 1.0, "bbox2caption": 0.0, "caption2bbox": 1.0}, max_regions=REGIONS)
-    return StageRecipe("stage2", questions, _loop(8))
+    return StageRecipe("stage2", questions, _loop())
+
+
+def transfer() -> StageRecipe:
+    """Stage 2 for a language model of billions of parameters, spread over all GPUs and its blocks computed anew."""
+    stage = adaptation()
+    return replace(stage, loop=replace(stage.loop, parallel="fsdp", gradient_checkpointing=("language",)))
 
 
 def paper() -> Recipe:
@@ -64,4 +70,4 @@ def paper_transfer() -> Recipe:
 
     `granvit transfer RUN --llm NAME` is the same stage with the coordinates and geometry of any RUN.
     """
-    return Recipe("paper-transfer", "runs/paper/checkpoint", LARGER_LANGUAGE, SETTINGS, [adaptation()])
+    return Recipe("paper-transfer", "runs/paper/checkpoint", LARGER_LANGUAGE, SETTINGS, [transfer()])
