@@ -7,6 +7,7 @@ headers.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def read_shards(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
     tensors = {name: torch.empty_like(tensor, requires_grad=False) for name, tensor in expected.items()}
     if tensors:
         try:
-            load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not dist.is_initialized())
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads for itself
+                load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)))
         except CheckpointException as error:
             raise CheckpointError(f"{folder}: cannot be read: {next(iter(error.failures.values()))}") from error
     return tensors

@@ -11,10 +11,15 @@ import pytest
 import torch
 from ranks import CONFIG, run_ranks, train_stage1
 from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny_recipe import save_parts, tiny_recipe
 
+from granvit.corpus.synthesize import make
 from granvit.errors import CheckpointError
 from granvit.train import checkpoint
 from granvit.train.config import LoopConfig
+from granvit.train.recipes.base import StageRecipe
+from granvit.train.run import run_recipe
 
 
 def shared(world: int, parallel: str, **changes) -> LoopConfig:
@@ -126,4 +131,67 @@ def test_a_killed_rank_ends_the_run_which_goes_on_as_if_it_had_not(single, tmp_p
     newest = checkpoint.latest(tmp_path)
     assert newest is not None and newest.name == "step_00000002"
     assert run_ranks(2, train_stage1, tmp_path, config) == [0, 0]
+    assert_same_curves(tmp_path, single)
+
+
+def train_recipe(run_dir: Path, parts: Path, batch_size: int, parallel: str) -> None:
+    """Both stages of the tiny recipe as this rank's part of a run."""
+    recipe = tiny_recipe(parts)
+    for stage in recipe.stages:
+        stage.loop = replace(stage.loop, batch_size=batch_size, parallel=parallel, trackers=())
+    run_recipe(recipe, run_dir, [([make(i, seed=1, size=64, documents=0.4) for i in range(8)], 1.0)], device="cpu")
+
+
+def untyped(config: dict) -> dict:
+    """A model that was read back notes the type of its weights."""
+    return {name: value for name, value in config.items() if name != "dtype"}
+
+
+def test_a_sharded_run_leaves_the_checkpoint_of_one_process(tmp_path):
+    parts = save_parts(tmp_path / "parts")
+    train_recipe(tmp_path / "single", parts, 2, "ddp")
+    assert run_ranks(2, train_recipe, tmp_path / "sharded", parts, 1, "fsdp") == [0, 0]
+    for part in ("stage1/model", "stage2/model", "checkpoint"):
+        whole, gathered = tmp_path / "single" / part, tmp_path / "sharded" / part
+        assert {f.name for f in whole.iterdir()} == {f.name for f in gathered.iterdir()}
+        configs = [
+            json.loads((folder / "config.json").read_text(), object_hook=untyped) for folder in (whole, gathered)
+        ]
+        assert configs[0] == configs[1]
+        ours, theirs = (load_file(folder / "model.safetensors") for folder in (whole, gathered))
+        assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+        for name in ours.keys() - {name for name in ours if "k_proj.bias" in name}:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5, msg=f"{part}: {name}")
+    # Its stages are done, also for another number of processes with as many images in a step.
+    train_recipe(tmp_path / "sharded", parts, 2, "ddp")
+    with pytest.raises(CheckpointError, match="stage1.images in a step was 2 there and is 4"):
+        train_recipe(tmp_path / "sharded", parts, 4, "ddp")
+
+
+def test_warm_ups_are_not_sharded(tmp_path):
+    recipe = tiny_recipe(save_parts(tmp_path / "parts"))
+    recipe.stages = [StageRecipe("encoder", recipe.stages[0].sample, replace(recipe.stages[0].loop, parallel="fsdp"))]
+    with pytest.raises(ValueError, match="encoder: loop.parallel is ddp"):
+        run_recipe(recipe, tmp_path / "run", [([make(0, seed=1, size=64, documents=0.4)], 1.0)], device="cpu")
+
+
+@pytest.mark.slow
+def test_bfloat16_shards_stay_near_float32(tmp_path, single):
+    assert run_ranks(2, train_stage1, tmp_path, shared(2, "fsdp", precision="bf16")) == [0, 0]
+    for one, other in zip(curves(tmp_path), curves(single), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.03) != other["loss"]
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None
+    with safe_open(sorted((newest / "student").iterdir())[0], "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("world", "after"), [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
+def test_every_way_goes_on_in_every_other(before, world, after, single, tmp_path):
+    assert run_ranks(2, train_stage1, tmp_path, shared(2, before, steps=3)) == [0, 0]
+    for state in tmp_path.glob("checkpoints/*/state.json"):  # as if it had been meant to take six steps from the start
+        state.write_text(state.read_text().replace('"steps": 3', '"steps": 6'))
+    assert run_ranks(world, train_stage1, tmp_path, shared(world, after)) == [0] * world
     assert_same_curves(tmp_path, single)
