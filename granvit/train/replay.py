@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from granvit.errors import CheckpointError
@@ -153,17 +153,19 @@ class _Step:
         self.stage.zero_grad(set_to_none=True)
         counted = [batch.counts for micros in batches for batch in micros]
         counts = {name: sum(c[name] for c in counted) for name in counted[0]}
-        metrics: dict[str, float] = {"loss": 0.0}
+        weights: dict[str, float] = {}
+        summed: list[Tensor] = []
         for micros, state in zip(batches, states, strict=True):
             rng.restore(state)
             for batch in micros:
                 with self.autocast:
                     terms = self.stage(batch.to(self.device))
-                shares = {name: term.total.float() / max(1, counts[term.count]) for name, term in terms.items()}
-                loss = torch.stack([terms[name].weight * share for name, share in shares.items()]).sum()
+                weights = {name: term.weight for name, term in terms.items()}
+                shares = torch.stack([term.total.float() / max(1, counts[term.count]) for term in terms.values()])
+                loss = torch.stack([w * share for w, share in zip(weights.values(), shares, strict=True)]).sum()
                 loss.backward()
-                metrics["loss"] += loss.item()
-                for name, share in shares.items():
-                    metrics[name] = metrics.get(name, 0.0) + share.item()
+                summed.append(shares.detach())
+        means = dict(zip(weights, torch.stack(summed).sum(0).tolist(), strict=True))
+        total = math.fsum(weights[name] * mean for name, mean in means.items())
         trained = [p.grad for p in self.stage.parameters() if p.grad is not None]
-        return {**metrics, "grad_norm": nn.utils.get_total_norm(trained).item()}
+        return {"loss": total, **means, "grad_norm": nn.utils.get_total_norm(trained).item()}
