@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A scheduler signals every process of a job, and torchrun passes on to its ranks what it got: the same wish twice.
+_ECHO_SECONDS = 2.0
 
 
 class StopSignals:
-    """Within this context the first signal is only noted; a second one acts as it would have without it.
+    """Within this context the first signal is only noted; a second, later one acts as it would have without it.
 
     Attributes:
         received: the number of the signal, or 0.
@@ -19,6 +22,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -28,8 +32,11 @@ class StopSignals:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
+        if not self.received:
+            self.received, self._at = number, time.monotonic()
+        elif time.monotonic() - self._at > _ECHO_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -1,0 +1,20 @@
+import signal
+
+import pytest
+
+from granvit.train import signals
+from granvit.train.signals import StopSignals
+
+
+def test_an_echo_of_the_signal_is_the_same_wish_and_a_later_one_acts(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)  # would end the process
+        now[0] += 3
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the later signal did nothing")
+    assert stop.received == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
