@@ -18,6 +18,6 @@ if __name__ == "__main__":
     found = []
     for arguments in json.loads(Path(sys.argv[1]).read_text()):
         out = simple_evaluate(**arguments, task_manager=manager, bootstrap_iters=0, device="cpu", log_samples=True)
-        said = {task: [row["filtered_resps"] for row in rows] for task, rows in out["samples"].items()}
+        said = {task: [row["filtered_resps"][0] for row in rows] for task, rows in out["samples"].items()}
         found.append({"scores": out["results"], "said": said, "backend": out["config"]["model_backend"]})
     Path(sys.argv[2]).write_text(json.dumps(found, default=str))
