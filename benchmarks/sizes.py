@@ -1,0 +1,122 @@
+"""The sizes at which benchmarks run: untrained models, made on the spot.
+
+    nano    what two CPU cores train: encoder 5 layers x 160 on a 160-pixel canvas, language model 4 layers x 128
+    paper   the paper's shapes: SigLIP2 so400m, 16-pixel patches at 512 pixels, and Qwen2.5-1.5B, boxes in decimals
+
+Weights are random, and both speak the small tokenizer of `nano`, so nothing is downloaded. Its vocabulary has a
+thousand tokens, where Qwen's texts would be a fifth shorter; the head of `paper` is as wide as Qwen's.
+"""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+from granvit.coordinates import get_codec
+from granvit.model.assemble import assemble
+from granvit.model.packing import Branch, Sample
+from granvit.model.presets import nano_encoder, nano_language
+from granvit.model.region_model import RegionModel, Settings
+from granvit.model.tokenizer import train_tokenizer
+from granvit.questions import box_exchange, caption_exchange
+
+Size = Literal["nano", "paper"]
+SIZES: tuple[Size, ...] = ("nano", "paper")
+
+
+def make_model(size: Size, texts: list[str], device: str) -> RegionModel:
+    """An untrained model in float32 on a device."""
+    torch.manual_seed(0)
+    codec = get_codec("loc:80" if size == "nano" else "decimal")
+    tokenizer = train_tokenizer(texts, 1024, codec)
+    with torch.device(device):  # a CPU takes minutes to draw two billion random weights
+        tower = nano_encoder() if size == "nano" else so400m()
+        language = nano_language(tokenizer, codec) if size == "nano" else qwen_1_5b(tokenizer.eos_token_id)
+        return assemble(tower, (language, tokenizer), Settings(codec.spec))
+
+
+def so400m(canvas: int = 512) -> SiglipVisionModel:
+    """The shapes of google/siglip2-so400m-patch16-512."""
+    config = SiglipVisionConfig(
+        image_size=canvas,
+        patch_size=16,
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        vision_use_head=False,
+    )
+    return SiglipVisionModel(config)
+
+
+def qwen_1_5b(end_token: int) -> Qwen2ForCausalLM:
+    """The shapes of Qwen/Qwen2.5-1.5B-Instruct."""
+    config = Qwen2Config(
+        vocab_size=151936,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+        eos_token_id=end_token,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def make_samples(
+    model: RegionModel,
+    texts: list[str],
+    images: int,
+    regions: int,
+    locate: bool = False,
+    crops: int = 0,
+    crop_size: int = 0,
+) -> list[Sample]:
+    """Random canvases, each with `regions` random boxes and captions (asked for, or to be found: `locate`)."""
+    rng = np.random.default_rng(regions)
+    captions = [t for t in texts if len(t) < 40]
+    ask = box_exchange if locate else caption_exchange
+
+    def branch() -> Branch:
+        box = np.sort(rng.random((2, 2)), axis=0).ravel()
+        return model.dialog.branch(ask(box, str(rng.choice(captions)), model.codec))
+
+    def picture(*shape: int) -> np.ndarray:
+        return rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+    samples = []
+    for i in range(images):
+        corners = np.sort(rng.uniform(0, model.canvas, (crops, 2, 2)), axis=1) + [[0], [4]]
+        samples.append(
+            Sample(
+                f"{i}",
+                [branch() for _ in range(regions)],
+                picture(model.canvas, model.canvas),
+                picture(crops, crop_size, crop_size),
+                corners.reshape(crops, 4).astype(np.float32),
+                digest=f"{regions}-{i}",
+            )
+        )
+    return samples
+
+
+def autocast(device: str) -> AbstractContextManager[object]:
+    """bfloat16 where training has it, on a GPU."""
+    return torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
+
+
+def machine(device: str) -> str:
+    """What a benchmark ran on."""
+    import platform
+
+    where = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    return f"{where}, torch {torch.__version__}"
