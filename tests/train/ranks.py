@@ -17,7 +17,7 @@ from tiny_model import collate, make_model, make_samples
 from granvit.model.packing import Sample
 from granvit.regions import RegionImage
 from granvit.train.config import LoopConfig
-from granvit.train.feed import Feed, Reject
+from granvit.train.feed import Feed
 
 # What every rank would import for itself otherwise, seconds each.
 IMPORTED = ["granvit.train.run", *(f"transformers.models.{kind}.modeling_{kind}" for kind in ("siglip", "qwen2"))]
@@ -40,11 +40,12 @@ class Numbers:
         return RegionImage(str(index), None, 8, 8, [])
 
 
-def train_stage1(run_dir: Path, config: LoopConfig, poison: str = "", kill: tuple[int, int] = (-1, -1)) -> dict:
-    """Trains stage 1 as this process's part of a run; its curves. Every second picture has no region to distil.
+def train_stage1(run_dir: Path, config: LoopConfig, kill: tuple[int, int] = (-1, -1), recompute: bool = False) -> None:
+    """Trains stage 1 as this process's part of a run. Every second picture has no region to distil.
 
-    Rejects the record `poison`; `kill` is a rank and after which step it ends without a word.
+    `kill` is a rank and after which step it ends without a word; with `recompute` blocks keep their inputs alone.
     """
+    from granvit.model.blocks import recomputed
     from granvit.train.loop import train
     from granvit.train.stages import Pretrain
 
@@ -53,8 +54,6 @@ def train_stage1(run_dir: Path, config: LoopConfig, poison: str = "", kill: tupl
 
     def prepare(record: RegionImage, rng: np.random.Generator) -> Sample:
         index = int(record.id)
-        if record.id == poison:
-            raise Reject("poisonous")
         (sample,) = make_samples(model, (1 + index % 3,), seed=int(rng.integers(1 << 30)), crops=index % 2)
         return replace(sample, id=record.id)
 
@@ -68,7 +67,9 @@ def train_stage1(run_dir: Path, config: LoopConfig, poison: str = "", kill: tupl
                 os._exit(9)
 
     feed = Feed([(Numbers(), 1.0)], prepare, lambda s: collate(model, s), config.batch_size, 0, rank, world, prefetch=0)
-    return train(Killed(model), feed, config, run_dir, device="cpu").history
+    stage = Killed(model)
+    with recomputed([stage.tower, stage.model.model.language_model] if recompute else []):
+        train(stage, feed, config, run_dir, device="cpu")
 
 
 def run_ranks(world: int, target: Callable[..., object], *arguments: object, timeout: float = 300) -> list[int]:
