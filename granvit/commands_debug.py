@@ -53,7 +53,7 @@ def report(result: Result) -> list[str]:
         for id, loss, norm in result.samples
         if id in result.guilty
     ]
-    alone = f"{len(result.guilty)} of {len(result.samples)} samples do it alone"
+    alone = f"{len(result.guilty)} of {len({id for id, *_ in result.samples})} samples do it alone"
     if result.reproduced:
         return [*lines, f"reproduced: step {result.step} is not finite again; {alone}"]
     return [*lines, f"not reproduced: step {result.step} is finite here; {alone}"]

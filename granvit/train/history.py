@@ -109,7 +109,8 @@ class History:
         speed = self._speed.rates(self._peak)
         self._speed = Speed()
         seconds = {} if self._timing is None else self._timing.read()
-        shares = {name: seconds[name] / sum(seconds.values()) for name in SECTIONS if name in seconds}
+        known = {name: seconds[name] for name in SECTIONS if name in seconds}
+        shares = {name: share / max(sum(known.values()), 1e-9) for name, share in known.items()}
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()

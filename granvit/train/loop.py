@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -35,6 +34,7 @@ from granvit.train.config import LoopConfig, on_cpu
 from granvit.train.feed import Feed
 from granvit.train.flops import peak_flops
 from granvit.train.history import Curves, History, Speed
+from granvit.train.nonfinite import NonFiniteLoss
 from granvit.train.optimizer import make_optimizer, make_schedule
 from granvit.train.sharding import clip_gradients, shard, whole_tensors
 from granvit.train.signals import StopSignals
@@ -42,10 +42,6 @@ from granvit.train.stage import Stage
 from granvit.train.timing import Timing, section
 
 __all__ = ["LoopConfig", "NonFiniteLoss", "TrainResult", "train"]
-
-
-class NonFiniteLoss(RuntimeError):
-    """A loss or gradient norm that is not a finite number; the message names the step and the samples."""
 
 
 @dataclass
@@ -154,6 +150,7 @@ class _Run:
                     wait = time.perf_counter() - began
                     if self.step == 0 and self.config.first_batch:
                         self._show(batches[0])
+                        began = time.perf_counter() - wait  # the drawing is no part of the step
                     metrics, counts, stop = self._take_step(batches, place, signals)
                     taken = self._speed(batches, counts, time.perf_counter() - began, wait)
                     self.history.add(self.step, metrics, taken)
@@ -169,10 +166,11 @@ class _Run:
 
     def _show(self, batch: Batch) -> None:
         """Draws the run's first batch: a wrong box is seen there before a day of training has learned it."""
-        picture = self.stage.picture(batch) if self.accelerator.is_main_process else None
-        if picture is not None:
-            picture.save(self.run_dir / "first_batch.png")
-            self.history.show("first_batch", picture)
+        with section("drawing"):
+            picture = self.stage.picture(batch) if self.accelerator.is_main_process else None
+            if picture is not None:
+                picture.save(self.run_dir / "first_batch.png")
+                self.history.show("first_batch", picture)
 
     def _speed(self, batches: list[Batch], counts: dict[str, int], seconds: float, waited: float) -> Speed:
         counted = [self.stage.flops(batch) for batch in batches]
@@ -198,15 +196,10 @@ class _Run:
         self.history.open_trackers(self.config.trackers, _flat(self.recipe), self.step)
         self.wrapped = self.stage if self.sharded else self.accelerator.prepare(self.stage)
         if newest is not None:
-            self._restore_rng([rank["rng"] for rank in progress.ranks])
-
-    def _restore_rng(self, ranks: list[dict[str, Any]]) -> None:
-        """Goes on with every rank's random generators; another number of ranks starts new ones from the seed."""
-        if len(ranks) == self.accelerator.num_processes:
-            rng.restore(ranks[self.accelerator.process_index])
-        else:
-            place = [self.config.seed, self.step, self.accelerator.num_processes, self.accelerator.process_index]
-            set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+            if len(progress.ranks) == self.feed.world_size:
+                rng.restore(progress.ranks[self.feed.rank]["rng"])
+            else:
+                rng.start(self.config.seed, self.step, self.feed.world_size, self.feed.rank)
 
     def _take_step(
         self, batches: list[Batch], place: dict[str, Any], signals: StopSignals
@@ -294,24 +287,19 @@ class _Run:
         """Leaves what is needed to take the step again, and raises."""
         mine = {"ids": [batch.ids for batch in batches], "feed": place, "rng": rng.encode(random_state)}
         ranks = gather_object([mine])
-        step = self.step + 1
         tensors = whole_tensors(self.stage.model.state_dict()), whole_tensors(self.stage.extra_state())
         if self.accelerator.is_main_process:
             facts = {
-                "step": step,
+                "step": self.step + 1,
                 "metrics": {name: repr(value) for name, value in metrics.items()},
                 "precision": self.recipe["precision"],
                 "device": self.device.type,
                 "origin": self.origin,
             }
-            nonfinite.save(self.run_dir / nonfinite.FOLDER, self.stage, *tensors, facts, ranks)
+            nonfinite.save(self.run_dir, self.stage, *tensors, facts, ranks)
         self.accelerator.wait_for_everyone()
         ids = [id for rank in ranks for micro in rank["ids"] for id in micro]
-        bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
-        raise NonFiniteLoss(
-            f"step {step}: {bad} with the samples {', '.join(ids)}; "
-            f"`granvit debug replay {self.run_dir / nonfinite.FOLDER}` takes the step again"
-        )
+        raise NonFiniteLoss.at(self.step + 1, metrics, ids, self.run_dir)
 
 
 def _cuda_bf16(device: torch.device) -> bool:

@@ -58,8 +58,9 @@ class Replay:
 
     @property
     def guilty(self) -> list[str]:
-        """The samples that alone are enough."""
-        return [id for id, loss, norm in self.samples if not (math.isfinite(loss) and math.isfinite(norm))]
+        """The samples that alone are enough, each named once."""
+        bad = [id for id, loss, norm in self.samples if not (math.isfinite(loss) and math.isfinite(norm))]
+        return list(dict.fromkeys(bad))
 
 
 def replay(folder: Path, corpora: Sequence[str] = (), device: Literal["auto", "cpu"] = "auto") -> Replay:

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from tiny_model import CANVAS, make_model
 from tiny_recipe import tiny_recipe
 from tiny_stage import TinyStage, make_feed
 
 from granvit.cli import main
+from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import synthesize
 from granvit.corpus.undrawn import Undrawn
 from granvit.errors import CheckpointError
@@ -144,6 +146,20 @@ def test_what_cannot_be_taken_again_is_refused(tmp_path, corpus):
         replay(folder, device="cpu")
     with pytest.raises(CheckpointError, match="is this a run's `nonfinite` folder"):
         replay(tmp_path, device="cpu")
+
+
+def take_part(folder, corpus_path):
+    """One rank's part of a run that ends at a poisonous token."""
+    corpus = Corpus(corpus_path)
+    run_stage(stage_recipe(**CAPTIONS), tiny_recipe(folder), poisoned(corpus)[0], folder / "run", [(corpus, 1.0)])
+
+
+@pytest.mark.slow
+def test_one_process_takes_the_step_of_two_ranks_again(tmp_path, corpus):
+    assert run_ranks(2, take_part, tmp_path, corpus.path) == [1, 1]
+    result = replay(tmp_path / "run" / "nonfinite", device="cpu")
+    assert result.reproduced and result.guilty == [poisoned(corpus)[1]] and len(result.samples) == 8
+    assert result.now["distill"] == pytest.approx(float(result.before["distill"]), rel=1e-6)
 
 
 def test_a_run_of_no_recipe_says_so(tmp_path):
