@@ -210,7 +210,7 @@ def _limits(request: Instance) -> tuple[int, tuple[str, ...]]:
     if (options.get("temperature") or 0) > 0 and options.get("do_sample", True) or (options.get("num_beams") or 1) > 1:
         raise ValueError(f"task {task}: granvit answers greedily; add --gen_kwargs temperature=0,num_beams=1")
     stops = options.get("until") or []
-    return int(options.get("max_new_tokens", _LONGEST)), (stops,) if isinstance(stops, str) else tuple(stops)
+    return int(options.get("max_new_tokens") or _LONGEST), (stops,) if isinstance(stops, str) else tuple(stops)
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
