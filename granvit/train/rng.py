@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 
 Raw = dict[str, Any]
 
@@ -39,6 +40,11 @@ def restore(encoded: dict[str, Any]) -> None:
     torch.set_rng_state(_bytes(encoded["torch"]))
     if encoded["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(_bytes(encoded["cuda"]))
+
+
+def start(*place: int) -> None:
+    """New generators for one rank of several that go on where another number of ranks stopped."""
+    set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
 
 def _text(state: torch.Tensor) -> str:
