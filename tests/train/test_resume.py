@@ -114,3 +114,25 @@ def test_two_processes_take_the_steps_of_one_even_when_resumed(tmp_path):
     ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
     for name in theirs:
         assert ours[name].sub(theirs[name]).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_torchrun_ends_a_run_whose_rank_is_killed_and_it_goes_on(tmp_path):
+    options = {"steps": 60, "log_every": 1, "save_every": 4, "dropout": 0.0, "accumulate": 2}
+    main(tmp_path / "one", {**options, "batch_size": 4})
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    two = start(tmp_path / "two", {**options, "batch_size": 2}, *launcher)
+    while len(rows(tmp_path / "two")) < 12 and two.poll() is None:
+        time.sleep(0.005)
+    children = Path(f"/proc/{two.pid}/task/{two.pid}/children").read_text().split()
+    killed = time.monotonic()
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, errors = two.communicate(timeout=60)
+    assert two.returncode != 0 and time.monotonic() - killed < 60
+    assert 12 <= len(rows(tmp_path / "two")) < 60, errors
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    again = start(tmp_path / "two", {**options, "batch_size": 2}, *launcher)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    for expected, found in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
