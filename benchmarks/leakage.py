@@ -5,7 +5,7 @@
 Pictures: every image under the FOLDERs (../shared/data), photographs and scans (receipts, pages of text) apart. First
 true duplicates among them are left out: equal files, and photographs whose thumbnails, or one and the other's mirror
 image, correlate by more than 0.6 in their details, all pairs compared (of photographs that were looked at, no two
-different ones come above 0.46). Then every picture is copied in every way of `COPIES` and each copy sought among all
+different ones come above 0.46). Then every picture is copied in every way of `COPIES`, and each copy sought among all
 originals, as `granvit corpus leakage` does. Recall: copies found as their own original's. False: copies found as
 another's. Last, the originals are sought among each other: what is found there is false.
 

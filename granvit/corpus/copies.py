@@ -43,7 +43,7 @@ class Copy:
 class CopyFinder:
     """Pictures whose copies are sought: resized, recompressed, mirrored, cropped by up to a fifth, or all of it.
 
-    A copy may be a part of its original, or the original a part of the copy. Memory: 7 KB per original.
+    A copy may be a part of its original, or the original a part of the copy. Memory: 9 KB per original.
 
     Args:
         thumbs_mss: the originals' thumbnails, shape (M, SIDE, SIDE). Featureless ones are never found.

@@ -78,7 +78,7 @@ class Leakage:
     report: Path = Path("leakage.json")
     """The file to write the findings to; the ids alone go to the same name with .txt."""
     similarity: float = SIMILARITY
-    """From which agreement, at most 1, a picture counts as a copy. Receipts in one layout reach 0.7."""
+    """From which agreement, at most 1, a picture counts as a copy. Receipts in one layout reach 0.9."""
     fingerprints: Path | None = None
     """A Parquet file that has the fingerprints of the corpus's images, or to keep them in for the next benchmark."""
     workers: int = 0
