@@ -46,7 +46,7 @@ class Watch:
         for tensor in _tensors(output):
             if self.output is None and (bad := _bad(tensor)):
                 came_in = any(_bad(given) for given in _tensors(inputs))
-                self.output = f"{told}: {bad}; {'' if came_in else 'none of '}its inputs were not finite"
+                self.output = f"{told}: {bad}; its inputs were {'not finite either' if came_in else 'finite'}"
             if tensor.requires_grad:
                 tensor.register_hook(partial(self._see_gradient, told))
 

@@ -45,10 +45,10 @@ def test_the_first_module_is_named_and_whether_it_is_to_blame():
     with torch.no_grad():
         net.second.weight[1, 2] = torch.inf
     watch = watched(net, torch.ones(2, 4))
-    assert watch.output.startswith("second (Linear): ") and watch.output.endswith("none of its inputs were not finite")
+    assert watch.output.startswith("second (Linear): ") and watch.output.endswith("; its inputs were finite")
     assert nonfinite_weights(net) == ["second.weight: 0 nan and 1 inf of 16"]
     came_in = watched(net, torch.full((2, 4), torch.nan)).output
-    assert came_in == "first (Linear): 8 nan and 0 inf of 8; its inputs were not finite"
+    assert came_in == "first (Linear): 8 nan and 0 inf of 8; its inputs were not finite either"
 
 
 def test_a_gradient_alone_is_found_at_the_output_in_front_of_its_cause():
