@@ -114,9 +114,5 @@ def autocast(device: str) -> AbstractContextManager[object]:
 
 def machine(device: str) -> str:
     """What a benchmark ran on."""
-    import platform
-
-    where = (
-        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    )
-    return f"{where}, torch {torch.__version__}"
+    processor = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{torch.cuda.get_device_name() if device == 'cuda' else processor}, torch {torch.__version__}"
