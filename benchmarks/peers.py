@@ -13,7 +13,7 @@ rounds' own ratios.
 
 ms-swift runs in an interpreter of its own (`--swift`, with ms-swift and what its multimodal models need installed), by
 its own command line and in its own words around the questions (its LLaVA-1.5 template), packing on where there is a GPU
-(it needs flash attention). Its row tells why where it can't run.
+(it needs flash attention). Its row tells why where it can't run; this arm has not been run yet.
 """
 
 from __future__ import annotations
