@@ -68,6 +68,7 @@ def sharded(tmp_path_factory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_two_replicas_take_the_steps_of_one_process(replicated, single):
     assert_same_curves(replicated, single)
 
@@ -91,6 +92,7 @@ def test_what_two_ranks_saved_goes_on_in_one(sharded, single, tmp_path):
                 torch.testing.assert_close(ours.get_tensor(key), theirs.get_tensor(key), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_two_ranks_saved_goes_on_in_four(sharded, single, tmp_path):
     run_dir = copy_until(sharded, tmp_path / "run", 3)
     assert run_ranks(4, train_stage1, run_dir, shared(4, "fsdp")) == [0] * 4
@@ -130,6 +132,7 @@ def test_a_damaged_or_missing_shard_is_named(sharded, tmp_path):
         train_stage1(run_dir, CONFIG)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_which_goes_on_as_if_it_had_not(single, tmp_path):
     config = shared(2, "fsdp", save_every=2)
     codes = run_ranks(2, train_stage1, tmp_path, config, (1, 3))
