@@ -4,7 +4,7 @@
     paper   the paper's shapes: SigLIP2 so400m, 16-pixel patches at 512 pixels, and Qwen2.5-1.5B, boxes in decimals
 
 Weights are random, and both speak the small tokenizer of `nano`, so nothing is downloaded. Its vocabulary has a
-thousand tokens, where Qwen's texts would be a fifth shorter; the head of `paper` is as wide as Qwen's.
+thousand tokens, where Qwen's texts would be shorter; the head of `paper` is as wide as Qwen's.
 """
 
 from __future__ import annotations
