@@ -131,7 +131,7 @@ def nano() -> Recipe:
                 "stage1",
                 SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=1, crop_size=64),
                 LoopConfig(
-                    steps=950,
+                    steps=820,
                     batch_size=16,
                     lr=1e-3,
                     min_lr_ratio=0.02,
@@ -148,7 +148,7 @@ def nano() -> Recipe:
                 "stage2",
                 SampleConfig({"global": 0.2, "bbox2caption": 0.2, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=200,
+                    steps=320,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
@@ -181,12 +181,12 @@ def nano_own() -> Recipe:
     recipe.name = "nano-own"
     recipe.read_window = 240
     words = LoopConfig(
-        steps=200, batch_size=16, lr=1e-3, min_lr_ratio=0.02, warmup_steps=20, weight_decay=0.05, betas=(0.9, 0.98)
+        steps=300, batch_size=16, lr=1e-3, min_lr_ratio=0.02, warmup_steps=20, weight_decay=0.05, betas=(0.9, 0.98)
     )
     recipe.stages.insert(0, _warmup("words", words, noise=0.5, blur=1.0))
     for stage in recipe.stages:
         stage.sample.windows, stage.sample.window_side, stage.sample.max_regions = 0.5, (1.0, 2.0), 12
         stage.sample.max_answer = 32
-    recipe.stages[1].loop.steps, recipe.stages[2].loop.steps = 400, 240
+    recipe.stages[1].loop.steps, recipe.stages[2].loop.steps = 1200, 600
     recipe.stages[2].sample.questions = {"global": 0.3, "bbox2caption": 1.0, "caption2bbox": 1.0}
     return recipe
