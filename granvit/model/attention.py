@@ -1,4 +1,4 @@
-"""How packed positions attend to one another: SDPA with a boolean mask on the CPU, FlexAttention on a GPU.
+"""How packed positions attend to one another: a boolean mask on the CPU, FlexAttention on a GPU.
 
 FlexAttention skips the 128 x 128 tiles of the S x S square in which nothing is visible, and asks for single positions
 only in tiles that are partly visible. Which tiles these are follows from where each tile's segments begin and end, so
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from granvit.model.packing import Batch
@@ -45,6 +45,12 @@ def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, Tenso
         language.set_attn_implementation(PACKED)
     batch = batch.lengthened(bucket(batch.input_ids.shape[1]))
     return batch, block_mask(batch)
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Lets a model that is about to train, and all its parts, attend by `attend`."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(PACKED)
 
 
 def bucket(length: int) -> int:
@@ -121,6 +127,12 @@ def attend(
     Query, key, value are (B, heads, S, D), of fewer heads in keys and values; the result is (B, S, heads, D).
     """
     if not isinstance(attention_mask, BlockMask):
+        if (
+            torch.is_autocast_enabled("cpu")
+            and query.device.type == "cpu"
+            and not _causal(module, attention_mask, options)
+        ):
+            return _in_bfloat16(query, key, value, attention_mask, scaling), None
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
     # Under autocast rotary embeddings leave queries and keys in float32.
@@ -129,6 +141,24 @@ def attend(
     run: Any = flex_attention if inside else _compiled()
     output = run(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _causal(module: nn.Module, mask: Tensor | None, options: dict[str, Any]) -> bool:
+    """Whether order alone, and no mask, hides positions."""
+    return mask is None and options.get("is_causal", getattr(module, "is_causal", True)) is not False
+
+
+def _in_bfloat16(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Attention by its definition, all in bfloat16. `mask` is boolean, or None where everything is visible.
+
+    For training on a CPU: torch's own CPU kernel takes most of its time backwards, and half of a small model's step.
+    """
+    groups = query.shape[1] // key.shape[1]
+    query, key, value = (part.to(torch.bfloat16) for part in (query, key, value))
+    scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ repeat_kv(key, groups).transpose(2, 3)
+    if mask is not None:
+        scores = scores + torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill_(~mask, -torch.inf)
+    return (scores.softmax(-1, dtype=torch.bfloat16) @ repeat_kv(value, groups)).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(PACKED, attend)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from granvit.model.answer_loss import AnswerLoss
+from granvit.model.attention import use_packed_attention
 from granvit.model.distill import Teacher, distillation_loss
 from granvit.model.families import trained_parameters
 from granvit.model.forward import answer_states, frozen, project
@@ -39,6 +40,7 @@ class AnsweringStage(Stage):
         self.model = region_model.llava
         self.answer_loss = AnswerLoss(region_model.processor.tokenizer, region_model.codec, smoothing)
         frozen(self.model)
+        use_packed_attention(self.model)
 
     def _train(self, *modules: nn.Module) -> None:
         for module in modules:

@@ -198,3 +198,35 @@ def test_other_lengths_and_rows_compile_nothing_new():
     warm = [step(rows, longest) for rows, longest in ((2, 20), (3, 200))][-1]
     assert warm <= 2
     assert {step(rows, longest) for rows, longest in ((4, 300), (5, 500), (3, 800), (7, 60))} == {warm}
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_training_in_bfloat16_on_a_cpu_attends_as_sdpa_does(masked):
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = False, 2
+    batch = packed([[30, 20], [41]])
+    mask = batch.mask() if masked else None
+    rows, length = batch.input_ids.shape
+    shapes = [(rows, 4, length, 8), (rows, 2, length, 8), (rows, 2, length, 8)]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    seen = (batch.block_ids >= 0)[..., None, None]
+
+    def outcome(autocast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = attend(module, *inputs, mask)[0].float() * seen
+        return [output, *torch.autograd.grad(output.pow(2).sum(), inputs)]
+
+    for exact, ours in zip(outcome(False), outcome(True), strict=True):
+        assert (exact - ours).norm() < 0.02 * exact.norm()
+        assert not torch.equal(exact, ours)  # the other way was taken
+
+
+def test_order_alone_is_left_to_sdpa_in_bfloat16():
+    module = torch.nn.Module()
+    module.is_causal = True
+    query, key, value = torch.randn(3, 1, 2, 6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        first = attend(module, query, key, value, None)[0]
+        again = attend(module, query, key + torch.tensor([0.0] * 5 + [9.0])[:, None], value, None)[0]
+    assert torch.equal(first[:, :5], again[:, :5])

@@ -131,7 +131,7 @@ def nano() -> Recipe:
                 "stage1",
                 SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=1, crop_size=64),
                 LoopConfig(
-                    steps=820,
+                    steps=900,
                     batch_size=16,
                     lr=1e-3,
                     min_lr_ratio=0.02,
@@ -148,7 +148,7 @@ def nano() -> Recipe:
                 "stage2",
                 SampleConfig({"global": 0.2, "bbox2caption": 0.2, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=320,
+                    steps=360,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
