@@ -125,7 +125,7 @@ def nano() -> Recipe:
         encoder="nano",
         language="nano",
         settings=SETTINGS,
-        corpus=EmbeddedCorpus(documents=0.1),
+        corpus=EmbeddedCorpus(train=12_000, documents=0.1),
         stages=[
             StageRecipe(
                 "stage1",
@@ -148,7 +148,7 @@ def nano() -> Recipe:
                 "stage2",
                 SampleConfig({"global": 0.2, "bbox2caption": 0.2, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=360,
+                    steps=300,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
