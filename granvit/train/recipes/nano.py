@@ -181,12 +181,12 @@ def nano_own() -> Recipe:
     recipe.name = "nano-own"
     recipe.read_window = 240
     words = LoopConfig(
-        steps=300, batch_size=16, lr=1e-3, min_lr_ratio=0.02, warmup_steps=20, weight_decay=0.05, betas=(0.9, 0.98)
+        steps=250, batch_size=16, lr=1e-3, min_lr_ratio=0.02, warmup_steps=20, weight_decay=0.05, betas=(0.9, 0.98)
     )
     recipe.stages.insert(0, _warmup("words", words, noise=0.5, blur=1.0))
     for stage in recipe.stages:
         stage.sample.windows, stage.sample.window_side, stage.sample.max_regions = 0.5, (1.0, 2.0), 12
         stage.sample.max_answer = 32
-    recipe.stages[1].loop.steps, recipe.stages[2].loop.steps = 1200, 600
+    recipe.stages[1].loop.steps, recipe.stages[2].loop.steps = 900, 450
     recipe.stages[2].sample.questions = {"global": 0.3, "bbox2caption": 1.0, "caption2bbox": 1.0}
     return recipe
