@@ -181,7 +181,14 @@ def nano_own() -> Recipe:
     recipe.name = "nano-own"
     recipe.read_window = 240
     words = LoopConfig(
-        steps=250, batch_size=16, lr=1e-3, min_lr_ratio=0.02, warmup_steps=20, weight_decay=0.05, betas=(0.9, 0.98)
+        steps=250,
+        batch_size=16,
+        lr=1e-3,
+        min_lr_ratio=0.02,
+        warmup_steps=20,
+        weight_decay=0.05,
+        betas=(0.9, 0.98),
+        precision=_PRECISION,
     )
     recipe.stages.insert(0, _warmup("words", words, noise=0.5, blur=1.0))
     for stage in recipe.stages:
