@@ -6,9 +6,12 @@ from granvit.train import signals
 from granvit.train.signals import StopSignals
 
 
-def test_an_echo_of_the_signal_is_the_same_wish_and_a_later_one_acts(monkeypatch):
+def test_an_echo_of_the_signal_is_the_same_wish_and_a_later_one_acts(monkeypatch, request):
     now = [100.0]
     monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    # A shell's background jobs ignore this signal, and hand that on to what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.received == signal.SIGTERM
