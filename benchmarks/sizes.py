@@ -35,15 +35,18 @@ def make_model(size: Size, texts: list[str], device: str) -> RegionModel:
     codec = get_codec("loc:80" if size == "nano" else "decimal")
     tokenizer = train_tokenizer(texts, 1024, codec)
     with torch.device(device):  # a CPU takes minutes to draw two billion random weights
-        tower = nano_encoder() if size == "nano" else so400m()
-        language = nano_language(tokenizer, codec) if size == "nano" else qwen_1_5b(tokenizer.eos_token_id)
-        return assemble(tower, (language, tokenizer), Settings(codec.spec))
+        if size == "nano":
+            return assemble(nano_encoder(), (nano_language(tokenizer, codec), tokenizer), Settings(codec.spec))
+        config = qwen(*QWEN_1_5B)
+        config.eos_token_id = tokenizer.eos_token_id
+        language = Qwen2ForCausalLM(config)
+        return assemble(SiglipVisionModel(so400m()), (language, tokenizer), Settings(codec.spec))
 
 
-def so400m(canvas: int = 512) -> SiglipVisionModel:
+def so400m() -> SiglipVisionConfig:
     """The shapes of google/siglip2-so400m-patch16-512."""
-    config = SiglipVisionConfig(
-        image_size=canvas,
+    return SiglipVisionConfig(
+        image_size=512,
         patch_size=16,
         hidden_size=1152,
         intermediate_size=4304,
@@ -51,23 +54,26 @@ def so400m(canvas: int = 512) -> SiglipVisionModel:
         num_attention_heads=16,
         vision_use_head=False,
     )
-    return SiglipVisionModel(config)
 
 
-def qwen_1_5b(end_token: int) -> Qwen2ForCausalLM:
-    """The shapes of Qwen/Qwen2.5-1.5B-Instruct."""
-    config = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-        tie_word_embeddings=True,
-        eos_token_id=end_token,
+def qwen(
+    width: int, layers: int, heads: int, keys: int, inner: int, words: int = 151_936, tied: bool = True
+) -> Qwen2Config:
+    """The shapes of a Qwen2.5."""
+    return Qwen2Config(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=keys,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=tied,
     )
-    return Qwen2ForCausalLM(config)
+
+
+# Qwen/Qwen2.5-1.5B-Instruct
+QWEN_1_5B = (1536, 28, 12, 2, 8960)
 
 
 def make_samples(

@@ -53,6 +53,17 @@ def test_the_encoder_warmup_trains_the_encoder_and_its_head_alone(model, rng):
     assert stage.head["score"].weight.grad.abs().sum() > 0
 
 
+def test_a_second_encoder_warmup_goes_on_from_the_first_ones_head(model):
+    first = EncoderWarmup(model)
+    model.words = first.extra_state()
+    assert all(
+        torch.equal(second, first.extra_state()[name]) for name, second in EncoderWarmup(model).extra_state().items()
+    )
+    model.words = None
+    fresh = EncoderWarmup(model).extra_state()["score.weight"]
+    assert not torch.equal(fresh, first.extra_state()["score.weight"])
+
+
 def test_the_encoder_warmup_knows_words_and_no_places(model, rng):
     batch = drawn_batch(model, rng)
     moved = dataclasses.replace(batch, position_ids=batch.position_ids + 1, branch_ids=batch.branch_ids * 0)

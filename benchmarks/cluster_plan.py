@@ -1,6 +1,6 @@
 """What training on a corpus of Gran-29M's size takes: parameters, arithmetic, memory, GPU-hours, network and disk.
 
-    python docs/cluster_plan.py [--gpus 32] [--peak 989e12] [--mfu 0.4] [--regions 6.22] [--kilobytes 150]
+    python benchmarks/cluster_plan.py [--gpus 32] [--peak 989e12] [--mfu 0.4] [--regions 6.22] [--kilobytes 150]
 
 Counted from the architectures' shapes (no weights are needed or made): parameters, and the arithmetic of one image
 with its questions, by the same code that gives a run its MFU. Assumed, and to be replaced by your own: the MFU, what
@@ -13,15 +13,9 @@ import argparse
 from dataclasses import dataclass
 
 import torch
+from sizes import QWEN_1_5B, qwen, so400m
 from torch import nn
-from transformers import (
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PretrainedConfig,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
 from granvit.model.distill import Teacher
 from granvit.model.families import trained_parameters
@@ -35,31 +29,9 @@ IMAGES, PEAK = 29.51e6, 989e12  # Gran-29M; an H100's dense bfloat16, FLOP/s
 GLOBAL, REGION, PLACE = (28, 150), (68, 12), (45, 30)
 BEFORE = 20  # what a chat template puts before the image
 
-ENCODER = SiglipVisionConfig(
-    hidden_size=1152,
-    intermediate_size=4304,
-    num_hidden_layers=27,
-    num_attention_heads=16,
-    image_size=512,
-    patch_size=16,
-    vision_use_head=False,
-)
-
-
-def qwen(width: int, layers: int, heads: int, keys: int, inner: int, words: int = 151_936, tied: bool = True):
-    return Qwen2Config(
-        vocab_size=words,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=keys,
-        tie_word_embeddings=tied,
-    )
-
-
+ENCODER = so400m()
 LANGUAGES: dict[str, PretrainedConfig] = {
-    "Qwen2.5-1.5B": qwen(1536, 28, 12, 2, 8960),
+    "Qwen2.5-1.5B": qwen(*QWEN_1_5B),
     "Qwen2.5-3B": qwen(2048, 36, 16, 2, 11_008),
     "Qwen2.5-7B": qwen(3584, 28, 28, 4, 18_944, 152_064, tied=False),
     "Llama-3-8B": LlamaConfig(
