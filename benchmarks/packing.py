@@ -1,6 +1,6 @@
 """Many questions behind one image prefix, against one question per sequence: regions per second and peak memory.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/packing.py [--quick] [--images 4] [--repeats 7]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/packing.py [--quick] [--images 8] [--repeats 7]
     python benchmarks/packing.py --device cuda --size paper
 
 Timed is a stage-1 step (forward and backward, encoder and projector training, language model frozen). The baselines
@@ -11,8 +11,8 @@ are
 
 on the same model (benchmarks/sizes.py), pictures and questions. The arms take turns, each round in another order; the
 table gives medians over the rounds and, in brackets, the range. A ratio is the median of the rounds' own ratios. Every
-arm is worked off in micro-batches of at most `--tokens` tokens, images included, so that the baselines fit into a GPU;
-on the CPU there is one. Memory is what the tensors of a step take at most besides weights and inputs: counted tensor by
+arm is worked off in micro-batches of at most `--tokens` tokens, images included: so the baselines fit into a GPU, and a
+CPU's caches do not overflow. Memory is what the tensors of a step take at most besides weights and inputs: counted tensor by
 tensor on the CPU, what the allocator has given out on a GPU.
 """
 
@@ -158,15 +158,15 @@ def time_arms(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=4, help="images per step")
+    parser.add_argument("--images", type=int, default=8, help="images per step")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=SIZES, default="nano")
-    parser.add_argument("--tokens", type=int, help="per micro-batch; 16384 on a GPU, no limit on the CPU")
+    parser.add_argument("--tokens", type=int, help="per micro-batch; 16384 on a GPU, 8192 on the CPU")
     parser.add_argument("--quick", action="store_true", help="two images, three rounds, 1, 8 and 32 regions")
     options = parser.parse_args()
     images, repeats, counts = (2, 3, (1, 8, 32)) if options.quick else (options.images, options.repeats, REGIONS)
-    device, tokens = options.device, options.tokens or (16384 if options.device == "cuda" else 10**9)
+    device, tokens = options.device, options.tokens or (16384 if options.device == "cuda" else 8192)
 
     texts = sample_texts(500)
     stage = Pretrain(make_model(options.size, texts, device), distill_weight=0).to(device)

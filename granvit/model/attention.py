@@ -1,4 +1,4 @@
-"""How packed positions attend to one another: a boolean mask on the CPU, FlexAttention on a GPU.
+"""How packed positions attend to one another: branch by branch on the CPU, FlexAttention on a GPU.
 
 FlexAttention skips the 128 x 128 tiles of the S x S square in which nothing is visible, and asks for single positions
 only in tiles that are partly visible. Which tiles these are follows from where each tile's segments begin and end, so
@@ -18,19 +18,23 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from granvit.model.branch_attention import Branches
 from granvit.model.packing import Batch
 
 # The name of `attend` in transformers' table of attention functions.
 PACKED = "granvit_packed"
 TILE = 128
+# What stands for a mask beside `branches`: it passes through transformers as masks do, and no attention could use it.
+_NO_MASK = torch.zeros(1, 1, 0, 0, dtype=torch.bool)
 # Lengths are rounded up to one of so many steps per doubling, at least to whole tiles.
 _STEPS = 32
 
 
-def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, Tensor | BlockMask]:
-    """The batch as attention takes it on the batch's device, and the mask of that device. Nothing else decides.
+def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, dict[str, Any]]:
+    """The batch as attention takes it on its device, and what the language model is to be called with.
 
-    On a GPU rows are lengthened to the next of few lengths, and the language model is set to `attend`.
+    On a GPU rows are lengthened to the next of few lengths. On a CPU a model that attends by `attend` computes branch
+    by branch where that is fewer scores; any other takes the boolean mask.
 
     Raises:
         ValueError: the language model runs on an attention that would misread these masks (eager attention takes a
@@ -39,12 +43,15 @@ def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, Tenso
     there = language.config._attn_implementation
     if there not in ("sdpa", PACKED):
         raise ValueError(f"packing needs attn_implementation='sdpa', not {there!r}")
-    if batch.input_ids.device.type != "cuda":
-        return batch, batch.mask()
-    if there != PACKED:
-        language.set_attn_implementation(PACKED)
-    batch = batch.lengthened(bucket(batch.input_ids.shape[1]))
-    return batch, block_mask(batch)
+    if batch.input_ids.device.type == "cuda":
+        use_packed_attention(language)
+        batch = batch.lengthened(bucket(batch.input_ids.shape[1]))
+        return batch, {"attention_mask": block_mask(batch)}
+    if there == PACKED:
+        branches = Branches.of(batch)
+        if branches.scores < batch.input_ids.numel() * batch.input_ids.shape[1]:
+            return batch, {"attention_mask": _NO_MASK, "branches": branches}
+    return batch, {"attention_mask": batch.mask()}
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
@@ -120,21 +127,21 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | BlockMask | None,
     scaling: float | None = None,
+    branches: Branches | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: FlexAttention where the mask is a `BlockMask`, else its own SDPA.
+    """Attention as transformers calls it, by `fit_attention`'s choice: `branches`, or FlexAttention for a `BlockMask`.
+
+    Any other mask is left to SDPA, as it would be without this function; see `_dense` for the one exception.
 
     Query, key, value are (B, heads, S, D), of fewer heads in keys and values; the result is (B, S, heads, D).
     """
+    if branches is not None:
+        if query.is_cpu and torch.is_autocast_enabled("cpu"):
+            query, key, value = (part.to(torch.bfloat16) for part in (query, key, value))
+        return branches.attend(query, key, value, scaling), None
     if not isinstance(attention_mask, BlockMask):
-        if (
-            torch.is_autocast_enabled("cpu")
-            and query.device.type == "cpu"
-            and not _causal(module, attention_mask, options)
-        ):
-            return _in_bfloat16(query, key, value, attention_mask, scaling), None
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-        return output, None
+        return _dense(module, query, key, value, attention_mask, scaling, **options), None
     # Under autocast rotary embeddings leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     inside = torch.compiler.is_compiling() or query.device.type == "cpu"
@@ -143,16 +150,33 @@ def attend(
     return output.transpose(1, 2).contiguous(), None
 
 
+def _dense(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    **options: Any,
+) -> Tensor:
+    """SDPA; in bfloat16 training on a CPU by plain products, since torch's kernel is slow there.
+
+    How slow, benchmarks/attention.py tells.
+    """
+    on_cpu = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if on_cpu and not options.get("dropout") and not _causal(module, mask, options):
+        return _by_products(query, key, value, mask, scaling)
+    output, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
+    return output
+
+
 def _causal(module: nn.Module, mask: Tensor | None, options: dict[str, Any]) -> bool:
     """Whether order alone, and no mask, hides positions."""
     return mask is None and options.get("is_causal", getattr(module, "is_causal", True)) is not False
 
 
-def _in_bfloat16(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """Attention by its definition, all in bfloat16. `mask` is boolean, or None where everything is visible.
-
-    For training on a CPU: torch's own CPU kernel takes most of its time backwards, and half of a small model's step.
-    """
+def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Attention by its definition, in bfloat16. `mask` is boolean, or None where everything is visible."""
     groups = query.shape[1] // key.shape[1]
     query, key, value = (part.to(torch.bfloat16) for part in (query, key, value))
     scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ repeat_kv(key, groups).transpose(2, 3)

@@ -39,14 +39,14 @@ def answer_states(llava: LlavaForConditionalGeneration, batch: Batch, image_embe
             image positions and features differ.
     """
     language = llava.model.language_model
-    batch, mask = fit_attention(language, batch)
+    batch, attention = fit_attention(language, batch)
     embedded = language.get_input_embeddings()(batch.input_ids)
     flat = image_embeds.reshape(-1, image_embeds.shape[-1]).to(embedded.dtype)
     if int(batch.is_image.sum()) != len(flat):
         raise ValueError(f"{int(batch.is_image.sum())} image positions but {len(flat)} features in {batch.ids[:4]}...")
     embedded = embedded.masked_scatter(batch.is_image[..., None], flat)
     hidden = language(
-        inputs_embeds=embedded, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
+        inputs_embeds=embedded, position_ids=batch.position_ids, use_cache=False, **attention
     ).last_hidden_state
     answers = batch.labels != IGNORE
     return hidden[answers], batch.labels[answers]

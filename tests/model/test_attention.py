@@ -7,7 +7,7 @@ from tiny_model import collate, make_model, make_samples, packed_logits
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
-from granvit.model import forward
+from granvit.model import attention, forward
 from granvit.model.attention import PACKED, TILE, attend, block_mask, bucket, visible
 from granvit.model.packing import Branch, Sample, pack
 
@@ -104,7 +104,7 @@ def test_lengthened_rows_hold_nothing_more():
 def fit_as_on_gpu(language, batch):
     language.set_attn_implementation(PACKED)
     batch = batch.lengthened(bucket(batch.input_ids.shape[1]))
-    return batch, block_mask(batch)
+    return batch, {"attention_mask": block_mask(batch)}
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
@@ -127,7 +127,7 @@ def test_flex_attention_gives_the_gradients_of_sdpa(kind):
     model.llava.cuda()
     batch = collate(model, make_samples(model, (3, 1, 2, 4)), max_tokens=160).to("cuda")
     results = []
-    for fit in (lambda language, batch: (batch, batch.mask()), forward.fit_attention):
+    for fit in (lambda language, batch: (batch, {"attention_mask": batch.mask()}), forward.fit_attention):
         model.llava.zero_grad()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(forward, "fit_attention", fit)
@@ -201,7 +201,7 @@ def test_other_lengths_and_rows_compile_nothing_new():
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_training_in_bfloat16_on_a_cpu_attends_as_sdpa_does(masked):
+def test_training_in_bfloat16_on_a_cpu_attends_as_sdpa_does_without_it(masked, monkeypatch):
     torch.manual_seed(0)
     module = torch.nn.Module()
     module.is_causal, module.num_key_value_groups = False, 2
@@ -212,14 +212,20 @@ def test_training_in_bfloat16_on_a_cpu_attends_as_sdpa_does(masked):
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     seen = (batch.block_ids >= 0)[..., None, None]
 
-    def outcome(autocast):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            output = attend(module, *inputs, mask)[0].float() * seen
+    def outcome(**options):
+        output = attend(module, *inputs, mask, **options)[0].float() * seen
         return [output, *torch.autograd.grad(output.pow(2).sum(), inputs)]
 
-    for exact, ours in zip(outcome(False), outcome(True), strict=True):
-        assert (exact - ours).norm() < 0.02 * exact.norm()
-        assert not torch.equal(exact, ours)  # the other way was taken
+    expected, scaled = outcome(), outcome(scaling=0.1)
+    asked = []
+    sdpa = attention.sdpa_attention_forward
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *a, **o: asked.append(o) or sdpa(*a, **o))
+    with torch.autocast("cpu", torch.bfloat16):
+        for exact, ours in zip(expected + scaled, outcome() + outcome(scaling=0.1), strict=True):
+            assert (exact - ours).norm() < 0.02 * exact.norm()
+        assert not asked
+        attend(module, *inputs, mask, dropout=0.5)
+    assert [options["dropout"] for options in asked] == [0.5]  # what it can't do is left to SDPA
 
 
 def test_order_alone_is_left_to_sdpa_in_bfloat16():

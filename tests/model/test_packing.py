@@ -7,15 +7,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import collate, make_model, make_samples, packed_logits, packed_loss
 
+from granvit.model.attention import use_packed_attention
+from granvit.model.branch_attention import Branches
 from granvit.model.forward import answer_logits, project
 from granvit.model.packing import IGNORE, Branch, Grid, Sample, best_fit, pack, rows_of
 
 KINDS = ["qwen2", "llama"]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[(kind, way) for kind in KINDS for way in ("whole mask", "branch by branch")])
 def model(request):
-    return make_model(request.param)
+    """With both ways to attend on a CPU; the second also where it is more work."""
+    kind, way = request.param
+    model = make_model(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "branch by branch":
+            use_packed_attention(model.llava)
+            patch.setattr(Branches, "scores", 0)
+        yield model
 
 
 @pytest.fixture(scope="module")
