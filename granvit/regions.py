@@ -10,6 +10,9 @@ import pyarrow as pa
 
 Kind = Literal["object", "text"]
 SCHEMA_VERSION = 1
+# A region that a cut-out of the image cuts is kept where at least this share of it is seen. Cut text would be a wrong
+# transcription.
+LEAST_VISIBLE: dict[Kind, float] = {"object": 0.5, "text": 0.97}
 
 
 @dataclass

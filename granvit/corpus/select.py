@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
 from granvit.regions import RegionImage
 
 _HELD_OUT = ("val", "test")
+_FRACTION = 0.1
 
 
 class Subset:
@@ -28,7 +29,7 @@ class Subset:
         return (self.corpus[i] for i in self.indices)
 
 
-def train_and_held_out(corpus: Corpus, fraction: float = 0.1) -> tuple[Subset, Subset]:
+def train_and_held_out(corpus: Corpus, fraction: float = _FRACTION) -> tuple[Subset, Subset]:
     """The images to train on, and those held out ("val", or "test" where there is no "val").
 
     A corpus without either holds out `fraction` of its images, chosen by a hash of their ids: the same ones on
@@ -69,7 +70,14 @@ def held_out_part(corpus: Corpus) -> Subset:
     return held_out
 
 
-def _parts(corpus: Corpus, fraction: float = 0.1) -> tuple[Subset, Subset]:
+def named_split(corpus: Corpus) -> Callable[[RegionImage], str]:
+    """The split of each record; in a corpus that holds none out by name, "val" for those held out by their hash."""
+    if any(corpus.manifest["images_by_split"].get(name) for name in _HELD_OUT):
+        return lambda record: record.split
+    return lambda record: "val" if unit_hash(record.id) < _FRACTION else "train"
+
+
+def _parts(corpus: Corpus, fraction: float = _FRACTION) -> tuple[Subset, Subset]:
     splits: dict[str, list[int]] = {}
     ids: list[str] = []
     for index, record in enumerate(corpus.records()):

@@ -17,12 +17,9 @@ from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.model.region_model import RegionModel
 from granvit.model.symbolic import symbolic_grid
 from granvit.questions import box_exchange, caption_exchange, global_exchange, where_exchange
-from granvit.regions import Region, RegionImage
+from granvit.regions import LEAST_VISIBLE, Region, RegionImage
 from granvit.train.feed import Reject
 from granvit.train.sampling import SampleConfig
-
-# A region that a window cuts is kept where at least this share of it is seen. Cut text would be a wrong transcription.
-_LEAST_VISIBLE = {"object": 0.5, "text": 0.97}
 
 
 class Prepare:
@@ -94,7 +91,7 @@ class Prepare:
         if not usable:
             return [], np.zeros((0, 4))
         seen = view.visible([r.box for r in usable])
-        regions = [r for r, share in zip(usable, seen, strict=True) if share >= _LEAST_VISIBLE[r.kind]]
+        regions = [r for r, share in zip(usable, seen, strict=True) if share >= LEAST_VISIBLE[r.kind]]
         return regions, view.clip([r.box for r in regions])
 
     def _choose(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -17,4 +17,5 @@ COMMANDS: dict[str, type] = {
     "merge": dividing.Merge,
     "split": dividing.Split,
     "sample": dividing.Sample,
+    "tile": dividing.Tile,
 }

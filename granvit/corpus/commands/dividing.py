@@ -1,4 +1,4 @@
-"""``granvit corpus merge``, ``split`` and ``sample``: corpora made of others."""
+"""``granvit corpus merge``, ``split``, ``sample`` and ``tile``: corpora made of others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from granvit.corpus import parts
 from granvit.corpus.commands.common import fail
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
+from granvit.corpus.tiles import Tiling, tile
+from granvit.regions import Kind
 
 
 @dataclass
@@ -101,4 +103,36 @@ class Sample:
         except CorpusError as error:
             return fail(str(error))
         print(f"{self.out}: {images} of {len(corpus)} images")
+        return 0
+
+
+@dataclass
+class Tile:
+    """Write a corpus with its large images cut into tiles, for print and objects too small for an encoder's canvas.
+
+    Example: granvit corpus tile receipts tiles --side 240 --kind text
+    """
+
+    corpus: Positional[Path]
+    """The corpus folder."""
+    out: Positional[Path]
+    """The corpus folder to write."""
+    side: int = 512
+    """Side of a tile, in pixels of the image; an image that is no larger stays whole."""
+    overlap: float = 0.25
+    """Share of its side that a tile has in common, at least, with the next one: what one cuts, the other shows."""
+    kind: Kind | None = None
+    """Cut only images with regions of this kind; by default all."""
+    overwrite: bool = False
+    """Replace the corpus at OUT once the new one is complete."""
+
+    def run(self) -> int:
+        """Exit status: 0, or 1 when nothing could be written."""
+        try:
+            tiling = Tiling(self.side, self.overlap, self.kind)
+            made = tile(Corpus(self.corpus), self.out, tiling, self.overwrite)
+        except (CorpusError, ValueError) as error:
+            return fail(str(error))
+        print(f"{self.out}: {made.tiles} tiles, {made.whole} images whole")
+        print(f"left out: {made.empty} tiles without a region, {made.lost} regions that no tile shows whole")
         return 0

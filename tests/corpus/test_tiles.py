@@ -1,0 +1,134 @@
+"""Tiles show every region that fits into one, at the pixels it had, and keep an image on one side of the split."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from drawn import corpus, jpeg, picture, record
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from granvit.corpus.layout import CorpusError
+from granvit.corpus.select import train_and_held_out
+from granvit.corpus.store import Corpus
+from granvit.corpus.tiles import Tiled, Tiling, cut, tile
+from granvit.corpus.verify import verify
+from granvit.regions import Region, RegionImage
+
+SIZE = (300, 200)
+
+
+def line(*box: float, text: str = "a line", **options) -> Region:
+    return Region(box, text, kind="text", **options)
+
+
+def page(regions: list[Region], **options) -> RegionImage:
+    return record("page", jpeg(picture(1, SIZE)), SIZE, regions=regions, **options)
+
+
+def tiles_of(one: RegionImage, *args, **options) -> tuple[dict[str, RegionImage], Tiled]:
+    made = Tiled()
+    return {part.id: part for part in cut(one, Tiling(*args, **options), made)}, made
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(8, 400), st.floats(0, 0.9), st.data())
+def test_tiles_cover_the_image_and_show_whatever_fits_the_overlap(width, height, side, overlap, data):
+    windows = Tiling(side, overlap).windows(width, height)
+    assert len(set(windows)) == len(windows)
+    assert all(0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height for x1, y1, x2, y2 in windows)
+    assert all(x2 - x1 == min(side, width) and y2 - y1 == min(side, height) for x1, y1, x2, y2 in windows)
+    # Starts are rounded to whole pixels: between two of them may lie one pixel more.
+    fits = max(int(side * overlap) - 1, 1)
+    x1 = data.draw(st.integers(0, max(width - fits, 0)))
+    y1 = data.draw(st.integers(0, max(height - fits, 0)))
+    x2, y2 = min(x1 + fits, width), min(y1 + fits, height)
+    assert any(a <= x1 and b <= y1 and x2 <= c and y2 <= d for a, b, c, d in windows)
+
+
+def test_regions_lie_on_the_pixels_they_lay_on():
+    one = page([line(150, 110, 250, 130, polygon=[150, 110, 250, 112, 250, 130, 150, 128])])
+    found, made = tiles_of(one, 160, 0.5)
+    source = np.asarray(Image.open(io.BytesIO(one.image)))
+    assert made == Tiled(tiles=2, empty=4) and list(found) == ["page@140,0", "page@140,40"]
+    for part in found.values():
+        left, top = map(int, part.id.split("@")[1].split(","))
+        shown = np.asarray(Image.open(io.BytesIO(part.image)))
+        assert np.array_equal(shown, source[top : top + 160, left : left + 160])
+        assert (part.width, part.height) == (160, 160)
+        (region,) = part.regions
+        assert region.box == (150 - left, 110 - top, 250 - left, 130 - top)
+        outline = [150, 110, 250, 112, 250, 130, 150, 128]
+        assert region.polygon == (np.reshape(outline, (4, 2)) - [left, top]).ravel().tolist()
+            150 - left,
+            110 - top,
+            250 - left,
+            112 - top,
+            250 - left,
+            130 - top,
+            150 - left,
+            128 - top,
+        ]
+        assert not region.ignore
+
+
+def test_what_a_tile_cuts_is_there_to_be_ignored():
+    half, most = line(80, 10, 120, 20), Region((20, 20, 110, 60), "a dog", polygon=[20, 20, 110, 60, 20, 60])
+    found, _ = tiles_of(page([half, most, line(10, 70, 60, 80), line(99.5, 5, 140, 9)]), 100, 0.0)
+    text, dog, whole = found["page@0,0"].regions
+    assert text.box == (80, 10, 100, 20) and text.ignore
+    assert dog.box == (20, 20, 100, 60) and not dog.ignore and dog.polygon is None  # eight ninths of it
+    assert not whole.ignore
+
+
+def test_regions_larger_than_a_tile_are_counted_and_unreadable_ones_stay_so():
+    wide, illegible = line(5, 50, 295, 60), line(10, 10, 40, 20, ignore=True)
+    found, made = tiles_of(page([wide, illegible, line(10, 30, 40, 40)]), 100, 0.0)
+    assert made.lost == 1 and made.tiles == 1 and made.empty == 5
+    assert [region.ignore for region in found["page@0,0"].regions] == [True, True, False]
+
+
+@pytest.mark.parametrize("regions", [[], [line(10, 10, 20, 20, ignore=True)]])
+def test_a_page_without_a_usable_region_leaves_nothing(regions):
+    assert tiles_of(page(regions), 160) == ({}, Tiled(empty=6))
+
+
+def test_small_images_and_other_kinds_stay_whole():
+    small, photo = page([line(1, 1, 20, 9)], caption="a page"), page([Region((1, 1, 20, 20), "a dog")])
+    assert tiles_of(small, 300)[0] == {"page": small}
+    assert tiles_of(photo, 100, kind="text") == ({"page": photo}, Tiled(whole=1))
+    found, _ = tiles_of(small, 100, kind="text")
+    assert list(found) == ["page@0,0"] and found["page@0,0"].caption is None
+
+
+def test_a_corpus_of_tiles_is_whole_and_keeps_an_image_on_one_side(tmp_path):
+    records = [replace(page([line(10, 10, 40, 20), line(200, 150, 250, 160)]), id=f"{i}") for i in range(60)]
+    whole = corpus(tmp_path / "in", records)
+    made = tile(whole, tmp_path / "out", Tiling(160), progress=False)
+    tiles = Corpus(tmp_path / "out")
+    assert verify(tiles.path) == [] and made == Tiled(tiles=180, empty=180) and len(tiles) == 180
+    assert tiles.manifest["meta"]["tiles"] == {"side": 160, "overlap": 0.25, "kind": None}
+    assert tiles.manifest["meta"]["of"] == str(whole.path)
+    for ours, theirs in zip(train_and_held_out(tiles), train_and_held_out(whole), strict=True):
+        assert {one.id.split("@")[0] for one in ours} == {one.id for one in theirs}
+
+
+def test_named_splits_are_kept(tmp_path):
+    records = [replace(page([line(10, 10, 40, 20)]), id=f"{i}", split=("train", "test", "")[i % 3]) for i in range(9)]
+    tile(corpus(tmp_path / "in", records), tmp_path / "out", Tiling(160), progress=False)
+    assert [one.split for one in Corpus(tmp_path / "out").records()] == [one.split for one in records]
+
+
+def test_an_image_that_is_missing_or_damaged_is_named(tmp_path):
+    for data in (None, b"no picture"):
+        bad = corpus(tmp_path / str(bool(data)), [record("a page", data, SIZE)])
+        with pytest.raises(CorpusError, match="a page: "):
+            tile(bad, tmp_path / "out", Tiling(160), progress=False)
+        assert not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize(("side", "overlap"), [(7, 0.2), (100, 1.0), (100, -0.1)])
+def test_a_tiling_that_makes_no_sense_is_refused(side, overlap):
+    with pytest.raises(ValueError, match="tile"):
+        Tiling(side, overlap)
