@@ -12,8 +12,8 @@ are
 on the same model (benchmarks/sizes.py), pictures and questions. The arms take turns, each round in another order; the
 table gives medians over the rounds and, in brackets, the range. A ratio is the median of the rounds' own ratios. Every
 arm is worked off in micro-batches of at most `--tokens` tokens, images included: so the baselines fit into a GPU, and a
-CPU's caches do not overflow. Memory is what the tensors of a step take at most besides weights and inputs: counted tensor by
-tensor on the CPU, what the allocator has given out on a GPU.
+CPU's caches do not overflow. Memory is what the tensors of a step take at most besides weights and inputs: counted
+tensor by tensor on the CPU, what the allocator has given out on a GPU.
 """
 
 from __future__ import annotations

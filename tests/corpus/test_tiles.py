@@ -61,15 +61,6 @@ def test_regions_lie_on_the_pixels_they_lay_on():
         assert region.box == (150 - left, 110 - top, 250 - left, 130 - top)
         outline = [150, 110, 250, 112, 250, 130, 150, 128]
         assert region.polygon == (np.reshape(outline, (4, 2)) - [left, top]).ravel().tolist()
-            150 - left,
-            110 - top,
-            250 - left,
-            112 - top,
-            250 - left,
-            130 - top,
-            150 - left,
-            128 - top,
-        ]
         assert not region.ignore
 
 
