@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import field, make_dataclass
@@ -75,9 +76,14 @@ def main(args: list[str] | None = None) -> None:
     Errors about the input are told in one line; anything else is a bug and keeps its traceback.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    command = build_app().cli(prog="granvit", args=args)
     try:
-        status = command.run()
+        try:
+            status = build_app().cli(prog="granvit", args=args).run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # who reads our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can the interpreter's last flush fail
+        status = 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         print(f"granvit: {_in_one_line(error)}", file=sys.stderr)
         status = 1

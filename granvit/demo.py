@@ -105,8 +105,10 @@ def _work(out: Path, corpus: Path | str | None, recipe: Recipe, limit: int, star
         if name not in ("before", "stage1", "stage2"):
             return
         print(f"evaluate {name}")
-        shown = (held_out[i] for i in range(len(held_out)))
-        report = evaluate(GranViT(model), shown, limit=min(limit, len(held_out)), window=recipe.read_window)
+        # Evenly from all of them: a corpus's sources follow each other.
+        count = min(limit, len(held_out))
+        shown = (held_out[i * len(held_out) // count] for i in range(count))
+        report = evaluate(GranViT(model), shown, limit=count, window=recipe.read_window)
         _keep(result, name, report, trained)
 
     run_recipe(recipe, out, [(train, 1.0)], on_stage=on_stage)

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -77,6 +79,14 @@ def test_help_names_every_command(granvit):
 def test_help_of_every_command(granvit, command, shows):
     status, out, err = granvit(*command.split(), "--help")
     assert status == 0 and shows in out and not err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = subprocess.Popen(
+        [sys.executable, "-m", "granvit", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    program.stdout.close()
+    assert program.stderr.read() == b"" and program.wait() == 128 + 13
 
 
 def test_an_unknown_command_is_refused(granvit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -62,11 +63,19 @@ class Dialog:
 
     def branch(self, exchange: Exchange, max_answer: int | None = None) -> Branch:
         """Question and answer as a branch; an answer longer than `max_answer` tokens is cut, without an end token."""
-        question = self.ask(exchange.question)
-        answer = [*self._encode(exchange.answer), self.end_token]
-        if max_answer is not None:
-            answer = answer[:max_answer]
-        return Branch(question + answer, len(question), exchange.task)
+        return self.branches([exchange], max_answer)[0]
+
+    def branches(self, exchanges: Sequence[Exchange], max_answer: int | None = None) -> list[Branch]:
+        """Each exchange as `branch` makes it; the tokenizer is called once, which a feed of many images notices."""
+        if not exchanges:
+            return []
+        texts = [self._head + exchange.question + self._tail for exchange in exchanges]
+        ids = self.tokenizer([*texts, *(e.answer for e in exchanges)], add_special_tokens=False)["input_ids"]
+        answers = [[*answer, self.end_token][:max_answer] for answer in ids[len(texts) :]]
+        return [
+            Branch(question + answer, len(question), exchange.task)
+            for question, answer, exchange in zip(ids, answers, exchanges, strict=False)
+        ]
 
     def decode(self, ids: list[int]) -> str:
         """Generated tokens as text, without special tokens and surrounding space."""

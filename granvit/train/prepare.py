@@ -59,13 +59,16 @@ class Prepare:
         most = self.config.max_tokens
         if most is not None and len(self.dialog.prefix_ids) + sum(len(b.ids) for b in branches) > most:
             raise Reject(f"longer than a row: image and questions have more than {most} tokens (sample.max_tokens)")
-        if image is None:
+        grid = None
+        if self.config.symbolic or self.config.word_map:
             seen = RegionImage(**{**vars(record), "regions": shown})
-            return Sample(record.id, branches, grid=symbolic_grid(seen, view, self.grid, self._tokens), view=view)
+            grid = symbolic_grid(seen, view, self.grid, self._tokens)
+        if image is None:
+            return Sample(record.id, branches, grid=grid, view=view)
         crops, crop_boxes = self._crops(image, view, boxes[chosen])
         pixels = np.asarray(view.apply(image, self.fill))
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() if self.digests else None
-        return Sample(record.id, branches, pixels, crops, crop_boxes, view=view, digest=digest)
+        return Sample(record.id, branches, pixels, crops, crop_boxes, grid, view, digest)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples -> one packed batch: rows of `max_tokens` tokens, or a row per image."""
@@ -127,7 +130,7 @@ class Prepare:
         whole = view.source == (0, 0, record.width, record.height)
         if record.caption and whole and rng.random() < wanted.get("global", 0):
             exchanges.append(global_exchange(record.caption))
-        return [self.dialog.branch(e, self.config.max_answer) for e in exchanges]
+        return self.dialog.branches(exchanges, self.config.max_answer)
 
     def _crops(self, image: Image.Image, view: View, boxes: Boxes) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The first `crops` regions as the teacher sees them, and where they lie on the canvas.

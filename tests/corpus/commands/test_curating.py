@@ -93,3 +93,12 @@ def test_merge_split_and_sample(granvit):
     assert status == 0 and re.fullmatch(r"parts/train: \d images\nparts/val: \d images\n", out)
     assert granvit("sample", "all", "few", "--count", "4", "--seed", "3")[:2] == (0, "few: 4 of 9 images\n")
     assert granvit("sample", "all", "few", "--count", "4")[0] == 1
+
+
+def test_tile(granvit):
+    assert "gone: not-an-image" in granvit("tile", "mine", "tiles", "--side", "300")[2]
+    status, out, _ = granvit("tile", "mine", "tiles", "--side", "300", "--kind", "object")
+    # Six pictures and a copy in two by two tiles each; the bold thing fits into the first one alone.
+    assert status == 0 and out.startswith("tiles: ") and "1 images whole" in out
+    assert len(Corpus("tiles")) == int(out.split()[1]) + 1
+    assert "a tile of 2 pixels is no image" in granvit("tile", "mine", "more", "--side", "2")[2]
