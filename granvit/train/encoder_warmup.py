@@ -50,7 +50,7 @@ class EncoderWarmup(AnsweringStage):
             features = self.region_model.patches(self.region_model.features(batch.pixels))
         scores = word_scores(features, dict(self.head.named_parameters()))
         if batch.grid_patches is not None:
-            maps = word_maps(batch, scores.shape[-1]).view(scores.shape)
+            maps = word_maps(batch, *scores.shape[1:])
             errors = F.binary_cross_entropy_with_logits(scores.float(), maps, reduction="sum")
             return {"words": Term(errors / scores.shape[1], "images")}
         pooled = (torch.logsumexp(_SHARPNESS * scores, dim=1) - math.log(scores.shape[1])) / _SHARPNESS
@@ -75,14 +75,12 @@ def word_scores(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
     return F.linear(normed, head["score.weight"], head["score.bias"])
 
 
-def word_maps(batch: Batch, tokens: int) -> Tensor:
-    """How much of each patch each token takes up, in [0, 1], float (I * P, tokens)."""
+def word_maps(batch: Batch, patches: int, tokens: int) -> Tensor:
+    """How much of each patch each token takes up, in [0, 1], float (I, patches, tokens)."""
     assert batch.grid_patches is not None and batch.grid_words is not None and batch.grid_weights is not None
-    assert batch.pixels is not None and batch.is_image is not None
-    patches = int(batch.is_image.sum())
-    maps = torch.zeros(patches, tokens, device=batch.labels.device)
+    maps = torch.zeros(len(batch.ids) * patches, tokens, device=batch.labels.device)
     maps.index_put_((batch.grid_patches, batch.grid_words), batch.grid_weights, accumulate=True)
-    return maps.clamp(max=1)
+    return maps.clamp(max=1).unflatten(0, (-1, patches))
 
 
 def present_tokens(batch: Batch, tokens: int) -> Tensor:
