@@ -17,7 +17,6 @@ from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import make, synthesize
 from granvit.corpus.synthetic import sample_texts
 from granvit.corpus.undrawn import Undrawn
-from granvit.geometry import View
 from granvit.images import decode
 from granvit.model.assemble import assemble
 from granvit.model.encoders import Encoder, load_encoder
@@ -71,25 +70,15 @@ def build_model(recipe: Recipe) -> RegionModel:
     return model
 
 
-def start_projector(model: RegionModel, records: Records | None = None, pictures: int = 64) -> None:
-    """Fit the fresh projector to what the parts of a preset already know, on pictures of a corpus.
+def start_projector(model: RegionModel, pictures: int = 64) -> None:
+    """Fit the fresh projector to what the parts of a preset already know, on pictures of the embedded corpus.
 
     Every patch says the place that the language model was shown for it (`model.places`) and, where the encoder comes
     with the head of its warm-up (`model.words`), the words which that head finds there rather than elsewhere.
-
-    Args:
-        records: the corpus, of which evenly spaced pictures are taken; the embedded one where it is None.
     """
     assert model.places is not None
-    if records is None:
-        drawn = (make(index, seed=0, size=model.canvas, documents=0.1) for index in range(pictures))
-    else:
-        pictures = min(pictures, len(records))
-        drawn = (records[index * len(records) // pictures] for index in range(pictures))
-    shown = (decode(one.image or b"") for one in drawn)
-    canvases = torch.from_numpy(
-        np.stack([np.asarray(View.fit(model.settings.fit, p.size, model.canvas).apply(p, model.fill)) for p in shown])
-    )
+    drawn = [decode(make(index, seed=0, size=model.canvas, documents=0.1).image or b"") for index in range(pictures)]
+    canvases = torch.from_numpy(np.stack([np.asarray(picture) for picture in drawn]))
     targets = model.places.expand(pictures, -1, -1)
     if model.words is not None:
         with torch.no_grad():

@@ -59,16 +59,13 @@ class Prepare:
         most = self.config.max_tokens
         if most is not None and len(self.dialog.prefix_ids) + sum(len(b.ids) for b in branches) > most:
             raise Reject(f"longer than a row: image and questions have more than {most} tokens (sample.max_tokens)")
-        grid = None
-        if self.config.symbolic or self.config.word_map:
-            seen = RegionImage(**{**vars(record), "regions": shown})
-            grid = symbolic_grid(seen, view, self.grid, self._tokens)
         if image is None:
-            return Sample(record.id, branches, grid=grid, view=view)
+            seen = RegionImage(**{**vars(record), "regions": shown})
+            return Sample(record.id, branches, grid=symbolic_grid(seen, view, self.grid, self._tokens), view=view)
         crops, crop_boxes = self._crops(image, view, boxes[chosen])
         pixels = np.asarray(view.apply(image, self.fill))
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() if self.digests else None
-        return Sample(record.id, branches, pixels, crops, crop_boxes, grid, view, digest)
+        return Sample(record.id, branches, pixels, crops, crop_boxes, view=view, digest=digest)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples -> one packed batch: rows of `max_tokens` tokens, or a row per image."""

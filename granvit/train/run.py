@@ -199,16 +199,11 @@ def run_stage(
     if isinstance(built, LanguageWarmup):
         model.places = built.places().detach().cpu()
         model.llava.cpu()  # least squares are solved there
-        start_projector(model, _with_pictures(sources))
+        start_projector(model)
         if state.is_main_process:
             save_language(model, stage_dir / "alone")
             save_file({"places": built.places().detach().cpu().contiguous()}, stage_dir / "alone" / PLACES)
     return result
-
-
-def _with_pictures(sources: Sequence[tuple[Records, float]]) -> Records | None:
-    """The first source that has pictures; a warm-up on layouts that are never drawn has none."""
-    return next((records for records, _ in sources if len(records) and records[0].image is not None), None)
 
 
 def _plain(stage: StageRecipe) -> dict[str, object]:

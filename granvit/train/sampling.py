@@ -25,7 +25,6 @@ class SampleConfig:
         max_answer: answers are cut after so many tokens.
         symbolic: show the symbolic image in place of pixels, and ask for places in the warm-up's own words
             (`LanguageWarmup`).
-        word_map: beside the pixels, say which words lie in which patch (`EncoderWarmup`).
         max_tokens: images share rows of at most so many tokens (best fit), and one with more is rejected; None gives
             each image a row of its own.
     """
@@ -39,5 +38,4 @@ class SampleConfig:
     window_side: tuple[float, float] = (1.0, 2.0)
     max_answer: int = 96
     symbolic: bool = False
-    word_map: bool = False
     max_tokens: int | None = None

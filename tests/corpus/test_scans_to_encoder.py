@@ -38,13 +38,13 @@ def loss_per_token(model, records, seeds: int = 1) -> float:
 
 
 def recipe(words: int, steps: int, batch: int):
-    """`nano-own` from its words to stage 1, with so many steps: of the shipped encoder, stage 1 shows alone."""
+    """`nano-own` as far as stage 1, with so many steps."""
     from granvit.train.recipes.nano import nano_own
 
     made = nano_own()
     made.stages = [
         replace(stage, loop=replace(stage.loop, steps=count, batch_size=batch, warmup_steps=count // 8))
-        for stage, count in zip(made.stages[1:], (words, steps), strict=False)
+        for stage, count in zip(made.stages, (words, steps), strict=False)
     ]
     return made
 

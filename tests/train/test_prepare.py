@@ -347,15 +347,6 @@ def test_subphrases_are_found_where_there_are_any():
     assert asked[0].ids[-5:] == box_of(REGIONS[0]).ids[-5:]
 
 
-def test_a_word_map_lies_beside_the_pixels():
-    regions = [Region((5, 5, 30, 30), "a red star"), Region((30, 40, 60, 50), "TOTAL", "text")]
-    both, symbolic = (ask(prepare(**{name: True}), record(regions)) for name in ("word_map", "symbolic"))
-    assert both.pixels is not None and ask(prepare(), record(regions)).grid is None
-    assert both.branches == ask(prepare(), record(regions)).branches
-    for field in ("patches", "words", "weights"):
-        assert np.array_equal(getattr(both.grid, field), getattr(symbolic.grid, field))
-
-
 def test_the_symbolic_image_shows_usable_regions_and_describes_the_same():
     regions = [*REGIONS, Region((0, 0, 200, 100), "a striped heart", ignore=True)]
     symbolic = ask(prepare(symbolic=True, crops=2), record(regions))

@@ -175,31 +175,26 @@ def nano_paper() -> Recipe:
 def nano_own() -> Recipe:
     """`nano` for a corpus of your own: `make demo CORPUS=DIR`, or `granvit train nano-own --corpus DIR`.
 
-    The shipped parts know drawn scenes, so they first learn what the corpus is made of: the encoder which words lie
-    in which patch, the language model the corpus's words, on symbolic images. Small print and small objects are shown
-    in windows of the image, and all questions are asked in stage 2, since real corpora are small.
+    Three things more. The shipped language model first learns the corpus's words, on symbolic images. Small print is
+    shown in windows of the image. And all questions are asked in stage 2, since real corpora are small.
     """
     recipe = nano()
     recipe.name = "nano-own"
     recipe.read_window = 240
-    patches = LoopConfig(
-        steps=8000,
+    words = LoopConfig(
+        steps=250,
         batch_size=16,
-        lr=2e-3,
+        lr=1e-3,
         min_lr_ratio=0.02,
-        warmup_steps=100,
+        warmup_steps=20,
         weight_decay=0.05,
         betas=(0.9, 0.98),
         precision=_PRECISION,
-        save_every=1000,
     )
-    words = replace(patches, steps=400, lr=1e-3, warmup_steps=20)
-    first = StageRecipe("encoder", SampleConfig({"bbox2caption": 1.0}, word_map=True), patches, name="patches")
-    recipe.stages = [first, _warmup("words", words, noise=0.5, blur=1.0), *recipe.stages]
+    recipe.stages.insert(0, _warmup("words", words, noise=0.5, blur=1.0))
     for stage in recipe.stages:
-        stage.sample.windows, stage.sample.window_side, stage.sample.max_regions = 0.5, (0.6, 2.0), 12
+        stage.sample.windows, stage.sample.window_side, stage.sample.max_regions = 0.5, (1.0, 2.0), 12
         stage.sample.max_answer = 32
-    recipe.stages[0].sample.windows = 0.7
-    recipe.stages[3].loop.steps = 900
-    recipe.stages[3].sample.questions = {"global": 0.3, "bbox2caption": 1.0, "caption2bbox": 1.0}
+    recipe.stages[1].loop.steps, recipe.stages[2].loop.steps = 900, 450
+    recipe.stages[2].sample.questions = {"global": 0.3, "bbox2caption": 1.0, "caption2bbox": 1.0}
     return recipe
