@@ -149,7 +149,7 @@ def nano() -> Recipe:
                 "stage2",
                 SampleConfig({"global": 0.2, "bbox2caption": 0.2, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=300,
+                    steps=400,
                     batch_size=16,
                     lr=5e-4,
                     min_lr_ratio=0.02,
