@@ -108,8 +108,8 @@ def measure(
     """Time all arms and print the table."""
     config = LoopConfig(steps=options.steps, batch_size=BATCH, trackers=(), log_every=1)
 
-    def feed(kind: type[Feed] = Feed, prefetch: int = 2, workers: int = 0) -> Any:
-        return kind(sources, prepare, collate, BATCH, seed=0, prefetch=prefetch, workers=workers)
+    def feed(kind: type[Feed] = Feed, prefetch: int = 2) -> Any:
+        return kind(sources, prepare, collate, BATCH, seed=0, prefetch=prefetch)
 
     plain = feed(prefetch=0)
     batches = [next(plain) for _ in range(options.steps)]
@@ -117,7 +117,6 @@ def measure(
         "bare step": None,
         "loop, batches ready": lambda: feed(Ready).replay(batches),
         "loop + feed, made ahead": feed,
-        "loop + feed, made by a process": lambda: feed(workers=1),
         "loop + feed, made when asked": lambda: feed(prefetch=0),
     }
     times: dict[str, list[float]] = {name: [] for name in arms}
@@ -139,16 +138,15 @@ def measure(
                 times[name].append(statistics.median(b - a for a, b in zip(moments, moments[1:], strict=False)))
 
     ratios = {n: statistics.median(t / b for t, b in zip(times[n], times["bare step"], strict=True)) for n in arms}
-    print(f"{'':32}{'ms/step':>10}{'ratio':>8}{'data wait':>11}")
+    print(f"{'':30}{'ms/step':>10}{'ratio':>8}{'data wait':>11}")
     for name in arms:
         wait = f"{statistics.median(waits[name]):11.1%}" if waits[name] else " " * 11
-        print(f"{name:32}{1000 * statistics.median(times[name]):10.1f}{ratios[name]:8.3f}{wait}")
+        print(f"{name:30}{1000 * statistics.median(times[name]):10.1f}{ratios[name]:8.3f}{wait}")
     ahead = "loop + feed, made ahead"
     facts = {
         "bare_ms": 1000 * statistics.median(times["bare step"]),
         "loop_ratio": ratios["loop, batches ready"],
         "loop_and_feed_ratio": ratios[ahead],
-        "process_ratio": ratios["loop + feed, made by a process"],
         "without_prefetch_ratio": ratios["loop + feed, made when asked"],
         "data_wait": statistics.median(waits[ahead]),
         "steps": options.steps,
