@@ -109,9 +109,9 @@ def test_any_record_round_trips(tmp_path_factory, some_regions, image, caption):
 
 
 def test_row_groups_stay_small_in_rows_and_bytes(tmp_path, monkeypatch):
-    write(tmp_path / "many", 38, rows_per_shard=1000)
+    write(tmp_path / "many", 150, rows_per_shard=1000)
     many = pq.ParquetFile(tmp_path / "many" / "part-00000.parquet").metadata
-    assert [many.row_group(i).num_rows for i in range(many.num_row_groups)] == [16, 16, 6]
+    assert [many.row_group(i).num_rows for i in range(many.num_row_groups)] == [64, 64, 22]
     monkeypatch.setattr(store, "ROW_GROUP_BYTES", len(picture()) + 1)
     write(tmp_path / "large", 5, rows_per_shard=1000)
     large = pq.ParquetFile(tmp_path / "large" / "part-00000.parquet").metadata
