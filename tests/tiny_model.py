@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from transformers import (
 
 from granvit.coordinates import get_codec
 from granvit.model.assemble import assemble
+from granvit.model.branch_attention import Branches
 from granvit.model.forward import answer_logits, project
 from granvit.model.packing import Batch, Sample, pack
 from granvit.model.region_model import RegionModel, Settings
@@ -107,6 +110,14 @@ def make_samples(
             )
         )
     return samples
+
+
+def whole_mask():
+    """Context or decorator: training attends by the whole mask, whose rounding other rows of a batch do not change.
+
+    Branches are padded to the longest of their batch: ranks round unlike one process, and steps of Adam enlarge that.
+    """
+    return patch.object(Branches, "scores", 1 << 62)
 
 
 def collate(model: RegionModel, samples: list[Sample], max_tokens: int | None = None) -> Batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,7 +97,7 @@ def cut(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[RegionImag
         picture = decode(record.image or b"")
     except ImageError as error:
         raise CorpusError(f"{record.id}: {error}") from error
-    shown: Counter[int] = Counter()
+    shown: set[int] = set()
     for window in tiling.windows(*picture.size):
         regions = _regions(record, window)
         usable = [index for index, region in regions.items() if not region.ignore]
@@ -124,8 +123,6 @@ def cut(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[RegionImag
 
 def _regions(record: RegionImage, window: tuple[int, int, int, int]) -> dict[int, Region]:
     """The regions that a window shows, by their index, in its own pixels. What it cuts too much of is to be ignored."""
-    if not record.regions:
-        return {}
     view = View.window(window, max(window[2] - window[0], window[3] - window[1]))
     boxes = [region.box for region in record.regions]
     shares, parts = view.visible(boxes), view.clip(boxes)

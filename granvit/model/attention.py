@@ -34,7 +34,7 @@ def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, dict[
     """The batch as attention takes it on its device, and what the language model is to be called with.
 
     On a GPU rows are lengthened to the next of few lengths. On a CPU a model that attends by `attend` computes branch
-    by branch where that is fewer scores; any other takes the boolean mask.
+    by branch where that is fewer scores and none is dropped out; any other takes the boolean mask.
 
     Raises:
         ValueError: the language model runs on an attention that would misread these masks (eager attention takes a
@@ -47,7 +47,7 @@ def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, dict[
         use_packed_attention(language)
         batch = batch.lengthened(bucket(batch.input_ids.shape[1]))
         return batch, {"attention_mask": block_mask(batch)}
-    if there == PACKED:
+    if there == PACKED and not getattr(language.config, "attention_dropout", 0):
         branches = Branches.of(batch)
         if branches.scores < batch.input_ids.numel() * batch.input_ids.shape[1]:
             return batch, {"attention_mask": _NO_MASK, "branches": branches}

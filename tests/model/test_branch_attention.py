@@ -90,6 +90,9 @@ def test_models_that_train_take_it_where_it_is_less_work(kind, monkeypatch):
     use_packed_attention(model.llava)
     assert "branches" in fit_attention(language, many)[1]
     assert torch.equal(fit_attention(language, uneven)[1]["attention_mask"], uneven.mask())
+    with monkeypatch.context() as dropping:
+        dropping.setattr(language.config, "attention_dropout", 0.1)  # which only SDPA does
+        assert "branches" not in fit_attention(language, many)[1]
     calls = []
     before = Branches.attend
     monkeypatch.setattr(Branches, "attend", lambda *args: calls.append(1) or before(*args))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_model import collate, make_model, make_samples
+from tiny_model import collate, make_model, make_samples, whole_mask
 
 from granvit.model.packing import Sample
 from granvit.regions import RegionImage
@@ -40,6 +40,7 @@ class Numbers:
         return RegionImage(str(index), None, 8, 8, [])
 
 
+@whole_mask()
 def train_stage1(run_dir: Path, config: LoopConfig, kill: tuple[int, int] = (-1, -1), recompute: bool = False) -> None:
     """Trains stage 1 as this process's part of a run. Every second picture has no region to distil.
 

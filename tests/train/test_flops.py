@@ -1,15 +1,12 @@
-from unittest.mock import patch
-
 import pytest
 import torch
 from tiny_encoders import TOWERS, make_encoder
-from tiny_model import TEXTS, collate, make_language, make_model, make_samples
+from tiny_model import TEXTS, collate, make_language, make_model, make_samples, whole_mask
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from granvit.coordinates import get_codec
 from granvit.model.assemble import assemble
-from granvit.model.branch_attention import Branches
 from granvit.model.encoders import Encoder
 from granvit.model.region_model import Settings
 from granvit.model.tokenizer import train_tokenizer
@@ -26,8 +23,7 @@ STAGES = {
 
 def counted_by_torch(stage, batch) -> float:
     """What torch dispatches with the whole mask; SDPA as plain products, whose backward pass costs just twice."""
-    whole_mask = patch.object(Branches, "scores", 1 << 62)
-    with whole_mask, FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with whole_mask(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         sum(term.total for term in stage(batch).values()).backward()
     return counter.get_total_flops()
 

@@ -12,6 +12,7 @@ import torch
 from ranks import CONFIG, run_ranks, train_stage1
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_model import whole_mask
 from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.corpus.synthesize import make
@@ -35,8 +36,6 @@ def assert_same_curves(run_dir: Path, expected: Path) -> None:
     found, wanted = curves(run_dir), curves(expected)
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for one, other in zip(found, wanted, strict=True):
-        # Branches are padded to the longest of a rank's own batch: other shapes, other rounding, which a norm adds up.
-        assert one.pop("grad_norm") == pytest.approx(other.pop("grad_norm"), rel=5e-5), one["step"]
         assert one == pytest.approx(other, rel=1e-5), one["step"]
 
 
@@ -91,7 +90,7 @@ def test_what_two_ranks_saved_goes_on_in_one(sharded, single, tmp_path):
             for key in ours.keys():
                 if "k_proj.bias" in key:  # no answer depends on it: its gradient is what rounding leaves
                     continue
-                torch.testing.assert_close(ours.get_tensor(key), theirs.get_tensor(key), rtol=1e-4, atol=5e-5)
+                torch.testing.assert_close(ours.get_tensor(key), theirs.get_tensor(key), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -145,6 +144,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on_as_if_it_had_not(single, tmp_p
     assert_same_curves(tmp_path, single)
 
 
+@whole_mask()
 def train_recipe(run_dir: Path, parts: Path, batch_size: int, parallel: str) -> None:
     """Both stages of the tiny recipe as this rank's part of a run."""
     recipe = tiny_recipe(parts)
@@ -172,9 +172,7 @@ def test_a_sharded_run_leaves_the_checkpoint_of_one_process(tmp_path):
         ours, theirs = (load_file(folder / "model.safetensors") for folder in (whole, gathered))
         assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
         for name in ours.keys() - {name for name in ours if "k_proj.bias" in name}:
-            torch.testing.assert_close(
-                ours[name], theirs[name], rtol=1e-4, atol=5e-5, msg=lambda text, of=f"{part}: {name}": f"{of}: {text}"
-            )
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5, msg=f"{part}: {name}")
     # Its stages are done, also for another number of processes with as many images in a step.
     train_recipe(tmp_path / "sharded", parts, 2, "ddp")
     with pytest.raises(CheckpointError, match="stage1.images in a step was 2 there and is 4"):
