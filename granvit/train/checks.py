@@ -11,7 +11,7 @@ from granvit.train.stage import Stage
 
 
 def check_feed(accelerator: Accelerator, feed: Feed, config: LoopConfig) -> None:
-    """Refuses an engine that the loop does not know, and a feed that is made for other ranks or batches.
+    """Refuses what the loop can't do together, and a feed that is made for other ranks or batches.
 
     Raises:
         ValueError: one of these.
@@ -19,6 +19,10 @@ def check_feed(accelerator: Accelerator, feed: Feed, config: LoopConfig) -> None
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise ValueError(
             f"the loop shards by itself (loop.parallel) and does not run on {accelerator.distributed_type}"
+        )
+    if (config.parallel, config.optimizer) == ("fsdp", "muon"):
+        raise ValueError(
+            "loop.optimizer muon needs whole matrices, which loop.parallel fsdp spreads: choose ddp or adamw"
         )
     there, here = (feed.rank, feed.world_size), (accelerator.process_index, accelerator.num_processes)
     if there != here:

@@ -36,6 +36,8 @@ class LoopConfig:
         steps: optimizer steps of the whole run; a recipe's 0 becomes its stage's `epochs`.
         batch_size: images per micro-batch and process.
         accumulate: micro-batches per optimizer step; a recipe's 0 becomes what its stage's `images_per_step` needs.
+        optimizer: "adamw" (the paper's), or "muon": Muon for the matrices of transformer blocks, AdamW for the rest.
+            From scratch small models learn in a fraction of the steps; not with `parallel` "fsdp".
         lr: peak learning rate, reached after `warmup_steps`; a cosine then leads to `min_lr_ratio * lr`.
         weight_decay: of matrices; biases, norms and embeddings do not decay.
         clip_norm: largest gradient norm; 0 clips nothing.
@@ -62,6 +64,7 @@ class LoopConfig:
     steps: int = 1000
     batch_size: int = 8
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-5
     min_lr_ratio: float = 0.0
     warmup_steps: int = 0

@@ -119,7 +119,9 @@ class _Run:
             shard(stage, self.device, bf16)  # before there is an optimizer, which keeps its state for shards alone
         stage.to(self.device).train()
         multipliers = config.optimizer_groups
-        self.optimizer = make_optimizer(stage, config.lr, config.weight_decay, config.betas, multipliers)
+        self.optimizer = make_optimizer(
+            stage, config.lr, config.weight_decay, config.betas, multipliers, config.optimizer
+        )
         self.scheduler = make_schedule(self.optimizer, config.steps, config.warmup_steps, config.min_lr_ratio)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         # Of a sharded stage too: its weights are in bfloat16 already, but norms are to be computed in float32.

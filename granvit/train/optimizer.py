@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups, its learning-rate schedule, and how its state is stored."""
+"""The optimizer, its parameter groups, its learning-rate schedule, and how its state is stored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from granvit.errors import CheckpointError
+from granvit.model.blocks import blocks_of
+from granvit.train.muon import MuonWithAdamW
 from granvit.train.stage import Stage
 
 
@@ -23,14 +25,17 @@ def make_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     multipliers: Mapping[str, float],
-) -> AdamW:
-    """AdamW over what trains. Biases, norms and embeddings do not decay.
+    kind: Literal["adamw", "muon"] = "adamw",
+) -> Optimizer:
+    """AdamW over what trains; with `kind` "muon" Muon over the matrices of transformer blocks, AdamW over the rest.
+
+    Biases, norms and embeddings do not decay.
 
     `multipliers` maps a regular expression, searched in the parameter's name, to a factor on the learning rate;
     the first that matches counts.
 
     Raises:
-        ValueError: nothing trains, or an expression matches nothing that trains.
+        ValueError: nothing trains, an expression matches nothing that trains, or there is no matrix for Muon.
     """
     embeddings = {m.weight for m in stage.modules() if isinstance(m, nn.Embedding)}
     trainable = {name: p for name, p in stage.named_parameters() if p.requires_grad}
@@ -39,17 +44,25 @@ def make_optimizer(
     for pattern in multipliers:
         if not any(re.search(pattern, name) for name in trainable):
             raise ValueError(f"no trainable parameter of stage {stage.name!r} matches {pattern!r}")
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    muons = {p for block in blocks_of(stage) for p in block.parameters() if p.ndim == 2} if kind == "muon" else set()
+    groups: dict[tuple[bool, float, float], list[Tensor]] = {}
     for name, parameter in trainable.items():
         factor = next((f for pattern, f in multipliers.items() if re.search(pattern, name)), 1.0)
         decay = weight_decay if parameter.ndim > 1 and parameter not in embeddings else 0.0
-        groups.setdefault((factor, decay), []).append(parameter)
-    return AdamW(
-        [{"params": p, "lr": lr * factor, "weight_decay": decay} for (factor, decay), p in groups.items()],
-        lr=lr,
-        betas=betas,
-        fused=True,
+        groups.setdefault((parameter in muons, factor, decay), []).append(parameter)
+    matrices, others = (
+        [
+            {"params": p, "lr": lr * factor, "weight_decay": decay}
+            for (muon, factor, decay), p in groups.items()
+            if muon is wanted
+        ]
+        for wanted in (True, False)
     )
+    if kind == "adamw":
+        return AdamW(others, lr=lr, betas=betas, fused=True)
+    if not matrices:
+        raise ValueError(f"optimizer muon: no matrix of a transformer block trains in stage {stage.name!r}")
+    return MuonWithAdamW(matrices, others, lr, betas)
 
 
 def make_schedule(optimizer: Optimizer, steps: int, warmup_steps: int, min_lr_ratio: float) -> LambdaLR:

@@ -222,6 +222,10 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         run(tmp_path, feed=make_feed(3))
     with pytest.raises(ValueError, match="rank 1 of 2, this is rank 0 of 1"):
         run(tmp_path, feed=make_feed(4, rank=1, world_size=2))
+    with pytest.raises(ValueError, match="muon needs whole matrices"):
+        run(tmp_path, config=replace(CONFIG, optimizer="muon", parallel="fsdp"))
+    with pytest.raises(ValueError, match="no matrix of a transformer block trains in stage 'tiny'"):
+        run(tmp_path, config=replace(CONFIG, optimizer="muon"))
 
     class Outside(TinyStage):
         def __init__(self):
@@ -311,7 +315,8 @@ class LlavaStage(Stage):
         return {"caption": Term(loss, "answer_tokens")}
 
 
-def test_a_stock_llava_trains_saves_and_resumes(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stock_llava_trains_saves_and_resumes(tmp_path, optimizer):
     def questions(record, rng):
         branches = [Branch(rng.integers(3, 9, 4).tolist(), 2, "global") for _ in range(2)]
         return Sample(record.id, branches, rng.integers(0, 256, (8, 8, 3), dtype="uint8"))
@@ -319,7 +324,8 @@ def test_a_stock_llava_trains_saves_and_resumes(tmp_path):
     def feed():
         return Feed([(Corpus(), 1.0)], questions, lambda s: pack(s, [1, 0, 0, 0, 0], 0, 2), 4, 0, prefetch=0)
 
-    config = replace(CONFIG, steps=5, save_every=3, optimizer_groups={"multi_modal_projector": 2.0})
+    groups = {"multi_modal_projector": 2.0}
+    config = replace(CONFIG, steps=5, save_every=3, optimizer=optimizer, optimizer_groups=groups)
     stage = LlavaStage()
     whole = run(tmp_path / "whole", stage, feed(), config)
     assert whole.history["loss"][-1][1] < whole.history["loss"][0][1]
