@@ -29,7 +29,7 @@ from granvit.train.recipes.nano import nano_language
 
 Arm = Literal["adamw", "muon"]
 ARMS: tuple[Arm, ...] = ("adamw", "muon")
-RATES = {"adamw": (1e-3, 2e-3, 4e-3), "muon": (2e-3, 4e-3, 8e-3)}
+RATES = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "muon": (1e-3, 2e-3, 4e-3, 8e-3)}
 
 
 def batches(steps: int, size: int) -> list[Batch]:

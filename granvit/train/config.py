@@ -37,7 +37,7 @@ class LoopConfig:
         batch_size: images per micro-batch and process.
         accumulate: micro-batches per optimizer step; a recipe's 0 becomes what its stage's `images_per_step` needs.
         optimizer: "adamw" (the paper's), or "muon": Muon for the matrices of transformer blocks, AdamW for the rest.
-            From scratch small models learn in a fraction of the steps; not with `parallel` "fsdp".
+            Small models from scratch learn more in as many steps (docs/results.md); not with `parallel` "fsdp".
         lr: peak learning rate, reached after `warmup_steps`; a cosine then leads to `min_lr_ratio * lr`.
         weight_decay: of matrices; biases, norms and embeddings do not decay.
         clip_norm: largest gradient norm; 0 clips nothing.
