@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class AnswerCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Answers are written by the thread that receives them, and read by the one that asks.
             self._file = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
-            self._file.execute("PRAGMA journal_mode=WAL")
+            self._write_ahead()
             self._file.execute("PRAGMA synchronous=NORMAL")
             self._file.execute(
                 "CREATE TABLE IF NOT EXISTS answers"
@@ -45,6 +46,18 @@ class AnswerCache:
             )
         except (sqlite3.Error, OSError) as error:
             raise AnnotateError(f"{path}: cannot be used as the cache of captions: {error}") from error
+
+    def _write_ahead(self) -> None:
+        """Switch a new file to a write-ahead log. While another process does the same SQLite gives up at once."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                self._file.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def get(self, keys: Sequence[str]) -> dict[str, Answer]:
         """The answers that are known, by key."""

@@ -3,9 +3,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from granvit.corpus.annotate import caption_cache
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption_answers import Answer
 from granvit.corpus.annotate.caption_cache import AnswerCache, default_path
@@ -55,6 +59,31 @@ def test_two_processes_write_and_what_they_wrote_outlives_their_kill(tmp_path):
         writer.communicate()
     known = AnswerCache(file).get([f"{name}-{i}" for name in "ab" for i in range(seen[name] + 1)])
     assert len(known) == seen["a"] + seen["b"] + 2
+
+
+def test_many_may_open_a_new_cache_at_once(tmp_path):
+    def opened(folder: Path, together: threading.Barrier) -> AnswerCache:
+        together.wait()
+        return AnswerCache(folder / "c.sqlite")
+
+    for attempt in range(100):  # one of sixty went wrong while nobody tried again
+        together = threading.Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(opened, [tmp_path / str(attempt)] * 8, [together] * 8))
+        made[0].put("k", "m", Answer("x"))
+        assert all(cache.get(["k"]) == {"k": Answer("x")} for cache in made)
+
+
+def test_a_cache_that_stays_locked_is_an_error_in_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(caption_cache, "_PATIENCE_S", 0.2)
+    file = tmp_path / "c.sqlite"
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("CREATE TABLE something (x)")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(AnnotateError, match="cannot be used as the cache of captions: database is locked"):
+        AnswerCache(file)
+    other.execute("COMMIT")
+    assert AnswerCache(file).get(["k"]) == {}
 
 
 def test_what_is_no_cache_is_named(tmp_path):
