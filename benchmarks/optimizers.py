@@ -4,7 +4,7 @@
 
 A language model of the nano size, from random weights, learns to say what a box of a symbolic image holds
 (`LanguageWarmup`, the first stage of `granvit train nano-language`). Both arms start from the same weights and see the
-same images in the same order, each at the best of its `RATES`, found in a quarter of the steps. The score is the mean
+same images in the same order, each at the best of `RATES`, found in a quarter of the steps. The score is the mean
 loss of the last tenth of the steps, all of them images never seen before; the seconds are those of a whole step.
 """
 
@@ -29,7 +29,7 @@ from granvit.train.recipes.nano import nano_language
 
 Arm = Literal["adamw", "muon"]
 ARMS: tuple[Arm, ...] = ("adamw", "muon")
-RATES = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "muon": (1e-3, 2e-3, 4e-3, 8e-3)}
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 
 
 def batches(steps: int, size: int) -> list[Batch]:
@@ -73,7 +73,7 @@ def main() -> None:
     steps, size = (12, 4) if chosen.quick else (chosen.steps, chosen.batch)
     torch.set_num_threads(1)
     data = batches(steps, size)
-    best = {arm: min(RATES[arm], key=lambda rate: trained(arm, rate, 0, data[: steps // 4])[0]) for arm in ARMS}
+    best = {arm: min(RATES, key=lambda rate: trained(arm, rate, 0, data[: steps // 4])[0]) for arm in ARMS}
     losses: dict[Arm, list[float]] = {arm: [] for arm in ARMS}
     seconds: dict[Arm, list[float]] = {arm: [] for arm in ARMS}
     for seed in range(chosen.seeds):
