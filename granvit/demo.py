@@ -13,8 +13,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from granvit.corpus.select import train_and_held_out
-from granvit.corpus.store import Corpus
+from granvit.demo_corpus import evenly, own_held_out, own_sources
 from granvit.errors import CheckpointError
 from granvit.evaluate.region_tasks import Item, Report, evaluate
 from granvit.evaluate.report import Example, ExampleRegion, write_report
@@ -38,6 +37,9 @@ _SUMMARY = (
     "describe boxes through a frozen language model; stage 2 froze it and taught the language model to find regions "
     "with it. All numbers are from pictures it never saw."
 )
+
+
+Sources = Sequence[tuple[Records, float]]
 
 
 @dataclass
@@ -72,8 +74,8 @@ def run_demo(
     recipe = recipe or RECIPES["nano" if corpus is None else "nano-own"]()
     processes = processes or min(processes_for(stage.loop.batch_size) for stage in recipe.stages)
     shared = _share_batches(recipe, processes)
-    train, held_out = _corpora(recipe, corpus)
-    print(f"{len(train)} pictures to train on, {len(held_out)} held out; {processes} process(es)")
+    sources, held_out = _corpora(recipe, corpus, limit)
+    print(f"{_count(sources)} pictures to train on, {len(held_out)} to evaluate on; {processes} process(es)")
     spread(_work, processes, (CheckpointError, FeedError, NonFiniteLoss, ValueError, OSError),
            Path(out), corpus, shared, limit, start)  # fmt: skip
     return Path(out) / REPORT
@@ -89,29 +91,32 @@ def _share_batches(recipe: Recipe, processes: int) -> Recipe:
     return replace(recipe, stages=stages)
 
 
-def _corpora(recipe: Recipe, corpus: Path | str | None) -> tuple[Records, Records]:
-    if corpus is None:
-        return embedded_corpora(recipe.corpus)
-    return train_and_held_out(Corpus(corpus))
+def _corpora(recipe: Recipe, corpus: Path | str | None, limit: int) -> tuple[Sources, list[RegionImage]]:
+    """What to train on, and at most `limit` held-out pictures to evaluate on."""
+    if corpus is not None:
+        return own_sources(corpus), own_held_out(corpus, recipe.text_tile, limit)
+    train, held_out = embedded_corpora(recipe.corpus)
+    return [(train, 1.0)], list(evenly(held_out, limit))
+
+
+def _count(sources: Sources) -> int:
+    return sum(len(records) for records, _ in sources)
 
 
 def _work(out: Path, corpus: Path | str | None, recipe: Recipe, limit: int, start: float) -> None:
     """What each process does; the first one evaluates and reports besides."""
     disable_progress_bar()
-    train, held_out = _corpora(recipe, corpus)
+    sources, held_out = _corpora(recipe, corpus, limit)
     result = DemoResult()
 
     def on_stage(name: str, model: RegionModel, trained: TrainResult | None) -> None:
         if name not in ("before", "stage1", "stage2"):
             return
         print(f"evaluate {name}")
-        # Evenly from all of them: a corpus's sources follow each other.
-        count = min(limit, len(held_out))
-        shown = (held_out[i * len(held_out) // count] for i in range(count))
-        report = evaluate(GranViT(model), shown, limit=count, window=recipe.read_window)
+        report = evaluate(GranViT(model), held_out, limit=limit)
         _keep(result, name, report, trained)
 
-    run_recipe(recipe, out, [(train, 1.0)], on_stage=on_stage)
+    run_recipe(recipe, out, sources, on_stage=on_stage)
     if not PartialState().is_main_process:
         return
     result.metrics["seconds"] = round(time.time() - start, 1)
@@ -123,7 +128,7 @@ def _work(out: Path, corpus: Path | str | None, recipe: Recipe, limit: int, star
         metrics=result.metrics,
         curves=result.curves,
         examples=_examples(held_out, result.items),
-        facts=_facts(recipe, out, corpus, train, held_out),
+        facts=_facts(recipe, out, corpus, _count(sources), len(held_out)),
         commands=_commands(out),
     )
 
@@ -138,13 +143,13 @@ def _keep(result: DemoResult, name: str, report: Report, trained: TrainResult | 
         print(f"  {task}: " + ", ".join(f"{k} {100 * v:.1f}%" for k, v in scores.items() if k != "count"))
 
 
-def _examples(held_out: Records, items: dict[str, list[Item]]) -> list[Example]:
+def _examples(held_out: Sequence[RegionImage], items: dict[str, list[Item]]) -> list[Example]:
     """The first held-out pictures with regions, and what was said of them after each stage."""
     said: dict[tuple[str, str, str, tuple[float, ...]], Item] = {}
     for stage, answers in items.items():
         said.update({(stage, i.task, i.id, tuple(i.box)): i for i in answers if i.box is not None})
     examples: list[Example] = []
-    for record in (held_out[i] for i in range(len(held_out))):
+    for record in held_out:
         shown = [r for r in record.regions if not r.ignore][:_REGIONS_SHOWN]
         if (
             shown
@@ -175,7 +180,7 @@ def _row(record: RegionImage, box: Any, said: dict[Any, Item], stages: Sequence[
     )
 
 
-def _facts(recipe: Recipe, out: Path, corpus: Path | str | None, train: Records, held_out: Records) -> dict[str, str]:
+def _facts(recipe: Recipe, out: Path, corpus: Path | str | None, train: int, held_out: int) -> dict[str, str]:
     model = RegionModel.load(out / "checkpoint").llava.model
     millions = {
         name: sum(p.numel() for p in part.parameters()) / 1e6
@@ -183,7 +188,7 @@ def _facts(recipe: Recipe, out: Path, corpus: Path | str | None, train: Records,
     }
     return {
         "Corpus": "the embedded one (drawn by granvit)" if corpus is None else str(corpus),
-        "Pictures": f"{len(train)} to train on, {len(held_out)} held out",
+        "Pictures": f"{train} to train on, {held_out} to evaluate on",
         "Model": ", ".join(f"{name} {count:.1f} M parameters" for name, count in millions.items()),
         "Recipe": f"{recipe.name}: "
         + ", ".join(f"{s.kind} {s.loop.steps} steps" for s in recipe.stages)

@@ -3,14 +3,16 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from drawn import jpeg, picture
 from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthesize import make
 from granvit.demo import run_demo
+from granvit.demo_corpus import own_held_out, own_sources
 from granvit.errors import CheckpointError
 from granvit.predict import GranViT
-from granvit.regions import RegionImage
+from granvit.regions import Region, RegionImage
 
 STAGES = ("before", "stage1", "stage2")
 
@@ -67,8 +69,8 @@ def test_the_embedded_demo_leaves_report_metrics_and_checkpoint(here, parts, cap
     tags = Tags(page)
     assert tags.images >= 2  # curves and pictures, all within the one file
     assert all(link.startswith(("data:", "#")) for link in tags.links)
-    assert "the embedded one" in page and "8 to train on, 4 held out" in page and "stage1 2 steps" in page
-    assert "8 pictures to train on, 4 held out" in capsys.readouterr().out
+    assert "the embedded one" in page and "8 to train on, 4 to evaluate on" in page and "stage1 2 steps" in page
+    assert "8 pictures to train on, 4 to evaluate on" in capsys.readouterr().out
 
     picture = make(0, 1, 64, 0.0)
     loaded = GranViT.load(out)
@@ -127,10 +129,34 @@ def test_a_corpus_of_ones_own(here, parts, change, tasks):
     for stage in (*STAGES, "baseline"):
         assert set(metrics[stage]) == tasks
     page = (here / "out" / "report.html").read_text()
-    assert str(corpus) in page and "8 to train on, 4 held out" in page
+    assert str(corpus) in page and "8 to train on, 4 to evaluate on" in page
     shown = [r.text for record in Corpus(corpus) if record.split == "val" for r in record.regions if not r.ignore]
     assert any(text in page for text in shown)
     assert not (here / "runs").exists()  # nothing else was drawn
+
+
+def test_scans_are_trained_on_oftener_and_evaluated_in_tiles(here):
+    line, size = Region((60, 10, 100, 22), "TOTAL 5", "text"), (150, 60)
+    with CorpusWriter(here / "corpus") as writer:
+        for i in range(6):
+            scan = RegionImage(f"scan{i}", jpeg(picture(i, size)), *size, [line], split="val" if i < 2 else "train")
+            writer.write(scan)
+            photo = make(i, seed=9, size=64, documents=0.0)
+            writer.write(replace(photo, id=f"photo{i}", split="val" if i < 3 else "train"))
+    photos, scans = own_sources(here / "corpus")
+    assert [record.id for record in photos[0]] == ["photo3", "photo4", "photo5"]
+    assert [record.id for record in scans[0]] == ["scan2", "scan3", "scan4", "scan5"]
+    assert scans[1] > photos[1]
+
+    whole = own_held_out(here / "corpus", None, 100)
+    assert [record.id for record in whole] == ["photo0", "photo1", "photo2", "scan0", "scan1"]
+    tiles = own_held_out(here / "corpus", 64, 100)
+    assert [record.id for record in tiles[:3]] == ["photo0", "photo1", "photo2"] and len(tiles) > 3
+    for record in tiles[3:]:
+        assert record.id.startswith(("scan0@", "scan1@")) and max(record.width, record.height) == 64
+        assert any(region.text == "TOTAL 5" and not region.ignore for region in record.regions)
+    few = own_held_out(here / "corpus", 64, 2)
+    assert [record.id[:4] for record in few] == ["phot", "scan"]
 
 
 def test_a_corpus_of_captions_alone(here, parts):

@@ -24,12 +24,16 @@ FONTS = (
 _SUPERSAMPLE = 3
 
 
-@lru_cache(maxsize=256)
-def _font(index: int, height: int) -> ImageFont.FreeTypeFont:
+def fonts_folder() -> Path:
+    """Where the fonts lie."""
     import matplotlib  # here, because it is slow to import and the program's help draws nothing
 
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONTS[index % len(FONTS)]
-    return ImageFont.truetype(str(path), height)
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+@lru_cache(maxsize=256)
+def _font(index: int, height: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(fonts_folder() / FONTS[index % len(FONTS)]), height)
 
 
 def text_box(line: Line) -> tuple[float, float, float, float]:

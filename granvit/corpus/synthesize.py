@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from granvit.corpus.drawing import draw, encode
 from granvit.corpus.layout import CorpusError, read_manifest
+from granvit.corpus.print import is_print, printed
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic import OBJECTS, layout
 from granvit.regions import RegionImage
@@ -24,8 +25,12 @@ SMALLEST = 32
 _CHUNK = 32
 
 
-def make(index: int, seed: int, size: int, documents: float, objects: tuple[int, int] = OBJECTS) -> RegionImage:
-    """Picture number `index` with its bytes; `size` is its side in pixels."""
+def make(
+    index: int, seed: int, size: int, documents: float, objects: tuple[int, int] = OBJECTS, prints: float = 0.0
+) -> RegionImage:
+    """Picture number `index` with its bytes; `size` is its side in pixels, `prints` the share of print in [0, 1]."""
+    if is_print(seed, index, prints):
+        return printed(seed, index, size)
     what = layout(seed, index, size, documents, objects)
     return replace(what.record, image=encode(draw(what, seed, index)))
 
@@ -38,6 +43,7 @@ def synthesize(
     documents: float = 0.15,
     split: str = "train",
     objects: tuple[int, int] = OBJECTS,
+    prints: float = 0.0,
     workers: int | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -46,10 +52,11 @@ def synthesize(
     Raises:
         CorpusError: `out` holds something else. ValueError: no picture is asked for, or one too small to draw in.
     """
-    if count < 1 or size < SMALLEST or not 0 <= documents <= 1 or not 1 <= objects[0] <= objects[1]:
+    shares = all(0 <= share <= 1 for share in (documents, prints))
+    if count < 1 or size < SMALLEST or not shares or not 1 <= objects[0] <= objects[1]:
         raise ValueError(
-            f"count {count}, size {size}, documents {documents}, objects {objects}: at least 1 picture of at least "
-            f"{SMALLEST} pixels, a share of documents in [0, 1], and the fewest and most objects of a scene"
+            f"count {count}, size {size}, documents {documents}, prints {prints}, objects {objects}: at least 1 "
+            f"picture of at least {SMALLEST} pixels, shares in [0, 1], and the fewest and most objects of a scene"
         )
     meta: dict[str, object] = {
         "embedded": {
@@ -59,14 +66,16 @@ def synthesize(
             "size": size,
             "documents": documents,
             "objects": list(objects),
+            "prints": prints,
         }
     }
     there = _embedded(out, split)
     if there == meta["embedded"]:
         return Corpus(out)
-    older = there is not None and {"objects": list(OBJECTS), **there, "version": VERSION} == meta["embedded"]
+    before = {"objects": list(OBJECTS), "prints": 0.0}  # what older versions did not write down
+    older = there is not None and {**before, **there, "version": VERSION} == meta["embedded"]
     workers = min(workers or os.cpu_count() or 1, math.ceil(count / _CHUNK))  # a process takes a second to start
-    job = partial(make, seed=seed, size=size, documents=documents, objects=objects)
+    job = partial(make, seed=seed, size=size, documents=documents, objects=objects, prints=prints)
     with (
         CorpusWriter(out, meta=meta, overwrite=older) as writer,
         tqdm(total=count, desc=f"draw {split} pictures", unit="img", disable=not progress) as bar,

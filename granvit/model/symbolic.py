@@ -19,7 +19,7 @@ from granvit.regions import Region, RegionImage
 _LEAST_COVERAGE = 0.02
 
 
-def symbolic_grid(record: RegionImage, view: View, patches: int, tokenize: Callable[[str], list[int]]) -> Grid:
+def symbolic_grid(record: RegionImage, view: View, patches: int, tokenize: Callable[[Region], list[int]]) -> Grid:
     """The symbolic image of a record: `patches` x `patches` patches, row by row.
 
     Later regions lie in front of earlier ones. The words of an object cover its whole box; the tokens of a text
@@ -33,7 +33,7 @@ def symbolic_grid(record: RegionImage, view: View, patches: int, tokenize: Calla
         cover = _coverage(region, view, patches)
         seen = cover * uncovered
         uncovered *= 1 - cover
-        tokens = np.asarray(tokenize(region.text))
+        tokens = np.asarray(tokenize(region))
         if region.kind == "object":
             shares = np.broadcast_to(seen, (len(tokens), patches, patches))
         else:

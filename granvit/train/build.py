@@ -29,7 +29,8 @@ from granvit.train.feed import Records
 from granvit.train.recipes.base import EmbeddedCorpus, Recipe
 
 ASSETS = Path(__file__).parent.parent / "assets"
-NANO_ENCODER, NANO_LANGUAGE = ASSETS / "nano-encoder", ASSETS / "nano-language"
+NANO_LANGUAGE = ASSETS / "nano-language"
+NANO_ENCODERS = {"nano": ASSETS / "nano-encoder", "nano-reader": ASSETS / "nano-reader"}
 # What a warmed-up language model was shown as each patch's place, (patches, hidden).
 PLACES = "places.safetensors"
 # The head of the encoder's warm-up: which word is in which patch.
@@ -50,7 +51,7 @@ def build_model(recipe: Recipe) -> RegionModel:
     if recipe.encoder in SIZES:
         encoder = Encoder.of(nano_encoder(**SIZES[recipe.encoder].encoder))
     else:
-        encoder = load_encoder(NANO_ENCODER if recipe.encoder == "nano" else recipe.encoder, recipe.canvas)
+        encoder = load_encoder(NANO_ENCODERS.get(recipe.encoder, recipe.encoder), recipe.canvas)
     if recipe.language in SIZES:
         codec = get_codec(recipe.settings.codec)
         tokenizer = train_tokenizer(sample_texts(), _VOCABULARY, codec)
@@ -65,21 +66,26 @@ def build_model(recipe: Recipe) -> RegionModel:
                 f"the language model 'nano' knows {len(model.places)} places, {recipe.encoder} has {model.grid**2} "
                 "patches: set canvas to ten patches a side, or take another language model"
             )
-        model.words = load_file(NANO_ENCODER / WORDS) if recipe.encoder == "nano" else None
+        model.words = load_file(NANO_ENCODERS[recipe.encoder] / WORDS) if recipe.encoder in NANO_ENCODERS else None
         start_projector(model)
     return model
 
 
-def start_projector(model: RegionModel, pictures: int = 64) -> None:
+def start_projector(model: RegionModel, canvases: Tensor | None = None, pictures: int = 64) -> None:
     """Fit the fresh projector to what the parts of a preset already know, on pictures of the embedded corpus.
 
     Every patch says the place that the language model was shown for it (`model.places`) and, where the encoder comes
     with the head of its warm-up (`model.words`), the words which that head finds there rather than elsewhere.
+
+    Args:
+        canvases: other pictures than those, uint8 (N, H, W, 3).
+        pictures: how many of the embedded corpus.
     """
     assert model.places is not None
-    drawn = [decode(make(index, seed=0, size=model.canvas, documents=0.1).image or b"") for index in range(pictures)]
-    canvases = torch.from_numpy(np.stack([np.asarray(picture) for picture in drawn]))
-    targets = model.places.expand(pictures, -1, -1)
+    if canvases is None:
+        drawn = (make(index, seed=0, size=model.canvas, documents=0.1).image or b"" for index in range(pictures))
+        canvases = torch.from_numpy(np.stack([np.asarray(decode(picture)) for picture in drawn]))
+    targets = model.places.expand(len(canvases), -1, -1)
     if model.words is not None:
         with torch.no_grad():
             embeddings: Tensor = model.llava.get_input_embeddings().weight
@@ -95,8 +101,9 @@ def embedded_corpora(corpus: EmbeddedCorpus, folder: Path | str = "runs/corpora"
     made = []
     low, high = corpus.objects
     for split, count, seed in (("train", corpus.train, corpus.seed), ("val", corpus.val, corpus.seed + _HELD_OUT_SEED)):
-        name = f"embedded-{split}-{count}-{corpus.size}px-{corpus.documents}-{low}to{high}-{seed}"
-        made.append(synthesize(Path(folder) / name, count, seed, corpus.size, corpus.documents, split, corpus.objects))
+        name = f"embedded-{split}-{count}-{corpus.size}px-{corpus.documents}-{low}to{high}-{corpus.prints}-{seed}"
+        settings = (count, seed, corpus.size, corpus.documents, split, corpus.objects, corpus.prints)
+        made.append(synthesize(Path(folder) / name, *settings))
     return made[0], made[1]
 
 
@@ -110,7 +117,8 @@ def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, fl
     """
     embedded = recipe.corpus
     if not corpora and all(stage.sample.symbolic for stage in recipe.stages):
-        return [(Undrawn(embedded.train, embedded.seed, embedded.size, embedded.documents, embedded.objects), 1.0)]
+        drawn = (embedded.seed, embedded.size, embedded.documents, embedded.objects, embedded.prints)
+        return [(Undrawn(embedded.train, *drawn), 1.0)]
     if not corpora:
         return [(embedded_corpora(embedded)[0], 1.0)]
     sources: list[tuple[Records, float]] = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from granvit.coordinates import get_codec
 from granvit.geometry import Boxes, View
@@ -37,6 +39,7 @@ class Prepare:
         self.dialog: Dialog = model.dialog
         self.canvas, self.grid, self.patch, self.fill = model.canvas, model.grid, model.patch, model.fill
         self._words: dict[str, list[int]] = {}
+        self._vocabulary: dict[str, int] = self.dialog.tokenizer.get_vocab()
         if config.crop_size % model.patch:
             raise ValueError(f"sample.crop_size {config.crop_size} is not a multiple of the patch, {model.patch} px")
         prefix = len(self.dialog.prefix_ids)
@@ -50,6 +53,8 @@ class Prepare:
             Reject: there is nothing to ask about this record, or more than a row holds.
         """
         image = None if self.config.symbolic else self._decode(record)
+        if self.config.mirror and rng.random() < self.config.mirror:
+            record, image = _mirrored(record, image)
         view = self._choose_view(record, rng)
         shown, boxes = self._shown(record, view)
         chosen = self._choose(len(shown), rng)
@@ -59,13 +64,19 @@ class Prepare:
         most = self.config.max_tokens
         if most is not None and len(self.dialog.prefix_ids) + sum(len(b.ids) for b in branches) > most:
             raise Reject(f"longer than a row: image and questions have more than {most} tokens (sample.max_tokens)")
+        grid = None
+        if self.config.symbolic or self.config.word_map:
+            # With what the view cuts: it is seen, though not asked about.
+            seen = replace(record, regions=[region for region in record.regions if not region.ignore])
+            grid = symbolic_grid(seen, view, self.grid, self._tokens)
         if image is None:
-            seen = RegionImage(**{**vars(record), "regions": shown})
-            return Sample(record.id, branches, grid=symbolic_grid(seen, view, self.grid, self._tokens), view=view)
+            return Sample(record.id, branches, grid=grid, view=view)
         crops, crop_boxes = self._crops(image, view, boxes[chosen])
+        if self.config.word_map:
+            image = _covered(image, record, self.fill)
         pixels = np.asarray(view.apply(image, self.fill))
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() if self.digests else None
-        return Sample(record.id, branches, pixels, crops, crop_boxes, view=view, digest=digest)
+        return Sample(record.id, branches, pixels, crops, crop_boxes, grid, view, digest)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples -> one packed batch: rows of `max_tokens` tokens, or a row per image."""
@@ -79,9 +90,11 @@ class Prepare:
 
     def _choose_view(self, record: RegionImage, rng: np.random.Generator) -> View:
         size = (record.width, record.height)
-        if record.regions and rng.random() < self.config.windows:
+        kind = self.config.window_kind
+        around = [region.box for region in record.regions if kind is None or region.kind == kind]
+        if around and rng.random() < self.config.windows:
             side = int(self.canvas * rng.uniform(*self.config.window_side))
-            box = record.regions[rng.integers(len(record.regions))].box
+            box = around[rng.integers(len(around))]
             return View.window_around(box, size, side, self.canvas, offset=rng.uniform(-0.3, 0.3, 2))
         return View.fit(self.settings.fit, size, self.canvas)
 
@@ -145,10 +158,37 @@ class Prepare:
             return np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 4), np.float32)
         return np.stack(crops), view.to_canvas(rows).astype(np.float32)
 
-    def _tokens(self, text: str) -> list[int]:
-        if text not in self._words:
-            self._words[text] = self.dialog.tokenizer.encode(text, add_special_tokens=False)
-        return self._words[text]
+    def _tokens(self, region: Region) -> list[int]:
+        """The tokens of an object's words; of print those of each letter, for print is read letter by letter."""
+        parts = list(region.text) if region.kind == "text" else [region.text]
+        for part in parts:
+            if part not in self._words:
+                # Looked up first: encoding writes a space before a letter.
+                known = self._vocabulary.get(part)
+                encoded = self.dialog.tokenizer.encode(part, add_special_tokens=False)
+                self._words[part] = encoded if known is None else [known]
+        return [token for part in parts for token in self._words[part]]
+
+
+def _mirrored(record: RegionImage, image: Image.Image | None) -> tuple[RegionImage, Image.Image | None]:
+    """The record seen in a mirror; as it is where it holds text, which could not be read there."""
+    if any(region.kind == "text" for region in record.regions):
+        return record, image
+    regions = [
+        replace(region, box=(record.width - region.box[2], region.box[1], record.width - region.box[0], region.box[3]))
+        for region in record.regions
+    ]
+    return replace(record, regions=regions), None if image is None else ImageOps.mirror(image)
+
+
+def _covered(image: Image.Image, record: RegionImage, fill: tuple[int, int, int]) -> Image.Image:
+    """The image with its ignored regions painted over: what is seen there is not nothing, and nobody may say what."""
+    hidden = [region.box for region in record.regions if region.ignore]
+    if hidden:
+        image = image.copy()
+        for x1, y1, x2, y2 in hidden:
+            image.paste(fill, (math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)))
+    return image
 
 
 def subphrase(region: Region, among: list[Region], rng: np.random.Generator) -> str | None:

@@ -15,9 +15,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,7 +33,7 @@ from granvit.model.region_model import RegionModel
 from granvit.train.build import PLACES, WORDS, build_model, start_projector
 from granvit.train.config import LoopConfig, feed_workers, on_cpu
 from granvit.train.encoder_warmup import EncoderWarmup
-from granvit.train.feed import Feed, Records
+from granvit.train.feed import Feed, Records, Reject
 from granvit.train.loop import TrainResult, train
 from granvit.train.origin import origin_of
 from granvit.train.prepare import Prepare
@@ -199,11 +202,26 @@ def run_stage(
     if isinstance(built, LanguageWarmup):
         model.places = built.places().detach().cpu()
         model.llava.cpu()  # least squares are solved there
-        start_projector(model)
+        start_projector(model, _canvases(model, stage, sources))
         if state.is_main_process:
             save_language(model, stage_dir / "alone")
             save_file({"places": built.places().detach().cpu().contiguous()}, stage_dir / "alone" / PLACES)
     return result
+
+
+def _canvases(model: RegionModel, stage: StageRecipe, sources: Sequence[tuple[Records, float]]) -> Tensor | None:
+    """Pictures of the corpora as the stage would see them, up to 64 of each; None where nothing is drawn."""
+    prepare, rng = Prepare(model, replace(stage.sample, symbolic=False)), np.random.default_rng(stage.loop.seed)
+    canvases = []
+    for records, _ in sources:
+        count = min(64, len(records))
+        for record in (records[index * len(records) // count] for index in range(count)):
+            try:
+                sample = prepare(record, rng)
+            except Reject:
+                continue
+            canvases.append(sample.pixels)
+    return torch.from_numpy(np.stack(canvases)) if canvases else None
 
 
 def _plain(stage: StageRecipe) -> dict[str, object]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from granvit.questions import Task
+from granvit.regions import Kind
 
 
 @dataclass
@@ -20,11 +21,15 @@ class SampleConfig:
             other region of the image.
         crops: at most so many region crops per image for the teacher; 0 for none.
         crop_size: side of the teacher's crop in pixels, a multiple of the patch; 0 takes the canvas.
+        mirror: the chance that an image without text is mirrored; only where no answer says "left" or "right".
         windows: the chance that a part of the image is shown in place of the whole (for small text).
+        window_kind: parts are shown only of images with regions of this kind, around one of them; None shows any.
         window_side: the part's side, smallest and largest, in canvas sides.
         max_answer: answers are cut after so many tokens.
         symbolic: show the symbolic image in place of pixels, and ask for places in the warm-up's own words
             (`LanguageWarmup`).
+        word_map: beside the pixels, say which words lie in which patch (`EncoderWarmup`); what is ignored is painted
+            over.
         max_tokens: images share rows of at most so many tokens (best fit), and one with more is rejected; None gives
             each image a row of its own.
     """
@@ -34,8 +39,11 @@ class SampleConfig:
     subphrases: float = 0.0
     crops: int = 0
     crop_size: int = 0
+    mirror: float = 0.0
     windows: float = 0.0
+    window_kind: Kind | None = None
     window_side: tuple[float, float] = (1.0, 2.0)
     max_answer: int = 96
     symbolic: bool = False
+    word_map: bool = False
     max_tokens: int | None = None

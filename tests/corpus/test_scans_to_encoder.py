@@ -25,7 +25,7 @@ def loss_per_token(model, records, seeds: int = 1) -> float:
     from granvit.train.sampling import SampleConfig
     from granvit.train.stages import Pretrain
 
-    prepare = Prepare(model, SampleConfig({"bbox2caption": 1.0}, max_regions=12, windows=1.0, window_side=(1.5, 1.5)))
+    prepare = Prepare(model, SampleConfig({"bbox2caption": 1.0}, max_regions=12, windows=1.0, window_side=(0.6, 0.6)))
     stage = Pretrain(model, distill_weight=0).eval()
     total = tokens = 0.0
     with torch.no_grad():
@@ -38,13 +38,13 @@ def loss_per_token(model, records, seeds: int = 1) -> float:
 
 
 def recipe(words: int, steps: int, batch: int):
-    """`nano-own` as far as stage 1, with so many steps."""
+    """The words and stage 1 of `nano-own`, with so many steps."""
     from granvit.train.recipes.nano import nano_own
 
     made = nano_own()
     made.stages = [
         replace(stage, loop=replace(stage.loop, steps=count, batch_size=batch, warmup_steps=count // 8))
-        for stage, count in zip(made.stages, (words, steps), strict=False)
+        for stage, count in zip(made.stages[1:3], (words, steps), strict=True)
     ]
     return made
 

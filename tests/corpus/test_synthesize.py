@@ -34,7 +34,7 @@ def test_synthesize_draws_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "asked", [{"count": 4}, {"seed": 2}, {"size": 48}, {"documents": 0.5}, {"split": "val"}], ids=str
+    "asked", [{"count": 4}, {"seed": 2}, {"size": 48}, {"documents": 0.5}, {"prints": 0.5}, {"split": "val"}], ids=str
 )
 def test_synthesize_leaves_what_else_is_there_alone(tmp_path, asked):
     settings = {"count": 3, "seed": 1, "size": 64, "documents": 0.15, "split": "train", "workers": 1, "progress": False}
@@ -52,9 +52,11 @@ def test_synthesize_replaces_what_an_older_version_drew(tmp_path, monkeypatch):
     assert made.manifest["meta"]["embedded"]["version"] == synthesizing.VERSION and verify(tmp_path / "it") == []
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 16}, {"documents": 1.5}, {"documents": -0.1}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"count": 0}, {"size": 16}, {"documents": 1.5}, {"documents": -0.1}, {"prints": 1.1}], ids=str
+)
 def test_synthesize_refuses_what_cannot_be_drawn(tmp_path, wrong):
-    with pytest.raises(ValueError, match="at least 1 picture"):
+    with pytest.raises(ValueError, match="at least 1"):
         synthesize(tmp_path / "it", **{"count": 1, "size": 64, "workers": 1, "progress": False, **wrong})
     assert not (tmp_path / "it").exists()
 

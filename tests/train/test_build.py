@@ -43,6 +43,15 @@ def test_a_language_model_that_knows_other_places_is_refused(parts):
         build_model(recipe)
 
 
+@pytest.mark.parametrize("name", ["nano", "nano-reader"])
+def test_shipped_encoders_come_with_the_words_they_know(parts, name):
+    nano = RECIPES["nano"]()
+    model = build_model(replace(nano, encoder=name))
+    assert model.words is not None and model.words["score.weight"].shape[1] == 160
+    other = build_model(replace(nano, encoder={"nano": "nano-reader", "nano-reader": "nano"}[name]))
+    assert changed(model, other) == {"vision_tower", "multi_modal_projector"}
+
+
 # --- what it trains on -----------------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,13 @@
 import io
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from tiny_model import make_model, packed_loss
 
 from granvit.corpus.synthesize import make
@@ -317,6 +318,62 @@ def test_digests_tell_canvases_apart():
     assert batch.digests == [first, other] and prepare().collate([ask(prepare(), record(REGIONS))]).digests == []
 
 
+def test_mirrored_images_have_mirrored_boxes_and_text_stays():
+    objects = REGIONS[:2]
+    mirrored, plain = prepare(mirror=1.0), prepare()
+    flipped = [replace(r, box=(WIDTH - r.box[2], r.box[1], WIDTH - r.box[0], r.box[3])) for r in objects]
+    found, expected = ask(mirrored, record(objects)), ask(plain, record(flipped))
+    assert found.branches == expected.branches != ask(plain, record(objects)).branches
+    letterbox = View.fit(MODEL.settings.fit, (WIDTH, HEIGHT), MODEL.canvas)
+    seen = np.asarray(letterbox.apply(ImageOps.mirror(photo()), MODEL.fill))
+    assert np.array_equal(found.pixels, seen) and not np.array_equal(found.pixels, expected.pixels)
+    assert np.array_equal(ask(mirrored, record(REGIONS)).pixels, ask(plain, record(REGIONS)).pixels)
+    some = [ask(prepare(mirror=0.5), record(objects), seed).branches == found.branches for seed in range(30)]
+    assert 5 < sum(some) < 25
+
+
+def test_word_maps_paint_over_what_is_ignored():
+    hidden = Region((100, 20, 140, 60), "?", "text", ignore=True)
+    plain, covered = (ask(prepare(word_map=flag), record([REGIONS[0], hidden])) for flag in (False, True))
+    view = View.fit(MODEL.settings.fit, (WIDTH, HEIGHT), MODEL.canvas)
+    x1, y1, x2, y2 = view.to_canvas(hidden.box)[0].round().astype(int)
+    inside = np.zeros(plain.pixels.shape[:2], bool)
+    inside[y1:y2, x1:x2] = True
+    # Resampling mixes the edges.
+    assert np.abs(covered.pixels[y1 + 3 : y2 - 3, x1 + 3 : x2 - 3].astype(int) - MODEL.fill).max() <= 2
+    near = np.zeros_like(inside)
+    near[y1 - 3 : y2 + 3, x1 - 3 : x2 + 3] = True
+    assert np.array_equal(covered.pixels[~near], plain.pixels[~near])
+    assert not np.array_equal(covered.pixels[inside], plain.pixels[inside])
+
+
+def test_windows_of_one_kind_leave_other_images_whole():
+    text = [Region((150, 60, 158, 66), "TOTAL", "text")]
+    some = prepare(windows=1.0, window_side=(0.5, 0.5), window_kind="text")
+    assert ask(some, record(REGIONS[:2])).view.source == (0, 0, WIDTH, HEIGHT)
+    for seed in range(5):
+        x1, y1, x2, y2 = ask(some, record([*REGIONS[:2], *text]), seed).view.source
+        assert x2 - x1 == y2 - y1 == MODEL.canvas // 2 and x1 < 154 < x2 and y1 < 63 < y2
+
+
+def test_word_maps_show_the_letters_of_a_line_that_a_window_cuts():
+    """Thirty letters of six pixels each: a window shows some of them, at the places where they are."""
+    line = Region((10, 40, 190, 52), "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123", "text")
+    around = Region((95, 56, 99, 60), "7", "text")
+    sample = ask(prepare(windows=1.0, window_side=(0.75, 0.75), word_map=True), record([line, around]), 4)
+    x1, y1, x2, y2 = sample.view.source
+    assert x2 - x1 == 48 and y1 < 40 and y2 > 60 and len(sample.branches) == 1
+    vocabulary = MODEL.dialog.tokenizer.get_vocab()
+    for place, letter in enumerate(line.text):
+        left, right = 10 + 6 * place, 16 + 6 * place
+        patches = sample.grid.patches[sample.grid.words == vocabulary[letter]]
+        if left < x2 - 1 and right > x1 + 1:
+            centre = (np.clip((left + right) / 2, x1, x2 - 1) - x1) / 48 * sample.pixels.shape[1] // MODEL.patch
+            assert int(centre) in (patches % MODEL.grid).tolist(), letter
+        elif left >= x2 or right <= x1:
+            assert not len(patches), letter
+
+
 # --- parts of phrases ------------------------------------------------------------------------------------------------
 
 phrases = st.lists(st.sampled_from(["red", "Red", "blue", "star", "ring", "small"]), min_size=1, max_size=5).map(
@@ -347,12 +404,28 @@ def test_subphrases_are_found_where_there_are_any():
     assert asked[0].ids[-5:] == box_of(REGIONS[0]).ids[-5:]
 
 
+def test_a_word_map_lies_beside_the_pixels():
+    regions = [Region((5, 5, 30, 30), "a red star"), Region((30, 40, 60, 50), "TOTAL", "text")]
+    both, symbolic = (ask(prepare(**{name: True}), record(regions)) for name in ("word_map", "symbolic"))
+    assert both.pixels is not None and ask(prepare(), record(regions)).grid is None
+    assert both.branches == ask(prepare(), record(regions)).branches
+    for field in ("patches", "words", "weights"):
+        assert np.array_equal(getattr(both.grid, field), getattr(symbolic.grid, field))
+
+
+def words_of(region: Region) -> list[int]:
+    """The tokens of an object's words; of print those of its letters, without the space that encoding puts before."""
+    tokenizer = MODEL.dialog.tokenizer
+    if region.kind == "object":
+        return tokenizer.encode(region.text, add_special_tokens=False)
+    return [tokenizer.convert_tokens_to_ids(letter.replace(" ", "Ġ")) for letter in region.text]
+
+
 def test_the_symbolic_image_shows_usable_regions_and_describes_the_same():
     regions = [*REGIONS, Region((0, 0, 200, 100), "a striped heart", ignore=True)]
     symbolic = ask(prepare(symbolic=True, crops=2), record(regions))
     assert symbolic.pixels is None and symbolic.crops is None
     assert symbolic.branches == ask(prepare(), record(regions)).branches
-    encode = MODEL.dialog.tokenizer.encode
-    shown = {t for r in REGIONS for t in encode(r.text, add_special_tokens=False)}
+    shown = {t for r in REGIONS for t in words_of(r)}
     assert set(symbolic.grid.words.tolist()) == shown
     assert 0 <= symbolic.grid.patches.min() and symbolic.grid.patches.max() < 16

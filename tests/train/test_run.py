@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,11 +12,13 @@ from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import make, synthesize
+from granvit.corpus.undrawn import Undrawn
 from granvit.errors import CheckpointError
 from granvit.model.region_model import RegionModel, stock_weights
 from granvit.train import run as running
+from granvit.train.build import build_model
 from granvit.train.checkpoint import latest
-from granvit.train.prepare import SampleConfig
+from granvit.train.prepare import Prepare, SampleConfig
 from granvit.train.recipes.base import StageRecipe
 from granvit.train.run import run_recipe
 from granvit.train.stages import Adapt, Pretrain
@@ -157,6 +160,24 @@ def test_a_second_warm_up_goes_on_from_the_first_ones_places_though_interrupted_
     for name in ("model.safetensors", "places.safetensors"):
         whole, stopped = (load_file(tmp_path / run / "blurred" / "alone" / name) for run in ("whole", "stopped"))
         assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+
+
+def test_after_a_warm_up_the_projector_is_fitted_on_the_corpus_as_it_is_shown(parts, tmp_path, monkeypatch):
+    fitted = []
+    monkeypatch.setattr("granvit.train.run.start_projector", lambda model, canvases: fitted.append(canvases))
+    recipe = tiny_recipe(parts)
+    for name, sample in (
+        ("whole", SampleConfig({"bbox2caption": 1.0}, symbolic=True)),
+        ("parts", SampleConfig({"bbox2caption": 1.0}, symbolic=True, windows=1.0, window_side=(0.5, 0.5))),
+    ):
+        recipe.stages = [StageRecipe("warmup", sample, recipe.stages[0].loop, name=name)]
+        run_recipe(recipe, tmp_path / name, SOURCES, device="cpu")
+    run_recipe(recipe, tmp_path / "undrawn", [(Undrawn(8, 0, 64, 0.5), 1.0)], device="cpu")
+    whole, windows, undrawn = fitted
+    prepare, rng = Prepare(build_model(recipe), SampleConfig({"bbox2caption": 1.0})), np.random.default_rng(0)
+    assert np.array_equal(whole.numpy(), np.stack([prepare(record, rng).pixels for record in SOURCES[0][0]]))
+    assert 0 < len(windows) <= 8 and windows.shape[1:] == whole.shape[1:] and not torch.equal(windows[0], whole[0])
+    assert undrawn is None
 
 
 @pytest.mark.parametrize("stage", [Pretrain, Adapt])

@@ -2,15 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_model import collate, make_model, make_samples
 
 from granvit.corpus.synthesize import make
 from granvit.corpus.undrawn import Undrawn
 from granvit.model.presets import fit_projector, patch_code
 from granvit.train.build import start_projector
-from granvit.train.encoder_warmup import EncoderWarmup, present_tokens
+from granvit.train.encoder_warmup import EncoderWarmup, present_tokens, word_maps, word_scores
 from granvit.train.prepare import Prepare, SampleConfig
 from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
@@ -38,8 +40,6 @@ def drawn_batch(model, rng):
 
 @pytest.fixture
 def rng():
-    import numpy as np
-
     return np.random.default_rng(0)
 
 
@@ -73,6 +73,41 @@ def test_the_encoder_warmup_knows_words_and_no_places(model, rng):
     for row in range(3):
         said = {int(t) for t in batch.labels[row] if t >= 0}
         assert set(present[row].nonzero()[:, 0].tolist()) == said
+
+
+def word_map_batch(model, rng):
+    prepare = Prepare(model, SampleConfig({"bbox2caption": 1.0}, word_map=True))
+    return prepare.collate([prepare(make(i, 0, 64, 0.0), rng) for i in range(3)])
+
+
+def test_word_maps_say_how_much_of_a_patch_a_word_covers(model, rng):
+    batch = word_map_batch(model, rng)
+    tokens = len(model.dialog.tokenizer)
+    maps = word_maps(batch, 16, tokens)
+    assert maps.shape == (3, 16, tokens) and maps.max() <= 1
+    expected = torch.zeros(48, tokens)
+    for patch, word, weight in zip(batch.grid_patches, batch.grid_words, batch.grid_weights, strict=True):
+        expected[patch, word] += weight
+    assert torch.equal(maps.flatten(0, 1), expected.clamp(max=1))
+
+
+def test_with_word_maps_every_patch_learns_its_own_words(model, rng):
+    batch = word_map_batch(model, rng)
+    stage = EncoderWarmup(model).train()
+    maps = word_maps(batch, 16, len(model.dialog.tokenizer))
+    optimizer = torch.optim.Adam([p for p in stage.parameters() if p.requires_grad], 3e-3)
+    for _ in range(120):
+        term = stage(batch)["words"]
+        optimizer.zero_grad()
+        (term.total / batch.counts[term.count]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        scores = word_scores(model.patches(model.features(batch.pixels)), dict(stage.head.named_parameters()))
+        errors = F.binary_cross_entropy_with_logits(scores, maps, reduction="none").sum((1, 2))
+        assert stage(batch)["words"].total.item() == pytest.approx((errors / maps.sum((1, 2))).sum().item(), rel=1e-5)
+    covered = maps.amax(-1) > 0.9
+    right = maps.gather(-1, scores.argmax(-1, keepdim=True))[..., 0]
+    assert covered.sum() > 5 and right[covered].mean() > 0.9
 
 
 def test_words_stay_with_their_image_where_images_share_rows(model):
@@ -126,6 +161,17 @@ def test_a_projector_starts_with_places_and_the_words_found_there(model):
     }
     start_projector(model)
     assert (model.embed(PICTURES).detach() - without).abs().mean() > 0.01
+
+
+def test_a_projector_is_fitted_on_other_pictures_where_some_are_given(model):
+    model.places = torch.randn(16, 32) * 0.1
+    flat = torch.stack([torch.full_like(PICTURES[0], grey) for grey in (0, 127, 255)])
+    start_projector(model)
+    drawn = model.embed(PICTURES).detach()
+    start_projector(model, flat)
+    assert (model.embed(PICTURES).detach() - drawn).abs().mean() > 0.01
+    # Every one of these patches has been seen.
+    assert (model.embed(flat).detach() - model.places).square().mean() < 0.2 * model.places.var()
 
 
 def test_a_second_warmup_goes_on_from_the_first_ones_places(model):

@@ -122,7 +122,7 @@ class Verify:
 
 @dataclass
 class Draw:
-    """Draw the embedded corpus: scenes and documents with exact boxes and texts."""
+    """Draw the embedded corpus: scenes, documents and print with exact boxes and texts."""
 
     out: Positional[Path]
     """The corpus folder to write; one that is already there with the same settings is kept."""
@@ -134,13 +134,17 @@ class Draw:
     """Side of a picture, pixels."""
     documents: float = 0.15
     """Share of documents; the rest are scenes."""
+    prints: float = 0.0
+    """Share of all pictures that is print in their place: words and numbers in many fonts, a box per letter."""
     split: Literal["train", "val", "test"] = "train"
     """The split that the pictures belong to."""
 
     def run(self) -> int:
         """Exit status: 0, or 1 when OUT holds something else."""
         try:
-            corpus = synthesize(self.out, self.count, self.seed, self.size, self.documents, self.split)
+            corpus = synthesize(
+                self.out, self.count, self.seed, self.size, self.documents, self.split, prints=self.prints
+            )
         except CorpusError as error:
             return fail(str(error))
         print(f"{self.out}: {len(corpus)} pictures, {corpus.manifest['regions']} regions")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from granvit.train.recipes.base import Recipe
-from granvit.train.recipes.nano import nano, nano_encoder_recipe, nano_language, nano_own, nano_paper
+from granvit.train.recipes.nano import nano, nano_encoder_recipe, nano_language, nano_own, nano_paper, nano_reader
 from granvit.train.recipes.paper import paper, paper_transfer
 from granvit.train.recipes.tiny import tiny
 
@@ -13,6 +13,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "nano-own": nano_own,
     "nano-language": nano_language,
     "nano-encoder": nano_encoder_recipe,
+    "nano-reader": nano_reader,
     "tiny": tiny,
     "paper": paper,
     "paper-transfer": paper_transfer,

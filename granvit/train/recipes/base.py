@@ -105,7 +105,7 @@ class EmbeddedCorpus:
     """The embedded corpus that a recipe trains on where no other is named.
 
     `size` is the pictures' side in pixels, `documents` the share of documents in [0, 1], `objects` the fewest and most
-    objects of a scene.
+    objects of a scene, `prints` the share of all pictures that is print (`granvit.corpus.print`) in their place.
     """
 
     train: int = 6000
@@ -113,6 +113,7 @@ class EmbeddedCorpus:
     size: int = 160
     documents: float = 0.15
     objects: tuple[int, int] = OBJECTS
+    prints: float = 0.0
     seed: int = 1
 
 
@@ -128,7 +129,7 @@ class Recipe:
         settings: coordinates and geometry of the checkpoint.
         stages: what is trained, in order.
         corpus: the embedded corpus, used where no other is named.
-        read_window: side in pixels of the window in which text is read at evaluation; the whole image if None.
+        text_tile: side in pixels of the tiles in which the demo evaluates images with text; whole images if None.
     """
 
     name: str
@@ -138,7 +139,7 @@ class Recipe:
     stages: list[StageRecipe]
     corpus: EmbeddedCorpus = field(default_factory=EmbeddedCorpus)
     seed: int = 0
-    read_window: int | None = None
+    text_tile: int | None = None
     canvas: int | None = None
 
     def __post_init__(self) -> None:
