@@ -96,7 +96,7 @@ def _corpora(recipe: Recipe, corpus: Path | str | None, limit: int) -> tuple[Sou
     if corpus is not None:
         return own_sources(corpus), own_held_out(corpus, recipe.text_tile, limit)
     train, held_out = embedded_corpora(recipe.corpus)
-    return [(train, 1.0)], list(evenly(held_out, limit))
+    return [(train, 1.0)], [held_out[index] for index in evenly(range(len(held_out)), limit)]
 
 
 def _count(sources: Sources) -> int:
@@ -144,22 +144,20 @@ def _keep(result: DemoResult, name: str, report: Report, trained: TrainResult | 
 
 
 def _examples(held_out: Sequence[RegionImage], items: dict[str, list[Item]]) -> list[Example]:
-    """The first held-out pictures with regions, and what was said of them after each stage."""
+    """Some held-out pictures with regions, evenly from all of them, and what was said of them after each stage."""
     said: dict[tuple[str, str, str, tuple[float, ...]], Item] = {}
     for stage, answers in items.items():
         said.update({(stage, i.task, i.id, tuple(i.box)): i for i in answers if i.box is not None})
-    examples: list[Example] = []
-    for record in held_out:
-        shown = [r for r in record.regions if not r.ignore][:_REGIONS_SHOWN]
-        if (
-            shown
-            and len(examples) < _SHOWN
-            and ("before", _task(shown[0].kind), record.id, tuple(shown[0].box)) in said
-        ):
-            examples.append(
-                Example(decode(record.image or b""), [_row(record, r.box, said, list(items)) for r in shown])
-            )
-    return examples
+    usable = [(record, [r for r in record.regions if not r.ignore][:_REGIONS_SHOWN]) for record in held_out]
+    answered = [
+        (record, shown)
+        for record, shown in usable
+        if shown and ("before", _task(shown[0].kind), record.id, tuple(shown[0].box)) in said
+    ]
+    return [
+        Example(decode(record.image or b""), [_row(record, r.box, said, list(items)) for r in shown])
+        for record, shown in evenly(answered, _SHOWN)
+    ]
 
 
 def _task(kind: str, locate: bool = False) -> str:

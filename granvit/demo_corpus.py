@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from granvit.corpus.select import Subset, train_and_held_out
 from granvit.corpus.store import Corpus
 from granvit.corpus.tiles import Tiled, Tiling, cut
 from granvit.regions import RegionImage
 from granvit.train.feed import Records
+
+T = TypeVar("T")
 
 # How much oftener an image with text is seen than one without: it shows a small part of itself at a time.
 _TEXT_WEIGHT = 3.0
@@ -37,11 +40,11 @@ def own_held_out(corpus: Path | str, tile: int | None, limit: int) -> list[Regio
     """
     _, held_out = train_and_held_out(Corpus(corpus))
     without, having = by_text(held_out)
-    tiles: Sequence[RegionImage] | Subset = having
+    printed = [having[index] for index in evenly(range(len(having)), limit)]
     if tile is not None:
-        tiles = [part for record in having for part in cut(record, Tiling(tile, kind="text"), Tiled())]
-    parts = [part for part in (without, tiles) if len(part)]
-    return [record for part in parts for record in evenly(part, limit // len(parts))]
+        printed = [part for record in printed for part in cut(record, Tiling(tile, kind="text"), Tiled())]
+    share = limit // 2 if printed and len(without) else limit
+    return [*(without[index] for index in evenly(range(len(without)), share)), *evenly(printed, share)]
 
 
 def by_text(part: Subset) -> tuple[Subset, Subset]:
@@ -57,7 +60,7 @@ def by_text(part: Subset) -> tuple[Subset, Subset]:
     )
 
 
-def evenly(records: Sequence[RegionImage] | Records, limit: int) -> Iterator[RegionImage]:
-    """At most so many records, evenly spaced: a corpus's sources follow each other."""
-    count = min(limit, len(records))
-    return (records[index * len(records) // count] for index in range(count))
+def evenly(things: Sequence[T], limit: int) -> Iterator[T]:
+    """At most so many of them, evenly spaced: a corpus's sources follow each other."""
+    count = min(limit, len(things))
+    return (things[index * len(things) // count] for index in range(count))

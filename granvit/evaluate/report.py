@@ -24,6 +24,11 @@ STAGES = {"before": "Before", "stage1": "After stage 1", "stage2": "After stage 
 BASELINE = {"baseline": "Best constant answer"}
 LONGEST_SIDE = 720
 
+_BOX_METRICS = {
+    "acc50": ("Acc@0.5", "boxes with an IoU of 0.5 or more with the true box"),
+    "miou": ("Mean IoU", "overlap with the true box, on average"),
+    "parse_rate": ("Parse rate", "answers that are a box at all"),
+}
 # task, what it is, then metric, its name, its meaning
 TASKS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "describe": (
@@ -33,18 +38,7 @@ TASKS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "exact": ("Exact", "answers equal to the true text"),
         },
     ),
-    "locate": (
-        "Locate: given a text, say where it is",
-        {
-            "acc50": ("Acc@0.5", "boxes with an IoU of 0.5 or more with the true box"),
-            "miou": ("Mean IoU", "overlap with the true box, on average"),
-            "parse_rate": ("Parse rate", "answers that are a box at all"),
-        },
-    ),
-    "caption": (
-        "Caption: describe the whole picture",
-        {"rouge_l": ("ROUGE-L", "words shared with the true caption")},
-    ),
+    "locate": ("Locate: given a text, say where it is", _BOX_METRICS),
     "read": (
         "Read: given a box, transcribe its text",
         {
@@ -53,8 +47,16 @@ TASKS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "rouge_l": ("ROUGE-L", "words shared with the true text"),
         },
     ),
+    "locate_text": ("Locate text: given a printed line, say where it stands", _BOX_METRICS),
+    "caption": (
+        "Caption: describe the whole picture",
+        {"rouge_l": ("ROUGE-L", "words shared with the true caption")},
+    ),
 }
-HEADLINES = [("describe", "rouge_l"), ("locate", "acc50"), ("caption", "rouge_l")]
+HEADLINES = [
+    *(("describe", "rouge_l"), ("locate", "acc50"), ("read", "exact"), ("locate_text", "acc50")),
+    ("caption", "rouge_l"),
+]
 LESS_IS_BETTER = {"cer"}
 
 
@@ -128,7 +130,7 @@ def _value(metrics: Mapping[str, Any], column: str, task: str, metric: str) -> f
 
 
 def _headlines(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The three numbers to see first: from the first to the last stage, beside the constant answer."""
+    """The numbers to see first, one of each task: from the first to the last stage, beside the constant answer."""
     cards = []
     for task, metric in HEADLINES:
         values = {s: v for s in STAGES if (v := _value(metrics, s, task, metric)) is not None}

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -216,11 +217,8 @@ def _canvases(model: RegionModel, stage: StageRecipe, sources: Sequence[tuple[Re
     for records, _ in sources:
         count = min(64, len(records))
         for record in (records[index * len(records) // count] for index in range(count)):
-            try:
-                sample = prepare(record, rng)
-            except Reject:
-                continue
-            canvases.append(sample.pixels)
+            with suppress(Reject):
+                canvases.append(np.asarray(prepare(record, rng).pixels))
     return torch.from_numpy(np.stack(canvases)) if canvases else None
 
 

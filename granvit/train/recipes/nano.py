@@ -151,7 +151,7 @@ def nano() -> Recipe:
 
     Stage 1 is the paper's (Global + Bbox2Caption, distillation with lambda 1 and alpha 0.9), with the teacher's
     crops at 64 pixels and a slower projector. Stage 2 departs from the paper in two ways, because a language model of
-    a million parameters forgets what a billion parameters keep: a fifth of the Bbox2Caption questions stay in the
+    a million parameters forgets what a billion parameters keep: a tenth of the Bbox2Caption questions stay in the
     mixture, and coordinate targets know their neighbours. `nano_paper` is the plain form.
     """
     return Recipe(
@@ -180,7 +180,7 @@ def nano() -> Recipe:
             ),
             StageRecipe(
                 "stage2",
-                SampleConfig({"global": 0.2, "bbox2caption": 0.2, "caption2bbox": 1.0}),
+                SampleConfig({"global": 0.2, "bbox2caption": 0.1, "caption2bbox": 1.0}),
                 LoopConfig(
                     steps=400,
                     batch_size=16,
