@@ -182,9 +182,9 @@ def nano() -> Recipe:
                 "stage2",
                 SampleConfig({"global": 0.2, "bbox2caption": 0.1, "caption2bbox": 1.0}),
                 LoopConfig(
-                    steps=400,
+                    steps=320,
                     batch_size=16,
-                    lr=5e-4,
+                    lr=8e-4,
                     min_lr_ratio=0.02,
                     warmup_steps=20,
                     betas=(0.9, 0.98),
@@ -234,5 +234,6 @@ def nano_own() -> Recipe:
         stage.sample.windows, stage.sample.window_kind, stage.sample.window_side = 1.0, "text", (0.5, 0.75)
         stage.sample.max_regions, stage.sample.max_answer, stage.sample.mirror = 12, 32, 0.5
     recipe.stages[2].loop.steps, recipe.stages[3].loop.steps = 1200, 1200
+    recipe.stages[3].loop.lr = 5e-4
     recipe.stages[3].sample.questions = {"global": 0.3, "bbox2caption": 1.0, "caption2bbox": 1.0}
     return recipe
