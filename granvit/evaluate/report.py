@@ -53,10 +53,7 @@ TASKS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
         {"rouge_l": ("ROUGE-L", "words shared with the true caption")},
     ),
 }
-HEADLINES = [
-    *(("describe", "rouge_l"), ("locate", "acc50"), ("read", "exact"), ("locate_text", "acc50")),
-    ("caption", "rouge_l"),
-]
+HEADLINES = {"describe": "rouge_l", "locate": "acc50", "caption": "rouge_l", "read": "exact", "locate_text": "acc50"}
 LESS_IS_BETTER = {"cer"}
 
 
@@ -130,9 +127,14 @@ def _value(metrics: Mapping[str, Any], column: str, task: str, metric: str) -> f
 
 
 def _headlines(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The numbers to see first, one of each task: from the first to the last stage, beside the constant answer."""
+    """The three numbers to see first, of the tasks that asked most: from the first to the last stage."""
+    counts = {task: max(_value(metrics, stage, task, "count") or 0 for stage in STAGES) for task in HEADLINES}
+    asked = [task for task in HEADLINES if any(task in metrics.get(stage, {}) for stage in STAGES)]
+    most = sorted(asked, key=lambda task: -counts[task])[:3]
     cards = []
-    for task, metric in HEADLINES:
+    for task, metric in HEADLINES.items():
+        if task not in most:
+            continue
         values = {s: v for s in STAGES if (v := _value(metrics, s, task, metric)) is not None}
         if len(values) < 2:
             continue

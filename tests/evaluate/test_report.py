@@ -86,6 +86,18 @@ def test_a_constant_answer_is_not_praised_for_parsing(page):
     assert row(page, "Parse rate") == [("2.0%", False), ("60.0%", False), ("99.0%", True), ("–", False)]
 
 
+def test_the_headlines_are_of_the_tasks_that_asked_most(tmp_path):
+    counts = {"describe": 9, "locate": 7, "caption": 1, "read": 8}
+    metrics = {
+        stage: {task: {**scores, "count": counts[task]} for task, scores in tasks.items()}
+        for stage, tasks in METRICS.items()
+        if stage != "seconds"
+    }
+    cards = [re.findall(r'<div class="card">\s*<strong>(.*?)</strong>', write(tmp_path / name, metrics=given))
+             for name, given in (("all.html", METRICS), ("counted.html", metrics))]  # fmt: skip
+    assert cards == [["Describe", "Locate", "Caption"], ["Describe", "Locate", "Read"]]
+
+
 def test_headlines_curves_facts_and_commands_appear(page):
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "0.0% → 55.2% Acc@0.5, before → after stage 2 best constant answer: 8.0%" in text
