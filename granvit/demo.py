@@ -13,7 +13,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from granvit.demo_corpus import evenly, own_held_out, own_sources
+from granvit.corpus.select import evenly
+from granvit.demo_corpus import own_corpora
 from granvit.errors import CheckpointError
 from granvit.evaluate.region_tasks import Item, Report, evaluate
 from granvit.evaluate.report import Example, ExampleRegion, write_report
@@ -94,7 +95,7 @@ def _share_batches(recipe: Recipe, processes: int) -> Recipe:
 def _corpora(recipe: Recipe, corpus: Path | str | None, limit: int) -> tuple[Sources, list[RegionImage]]:
     """What to train on, and at most `limit` held-out pictures to evaluate on."""
     if corpus is not None:
-        return own_sources(corpus), own_held_out(corpus, recipe.text_tile, limit)
+        return own_corpora(corpus, recipe.text_tile, limit)
     train, held_out = embedded_corpora(recipe.corpus)
     return [(train, 1.0)], [held_out[index] for index in evenly(range(len(held_out)), limit)]
 

@@ -9,7 +9,7 @@ from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthesize import make
 from granvit.demo import run_demo
-from granvit.demo_corpus import own_held_out, own_sources
+from granvit.demo_corpus import own_corpora
 from granvit.errors import CheckpointError
 from granvit.predict import GranViT
 from granvit.regions import Region, RegionImage
@@ -143,19 +143,18 @@ def test_scans_are_trained_on_oftener_and_evaluated_in_tiles(here):
             writer.write(scan)
             photo = make(i, seed=9, size=64, documents=0.0)
             writer.write(replace(photo, id=f"photo{i}", split="val" if i < 3 else "train"))
-    photos, scans = own_sources(here / "corpus")
+    (photos, scans), whole = own_corpora(here / "corpus", None, 100)
     assert [record.id for record in photos[0]] == ["photo3", "photo4", "photo5"]
     assert [record.id for record in scans[0]] == ["scan2", "scan3", "scan4", "scan5"]
     assert scans[1] > photos[1]
 
-    whole = own_held_out(here / "corpus", None, 100)
     assert [record.id for record in whole] == ["photo0", "photo1", "photo2", "scan0", "scan1"]
-    tiles = own_held_out(here / "corpus", 64, 100)
+    _, tiles = own_corpora(here / "corpus", 64, 100)
     assert [record.id for record in tiles[:3]] == ["photo0", "photo1", "photo2"] and len(tiles) > 3
     for record in tiles[3:]:
         assert record.id.startswith(("scan0@", "scan1@")) and max(record.width, record.height) == 64
         assert any(region.text == "TOTAL 5" and not region.ignore for region in record.regions)
-    few = own_held_out(here / "corpus", 64, 2)
+    _, few = own_corpora(here / "corpus", 64, 2)
     assert [record.id[:4] for record in few] == ["phot", "scan"]
 
 

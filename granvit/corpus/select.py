@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
@@ -11,6 +12,7 @@ from granvit.regions import RegionImage
 
 _HELD_OUT = ("val", "test")
 _FRACTION = 0.1
+T = TypeVar("T")
 
 
 class Subset:
@@ -91,6 +93,12 @@ def _parts(corpus: Corpus, fraction: float = _FRACTION) -> tuple[Subset, Subset]
         held_out = [i for i, name in enumerate(ids) if unit_hash(name) < fraction]
         train = [i for i, name in enumerate(ids) if unit_hash(name) >= fraction]
     return Subset(corpus, train), Subset(corpus, held_out)
+
+
+def evenly(things: Sequence[T], limit: int) -> Iterator[T]:
+    """At most so many of them, evenly spaced: a corpus's sources follow each other."""
+    count = min(limit, len(things))
+    return (things[index * len(things) // count] for index in range(count))
 
 
 def unit_hash(name: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -22,6 +23,9 @@ from granvit.questions import box_exchange, caption_exchange, global_exchange, w
 from granvit.regions import LEAST_VISIBLE, Region, RegionImage
 from granvit.train.feed import Reject
 from granvit.train.sampling import SampleConfig
+
+# Words that are wrong in a mirror.
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 class Prepare:
@@ -165,14 +169,15 @@ class Prepare:
             if part not in self._words:
                 # Looked up first: encoding writes a space before a letter.
                 known = self._vocabulary.get(part)
-                encoded = self.dialog.tokenizer.encode(part, add_special_tokens=False)
-                self._words[part] = encoded if known is None else [known]
+                encode = self.dialog.tokenizer.encode
+                self._words[part] = encode(part, add_special_tokens=False) if known is None else [known]
         return [token for part in parts for token in self._words[part]]
 
 
 def _mirrored(record: RegionImage, image: Image.Image | None) -> tuple[RegionImage, Image.Image | None]:
-    """The record seen in a mirror; as it is where it holds text, which could not be read there."""
-    if any(region.kind == "text" for region in record.regions):
+    """The record seen in a mirror; as it is where it holds print, or words that would no longer be true."""
+    words = " ".join([record.caption or "", *(region.text for region in record.regions)])
+    if any(region.kind == "text" for region in record.regions) or _SIDES.search(words):
         return record, image
     regions = [
         replace(region, box=(record.width - region.box[2], region.box[1], record.width - region.box[0], region.box[3]))

@@ -26,7 +26,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from granvit.corpus.select import Subset
+from granvit.corpus.select import Subset, evenly
 from granvit.corpus.store import Corpus
 from granvit.errors import CheckpointError
 from granvit.model.assemble import save_encoder, save_language
@@ -45,6 +45,9 @@ from granvit.train.stages import LanguageWarmup
 
 # Fields of a stage that count in another form: two field by field, two as steps and micro-batches.
 _RESOLVED = ("sample", "loop", "epochs", "images_per_step")
+
+# On so many pictures of each corpus a projector is fitted.
+_FITTED_ON = 64
 
 # How a step is cut.
 _CUT = ("batch_size", "accumulate")
@@ -211,14 +214,13 @@ def run_stage(
 
 
 def _canvases(model: RegionModel, stage: StageRecipe, sources: Sequence[tuple[Records, float]]) -> Tensor | None:
-    """Pictures of the corpora as the stage would see them, up to 64 of each; None where nothing is drawn."""
+    """Pictures of the corpora as the stage would see them; None where nothing is drawn."""
     prepare, rng = Prepare(model, replace(stage.sample, symbolic=False)), np.random.default_rng(stage.loop.seed)
     canvases = []
     for records, _ in sources:
-        count = min(64, len(records))
-        for record in (records[index * len(records) // count] for index in range(count)):
+        for index in evenly(range(len(records)), _FITTED_ON):
             with suppress(Reject):
-                canvases.append(np.asarray(prepare(record, rng).pixels))
+                canvases.append(np.asarray(prepare(records[index], rng).pixels))
     return torch.from_numpy(np.stack(canvases)) if canvases else None
 
 

@@ -21,7 +21,7 @@ class SampleConfig:
             other region of the image.
         crops: at most so many region crops per image for the teacher; 0 for none.
         crop_size: side of the teacher's crop in pixels, a multiple of the patch; 0 takes the canvas.
-        mirror: the chance that an image without text is mirrored; only where no answer says "left" or "right".
+        mirror: the chance that an image is mirrored where it holds no text and nothing said of it is "left" or "right".
         windows: the chance that a part of the image is shown in place of the whole (for small text).
         window_kind: parts are shown only of images with regions of this kind, around one of them; None shows any.
         window_side: the part's side, smallest and largest, in canvas sides.
