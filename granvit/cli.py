@@ -20,6 +20,7 @@ from granvit.commands_export import Export
 from granvit.commands_looking import Attend, AttentionMass, Probe
 from granvit.commands_transfer import Transfer
 from granvit.corpus.commands import COMMANDS as CORPUS_COMMANDS
+from granvit.errors import GranvitError
 from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 
@@ -73,7 +74,7 @@ def _with_recipe(base: type, make: Callable[[], Recipe]) -> Any:
 def main(args: list[str] | None = None) -> None:
     """The program's entry point; exits with the command's status.
 
-    Errors about the input are told in one line; anything else is a bug and keeps its traceback.
+    What a user did wrong is told in one line; anything else is a bug and keeps its traceback.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -84,7 +85,7 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:  # who reads our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can the interpreter's last flush fail
         status = 128 + signal.SIGPIPE
-    except (ValueError, OSError) as error:
+    except (GranvitError, OSError) as error:
         print(f"granvit: {_in_one_line(error)}", file=sys.stderr)
         status = 1
     raise SystemExit(status)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from granvit.errors import GranvitError
 from granvit.train.recipes.base import Recipe
 
 DEFAULT_MODEL = Path("runs/demo/checkpoint")
@@ -78,9 +79,9 @@ def told() -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise ValueError(f"{error} (choose another --out to train anew)") from error
+        raise GranvitError(f"{error} (choose another --out to train anew)") from error
     except (FeedError, NonFiniteLoss) as error:
-        raise ValueError(str(error)) from error
+        raise GranvitError(str(error)) from error
 
 
 def load_model(model: Path, device: Device) -> Any:
@@ -91,7 +92,7 @@ def load_model(model: Path, device: Device) -> Any:
 
     disable_progress_bar()
     if model == DEFAULT_MODEL and not model.exists():
-        raise ValueError(f"{model} is not there yet: run `granvit demo`, or name a checkpoint with --model")
+        raise GranvitError(f"{model} is not there yet: run `granvit demo`, or name a checkpoint with --model")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return GranViT.load(model, device)
@@ -99,7 +100,7 @@ def load_model(model: Path, device: Device) -> Any:
 
 def check_window(window: int | None) -> None:
     if window is not None and window < 1:
-        raise ValueError(f"--window {window}: a window has a side of at least 1 pixel")
+        raise GranvitError(f"--window {window}: a window has a side of at least 1 pixel")
 
 
 @dataclass
@@ -125,12 +126,12 @@ class Ask:
 
         if self.draw is not None:
             if self.draw.suffix.lower() not in Image.registered_extensions():
-                raise ValueError(f"--draw {self.draw}: the name must end as a picture's does, such as .png")
+                raise GranvitError(f"--draw {self.draw}: the name must end as a picture's does, such as .png")
             self.draw.parent.mkdir(parents=True, exist_ok=True)
         try:
             picture = open_picture(self.image)
         except ImageError as error:
-            raise ValueError(f"{self.image}: {error}") from error
+            raise GranvitError(f"{self.image}: {error}") from error
         return load_model(self.model, self.device), picture
 
     def finish(self, picture: Any, boxes: Sequence[Sequence[float] | None], texts: Sequence[str]) -> int:
@@ -164,7 +165,7 @@ def parse_box_option(text: str) -> tuple[float, float, float, float]:
     try:
         x1, y1, x2, y2 = (float(v) for v in text.split(","))
     except ValueError:
-        raise ValueError(f"--box {text!r} is not x1,y1,x2,y2 (four numbers, in pixels)") from None
+        raise GranvitError(f"--box {text!r} is not x1,y1,x2,y2 (four numbers, in pixels)") from None
     return x1, y1, x2, y2
 
 
@@ -197,7 +198,7 @@ class Read(Ask):
 
 def _some_boxes(options: Sequence[str]) -> list[tuple[float, float, float, float]]:
     if not options:
-        raise ValueError("give at least one --box x1,y1,x2,y2 (pixels)")
+        raise GranvitError("give at least one --box x1,y1,x2,y2 (pixels)")
     return [parse_box_option(text) for text in options]
 
 
@@ -210,7 +211,7 @@ class Locate(Ask):
 
     def run(self) -> int:
         if not self.phrases:
-            raise ValueError("give at least one phrase to locate")
+            raise GranvitError("give at least one phrase to locate")
         model, picture = self.start()
         return self.finish(picture, model.locate(picture, self.phrases), self.phrases)
 

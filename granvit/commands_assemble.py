@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from granvit.errors import GranvitError
 from granvit.train.recipes.base import Recipe
 
 
@@ -24,7 +25,7 @@ class Assemble:
 
         out = self.out or Path("runs") / f"{self.recipe.name}-before"
         if out.exists():
-            raise FileExistsError(f"{out} is there already; name another folder")
+            raise GranvitError(f"{out} is there already; name another folder")
         unfinished = out.with_name(out.name + ".partial")
         shutil.rmtree(unfinished, ignore_errors=True)
         with told():

@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.commands import Device, check_window, load_model
+from granvit.errors import GranvitError
 
 if TYPE_CHECKING:
     from granvit.evaluate.evaluation import Evaluation
@@ -75,11 +76,11 @@ class Eval:
         check_window(self.window)
         for name, number in (("limit", self.limit), ("batch", self.batch)):
             if number is not None and number < 1:
-                raise ValueError(f"--{name} {number}: at least one is needed")
+                raise GranvitError(f"--{name} {number}: at least one is needed")
         if self.corpus is None and not self.bench:
-            raise ValueError("nothing to evaluate on: give --corpus, --bench, or both")
+            raise GranvitError("nothing to evaluate on: give --corpus, --bench, or both")
         if self.out is not None and self.out.is_file():
-            raise ValueError(f"--out {self.out} is a file; a folder is written")
+            raise GranvitError(f"--out {self.out} is a file; a folder is written")
 
     def _sources(self) -> list[Source]:
         from granvit.evaluate.benchmarks import open_benchmark
@@ -87,7 +88,7 @@ class Eval:
         pictures = dict(_named(text, "--images") for text in self.images)
         benches = [_named(text, "--bench") for text in self.bench]
         if unknown := pictures.keys() - {name for name, _ in benches}:
-            raise ValueError(f"--images {min(unknown)}=...: there is no --bench {min(unknown)}=...")
+            raise GranvitError(f"--images {min(unknown)}=...: there is no --bench {min(unknown)}=...")
         sources = [] if self.corpus is None else [self._corpus_source(self.corpus)]
         return sources + [open_benchmark(name, place, pictures.get(name)) for name, place in benches]
 
@@ -99,7 +100,7 @@ class Eval:
 
         names = [name.strip() for name in self.tasks.split(",") if name.strip()]
         if not names:
-            raise ValueError("--tasks names no task; see granvit eval --help")
+            raise GranvitError("--tasks names no task; see granvit eval --help")
         tasks = region_tasks(list(dict.fromkeys(names)), self.window)
         held_out = held_out_part(Corpus(folder))
         looks = lambda: region_looks(held_out, tasks, MAX_REGIONS)  # noqa: E731
@@ -130,7 +131,7 @@ class Eval:
 def _named(text: str, option: str) -> tuple[str, Path]:
     name, equals, place = text.partition("=")
     if not (name and equals and place):
-        raise ValueError(f"{option} {text!r}: NAME=PLACE is expected")
+        raise GranvitError(f"{option} {text!r}: NAME=PLACE is expected")
     return name, Path(place)
 
 
@@ -223,7 +224,7 @@ class AveragePrecision:
         try:
             scores = average_precision([mine for mine, _ in pairs], [true for _, true in pairs], self.by_text)
         except ImportError as error:
-            raise ValueError(str(error)) from error
+            raise GranvitError(str(error)) from error
         print(f"{len(pairs):,} images, {sum(len(mine) for mine, _ in pairs):,} boxes found")
         for name, value in scores.items():
             print(f"  {name:10s} {'no such boxes' if value is None else percent(value)}")

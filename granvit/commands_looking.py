@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.commands import Boxes, Device, parse_box_option
+from granvit.errors import GranvitError
 
 Models = Annotated[
     list[Path],
@@ -53,19 +54,19 @@ class Attend:
         from granvit.predict import checked_boxes, open_picture
 
         if not self.model:
-            raise ValueError("give at least one --model DIR")
+            raise GranvitError("give at least one --model DIR")
         if not self.box and not self.point:
-            raise ValueError("give at least one --box x1,y1,x2,y2 or --point x,y (pixels)")
+            raise GranvitError("give at least one --box x1,y1,x2,y2 or --point x,y (pixels)")
         boxes = [parse_box_option(text) for text in self.box]
         points = [_point(text) for text in self.point]
         try:
             picture = open_picture(self.image)
         except ImageError as error:
-            raise ValueError(f"{self.image}: {error}") from error
+            raise GranvitError(f"{self.image}: {error}") from error
         checked_boxes(boxes, picture.size)
         for x, y in points:
             if not (0 <= x < picture.width and 0 <= y < picture.height):
-                raise ValueError(
+                raise GranvitError(
                     f"--point {x:g},{y:g} lies outside the picture of {picture.width}x{picture.height} pixels"
                 )
         encoders = _encoders(self.model, self.device)
@@ -97,7 +98,7 @@ class AttentionMass:
         from granvit.evaluate.attention_page import write_mass
 
         if self.limit < 1:
-            raise ValueError(f"--limit {self.limit}: at least one image is needed")
+            raise GranvitError(f"--limit {self.limit}: at least one image is needed")
         held_out = held_out_part(Corpus(self.corpus))
         encoders = _encoders(self.models, self.device)
         report = attention_mass(encoders, held_out, self.limit)
@@ -139,7 +140,7 @@ class Probe:
         from granvit.evaluate.probes import probe
 
         if self.limit < 1:
-            raise ValueError(f"--limit {self.limit}: at least one image is needed")
+            raise GranvitError(f"--limit {self.limit}: at least one image is needed")
         if self.out is not None:  # before the work, not after it
             self.out.parent.mkdir(parents=True, exist_ok=True)
         train: Iterable[Any]
@@ -172,7 +173,7 @@ def _point(text: str) -> tuple[float, float]:
     try:
         x, y = (float(v) for v in text.split(","))
     except ValueError:
-        raise ValueError(f"--point {text!r} is not x,y (two numbers, in pixels)") from None
+        raise GranvitError(f"--point {text!r} is not x,y (two numbers, in pixels)") from None
     return x, y
 
 

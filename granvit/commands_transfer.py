@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.commands import told
+from granvit.errors import GranvitError
 from granvit.geometry import Fit, Frame
 from granvit.train.config import LoopConfig
 from granvit.train.recipes.base import Recipe, StageRecipe
@@ -67,7 +68,7 @@ class Transfer:
         from granvit.train.run import run_recipe
 
         if not self.corpus:
-            raise ValueError("--corpus names no corpus; stage 2 needs at least one")
+            raise GranvitError("--corpus names no corpus; stage 2 needs at least one")
         with told():
             recipe = self.recipe()
             out = self.out or Path("runs") / f"transfer-{Path(self.llm).name}"

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from granvit.errors import GranvitError
+
 Box = tuple[float, float, float, float]
 
 
@@ -43,7 +45,7 @@ def _checked(values: list[float]) -> Box | None:
 def _clipped(box: ArrayLike) -> list[float]:
     values = np.asarray(box, dtype=float)
     if values.shape != (4,) or not np.isfinite(values).all():
-        raise ValueError(f"a box is four finite numbers, got {box!r}")
+        raise GranvitError(f"a box is four finite numbers, got {box!r}")
     return [float(v) for v in values.clip(0, 1)]
 
 
@@ -129,4 +131,6 @@ def get_codec(spec: str) -> Codec:
     match = re.fullmatch(r"loc(?::(\d+))?", spec, re.ASCII)
     if match and 2 <= int(match.group(1) or 1024) <= 9999:
         return Loc(int(match.group(1) or 1024))
-    raise ValueError(f"unknown coordinate codec {spec!r}: use 'decimal', 'int1000', 'loc' or 'loc:BINS' (2-9999 bins)")
+    raise GranvitError(
+        f"unknown coordinate codec {spec!r}: use 'decimal', 'int1000', 'loc' or 'loc:BINS' (2-9999 bins)"
+    )

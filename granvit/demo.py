@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from granvit.corpus.select import evenly
 from granvit.demo_corpus import own_corpora
-from granvit.errors import CheckpointError
+from granvit.errors import CheckpointError, GranvitError
 from granvit.evaluate.region_tasks import Item, Report, evaluate
 from granvit.evaluate.report import Example, ExampleRegion, write_report
 from granvit.images import decode
@@ -87,7 +87,7 @@ def _share_batches(recipe: Recipe, processes: int) -> Recipe:
     stages = []
     for stage in recipe.stages:
         if stage.loop.batch_size % processes:
-            raise ValueError(f"{processes} processes cannot share batches of {stage.loop.batch_size} images evenly")
+            raise GranvitError(f"{processes} processes cannot share batches of {stage.loop.batch_size} images evenly")
         stages.append(replace(stage, loop=replace(stage.loop, batch_size=stage.loop.batch_size // processes)))
     return replace(recipe, stages=stages)
 

@@ -1,5 +1,16 @@
-"""Errors that more than one part of the package raises."""
+"""What a user did wrong: the errors that the command line tells in one line. Any other exception is a bug of this
+package and keeps its traceback."""
+
+from __future__ import annotations
 
 
-class CheckpointError(ValueError):
+class GranvitError(ValueError):
+    """Bad input, settings or files; the message names the file and the field. Base of all that a user can mend."""
+
+
+class CheckpointError(GranvitError):
     """A checkpoint that is damaged, foreign or of another run; the message names the file and what is wrong."""
+
+
+class BusyError(GranvitError):
+    """Another process is writing where this one is to write; the message says which."""

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from granvit.errors import GranvitError
+
 Boxes = NDArray[np.float64]
 Frame = Literal["image", "canvas"]
 Fit = Literal["letterbox", "squash"]
@@ -29,7 +31,7 @@ def as_boxes(boxes: ArrayLike) -> Boxes:
     if array.size == 0:
         return array.reshape(0, 4)
     if array.shape[-1] != 4 or array.ndim > 2:
-        raise ValueError(f"boxes must have shape (N, 4) or (4,), got {array.shape}")
+        raise GranvitError(f"boxes must have shape (N, 4) or (4,), got {array.shape}")
     return array.reshape(-1, 4)
 
 
@@ -183,7 +185,7 @@ class View:
         x1, y1, x2, y2 = source
         width, height = x2 - x1, y2 - y1
         if width <= 0 or height <= 0:
-            raise ValueError(f"window {source} is empty")
+            raise GranvitError(f"window {source} is empty")
         side = max(width, height)
         return cls(source, ((side - width) // 2, (side - height) // 2), (side, side), (canvas, canvas))
 
@@ -270,7 +272,7 @@ class View:
         """
         x1, y1, x2, y2 = self.source
         if x1 < 0 or y1 < 0 or x2 > image.width or y2 > image.height:
-            raise ValueError(f"view {self.source} does not fit an image of {image.width}x{image.height} pixels")
+            raise GranvitError(f"view {self.source} does not fit an image of {image.width}x{image.height} pixels")
         if self.source != (0, 0, *image.size):
             image = image.crop(self.source)
         if self.padded != image.size:

@@ -11,6 +11,8 @@ import io
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from granvit.errors import GranvitError
+
 MIN_SIDE = 8
 # Pillow's own threshold for a suspected decompression bomb: where Pillow would only warn, we refuse.
 MAX_PIXELS = 89_478_485
@@ -34,7 +36,7 @@ _UPRIGHT = {
 }
 
 
-class ImageError(ValueError):
+class ImageError(GranvitError):
     """An image that cannot be used.
 
     Attributes:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from granvit.coordinates import Box
+from granvit.errors import GranvitError
 from granvit.geometry import View, as_boxes
 from granvit.images import decode
 from granvit.model.generate import greedy
@@ -100,7 +101,7 @@ class GranViT:
             ValueError: a phrase is empty.
         """
         if any(not p.strip() for p in phrases):
-            raise ValueError("an empty phrase cannot be located")
+            raise GranvitError("an empty phrase cannot be located")
         picture = open_picture(image)
         view = self.model.view(picture.size)
         answers = self.answer([Ask(picture, view, [ask_box(p) for p in phrases])], LONGEST_BOX)[0]
@@ -169,9 +170,9 @@ def checked_boxes(boxes: ArrayLike, size: tuple[int, int]) -> np.ndarray:
     for box in array:
         x1, y1, x2, y2 = box
         if not np.isfinite(box).all() or not (x1 < x2 and y1 < y2):
-            raise ValueError(f"box {box.tolist()} is not x1 < x2, y1 < y2 (pixels)")
+            raise GranvitError(f"box {box.tolist()} is not x1 < x2, y1 < y2 (pixels)")
         if x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
-            raise ValueError(f"box {box.tolist()} lies outside the picture of {size[0]}x{size[1]} pixels")
+            raise GranvitError(f"box {box.tolist()} lies outside the picture of {size[0]}x{size[1]} pixels")
     return array
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from granvit.errors import GranvitError
+
 Kind = Literal["object", "text"]
 SCHEMA_VERSION = 1
 # A region that a cut-out of the image cuts is kept where at least this share of it is seen. Cut text would be a wrong
@@ -91,7 +93,7 @@ class RegionImage:
         """
         missing = sorted(set(SCHEMA.names) - row.keys())
         if missing:
-            raise ValueError(f"row lacks the column(s) {', '.join(missing)}")
+            raise GranvitError(f"row lacks the column(s) {', '.join(missing)}")
         regions = [
             Region(**{**r, "box": tuple(r["box"]), "alternatives": list(r["alternatives"] or [])})
             for r in row["regions"] or []

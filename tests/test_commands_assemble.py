@@ -4,6 +4,7 @@ from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.cli import main
 from granvit.commands_assemble import Assemble
+from granvit.errors import GranvitError
 from granvit.model.region_model import RegionModel
 from granvit.train.build import build_model
 
@@ -28,7 +29,7 @@ def test_what_is_written_is_what_a_run_starts_from(recipe, tmp_path, capsys):
 def test_the_recipe_names_the_folder_and_nothing_is_written_over(recipe, tmp_path):
     Assemble(recipe).run()
     assert (tmp_path / "runs" / f"{recipe.name}-before" / "granvit.json").exists()
-    with pytest.raises(FileExistsError, match="before is there already"):
+    with pytest.raises(GranvitError, match="before is there already"):
         Assemble(recipe).run()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from granvit.errors import GranvitError
 from granvit.regions import SCHEMA, SCHEMA_VERSION, schema_with_viewer_features
 
 MANIFEST = "manifest.json"
@@ -21,7 +22,7 @@ CURATION = "curation.json"
 SHARDS = "part-*.parquet"
 
 
-class CorpusError(ValueError):
+class CorpusError(GranvitError):
     """A corpus that cannot be read or written; the message names the file and what is wrong with it."""
 
 

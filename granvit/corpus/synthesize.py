@@ -16,6 +16,7 @@ from granvit.corpus.layout import CorpusError, read_manifest
 from granvit.corpus.print import is_print, printed
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic import OBJECTS, layout
+from granvit.errors import GranvitError
 from granvit.regions import RegionImage
 
 # Raised when the pictures of a given seed change, so that an older cached corpus is made anew.
@@ -54,7 +55,7 @@ def synthesize(
     """
     shares = all(0 <= share <= 1 for share in (documents, prints))
     if count < 1 or size < SMALLEST or not shares or not 1 <= objects[0] <= objects[1]:
-        raise ValueError(
+        raise GranvitError(
             f"count {count}, size {size}, documents {documents}, prints {prints}, objects {objects}: at least 1 "
             f"picture of at least {SMALLEST} pixels, shares in [0, 1], and the fewest and most objects of a scene"
         )

@@ -14,6 +14,7 @@ from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import MIN_BOX_SIDE
 from granvit.corpus.select import named_split
 from granvit.corpus.store import Corpus, CorpusWriter
+from granvit.errors import GranvitError
 from granvit.geometry import View, sizes
 from granvit.images import MIN_SIDE, ImageError, decode
 from granvit.regions import LEAST_VISIBLE, Kind, Region, RegionImage
@@ -38,9 +39,9 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if self.side < MIN_SIDE:
-            raise ValueError(f"a tile of {self.side} pixels is no image; the least is {MIN_SIDE}")
+            raise GranvitError(f"a tile of {self.side} pixels is no image; the least is {MIN_SIDE}")
         if not 0 <= self.overlap < 1:
-            raise ValueError(f"tiles overlap by a share of at least 0 and less than 1, got {self.overlap}")
+            raise GranvitError(f"tiles overlap by a share of at least 0 and less than 1, got {self.overlap}")
 
     def windows(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
         """The tiles of an image, xyxy in whole pixels, row by row; evenly spaced, they cover all of it."""

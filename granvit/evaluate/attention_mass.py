@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from granvit.corpus.audit.bootstrap import Estimate, ratios
+from granvit.errors import GranvitError
 from granvit.evaluate.attention import (
     LAST_LAYERS,
     Floats,
@@ -107,7 +108,7 @@ def attention_mass(
             per_image.append([_sums(e, record, regions) for e in encoders])
             counts.append({kind: sum(r.kind == kind for r in regions) for kind in ("object", "text")})
     if not per_image:
-        raise ValueError(
+        raise GranvitError(
             f"nothing to measure: {report.images} images with {report.too_small} regions, all smaller than two patches"
         )
     for kind in ("object", "text"):

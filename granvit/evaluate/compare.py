@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from granvit.corpus.audit.bootstrap import DRAWS, resampled_sums
+from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Task
 from granvit.evaluate.measures import SCORERS
 from granvit.evaluate.scoring import by_image
@@ -57,11 +58,11 @@ def compare(
             notes.append(f"{name}: {alone:,} questions were answered in one evaluation only, and are left out")
         for key in shared:
             if (ours[key].truth, ours[key].box) != (theirs[key].truth, theirs[key].box):
-                raise ValueError(f"{name}: question {key!r} has not the same right answer in both")
+                raise GranvitError(f"{name}: question {key!r} has not the same right answer in both")
         if shared:
             differences += _of_task(task, [ours[k] for k in shared], [theirs[k] for k in shared], seed)
     if not differences:
-        raise ValueError("no question was answered in both evaluations")
+        raise GranvitError("no question was answered in both evaluations")
     return differences, notes
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from granvit.corpus.audit.bootstrap import Estimate, estimate
+from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Source, Task
 from granvit.evaluate.journal import ANSWERS, Journal
 from granvit.evaluate.measures import SCORERS
@@ -65,7 +66,7 @@ def run_evaluation(
     """
     names = [task.name for source in sources for task in source.tasks]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"two sources would both be scored as {twice!r}: evaluate them one by one")
+        raise GranvitError(f"two sources would both be scored as {twice!r}: evaluate them one by one")
     result = Evaluation(facts, {task.name: task for source in sources for task in source.tasks})
     for source in sources:
         total = source.images if limit is None else min(limit, source.images or limit)
@@ -82,7 +83,7 @@ def run_evaluation(
                 result.scores[task.name] = score(task, mine, images, seed=zlib.crc32(source.name.encode()))
                 result.notes += _incomplete(task, len(mine))
     if not result.items:
-        raise ValueError(f"nothing to evaluate: no question for {', '.join(names)}")
+        raise GranvitError(f"nothing to evaluate: no question for {', '.join(names)}")
     result.groups = group_scores(result.tasks, result.scores)
     return result
 
@@ -154,7 +155,7 @@ def read_scores(place: Path) -> tuple[dict[str, Any], list[Item]]:
         content = json.loads((folder / SCORES).read_bytes())
         tasks = {name: Task(**task) for name, task in content["tasks"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder / SCORES}: not the scores of an evaluation: {error}") from error
+        raise GranvitError(f"{folder / SCORES}: not the scores of an evaluation: {error}") from error
     items = []
     try:
         with (folder / ITEMS).open(encoding="utf-8") as lines:
@@ -163,7 +164,7 @@ def read_scores(place: Path) -> tuple[dict[str, Any], list[Item]]:
                 box, found = ((tuple(row[n]) if row[n] else None) for n in ("box", "found"))
                 items.append(Item(**{**row, "size": tuple(row["size"]), "box": box, "found": found}))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder / ITEMS}: answer {len(items) + 1}: {error}") from error
+        raise GranvitError(f"{folder / ITEMS}: answer {len(items) + 1}: {error}") from error
     return {**content, "tasks": tasks}, items
 
 

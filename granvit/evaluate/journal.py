@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Task
 
 ANSWERS = "answers.jsonl"
@@ -43,9 +44,9 @@ class Journal:
                     break
                 row = self._row(line, number)
                 if number == 1 and row.get("journal") != header["journal"]:
-                    raise ValueError(f"{self.path}: line 1 is not that of a file of answers")
+                    raise GranvitError(f"{self.path}: line 1 is not that of a file of answers")
                 if number == 1 and row["checkpoint"] != header["checkpoint"]:
-                    raise ValueError(
+                    raise GranvitError(
                         f"{self.path} holds another checkpoint's answers: choose another --out, or remove it"
                     )
                 if number > 1:
@@ -57,9 +58,9 @@ class Journal:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{self.path}: line {number}: {error}") from error
+            raise GranvitError(f"{self.path}: line {number}: {error}") from error
         if not isinstance(row, dict) or (number > 1 and not {"task", "key", "asked", "said", "size"} <= row.keys()):
-            raise ValueError(f"{self.path}: line {number} is not an answer")
+            raise GranvitError(f"{self.path}: line {number} is not an answer")
         return row
 
     def recall(self, item: Item, task: Task) -> bool:

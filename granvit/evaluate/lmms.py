@@ -18,6 +18,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
+from granvit.errors import GranvitError
 from granvit.geometry import View
 from granvit.predict import Ask, GranViT, open_picture
 
@@ -75,11 +76,11 @@ class LmmsGranViT(lmms):
         """
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise ValueError(f"--batch_size {batch_size}: a number of questions is needed, of at least 1")
+            raise GranvitError(f"--batch_size {batch_size}: a number of questions is needed, of at least 1")
         if boxes not in ("relative", "verbatim"):
-            raise ValueError(f"boxes={boxes}: 'relative' or 'verbatim'")
+            raise GranvitError(f"boxes={boxes}: 'relative' or 'verbatim'")
         if dtype not in ("float32", "float16", "bfloat16"):
-            raise ValueError(f"dtype={dtype}: 'float32', 'float16' or 'bfloat16'")
+            raise GranvitError(f"dtype={dtype}: 'float32', 'float16' or 'bfloat16'")
         self.accelerator = Accelerator(cpu=device == "cpu")
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         alone = self._world_size == 1
@@ -134,7 +135,7 @@ class LmmsGranViT(lmms):
                     text = part["text"].replace(self.granvit.model.processor.image_token, "")
                     parts.append({"type": "text", "text": text})
                 else:
-                    raise ValueError(f"task {task}: granvit is asked about pictures and text, not {part['type']}")
+                    raise GranvitError(f"task {task}: granvit is asked about pictures and text, not {part['type']}")
             found.messages.append({"role": message["role"], "content": parts})
         return found
 
@@ -208,7 +209,7 @@ def _limits(request: Instance) -> tuple[int, tuple[str, ...]]:
     """
     options, task = request.args[2], request.args[4]
     if (options.get("temperature") or 0) > 0 and options.get("do_sample", True) or (options.get("num_beams") or 1) > 1:
-        raise ValueError(f"task {task}: granvit answers greedily; add --gen_kwargs temperature=0,num_beams=1")
+        raise GranvitError(f"task {task}: granvit answers greedily; add --gen_kwargs temperature=0,num_beams=1")
     stops = options.get("until") or []
     return int(options.get("max_new_tokens") or _LONGEST), (stops,) if isinstance(stops, str) else tuple(stops)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from granvit.errors import GranvitError
 from granvit.geometry import Boxes, Fit, View, area, as_boxes, cells, intersection
 from granvit.model.encoders import load_encoder
 from granvit.model.families import ENCODERS, HOLDERS, family_of
@@ -107,7 +108,7 @@ class PatchEncoder:
         with eager_attention(self.tower):
             layers = self._run(canvases, output_attentions=True).attentions
         if not layers:
-            raise ValueError(f"{self.name}: {type(self.tower).__name__} gives no attention")
+            raise GranvitError(f"{self.name}: {type(self.tower).__name__} gives no attention")
         patches = self.grid**2
         # The last of the hidden states is what the last layer gives.
         leading = layers[: len(layers) + 1 + self.layer]
@@ -120,7 +121,7 @@ class PatchEncoder:
 
     def _patches(self, hidden: Tensor) -> Tensor:
         if hidden.ndim != 3 or hidden.shape[1] < self.grid**2:
-            raise ValueError(
+            raise GranvitError(
                 f"{self.name}: hidden states of shape {tuple(hidden.shape)} do not hold {self.grid} x {self.grid} "
                 f"patches; an encoder that keeps one token for each patch of {self.patch} px is needed"
             )
@@ -162,7 +163,7 @@ def load_patch_encoder(folder: Path | str, device: str | torch.device = "cpu", n
     try:
         kind = AutoConfig.from_pretrained(inner).model_type
     except (OSError, ValueError) as error:
-        raise ValueError(f"{inner}: no encoder that transformers can load: {error}") from error
+        raise GranvitError(f"{inner}: no encoder that transformers can load: {error}") from error
     if kind in _KNOWN:
         known = load_encoder(inner)
         layer = family_of(known.tower.config).layer
@@ -178,7 +179,7 @@ def load_patch_encoders(folders: Sequence[Path | str], device: str | torch.devic
     """
     paths = [Path(folder) for folder in folders]
     if len({p.resolve() for p in paths}) < len(paths):
-        raise ValueError("the same encoder is named twice")
+        raise GranvitError("the same encoder is named twice")
     telling = [p.parent if p.name in _SILENT and p.parent.name else p for p in paths]
     names = [p.name for p in telling]
     if len(set(names)) < len(names):
@@ -192,10 +193,10 @@ def _any_tower(folder: Path) -> PreTrainedModel:
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{folder}: no encoder that transformers can load: {error}") from error
+        raise GranvitError(f"{folder}: no encoder that transformers can load: {error}") from error
     lacking = sorted(key for key in info["missing_keys"] if not key.startswith(_BEHIND))
     if lacking:
-        raise ValueError(f"{folder}: weights missing: {lacking[:5]}")
+        raise GranvitError(f"{folder}: weights missing: {lacking[:5]}")
     return tower
 
 
@@ -203,7 +204,9 @@ def _side(name: str, config: Any, field: str) -> int:
     value = getattr(config, field, None)
     sides = set(value) if isinstance(value, (list, tuple)) else {value}
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-        raise ValueError(f"{name}: config.json: {field} is {value!r}, one number is needed (square canvas and patches)")
+        raise GranvitError(
+            f"{name}: config.json: {field} is {value!r}, one number is needed (square canvas and patches)"
+        )
     return side
 
 
@@ -212,7 +215,7 @@ def _colors(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
         settings, _ = BaseImageProcessor.get_image_processor_dict(str(folder))
         return settings["image_mean"], settings["image_std"]
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise GranvitError(
             f"{folder}/preprocessor_config.json: no image_mean and image_std, so the colours that this encoder expects "
             "are unknown"
         ) from error

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from granvit.coordinates import Box
+from granvit.errors import GranvitError
 from granvit.geometry import elsewhere
 from granvit.regions import Region, RegionImage
 from granvit.texts import one_spaced
@@ -86,7 +87,7 @@ def vocabulary(task: Task, training: Questions) -> list[Any]:
     known = [name for name, count in counts.most_common(most) if count >= SEEN_OFTEN[task]]
     if len(known) < 2:
         what = {"label": "texts", "attribute": "words", "read": "letters"}[task]
-        raise ValueError(
+        raise GranvitError(
             f"{task}: {len(known)} {what} stand on {SEEN_OFTEN[task]} training regions or more, and two are needed; "
             f"there are {len(training.items)} such regions"
         )

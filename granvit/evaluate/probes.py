@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from granvit.corpus.audit.bootstrap import Estimate
+from granvit.errors import GranvitError
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.evaluate.probe_heads import AttentiveHead, Fitted, LinearHead, ReadingHead, fit
 from granvit.evaluate.probe_scores import Score, mean_average_precision, ratio, with_intervals
@@ -127,7 +128,7 @@ def probe(
     scored = usable(task, ask(task, scored_images, max_regions, seed + 1), targets)
     check = _check(taught)
     if not check or len(check) == len(taught.items) or not scored.items:
-        raise ValueError(
+        raise GranvitError(
             f"{task}: {len(taught.items)} regions of {len(taught_images)} images to teach on and {len(scored.items)} "
             f"of {len(scored_images)} to score on are too few"
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Look, Task
 from granvit.evaluate.run import answer_all
 from granvit.evaluate.scoring import score
@@ -52,7 +53,7 @@ def evaluate(
     looks = region_looks(islice(iter(records), limit), known, max_regions)
     items = answer_all(model, looks, known, total=limit, progress=progress)
     if not items:
-        raise ValueError(f"nothing to evaluate: the corpus has no region or caption for {', '.join(tasks)}")
+        raise GranvitError(f"nothing to evaluate: the corpus has no region or caption for {', '.join(tasks)}")
     return scored(known, items)
 
 
@@ -78,7 +79,7 @@ def region_tasks(names: Sequence[str], window: int | None = None) -> list[Task]:
     """
     unknown = sorted(set(names) - set(ALL_TASKS))
     if unknown:
-        raise ValueError(f"unknown task(s) {', '.join(unknown)}; known are {', '.join(ALL_TASKS)}")
+        raise GranvitError(f"unknown task(s) {', '.join(unknown)}; known are {', '.join(ALL_TASKS)}")
     known = {
         "describe": Task("describe", "texts", "fine-grained", LONGEST_DESCRIPTION),
         "locate": Task("locate", "boxes", "fine-grained", LONGEST_BOX),

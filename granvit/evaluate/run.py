@@ -8,6 +8,7 @@ from itertools import islice
 from PIL import Image
 from tqdm import tqdm
 
+from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Look, Task
 from granvit.evaluate.journal import Journal
 from granvit.geometry import View
@@ -62,7 +63,7 @@ def decode_named(look: Look) -> Image.Image:
     try:
         return decode(look.load())
     except (ImageError, OSError) as error:
-        raise ValueError(f"{look.id}: {error}") from error
+        raise GranvitError(f"{look.id}: {error}") from error
 
 
 def answer_some(model: GranViT, asked: Sequence[tuple[Image.Image, list[Item]]], tasks: dict[str, Task]) -> None:

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 
 from granvit.coordinates import Codec
+from granvit.errors import GranvitError
 
 # Logits of so many bytes in float32 are alive at a time: 441 answer tokens of Qwen2.5, all of a small vocabulary.
 CHUNK_BYTES = 1 << 28
@@ -28,7 +29,7 @@ class AnswerLoss(nn.Module):
         ids = tokenizer.convert_tokens_to_ids(tokens) if tokens else []
         assert isinstance(ids, list)
         if ids and ids != list(range(ids[0], ids[0] + len(ids))):
-            raise ValueError("the tokenizer's location tokens are not one contiguous range")
+            raise GranvitError("the tokenizer's location tokens are not one contiguous range")
         self.first = ids[0] if ids else -1
         bins = torch.arange(len(ids), dtype=torch.float32)
         targets = torch.exp(-0.5 * ((bins[:, None] - bins[None, :]) / max(smoothing, 1e-6)) ** 2)

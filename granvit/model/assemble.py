@@ -19,6 +19,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from granvit.coordinates import get_codec
+from granvit.errors import GranvitError
 from granvit.model.chat import template_for
 from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.families import body_of, canvas_of, family_of, patch_of, registers_of
@@ -57,14 +58,14 @@ def assemble(
     codec = get_codec(settings.codec)
     unknown = [t for t in codec.tokens if t not in tokenizer.get_vocab()]
     if unknown:
-        raise ValueError(
+        raise GranvitError(
             f"codec {settings.codec!r} needs {len(unknown)} tokens (such as {unknown[0]}) that the language model has "
             "never seen, and stage 1 keeps it frozen: use 'decimal' or 'int1000', or a language model that has them"
         )
     vision, family = tower.config, family_of(tower.config)
     side, patch = canvas_of(vision), patch_of(vision)
     if side % patch:
-        raise ValueError(f"patches of {patch} px do not tile a canvas of {side} px")
+        raise GranvitError(f"patches of {patch} px do not tile a canvas of {side} px")
     template, end = template_for(tokenizer.get_vocab(), tokenizer.chat_template)
     tokenizer.chat_template = template
     if end is not None:

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from granvit.errors import GranvitError
 from granvit.model.branch_attention import Branches
 from granvit.model.packing import Batch
 
@@ -42,7 +43,7 @@ def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, dict[
     """
     there = language.config._attn_implementation
     if there not in ("sdpa", PACKED):
-        raise ValueError(f"packing needs attn_implementation='sdpa', not {there!r}")
+        raise GranvitError(f"packing needs attn_implementation='sdpa', not {there!r}")
     if batch.input_ids.device.type == "cuda":
         use_packed_attention(language)
         batch = batch.lengthened(bucket(batch.input_ids.shape[1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from granvit.errors import GranvitError
+
 _PARTS = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
@@ -37,4 +39,4 @@ def template_for(vocabulary: dict[str, int], own: str | None) -> tuple[str, str 
         return CHATML, "<|im_end|>"
     if "<|start_header_id|>" in vocabulary:
         return LLAMA3, "<|eot_id|>"
-    raise ValueError("no chat template with an image is known for this tokenizer: it has no ChatML or Llama 3 tokens")
+    raise GranvitError("no chat template with an image is known for this tokenizer: it has no ChatML or Llama 3 tokens")

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from granvit.errors import GranvitError
 from granvit.model.packing import Branch
 from granvit.questions import Exchange
 
@@ -33,15 +34,15 @@ class Dialog:
         self.tokenizer = tokenizer
         ids = tokenizer.encode(image_token, add_special_tokens=False)
         if len(ids) != 1:
-            raise ValueError(f"the tokenizer does not know {image_token!r} as one token")
+            raise GranvitError(f"the tokenizer does not know {image_token!r} as one token")
         if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no end token (eos_token)")
+            raise GranvitError("the tokenizer has no end token (eos_token)")
         self.image_token: int = ids[0]
         self.end_token: int = tokenizer.eos_token_id
         self.pad_token: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_token
         rendered = self._render(_MARK)
         if rendered.count(image_token) != 1 or _MARK not in rendered:
-            raise ValueError("the chat template does not show exactly one image before the question")
+            raise GranvitError("the chat template does not show exactly one image before the question")
         before, after = rendered.split(image_token)
         self._head, self._tail = after.split(_MARK)
         self.prefix_ids: list[int] = self._encode(before) + [self.image_token] * image_tokens

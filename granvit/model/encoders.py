@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from granvit.errors import GranvitError
 from granvit.model.families import ENCODERS, HOLDERS, SIGLIP, Family, body_of, canvas_of, family_of, patch_of
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,9 @@ def load_encoder(name: str | Path, canvas: int | None = None) -> Encoder:
     holder = HOLDERS.get(config.model_type)
     inner = config.vision_config if holder else config
     if inner.model_type != _NAFLEX and inner.model_type not in ENCODERS:
-        raise ValueError(f"{name}: encoder of type {inner.model_type!r}, supported: {', '.join([*ENCODERS, _NAFLEX])}")
+        raise GranvitError(
+            f"{name}: encoder of type {inner.model_type!r}, supported: {', '.join([*ENCODERS, _NAFLEX])}"
+        )
     if config.model_type == "llava":
         _check_reading(name, config, family_of(inner))
     tower = _load(name, holder)
@@ -84,16 +87,16 @@ def _config(name: str | Path) -> PretrainedConfig:
     try:
         kind = PretrainedConfig.get_config_dict(name)[0].get("model_type")
         if kind in _ELSEWHERE:
-            raise ValueError(f"{kind!r} {_ELSEWHERE[kind]}")
+            raise GranvitError(f"{kind!r} {_ELSEWHERE[kind]}")
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: no encoder of that name, in a folder or on the hub: {error}") from error
+        raise GranvitError(f"{name}: no encoder of that name, in a folder or on the hub: {error}") from error
 
 
 def _check_reading(name: str | Path, config: Any, family: Family) -> None:
     """Refuses a LLaVA whose tower was trained to be read elsewhere than we read it."""
     if (config.vision_feature_layer, config.vision_feature_select_strategy) != (family.layer, family.strategy):
-        raise ValueError(
+        raise GranvitError(
             f"{name}/config.json: vision_feature_layer {config.vision_feature_layer} and "
             f"vision_feature_select_strategy {config.vision_feature_select_strategy!r}; "
             f"{family.name} is read with {family.layer} and {family.strategy!r}"
@@ -108,7 +111,7 @@ def _load(name: str | Path, holder: str | None) -> PreTrainedModel:
     )
     lacking = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
     if lacking:
-        raise ValueError(f"{name}: weights missing or of the wrong shape: {lacking[:5]}")
+        raise GranvitError(f"{name}: weights missing or of the wrong shape: {lacking[:5]}")
     tower: PreTrainedModel = getattr(loaded, holder) if holder else loaded
     return tower.float()
 
@@ -123,7 +126,7 @@ def _colors(name: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | N
         stated = BaseImageProcessor.get_image_processor_dict(str(name))[0]
     except OSError as error:
         if isinstance(error.__context__, ValueError):
-            raise ValueError(str(error)) from error
+            raise GranvitError(str(error)) from error
         return None
     if "image_mean" not in stated or "image_std" not in stated:
         return None
@@ -140,13 +143,13 @@ def at_canvas(tower: PreTrainedModel, canvas: int) -> PreTrainedModel:
     if canvas == before:
         return tower
     if canvas < patch or canvas % patch:
-        raise ValueError(f"patches of {patch} px do not tile a canvas of {canvas} px")
+        raise GranvitError(f"patches of {patch} px do not tile a canvas of {canvas} px")
     config = copy.deepcopy(tower.config)
     config.image_size = [canvas, canvas] if isinstance(config.image_size, list | tuple) else canvas
     weights = body_of(tower).state_dict()
     if family.table is not None and family.table in weights:
         if family.positions == "fixed":
-            raise ValueError(f"{family.name} has learned positions for {before} px alone, not for {canvas} px")
+            raise GranvitError(f"{family.name} has learned positions for {before} px alone, not for {canvas} px")
         log.info("position embeddings resized from %d px to %d px: %s", before, canvas, family.positions)
         weights[family.table] = _resized(body_of(tower).embeddings, weights[family.table], canvas, patch, family)
     other = type(tower)._from_config(config, dtype=tower.dtype)
@@ -180,7 +183,7 @@ def fix_size(naflex: Any, canvas: int | None = None) -> SiglipVisionModel:
     patch, side = patch_of(config), math.isqrt(config.num_patches)
     canvas = canvas or side * patch
     if canvas % patch:
-        raise ValueError(f"patches of {patch} px do not tile a canvas of {canvas} px")
+        raise GranvitError(f"patches of {patch} px do not tile a canvas of {canvas} px")
     kept = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "num_patches", "architectures")}
     fixed = SiglipVisionModel(SiglipVisionConfig(**kept, image_size=canvas))
     weights = body.state_dict()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from granvit.errors import GranvitError
 from granvit.model.assemble import save_encoder
 from granvit.model.card import Source, read_source, write_card
 from granvit.model.region_model import RegionModel
@@ -34,7 +35,7 @@ _SAME_PIXELS = 1e-5
 _SAME_FEATURES = 1e-4
 
 
-class ExportError(ValueError):
+class ExportError(GranvitError):
     """A model that cannot be written in the form asked for without changing what it does."""
 
 
@@ -72,11 +73,11 @@ def export(
     Raises:
         CheckpointError: the source is damaged or no granvit checkpoint.
         ExportError: the stock classes would not do what the model was trained to do.
-        FileExistsError: `out` holds something.
+        GranvitError: `out` holds something.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is there already; name another folder")
+        raise GranvitError(f"{out} is there already; name another folder")
     found = read_source(Path(source), metrics)
     model = RegionModel.load(found.checkpoint)
     check_stock(model, found.checkpoint)

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from granvit.errors import GranvitError
+
 Triple = tuple[float, float, float]
 
 _HALF: Triple = (0.5, 0.5, 0.5)
@@ -108,7 +110,7 @@ CLIP = Family(
 
 def _aimv2(body: Any, pixels: Tensor, resized: bool) -> Tensor:
     if resized and not body.config.is_native:
-        raise ValueError(
+        raise GranvitError(
             f"this AIMv2 tower has learned positions for pictures of {body.config.image_size} px alone: set "
             "sample.crop_size to 0 (crops of the canvas's size), or take a native-resolution checkpoint"
         )
@@ -226,7 +228,7 @@ def family_of(config: PretrainedConfig) -> Family:
         ValueError: no family of the table.
     """
     if config.model_type not in ENCODERS:
-        raise ValueError(f"encoder of type {config.model_type!r}, supported: {', '.join(ENCODERS)}")
+        raise GranvitError(f"encoder of type {config.model_type!r}, supported: {', '.join(ENCODERS)}")
     return ENCODERS[config.model_type]
 
 
@@ -257,7 +259,7 @@ def _side(config: PretrainedConfig, name: str) -> int:
     value = getattr(config, name)
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1:
-        raise ValueError(f"encoder of type {config.model_type!r}: {name} {value} is not square")
+        raise GranvitError(f"encoder of type {config.model_type!r}: {name} {value} is not square")
     return int(sides.pop())
 
 

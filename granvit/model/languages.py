@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from granvit.errors import GranvitError
 from granvit.model.families import LANGUAGES
 
 
@@ -34,23 +35,25 @@ def load_language(
     try:
         config = AutoConfig.from_pretrained(language, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{language}: no language model of that name, in a folder or on the hub: {error}") from error
+        raise GranvitError(f"{language}: no language model of that name, in a folder or on the hub: {error}") from error
     _check(config, language)
     model, info = AutoModelForCausalLM.from_pretrained(
         language, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
     lacking = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
     if lacking:
-        raise ValueError(f"{language}: weights missing or of the wrong shape: {lacking[:5]}")
+        raise GranvitError(f"{language}: weights missing or of the wrong shape: {lacking[:5]}")
     return model, _load_tokenizer(language)
 
 
 def _check(config: PretrainedConfig, name: str | Path) -> None:
     if config.model_type not in LANGUAGES:
         known = ", ".join(f"{kind} ({names})" for kind, names in LANGUAGES.items())
-        raise ValueError(f"{name}: language model of type {config.model_type!r}, supported: {known}")
+        raise GranvitError(f"{name}: language model of type {config.model_type!r}, supported: {known}")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ValueError(f"{name}: config.json: layer_types has sliding windows, which packed questions do not respect")
+        raise GranvitError(
+            f"{name}: config.json: layer_types has sliding windows, which packed questions do not respect"
+        )
 
 
 def _load_tokenizer(language: str | Path) -> PreTrainedTokenizerBase:

@@ -17,6 +17,7 @@ from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import make, synthesize
 from granvit.corpus.synthetic import sample_texts
 from granvit.corpus.undrawn import Undrawn
+from granvit.errors import GranvitError
 from granvit.images import decode
 from granvit.model.assemble import assemble
 from granvit.model.encoders import Encoder, load_encoder
@@ -62,7 +63,7 @@ def build_model(recipe: Recipe) -> RegionModel:
     if recipe.language == "nano":
         model.places = load_file(NANO_LANGUAGE / PLACES)["places"]
         if len(model.places) != model.grid**2:
-            raise ValueError(
+            raise GranvitError(
                 f"the language model 'nano' knows {len(model.places)} places, {recipe.encoder} has {model.grid**2} "
                 "patches: set canvas to ten patches a side, or take another language model"
             )
@@ -138,5 +139,5 @@ def _weighted(given: str) -> tuple[str, float]:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise ValueError(f"--corpus {given!r}: the weight {weight!r} is not a positive number")
+        raise GranvitError(f"--corpus {given!r}: the weight {weight!r} is not a positive number")
     return folder, number

@@ -21,6 +21,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from granvit.errors import GranvitError
+
 # Grain warns at import that jax is absent, which nothing here needs.
 logging.getLogger("absl").addFilter(lambda record: "jax profiler" not in record.getMessage())
 import grain  # noqa: E402
@@ -113,11 +115,11 @@ class Feed:
             ValueError: no sources, an empty one, a weight that is not positive, or a rank outside the world.
         """
         if not sources or any(not len(records) for records, _ in sources):
-            raise ValueError("a feed needs at least one source, and no empty one")
+            raise GranvitError("a feed needs at least one source, and no empty one")
         if any(not weight > 0 for _, weight in sources):
-            raise ValueError(f"weights must be positive, got {[weight for _, weight in sources]}")
+            raise GranvitError(f"weights must be positive, got {[weight for _, weight in sources]}")
         if not 0 <= rank < world_size or batch_size < 1:
-            raise ValueError(f"rank {rank} of {world_size} with batches of {batch_size} is impossible")
+            raise GranvitError(f"rank {rank} of {world_size} with batches of {batch_size} is impossible")
         self.rank, self.world_size, self.batch_size, self.seed = rank, world_size, batch_size, seed
         self.rejected: Counter[str] = Counter()
         self.quarantine = quarantine
@@ -263,7 +265,7 @@ class Feed:
     def _check(state: dict[str, Any], expected: dict[str, Any]) -> None:
         for name, value in expected.items():
             if state.get(name) != value:
-                raise ValueError(f"{name} is {state.get(name)!r} in the saved feed and {value!r} in this one")
+                raise GranvitError(f"{name} is {state.get(name)!r} in the saved feed and {value!r} in this one")
 
     def close(self) -> None:
         """Ends threads and worker processes. The feed can still be read on: it opens again where it stood."""

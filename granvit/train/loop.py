@@ -27,6 +27,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
+from granvit.errors import GranvitError
 from granvit.model.packing import Batch
 from granvit.train import checkpoint, nonfinite, rng
 from granvit.train.checks import check_feed, check_saved
@@ -82,7 +83,7 @@ def train(
         NonFiniteLoss: after writing what takes the step again to `run_dir/nonfinite`.
         CheckpointError: the newest checkpoint is damaged, or of another recipe.
         FeedError: a sample could not be read or prepared.
-        FileExistsError: `resume` is off and `run_dir` holds a run.
+        GranvitError: `resume` is off and `run_dir` holds a run.
         ValueError: feed and config do not fit together, or nothing trains.
     """
     return _Run(stage, feed, config, Path(run_dir), device, recipe or {}, origin or {}).train(resume)
@@ -185,7 +186,7 @@ class _Run:
         self.feed.quarantine = self.feed.quarantine or self.run_dir / _ranked("quarantine", self.feed.rank)
         newest = checkpoint.latest(self.run_dir)
         if newest is not None and not resume:
-            raise FileExistsError(f"{newest}: this folder holds a run; resume it or choose another folder")
+            raise GranvitError(f"{newest}: this folder holds a run; resume it or choose another folder")
         kept: dict[str, Any] = {}
         if newest is not None:
             progress = checkpoint.load(newest, self.stage, self.optimizer, self.scheduler, self.recipe)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from granvit.errors import CheckpointError
+from granvit.errors import CheckpointError, GranvitError
 from granvit.model.blocks import blocks_of
 from granvit.train.muon import MuonWithAdamW
 from granvit.train.stage import Stage
@@ -40,10 +40,10 @@ def make_optimizer(
     embeddings = {m.weight for m in stage.modules() if isinstance(m, nn.Embedding)}
     trainable = {name: p for name, p in stage.named_parameters() if p.requires_grad}
     if not trainable:
-        raise ValueError(f"nothing trains in stage {stage.name!r}: no parameter requires a gradient")
+        raise GranvitError(f"nothing trains in stage {stage.name!r}: no parameter requires a gradient")
     for pattern in multipliers:
         if not any(re.search(pattern, name) for name in trainable):
-            raise ValueError(f"no trainable parameter of stage {stage.name!r} matches {pattern!r}")
+            raise GranvitError(f"no trainable parameter of stage {stage.name!r} matches {pattern!r}")
     muons = {p for block in blocks_of(stage) for p in block.parameters() if p.ndim == 2} if kind == "muon" else set()
     groups: dict[tuple[bool, float, float], list[Tensor]] = {}
     for name, parameter in trainable.items():
@@ -61,7 +61,7 @@ def make_optimizer(
     if kind == "adamw":
         return AdamW(others, lr=lr, betas=betas, fused=True)
     if not matrices:
-        raise ValueError(f"optimizer muon: no matrix of a transformer block trains in stage {stage.name!r}")
+        raise GranvitError(f"optimizer muon: no matrix of a transformer block trains in stage {stage.name!r}")
     return MuonWithAdamW(matrices, others, lr, betas)
 
 

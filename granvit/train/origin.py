@@ -10,6 +10,7 @@ from typing import Any
 from granvit.corpus.select import Subset, training_part
 from granvit.corpus.store import Corpus
 from granvit.corpus.undrawn import Undrawn
+from granvit.errors import GranvitError
 from granvit.train.config import LoopConfig
 from granvit.train.feed import Records
 from granvit.train.recipes.base import StageRecipe
@@ -38,13 +39,13 @@ def stage_of(origin: Mapping[str, Any]) -> StageRecipe:
         ValueError: there are none, or another version of this package wrote them.
     """
     if "stage" not in origin:
-        raise ValueError("the run was not started from a recipe, so nothing tells how its samples are made")
+        raise GranvitError("the run was not started from a recipe, so nothing tells how its samples are made")
     facts = dict(origin["stage"])
     try:
         sample, loop = _made(SampleConfig, facts.pop("sample")), _made(LoopConfig, facts.pop("loop"))
         return StageRecipe(**{**facts, "sample": sample, "loop": loop})
     except (KeyError, TypeError) as error:
-        raise ValueError(f"the stage's settings are of another version: {error}") from error
+        raise GranvitError(f"the stage's settings are of another version: {error}") from error
 
 
 def _made(kind: type, facts: Mapping[str, Any]) -> Any:
@@ -62,7 +63,7 @@ def reopen(origin: Mapping[str, Any], corpora: Sequence[str] = ()) -> list[tuple
     """
     facts = origin["sources"]
     if corpora and len(corpora) != len(facts):
-        raise ValueError(f"--corpus names {len(corpora)} folder(s), the run read {len(facts)}")
+        raise GranvitError(f"--corpus names {len(corpora)} folder(s), the run read {len(facts)}")
     folders = list(corpora) or [fact.get("path") for fact in facts]
     return [(_reopened(fact, folder), fact["weight"]) for fact, folder in zip(facts, folders, strict=True)]
 
@@ -72,13 +73,13 @@ def _reopened(fact: Mapping[str, Any], folder: str | None) -> Records:
         settings = fact["undrawn"]
         return Undrawn(**{**settings, "objects": tuple(settings["objects"])})
     if folder is None:
-        raise ValueError("a source of the run was no corpus on a disk; it can't be read again")
+        raise GranvitError("a source of the run was no corpus on a disk; it can't be read again")
     corpus = Corpus(Path(folder))
     if _checksums(corpus) != fact["shards"]:
-        raise ValueError(f"{folder}: not the corpus that the run read: its shards have other checksums")
+        raise GranvitError(f"{folder}: not the corpus that the run read: its shards have other checksums")
     records = corpus if len(corpus) == fact["images"] else training_part(corpus)
     if len(records) != fact["images"]:
-        raise ValueError(f"{folder}: the run read {fact['images']} of its images, not {len(records)}")
+        raise GranvitError(f"{folder}: the run read {fact['images']} of its images, not {len(records)}")
     return records
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from granvit.coordinates import get_codec
+from granvit.errors import GranvitError
 from granvit.geometry import Boxes, View
 from granvit.images import decode
 from granvit.model.dialog import Dialog
@@ -45,10 +46,10 @@ class Prepare:
         self._words: dict[str, list[int]] = {}
         self._vocabulary: dict[str, int] = self.dialog.tokenizer.get_vocab()
         if config.crop_size % model.patch:
-            raise ValueError(f"sample.crop_size {config.crop_size} is not a multiple of the patch, {model.patch} px")
+            raise GranvitError(f"sample.crop_size {config.crop_size} is not a multiple of the patch, {model.patch} px")
         prefix = len(self.dialog.prefix_ids)
         if config.max_tokens is not None and config.max_tokens <= prefix:
-            raise ValueError(f"sample.max_tokens {config.max_tokens}: an image alone has {prefix} tokens")
+            raise GranvitError(f"sample.max_tokens {config.max_tokens}: an image alone has {prefix} tokens")
 
     def __call__(self, record: RegionImage, rng: np.random.Generator) -> Sample:
         """One image with its questions.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
-from granvit.errors import CheckpointError
+from granvit.errors import CheckpointError, GranvitError
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel, read_settings
 from granvit.train import nonfinite, rng
@@ -137,7 +137,7 @@ def _batches(
             feed.restore(rank["feed"])
             batches = [next(feed) for _ in ids]
         if (found := [batch.ids for batch in batches]) != ids:
-            raise ValueError(f"rank {number}: the corpora give the samples {found}, the run had {ids}")
+            raise GranvitError(f"rank {number}: the corpora give the samples {found}, the run had {ids}")
         made.append(batches)
     return made
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from granvit.corpus.select import Subset, evenly
 from granvit.corpus.store import Corpus
-from granvit.errors import CheckpointError
+from granvit.errors import CheckpointError, GranvitError
 from granvit.model.assemble import save_encoder, save_language
 from granvit.model.region_model import RegionModel
 from granvit.train.build import PLACES, WORDS, build_model, start_projector
@@ -74,13 +74,13 @@ def run_recipe(
             is done; also for stages that an earlier call finished (result None).
 
     Raises:
-        FileExistsError: `resume` is off and `run_dir` holds a run.
+        GranvitError: `resume` is off and `run_dir` holds a run.
         CheckpointError: a finished stage was trained by another recipe or on other corpora; also, with FeedError and
             NonFiniteLoss, as `granvit.train.loop.train` says.
     """
     run_dir = Path(run_dir)
     if not resume and (run_dir / "recipe.json").exists():
-        raise FileExistsError(f"{run_dir} holds a run; name another folder, or resume it")
+        raise GranvitError(f"{run_dir} holds a run; name another folder, or resume it")
     data = _data_facts(sources)
     state = PartialState(cpu=on_cpu(device))
     recipe = recipe.resolved(sum(len(records) for records, _ in sources), state.num_processes)
@@ -180,7 +180,7 @@ def run_stage(
     """Train one stage in place, resuming from the newest checkpoint in `stage_dir`."""
     state = PartialState(cpu=on_cpu(device))
     if stage.loop.parallel == "fsdp" and stage.kind in ("encoder", "warmup"):
-        raise ValueError(f"{stage.folder}: loop.parallel is ddp for the presets' own parts, which fit on any machine")
+        raise GranvitError(f"{stage.folder}: loop.parallel is ddp for the presets' own parts, which fit on any machine")
     prepare = Prepare(model, stage.sample, digests=stage.loop.feature_cache is not None)
     feed = Feed(
         sources,

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from accelerate import PartialState
 
+from granvit.errors import GranvitError
 from granvit.model.blocks import compiled, recomputed
 from granvit.train.feature_cache import FeatureCache
 from granvit.train.recipes.base import StageRecipe
@@ -28,11 +29,11 @@ def savings(stage: AnsweringStage, recipe: StageRecipe, state: PartialState) -> 
             context.enter_context(compiled(stage))
         if loop.feature_cache is not None:
             if not isinstance(stage, Adapt):
-                raise ValueError(f"{recipe.folder}: loop.feature_cache is for stage2, whose encoder is frozen")
+                raise GranvitError(f"{recipe.folder}: loop.feature_cache is for stage2, whose encoder is frozen")
             if recipe.sample.windows:
-                raise ValueError(f"{recipe.folder}: loop.feature_cache with sample.windows: no window comes up twice")
+                raise GranvitError(f"{recipe.folder}: loop.feature_cache with sample.windows: no window comes up twice")
             if loop.parallel == "fsdp" and state.num_processes > 1:
-                raise ValueError(f"{recipe.folder}: loop.feature_cache with fsdp: processes must encode together")
+                raise GranvitError(f"{recipe.folder}: loop.feature_cache with fsdp: processes must encode together")
             stage.cache = context.enter_context(
                 FeatureCache(
                     loop.feature_cache,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from granvit.errors import GranvitError
 from granvit.model.answer_loss import AnswerLoss
 from granvit.model.attention import use_packed_attention
 from granvit.model.distill import Teacher, distillation_loss
@@ -112,7 +113,7 @@ class LanguageWarmup(AnsweringStage):
     ):
         super().__init__(region_model, smoothing)
         if region_model.image_tokens != region_model.grid**2:
-            raise ValueError("symbolic images have patches alone, and this encoder has register tokens before them")
+            raise GranvitError("symbolic images have patches alone, and this encoder has register tokens before them")
         self.noise, self.blur, self.smear = noise, blur, smear
         self._train(self.model.model.language_model, self.model.lm_head)
         self.register_buffer("code", patch_code(region_model.grid), persistent=False)

@@ -18,7 +18,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from granvit import predict
 from granvit.commands_export import Export
 from granvit.corpus.synthetic import layout
-from granvit.errors import CheckpointError
+from granvit.errors import CheckpointError, GranvitError
 from granvit.geometry import View
 from granvit.model.assemble import assemble
 from granvit.model.card import read_source, write_card
@@ -183,7 +183,7 @@ def test_an_export_is_whole_or_absent_and_overwrites_nothing(checkpoint, tmp_pat
     (tmp_path / "out.partial/rest").touch()
     export(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out.partial").exists() and not (tmp_path / "out/rest").exists()
-    with pytest.raises(FileExistsError, match="out is there already"):
+    with pytest.raises(GranvitError, match="out is there already"):
         export(checkpoint, tmp_path / "out")
     with pytest.raises(CheckpointError, match="granvit.json: no such file"):
         export(tmp_path / "nothing", tmp_path / "other")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_stage import Corpus, TinyStage, collate, make_feed, prepare
 
-from granvit.errors import CheckpointError
+from granvit.errors import CheckpointError, GranvitError
 from granvit.model.packing import Branch, Sample, pack
 from granvit.train import checkpoint
 from granvit.train.feed import Feed, FeedError, Reject
@@ -120,7 +120,7 @@ def test_a_finished_run_is_not_taken_again(tmp_path):
     again = TinyStage(seed=9)
     assert run(tmp_path, again).history == first.history
     assert not again.seen
-    with pytest.raises(FileExistsError, match="step_00000008"):
+    with pytest.raises(GranvitError, match="step_00000008"):
         run(tmp_path, resume=False)
 
 

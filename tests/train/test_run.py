@@ -13,7 +13,7 @@ from tiny_recipe import save_parts, tiny_recipe
 from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import make, synthesize
 from granvit.corpus.undrawn import Undrawn
-from granvit.errors import CheckpointError
+from granvit.errors import CheckpointError, GranvitError
 from granvit.model.region_model import RegionModel, stock_weights
 from granvit.train import run as running
 from granvit.train.build import build_model
@@ -238,7 +238,7 @@ def test_settings_that_change_no_number_may_change_when_a_run_goes_on(done, part
 
 def test_without_resume_a_folder_with_a_run_is_refused(done, parts):
     before = stored(done[0] / "checkpoint")
-    with pytest.raises(FileExistsError, match="holds a run"):
+    with pytest.raises(GranvitError, match="holds a run"):
         run_recipe(tiny_recipe(parts), done[0], SOURCES, resume=False, device="cpu")
     assert changed(stored(done[0] / "checkpoint"), before) == set()
 

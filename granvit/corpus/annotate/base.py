@@ -9,6 +9,7 @@ from typing import Protocol
 from PIL import Image
 
 from granvit.corpus.quarantine import Rejection
+from granvit.errors import GranvitError
 from granvit.regions import RegionImage
 
 
@@ -64,5 +65,5 @@ class AnnotatorConfig(Protocol):
         ...
 
 
-class AnnotateError(ValueError):
+class AnnotateError(GranvitError):
     """An annotator that cannot work at all; the message says what is missing and how to get it."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from granvit.corpus.importers.base import read_image, read_json
 from granvit.corpus.quarantine import Refused
+from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Look, Source, Task
 
 
@@ -46,10 +47,10 @@ def open_benchmark(name: str, src: Path, images: Path | None = None) -> Source:
         ValueError: there is no such benchmark, or nothing at `src`; what its reader finds wrong.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}: use one of {', '.join(sorted(BENCHMARKS))}")
+        raise GranvitError(f"unknown benchmark {name!r}: use one of {', '.join(sorted(BENCHMARKS))}")
     for place in filter(None, (src, images)):
         if not place.exists():
-            raise ValueError(f"{place} does not exist")
+            raise GranvitError(f"{place} does not exist")
     return BENCHMARKS[name](src, images)
 
 
@@ -64,7 +65,7 @@ def find(src: Path, *patterns: str) -> list[Path]:
     for pattern in patterns:
         if files := sorted(chain(src.glob(pattern), src.glob(f"*/{pattern}"))):
             return files
-    raise ValueError(f"{src} holds none of {', '.join(patterns)}")
+    raise GranvitError(f"{src} holds none of {', '.join(patterns)}")
 
 
 def picture_root(images: Path | None, base: Path, folders: Iterable[str], example: str) -> Path:
@@ -78,7 +79,7 @@ def picture_root(images: Path | None, base: Path, folders: Iterable[str], exampl
         if (place / example).is_file():
             return place
     told = ", ".join(str(place) for place in places)
-    raise ValueError(f"no picture {example!r} in {told}; name the pictures' folder with --images")
+    raise GranvitError(f"no picture {example!r} in {told}; name the pictures' folder with --images")
 
 
 def file_loader(root: Path, name: str) -> Callable[[], bytes]:
@@ -88,7 +89,7 @@ def file_loader(root: Path, name: str) -> Callable[[], bytes]:
         try:
             return read_image(root, name)
         except Refused as refused:
-            raise ValueError(f"{refused.reason}: {refused.detail}") from refused
+            raise GranvitError(f"{refused.reason}: {refused.detail}") from refused
 
     return load
 
@@ -102,7 +103,7 @@ def rows_of(file: Path, key: str | None = None) -> list[Any]:
     content = read_json(file)
     rows = content.get(key) if key is not None and isinstance(content, dict) else content
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{file}: a list of questions is expected" + (f' under "{key}"' if key else ""))
+        raise GranvitError(f"{file}: a list of questions is expected" + (f' under "{key}"' if key else ""))
     return rows
 
 
@@ -118,7 +119,7 @@ def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
             try:
                 yield where, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: {error}") from error
+                raise GranvitError(f"{where}: {error}") from error
 
 
 def value(row: Any, name: str, kinds: type | tuple[type, ...], where: str) -> Any:
@@ -128,7 +129,7 @@ def value(row: Any, name: str, kinds: type | tuple[type, ...], where: str) -> An
         ValueError: it is missing or of another type.
     """
     if not isinstance(row, dict) or not isinstance(row.get(name), kinds) or isinstance(row[name], bool):
-        raise ValueError(f"{where}: the field {name!r} is missing or not as published")
+        raise GranvitError(f"{where}: the field {name!r} is missing or not as published")
     return row[name]
 
 
@@ -141,7 +142,7 @@ def texts(row: Any, name: str, where: str) -> list[str]:
     found = value(row, name, (str, list, int, float), where)
     answers = found if isinstance(found, list) else [found]
     if not answers or not all(isinstance(answer, str | int | float) for answer in answers):
-        raise ValueError(f"{where}: the field {name!r} holds no answers")
+        raise GranvitError(f"{where}: the field {name!r} holds no answers")
     return [str(answer) for answer in answers]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from granvit.corpus.importers.base import read_json
 from granvit.corpus.importers.rows import read_rows
 from granvit.corpus.quarantine import Refused
+from granvit.errors import GranvitError
 from granvit.evaluate.benchmarks.base import benchmark, file_loader, find, picture_root, rows_of, source_of, value
 from granvit.evaluate.items import Item, Source, Task
 from granvit.questions import ask_choice, ask_short
@@ -46,12 +47,12 @@ def mmbench(src: Path, images: Path | None) -> Source:
         for number, row in enumerate(csv.DictReader(lines, delimiter="\t"), start=1):
             where = f"{file}: question {number}"
             if None in row or any(not row.get(name) for name in ("index", "question", "A", "B", "answer", "image")):
-                raise ValueError(f"{where}: one of index, question, A, B, answer, image is missing")
+                raise GranvitError(f"{where}: one of index, question, A, B, answer, image is missing")
             index = row["index"].strip()
             pictures[index] = row["image"]
             options = [row[letter] for letter in "ABCD" if _told(row.get(letter))]
             if row["answer"] not in LETTERS[: len(options)]:
-                raise ValueError(f"{where}: the answer {row['answer']!r} is none of its {len(options)} options")
+                raise GranvitError(f"{where}: the answer {row['answer']!r} is none of its {len(options)} options")
             if index.isdigit() and int(index) >= _COPY:
                 continue
             hint = row["hint"] if _told(row.get("hint")) else ""
@@ -61,7 +62,7 @@ def mmbench(src: Path, images: Path | None) -> Source:
                 letter = LETTERS[(right - turn) % len(options)]
                 items.append(_choice_item("mmbench", index, f"{index}/{turn}", row["question"], turned, letter, hint))
     if not items:
-        raise ValueError(f"{file} holds no question")
+        raise GranvitError(f"{file} holds no question")
     return source_of("mmbench", [Task("mmbench", "circular", "vqa")], items, lambda i: _from_base64(file, pictures, i))
 
 
@@ -76,7 +77,7 @@ def _from_base64(file: Path, pictures: dict[str, str], index: str) -> Callable[[
         try:
             return base64.b64decode(data, validate=True)
         except binascii.Error as error:
-            raise ValueError(f"{file}: the image of question {index}: {error}") from error
+            raise GranvitError(f"{file}: the image of question {index}: {error}") from error
 
     return load
 
@@ -99,7 +100,7 @@ def seed(src: Path, images: Path | None) -> Source:
         question, right = value(row, "question", str, where), value(row, "answer", str, where)
         items.append(_choice_item("seed", image, key, question, options, right))
     if not items:
-        raise ValueError(f"{file} holds no question about an image")
+        raise GranvitError(f"{file} holds no question about an image")
     root = picture_root(images, file.parent, ("SEED-Bench-image", "images", ""), items[0].id)
     task = Task("seed", "choice", "vqa", expected=14_233)
     return source_of("seed", [task], items, lambda image: file_loader(root, image))
@@ -114,7 +115,7 @@ def scienceqa(src: Path, images: Path | None) -> Source:
     [file, *_] = find(src, "problems.json")
     problems = read_json(file)
     if not isinstance(problems, dict):
-        raise ValueError(f"{file}: an object of problems by id is expected")
+        raise GranvitError(f"{file}: an object of problems by id is expected")
     items = []
     for key, row in problems.items():
         where = f"{file}: problem {key}"
@@ -123,12 +124,12 @@ def scienceqa(src: Path, images: Path | None) -> Source:
         options = [str(option) for option in value(row, "choices", list, where)]
         answer = value(row, "answer", int, where)
         if not 0 <= answer < len(options):
-            raise ValueError(f"{where}: the answer {answer} is none of its {len(options)} choices")
+            raise GranvitError(f"{where}: the answer {answer} is none of its {len(options)} choices")
         image, hint = f"{key}/{value(row, 'image', str, where)}", str(row.get("hint") or "")
         question = value(row, "question", str, where)
         items.append(_choice_item("scienceqa", image, key, question, options, LETTERS[answer], hint))
     if not items:
-        raise ValueError(f"{file} holds no test question with a picture")
+        raise GranvitError(f"{file} holds no test question with a picture")
     root = picture_root(images, file.parent, ("test", "images/test", "images", ""), items[0].id)
     task = Task("scienceqa", "choice", "reasoning", expected=2_017)
     return source_of("scienceqa", [task], items, lambda image: file_loader(root, image))
@@ -149,7 +150,7 @@ def mmmu(src: Path, images: Path | None) -> Source:
         for number, row in enumerate(read_rows(file)):
             where = f"{file}: question {number}"
             if isinstance(row, Refused):
-                raise ValueError(f"{file}: {row.detail}")
+                raise GranvitError(f"{file}: {row.detail}")
             if row.get("image_2") is not None:
                 several += 1
                 continue
@@ -157,7 +158,7 @@ def mmmu(src: Path, images: Path | None) -> Source:
             pictures[key] = value(value(row, "image_1", dict, where), "bytes", bytes, where)
             items.append(_mmmu_item(row, key, where))
     if not items:
-        raise ValueError(f"{src} holds no question about one picture")
+        raise GranvitError(f"{src} holds no question about one picture")
     source = source_of("mmmu", [Task("mmmu", "choice", "reasoning")], items, lambda key: lambda: pictures[key])
     if several:
         source.notes.append(f"mmmu: {several} questions about several pictures are left out")
@@ -171,7 +172,7 @@ def _mmmu_item(row: dict[str, Any], key: str, where: str) -> Item:
         return Item(key, "mmmu", (0, 0), right, key=key, asked=ask_short(question))
     options = _listed(value(row, "options", str, where), where)
     if right[0] not in LETTERS[: len(options)]:
-        raise ValueError(f"{where}: the answer {right[0]!r} is none of its {len(options)} options")
+        raise GranvitError(f"{where}: the answer {right[0]!r} is none of its {len(options)} options")
     return _choice_item("mmmu", key, key, question, options, right[0])
 
 
@@ -182,4 +183,4 @@ def _listed(text: str, where: str) -> list[str]:
     try:
         return [str(entry) for entry in ast.literal_eval(text)]
     except (ValueError, SyntaxError) as error:
-        raise ValueError(f"{where}: {text!r:.80} is no list") from error
+        raise GranvitError(f"{where}: {text!r:.80} is no list") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from granvit.corpus.importers.jsonl import ANNOTATIONS
+from granvit.errors import GranvitError
 from granvit.evaluate.benchmarks.base import (
     benchmark,
     file_loader,
@@ -52,7 +53,7 @@ def _pack(name: str, src: Path, images: Path | None, task: Task, short: bool) ->
     held_out = [item for split in ("val", "test") for item in items.get(split, [])]
     asked = held_out or [item for some in items.values() for item in some]
     if not asked:
-        raise ValueError(f'{file}: no row has questions ("qa")')
+        raise GranvitError(f'{file}: no row has questions ("qa")')
     root = picture_root(images, file.parent, ("",), asked[0].id)
     source = source_of(name, [task], asked, lambda image: file_loader(root, image))
     if not held_out:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from granvit.corpus.importers.refcoco import photo_folder, references
 from granvit.corpus.quarantine import Rejection
+from granvit.errors import GranvitError
 from granvit.evaluate.benchmarks.base import benchmark, file_loader, source_of
 from granvit.evaluate.items import Item, Source, Task
 from granvit.predict import LONGEST_BOX
@@ -36,11 +37,11 @@ def refcoco(src: Path, images: Path | None) -> Source:
     found = []
     for row in references(src):
         if isinstance(row, Rejection):
-            raise ValueError(f"{src}: {row.uri}: row {row.region}: {row.reason}: {row.detail}")
+            raise GranvitError(f"{src}: {row.uri}: row {row.region}: {row.reason}: {row.detail}")
         if row.split.startswith("test"):
             found.append(row)
     if not found:
-        raise ValueError(f"{src} holds no split testA, testB or test")
+        raise GranvitError(f"{src} holds no split testA, testB or test")
     root = images or photo_folder(src, [row.photo for row in found if row.data is None])
     counts = Counter(f"{row.data_set}-{row.split}" for row in found for _ in row.texts)
     tasks = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from granvit.corpus.synthetic import OBJECTS
+from granvit.errors import GranvitError
 from granvit.model.settings import Settings
 from granvit.train.config import LoopConfig
 from granvit.train.sampling import SampleConfig
@@ -77,7 +78,7 @@ class StageRecipe:
         loop, together = self.loop, self.loop.batch_size * processes
         accumulate = loop.accumulate or self.images_per_step // together
         if not loop.accumulate and accumulate * together != self.images_per_step:
-            raise ValueError(
+            raise GranvitError(
                 f"{self.folder}: {self.images_per_step} images per step are no whole number of batches of "
                 f"{loop.batch_size} on {processes} process(es); choose another loop.batch-size"
             )
@@ -145,7 +146,7 @@ class Recipe:
     def __post_init__(self) -> None:
         folders = [stage.folder for stage in self.stages]
         if len(set(folders)) != len(folders):
-            raise ValueError(f"recipe {self.name!r}: two stages are called the same ({', '.join(folders)})")
+            raise GranvitError(f"recipe {self.name!r}: two stages are called the same ({', '.join(folders)})")
 
     def resolved(self, images: int, processes: int) -> Recipe:
         """The recipe with every stage's steps and micro-batches as numbers (`StageRecipe.resolved`)."""
