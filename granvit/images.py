@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from granvit.errors import GranvitError
 
@@ -22,6 +22,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 # What every reader shows alike.
 _ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 _PLAIN_MODES = ("RGB", "L", "P", "1")
+
+# Tags of a TIFF.
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 
 _QUARTER_TURNED = (5, 6, 7, 8)
 # What makes a picture of each EXIF orientation upright.
@@ -76,16 +79,31 @@ def decode(data: bytes) -> Image.Image:
         ImageError: the bytes are not a complete image of a usable size.
     """
     with _open(data) as image:
-        try:
-            image.load()
-            # After `load`: Pillow turns a TIFF upright while loading it, and then drops the orientation.
-            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-            return _to_rgb(upright)
-        except ImageError:
-            raise
-        except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-            reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
-            raise ImageError(reason, str(error)) from error
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image as `decode` gives the same picture's file: upright by its EXIF, RGB, transparency over white.
+
+    16-bit grey is scaled to 8 bits. The result may be `image` itself, where nothing is to be changed.
+
+    Raises:
+        ImageError: it is lazily opened and its file is damaged, its size is out of bounds, or its pixels have no
+            defined white: floating point, or integers of more than 16 bits.
+    """
+    _check_size(image)
+    try:
+        raw = _raw_mode(image)
+        image.load()
+        rgb = _to_rgb(image, raw)
+        # After `load`: Pillow turns a TIFF upright while loading it, and then drops the orientation.
+        turn = _UPRIGHT.get(_orientation(image))
+        return rgb if turn is None else rgb.transpose(turn)
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
+        raise ImageError(reason, str(error)) from error
 
 
 def thumbnail(data: bytes, side: int) -> Image.Image:
@@ -101,8 +119,10 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
         full = image.size
         try:
             image.draft("L", (side, side))  # of the formats, only JPEG knows how to
+            raw = _raw_mode(image)
             image.load()
-            grey = image if image.mode == "L" and not image.has_transparency_data else _to_rgb(image).convert("L")
+            plain = image.mode == "L" and not image.has_transparency_data
+            grey = image if plain else _to_rgb(image, raw).convert("L")
         except ImageError:
             raise
         except Exception as error:  # as in `decode`
@@ -131,7 +151,7 @@ def as_plain_file(data: bytes) -> tuple[bytes, str]:
         if form in _ENDINGS and plain and _orientation(image) == 1:
             return data, _ENDINGS[form]
     out = io.BytesIO()
-    if form == "JPEG":
+    if form in ("JPEG", "MPO"):  # MPO: a JPEG with further ones behind it, of which the first is the picture
         decode(data).save(out, "JPEG", quality=95)
         return out.getvalue(), ".jpg"
     decode(data).save(out, "PNG")
@@ -148,12 +168,16 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError("not-an-image", "no known image format" if data else "the file is empty") from error
     except Exception as error:  # as in `decode`: damaged headers raise nearly anything
         raise ImageError("not-an-image", str(error)) from error
+    _check_size(image)
+    return image
+
+
+def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError("too-many-pixels", f"{width}x{height}, the limit is {MAX_PIXELS} pixels")
     if min(width, height) < MIN_SIDE:
         raise ImageError("too-small", f"{width}x{height}, a side must have {MIN_SIDE} pixels")
-    return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -165,21 +189,48 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _raw_mode(image: Image.Image) -> str:
+    """How the file of a lazily opened image holds its pixels, such as "L;2"; "" where they are in memory already."""
+    args = image.tile[0][3] if getattr(image, "tile", None) else ""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _to_rgb(image: Image.Image, raw: str) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bit(image)
     if image.mode == "F":
         raise ImageError("unsupported-depth", "floating-point pixels have no defined white")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = _to_rgba(image, raw)
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     # `convert` returns a copy even of RGB; the loaded original is equally good and costs nothing.
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _to_rgba(image: Image.Image, raw: str) -> Image.Image:
+    if image.mode == "La":  # alpha is multiplied in already; Pillow goes from there to LA alone
+        return image.convert("LA").convert("RGBA")
+    # A PNG states its transparent colour in its own depth, Pillow has brought the pixels to 8 bits.
+    transparent = image.info.get("transparency")
+    if raw in ("L;2", "L;4") and isinstance(transparent, int):
+        image.info["transparency"] = transparent * (85 if raw == "L;2" else 17)
+    elif raw == "RGB;16B" and isinstance(transparent, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    return image.convert("RGBA")
+
+
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """16-bit grey scaled to 8 bits. Pillow's own conversion cuts at 255, which turns such a scan white."""
-    values_hw = np.asarray(image)
-    if values_hw.min() < 0 or values_hw.max() > 65535:
-        raise ImageError("unsupported-depth", "more than 16 bits per pixel")
-    return Image.fromarray(((values_hw.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+    tags = getattr(image, "tag_v2", {})  # a TIFF's
+    # Mode "I" has 32 bits. What these hold is known of files of 16 bits alone, which Pillow opens as that too.
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ImageError("unsupported-depth", "integers of 32 bits have no defined white")
+    white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
+    values_hw = np.asarray(image).astype(np.uint32)
+    grey_hw = ((values_hw * 255 + white // 2) // white).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; of the depths, Pillow turns all others itself
+        grey_hw = 255 - grey_hw
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey_hw[values_hw == transparent] = 255
+    return Image.fromarray(grey_hw).convert("RGB")

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 from granvit import images
 from granvit.images import ImageError, decode, probe
@@ -137,12 +137,12 @@ def test_too_small():
     assert decode(encode(Image.new("RGB", (images.MIN_SIDE, 100)))).size == (images.MIN_SIDE, 100)
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and carries no pixels: decoding it would fail in another way than its size."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -192,3 +192,121 @@ def test_anything_else_becomes_what_is_decoded(mode, form, options):
         assert (shown.mode, shown.getexif().get(ExifTags.Base.Orientation, 1)) == ("RGB", 1)
         expected = np.asarray(images.decode(data.getvalue()), int)
         assert np.abs(np.asarray(shown, int) - expected).max() <= (4 if form == "JPEG" else 0)
+
+
+def png(depth: int, colour: int, row: bytes, *extra: bytes, side: int = 16) -> bytes:
+    """A PNG of `side` equal rows, each of the samples in `row`; written here, for Pillow writes few of the depths."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress((b"\0" + row) * side))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + body + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "transparent"),
+    [(1, b"\x00\xff", 0), (2, bytes(2) + b"\xff\xff", 0), (2, bytes(2) + b"\x55\x55", 1),
+     (4, bytes(4) + b"\x77" * 4, 7), (8, bytes(8) + b"\x40" * 8, 0x40), (16, bytes(16) + b"\x40\x10" * 8, 0x4010)],
+)  # fmt: skip
+def test_a_transparent_grey_is_white_at_every_depth(depth, row, transparent):
+    data = png(depth, 0, row, chunk(b"tRNS", struct.pack(">H", transparent)))
+    left, right = decode(data).getpixel((0, 0)), decode(data).getpixel((15, 0))
+    assert (left, right) == (WHITE, WHITE) if transparent == 0 else ((0, 0, 0), WHITE)
+
+
+def test_a_transparent_colour_of_16_bits_is_white():
+    row = struct.pack(">HHH", 0x1020, 0x3040, 0x5060) * 8 + struct.pack(">HHH", 0xFFFF, 0, 0) * 8
+    data = png(16, 2, row, chunk(b"tRNS", struct.pack(">HHH", 0x1020, 0x3040, 0x5060)))
+    assert (decode(data).getpixel((0, 0)), decode(data).getpixel((15, 0))) == (WHITE, RED)
+
+
+def tiff(bits: int, photometric: int, row: bytes, side: int = 16) -> bytes:
+    """A little-endian TIFF of one uncompressed grey strip."""
+    tags = [(256, 4, side), (257, 4, side), (258, 3, bits), (259, 3, 1), (262, 3, photometric),
+            (273, 4, 8 + 2 + 9 * 12 + 4), (277, 3, 1), (278, 4, side), (279, 4, len(row) * side)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + row * side
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "row", "grey"),
+    [
+        (16, 1, struct.pack("<H", 0x4040) * 16, 0x40),
+        (16, 0, struct.pack("<H", 0x4040) * 16, 255 - 0x40),
+        (12, 1, bytes([0x40, 0x04, 0x04]) * 8, 64),  # 0x404 of 0xFFF
+        (8, 0, b"\x40" * 16, 255 - 0x40),
+    ],
+)
+def test_grey_of_a_scan_is_as_bright_as_it_was_scanned(bits, photometric, row, grey):
+    assert decode(tiff(bits, photometric, row)).getpixel((3, 3)) == (grey,) * 3
+
+
+def as_file_and_image(data: bytes) -> tuple[Image.Image, Image.Image]:
+    with Image.open(io.BytesIO(data)) as image:
+        return decode(data), images.upright_rgb(image)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "PA", "La", "RGBa", "HSV", "RGBX"]
+)
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP", "GIF"])
+def test_an_opened_image_becomes_what_its_file_does(mode, form):
+    ramp_hw = np.add.outer(np.arange(24, dtype=np.uint8) * 7, np.arange(32, dtype=np.uint8) * 2)
+    image = Image.fromarray(ramp_hw.astype(np.uint16) * 257) if mode == "I;16" else None
+    if image is None:
+        rgba = Image.merge(
+            "RGBA", [Image.fromarray(band) for band in (ramp_hw, ramp_hw.T.reshape(24, 32), ramp_hw[::-1], ramp_hw)]
+        )
+        via = {"PA": "P", "La": "LA", "LA": "L", "RGBa": "RGBA", "RGBA": "RGBA"}.get(mode, "RGB")
+        image = rgba.convert(via).convert(mode)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    try:
+        data = encode(image, form, exif=exif)
+    except (OSError, ValueError):
+        pytest.skip(f"{form} has no {mode}")
+    from_file, from_image = as_file_and_image(data)
+    assert (from_file.mode, from_file.size) == ("RGB", (32, 24) if form == "GIF" else (24, 32))
+    assert from_image.tobytes() == from_file.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "La", "RGBa"])
+def test_what_is_clear_in_memory_is_white(mode):
+    clear = Image.new("LA" if mode == "La" else "RGBA", (16, 16)).convert(mode) if mode != "PA" else None
+    clear = clear or Image.merge("RGBA", [Image.new("L", (16, 16))] * 4).convert("P").convert("PA")
+    if mode == "PA":
+        clear.putalpha(0)
+    assert images.upright_rgb(clear).getpixel((3, 3)) == WHITE
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_without_a_white_are_refused_in_memory_too(mode):
+    with pytest.raises(ImageError, match="unsupported-depth"):
+        images.upright_rgb(Image.new(mode, (16, 16), 100))
+
+
+def test_an_image_in_memory_of_a_useless_size_is_refused():
+    with pytest.raises(ImageError, match="too-small"):
+        images.upright_rgb(Image.new("RGB", (100, 4)))
+
+
+def test_a_jpeg_in_adobes_four_inks_is_not_inverted():
+    inks = Image.merge("CMYK", [Image.new("L", (16, 16), ink) for ink in (0, 255, 255, 0)])  # red
+    assert quadrants(decode(encode(inks, "JPEG", quality=95))) == [RED] * 4
+    assert quadrants(decode(encode(inks, "TIFF"))) == [RED] * 4
+
+
+def test_lab_colours_are_converted_by_their_profile():
+    lab = ImageCms.profileToProfile(
+        Image.new("RGB", (16, 16), BLUE),
+        ImageCms.createProfile("sRGB"),
+        ImageCms.createProfile("LAB"),
+        outputMode="LAB",
+    )
+    assert quadrants(decode(encode(lab, "TIFF"))) == [BLUE] * 4
+
+
+def test_the_first_picture_of_several_in_one_file_is_taken():
+    for form in ("MPO", "TIFF"):
+        data = encode(
+            Image.new("RGB", (16, 16), RED), form, save_all=True, append_images=[Image.new("RGB", (16, 16), BLUE)]
+        )
+        assert quadrants(decode(data)) == [RED] * 4
