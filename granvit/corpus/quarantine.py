@@ -41,12 +41,37 @@ class Rejection:
         uri: where it came from, e.g. "images/3.jpg" or "annotations.jsonl:12".
         region: the region's index within its image, None when the whole image is meant.
         detail: for a reader.
+        regions: how many regions went with a whole image.
     """
 
     reason: str
     id: str = ""
     uri: str = ""
     region: int | None = None
+    detail: str = ""
+    regions: int = 0
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a data set states and a record has no place for: counted by what it is, and named.
+
+    Attributes:
+        what: of one of them, as the summary is to name it: "keypoints", "line of a split list without a picture".
+        count: how many.
+        detail: for a reader, such as where the first one is.
+    """
+
+    what: str
+    count: int = 1
+    detail: str = ""
+
+
+@dataclass
+class Unread(Region):
+    """In place of a region that could not be read: `check_record` refuses it, and tells why."""
+
+    reason: str = ""
     detail: str = ""
 
 
@@ -57,8 +82,8 @@ class Checked:
     Attributes:
         record: the record as it may be stored, None if it was refused whole.
         rejections: what was refused: the whole record, or some of its regions.
-        changes: what was kept but altered: "clipped" boxes, "cleaned" texts, "polygon-dropped" and
-            "alternative-dropped" details.
+        changes: what was kept but altered: "clipped" boxes, "cleaned" texts, "polygon-dropped",
+            "alternative-dropped" and "caption-dropped" details.
     """
 
     record: RegionImage | None
@@ -85,10 +110,13 @@ def check_record(record: RegionImage, decoded: tuple[int, int] | None = None) ->
     checked = Checked(None)
     try:
         width, height = _checked_size(record, decoded)
-        caption = _clean(record.caption or "", checked.changes) or None
     except Refused as refused:
-        checked.rejections.append(Rejection(refused.reason, record.id, record.uri, None, refused.detail))
+        count = len(record.regions)
+        checked.rejections.append(Rejection(refused.reason, record.id, record.uri, None, refused.detail, count))
         return checked
+    caption = _clean(record.caption or "", checked.changes) or None
+    if caption is None and (record.caption or "").strip():
+        checked.changes["caption-dropped"] += 1
     regions = []
     for index, region in enumerate(record.regions):
         try:
@@ -122,6 +150,8 @@ def _checked_size(record: RegionImage, decoded: tuple[int, int] | None) -> tuple
 
 
 def _checked_region(region: Region, width: int, height: int, changes: Counter[str]) -> Region:
+    if isinstance(region, Unread):
+        raise Refused(region.reason, region.detail)
     text = _clean(region.text, changes)
     if not text and not region.ignore:
         raise Refused("empty-text", f"box {_short(region.box)}")
@@ -212,7 +242,10 @@ class Quarantine:
 
     def add(self, rejection: Rejection) -> None:
         assert self._file is not None, "Quarantine is used as a context manager"
-        self._file.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
+        row = asdict(rejection)
+        if not rejection.regions:
+            del row["regions"]
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.reasons[rejection.reason] += 1
 
     def __exit__(

@@ -62,6 +62,8 @@ class Import:
     """The split that SRC is, where the layout does not say."""
     images: Path | None = None
     """The folder of the pictures, where the layout has annotations apart from them and they are not beside them."""
+    encoding: str | None = None
+    """What the text files are written in, where it is not UTF-8: gb18030, cp1251, shift_jis, latin-1."""
     captions: Path | None = None
     """coco: a captions JSON file, where it is not beside the instances."""
     instances: Path | None = None

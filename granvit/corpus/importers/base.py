@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, TypeVar
 
@@ -13,11 +15,25 @@ import numpy as np
 
 from granvit import images
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection
+from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection, Unread
+from granvit.errors import GranvitError
+from granvit.files import read_regular
 from granvit.geometry import View
-from granvit.regions import RegionImage
+from granvit.regions import Region, RegionImage
 
 Box = tuple[float, float, float, float]
+NO_BOX: Box = (math.nan, math.nan, math.nan, math.nan)
+
+# What an importer comes across.
+Found = RegionImage | Rejection | LeftOut
+
+# A table is held in memory as a whole; Objects365's, the largest that is published, has several GB. The annotations of
+# one picture are a few kB.
+MAX_TABLE_BYTES = 8 << 30
+MAX_FILE_BYTES = 16 << 20
+
+_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,30}))(?:\.0*)?")
+_FLAGS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 
 
 class Importer(Protocol):
@@ -25,16 +41,18 @@ class Importer(Protocol):
 
     Its docstring states the layout, how boxes are written there, and the terms of the data. It takes the place
     and, by keyword, what the layout leaves open; every importer takes `source` (the data set's name, also the
-    first part of every id) and `licence`. It yields records with the regions as they are written, and a
-    `Rejection` for what cannot even be made into a record: the checks themselves are `check_record`'s.
+    first part of every id) and `licence`; `encoding`, where it reads text files, names theirs, "" being UTF-8. It
+    yields records with the regions as they are written, a `Rejection` for what cannot even be made into a record, and
+    a `LeftOut` for what the layout holds and a record does not: the checks themselves are `check_record`'s.
     """
 
-    def __call__(self, src: Path, **options: Any) -> Iterator[RegionImage | Rejection]: ...
+    def __call__(self, src: Path, **options: Any) -> Iterator[Found]: ...
 
 
 IMPORTERS: dict[str, Importer] = {}
 
-_Reader = TypeVar("_Reader", bound=Callable[..., Iterator[RegionImage | Rejection]])
+_Reader = TypeVar("_Reader", bound=Callable[..., Iterator[Found]])
+_Entry = TypeVar("_Entry")
 
 
 def importer(name: str) -> Callable[[_Reader], _Reader]:
@@ -80,16 +98,35 @@ def read_image(root: Path, relative: str) -> bytes:
         raise Refused("missing-image", f"{relative!r}: {error}") from error
 
 
-def read_json(file: Path) -> Any:
-    """What a JSON file holds.
+def read_json(file: Path, encoding: str = "", limit: int = MAX_TABLE_BYTES) -> Any:
+    """What a JSON file of at most `limit` bytes holds; it is UTF-8, -16 or -32, or in a named encoding.
 
     Raises:
-        CorpusError: it is missing, cut off, or no JSON.
+        CorpusError: it is missing, no regular file, too large, cut off, or no JSON.
     """
     try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
+        data = read_regular(file, limit)
+        return parse_json(decode_text(data, encoding) if encoding else data)
+    except OSError as error:
+        raise CorpusError(f"{file}: {error.strerror}") from error
+    except GranvitError as error:  # it names the file already
+        raise CorpusError(str(error)) from error
+    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
         raise CorpusError(f"{file}: {error}") from error
+
+
+def parse_json(data: bytes | str) -> Any:
+    """`json.loads` that takes numbers of any length: as floats where they are longer than Python reads integers.
+
+    Raises:
+        ValueError: no JSON, or bytes that are no UTF-8. RecursionError: nested too deep.
+    """
+    try:
+        return json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:
+        return json.loads(data, parse_int=lambda digits: int(digits) if len(digits) < 1000 else float(digits))
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -99,12 +136,76 @@ def parse_object(data: bytes) -> dict[str, Any]:
         Refused: "not-json".
     """
     try:
-        row = json.loads(data)
+        row = parse_json(data)
     except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
         raise Refused("not-json", str(error)) from error
     if not isinstance(row, dict):
         raise Refused("not-json", f"an object is expected, got {type(row).__name__}")
     return row
+
+
+def decode_text(data: bytes, encoding: str = "") -> str:
+    """The text of a file: UTF-8 where it begins with UTF-8's mark or no encoding is named, else in the named one.
+
+    Nothing is guessed: in a wrong encoding most bytes are some text too, and would become it in the corpus.
+
+    Raises:
+        UnicodeError: the bytes are no such text.
+    """
+    return data.decode("utf-8-sig" if not encoding or data.startswith(b"\xef\xbb\xbf") else encoding)
+
+
+def read_text(file: Path, encoding: str = "", limit: int = MAX_FILE_BYTES) -> str:
+    """The text of a file of at most `limit` bytes, see `decode_text`.
+
+    Raises:
+        Refused: "bad-encoding", or "unreadable-file" for what is missing, no regular file, or too large.
+    """
+    try:
+        return decode_text(read_regular(file, limit), encoding)
+    except UnicodeError as error:
+        hint = "name another one" if encoding else "name its encoding"
+        raise Refused("bad-encoding", f"{file.name} is not {encoding or 'UTF-8'}: {hint} ({error!s:.100})") from error
+    except (GranvitError, OSError) as error:
+        raise Refused("unreadable-file", f"{file.name}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_encoding(name: str) -> None:
+    """Whether a text encoding of this name is known.
+
+    Raises:
+        CorpusError: it is not.
+    """
+    try:
+        b"text".decode(name)
+    except UnicodeError:
+        pass
+    except (LookupError, ValueError) as error:  # ValueError: a name with a null character
+        raise CorpusError(f"encoding {name!r}: {error}") from error
+
+
+@contextmanager
+def needed(file: Path) -> Iterator[None]:
+    """What is read here concerns all pictures: what would refuse one of them ends the import.
+
+    Raises:
+        CorpusError: in place of `Refused`, with the file's whole path.
+    """
+    try:
+        yield
+    except Refused as refused:
+        raise CorpusError(f"{file}: {refused.reason}: {refused.detail}") from refused
+
+
+def read_regions(entries: Iterable[_Entry], read: Callable[[_Entry], Region]) -> list[Region]:
+    """The region that `read` makes of each entry; where it raises `Refused`, one that the gate refuses with that."""
+    regions: list[Region] = []
+    for entry in entries:
+        try:
+            regions.append(read(entry))
+        except Refused as refused:
+            regions.append(Unread(NO_BOX, "", reason=refused.reason, detail=refused.detail))
+    return regions
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -126,10 +227,10 @@ def from_canvas(box: Box, view: View) -> Box:
 
 
 def as_number(value: Any) -> float:
-    """A number as float; anything else gives NaN, which `check_record` refuses."""
+    """A number as float; anything else, such as a string or true, gives NaN, which `check_record` refuses."""
     try:
-        return math.nan if value is None or isinstance(value, str) else float(value)
-    except (TypeError, ValueError, OverflowError):
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
         return math.nan
 
 
@@ -146,9 +247,60 @@ def as_sides(value: Any) -> Box:
     return x, y, x + width, y + height
 
 
-def as_id(value: Any) -> int | float | str | None:
-    """A number or a string, by which tables refer to each other; anything else, such as a list, gives None."""
-    return value if isinstance(value, int | float | str) else None
+def as_id(value: Any) -> str | None:
+    """What tables refer to each other by, in one spelling: 7, 7.0, "7" and "7.0" are one id. "007" is another one.
+
+    None for what is no number or string, and for NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return hex(value)  # Python writes no decimals of unlimited length
+    text = str(value).strip()
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def as_size(width: Any, height: Any) -> tuple[int, int]:
+    """A stated size in pixels: whole numbers, also as 640.0 or "640".
+
+    `UNKNOWN_SIZE` where one of the two is absent, null, NaN, 0 or negative: the picture's own size then counts.
+
+    Raises:
+        Refused: "bad-field" for what is no whole number.
+    """
+    sides = _side("width", width), _side("height", height)
+    return sides if min(sides) > 0 else UNKNOWN_SIZE
+
+
+def _side(name: str, value: Any) -> int:
+    if _absent(value):
+        return 0
+    number = as_id(value)
+    whole = _WHOLE.fullmatch(number) if number else None
+    if not whole:
+        raise Refused("bad-field", f"{name} should be a whole number of pixels, got {value!r:.100}")
+    return int(whole[1])
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """Yes or no: true, false, 1, 0, or one of these or yes or no in a string; an absent one is no.
+
+    Raises:
+        Refused: "bad-field" for anything else: which of the two is meant cannot be told.
+    """
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    spelled = value.strip().lower() if isinstance(value, str) else None
+    if spelled not in _FLAGS:
+        raise Refused("bad-field", f"{name} should be true or false, got {value!r:.100}")
+    return _FLAGS[spelled]
 
 
 def as_polygon(value: Any) -> list[float] | None:
@@ -157,19 +309,35 @@ def as_polygon(value: Any) -> list[float] | None:
         return None
     try:
         return np.asarray(value, dtype=np.float64).ravel().tolist()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return [math.nan]
 
 
 def as_text(value: Any) -> str:
-    """A string, or a number as one; anything else gives "", which `check_record` refuses."""
+    """A string, or a number as one; anything else, NaN among it, gives "", which `check_record` refuses."""
     if isinstance(value, str):
         return value
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    return str(value) if math.isfinite(as_number(value)) else ""
+
+
+def as_caption(value: Any) -> str | None:
+    """A picture's caption, None where there is none; what is no text becomes one that `check_record` drops."""
+    return None if _absent(value) else as_text(value) or "\0"
 
 
 def as_split(value: Any) -> str:
-    """The split's name in this project's spelling; one that has none passes unchanged, and is then refused."""
-    name = as_text(value).lower()
+    """The split's name in this project's spelling, "" where none is stated; any other passes and is then refused."""
+    if _absent(value):
+        return ""
+    if not isinstance(value, str):
+        return f"{value!r:.100}"
+    name = value.strip().lower()
     spellings = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
     return spellings.get(name, name)
+
+
+def _absent(value: Any) -> bool:
+    """Whether a field states nothing. Tables that pandas wrote have NaN there."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))

@@ -136,7 +136,7 @@ def _names(categories: list[dict[str, Any]], file: Path, variant: Variant) -> di
     for category in categories:
         if as_id(category.get("id")) is None:
             raise CorpusError(f"{file}: a category's id is a number or a string, got {category.get('id')!r:.100}")
-    return {category["id"]: variant.names(category) for category in categories}
+    return {as_id(category["id"]): variant.names(category) for category in categories}
 
 
 def load_tables(file: Path, names: tuple[str, ...] = ("images", "annotations", "categories")) -> dict[str, Any]:

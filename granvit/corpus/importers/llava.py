@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from granvit.coordinates import Codec, get_codec
-from granvit.corpus.importers.base import as_split, as_text, from_canvas, importer, read_image, read_json, size_of
-from granvit.corpus.importers.textlines import NO_BOX
+from granvit.corpus.importers.base import (
+    NO_BOX,
+    as_split,
+    as_text,
+    from_canvas,
+    importer,
+    read_image,
+    read_json,
+    size_of,
+)
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Refused, Rejection
 from granvit.geometry import Frame, View

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from granvit.corpus.importers.base import Importer, get_importer
+from granvit.corpus.importers.base import Found, Importer, check_encoding, get_importer
 from granvit.corpus.layout import QUARANTINE, CorpusError
-from granvit.corpus.quarantine import Quarantine, Rejection, check_record
+from granvit.corpus.quarantine import LeftOut, Quarantine, Rejection, check_record
 from granvit.corpus.store import CorpusWriter
 from granvit.regions import RegionImage
 
@@ -30,6 +30,8 @@ class ImportSummary:
     Attributes:
         reasons: quarantine entries by reason, images and regions together.
         changes: what was kept but altered, see `Checked`.
+        left_out: what the data set states and a record has no place for, and how often, see `LeftOut`.
+        examples: of each of these a detail, such as where the first one is.
     """
 
     images_seen: int = 0
@@ -41,6 +43,8 @@ class ImportSummary:
     regions_with_image: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
@@ -50,7 +54,10 @@ class ImportSummary:
         if self.regions_with_image:
             lines[-1] += f" ({self.regions_with_image} went with their quarantined image)"
         lines += [f"  quarantined  {count:>7}  {reason}" for reason, count in self.reasons.most_common()]
-        lines += [f"  kept, but    {count:>7}  {change}" for change, count in self.changes.most_common()]
+        lines += [f"  kept, but    {count:>7}  {change}" for change, count in self.changes.most_common() if count]
+        for what, count in self.left_out.most_common():
+            example = f" ({self.examples[what]})" if what in self.examples else ""
+            lines.append(f"  left out     {count:>7}  {what}{example}")
         return "\n".join(lines)
 
 
@@ -87,6 +94,7 @@ def import_corpus(
     if not 0 <= val_fraction < 1:
         raise CorpusError(f"val_fraction must be in [0, 1), got {val_fraction}")
     reader = get_importer(name, options)
+    check_encoding(options.get("encoding") or "utf-8")
     places = [Path(src)] if isinstance(src, str | Path) else [Path(s) for s in src]
     for place in places:
         if not place.exists():
@@ -105,36 +113,47 @@ def import_corpus(
                 f"{', '.join(map(str, places))}: none of {summary.images_seen} images could be imported"
                 + (f" ({why}); see {quarantine.path}" if why else "")
             )
-        writer.meta |= {"quarantined": dict(summary.reasons), "changed": dict(+summary.changes)}
+        writer.meta |= {
+            "quarantined": dict(summary.reasons),
+            "changed": dict(+summary.changes),
+            "left_out": dict(summary.left_out),
+        }
     return summary
 
 
-def _read_all(reader: Importer, places: list[Path], options: dict[str, Any]) -> Iterator[RegionImage | Rejection]:
+def _read_all(reader: Importer, places: list[Path], options: dict[str, Any]) -> Iterator[Found]:
     for place in places:
         yield from reader(place, **options)
 
 
 def _take(
-    item: RegionImage | Rejection,
+    item: Found,
     writer: CorpusWriter,
     quarantine: Quarantine,
     summary: ImportSummary,
     val_fraction: float,
     group: Group,
 ) -> None:
+    if isinstance(item, LeftOut):
+        if item.detail and item.count:
+            summary.examples.setdefault(item.what, item.detail)
+        summary.left_out += Counter({item.what: item.count})
+        return
     if isinstance(item, Rejection):
         quarantine.add(item)
         summary.images_seen += item.region is None
         summary.images_quarantined += item.region is None
-        summary.regions_seen += item.region is not None
+        summary.regions_seen += item.regions + (item.region is not None)
         summary.regions_quarantined += item.region is not None
+        summary.regions_with_image += item.regions
         return
     summary.images_seen += 1
     summary.regions_seen += len(item.regions)
     if item.id in writer:
-        quarantine.add(Rejection("duplicate-id", item.id, item.uri, None, "an earlier image has this id"))
+        count = len(item.regions)
+        quarantine.add(Rejection("duplicate-id", item.id, item.uri, None, "an earlier image has this id", count))
         summary.images_quarantined += 1
-        summary.regions_with_image += len(item.regions)
+        summary.regions_with_image += count
         return
     checked = check_record(item)
     for rejection in checked.rejections:

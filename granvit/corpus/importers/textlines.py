@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import nan
 from pathlib import Path
 
 from granvit import geometry
-from granvit.corpus.importers.base import Box
+from granvit.corpus.importers.base import NO_BOX, Box
 from granvit.regions import Region
-
-NO_BOX: Box = (nan, nan, nan, nan)
 
 # Two neighbours share a line where the lower one of the two overlaps the other by half its height ...
 _SAME_LINE = 0.5

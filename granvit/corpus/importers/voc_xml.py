@@ -7,8 +7,8 @@ from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml.ElementTree import fromstring  # type: ignore[import-untyped]
 
-from granvit.corpus.importers.base import Box
-from granvit.corpus.importers.textlines import NO_BOX, numbers
+from granvit.corpus.importers.base import NO_BOX, Box
+from granvit.corpus.importers.textlines import numbers
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused
 
 
