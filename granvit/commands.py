@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
-from granvit.devices import chosen_device
 from granvit.errors import GranvitError
 from granvit.train.recipes.base import Recipe
 
@@ -29,12 +29,12 @@ class Demo:
     """A corpus of your own (see `granvit corpus import`); the embedded one by default."""
     processes: int | None = None
     """Processes that share each batch; by default two where there are two cores and no GPU."""
-    resumes: ClassVar[bool] = True
 
     def run(self) -> int:
         from granvit.demo import run_demo
 
-        report = run_demo(self.out, self.corpus, processes=self.processes)
+        with told():
+            report = run_demo(self.out, self.corpus, processes=self.processes)
         print(f"\nreport: {report}\nmetrics: {self.out / 'metrics.json'}\ncheckpoint: {self.out / 'checkpoint'}")
         return 0
 
@@ -46,8 +46,6 @@ class Train:
     recipe: Recipe
     corpus: tuple[str, ...] = ()
     """Corpus folders, each DIR or DIR=WEIGHT; their training images are mixed. The recipe's embedded corpus if none."""
-    embedded_corpus: bool = False
-    """Train on the embedded corpus, drawn shapes, also where the model comes pretrained."""
     out: Path | None = None
     """The run folder; runs/RECIPE by default."""
     init: Path | None = None
@@ -57,51 +55,37 @@ class Train:
     device: Literal["auto", "cpu"] = "auto"
 
     def run(self) -> int:
-        self._check_corpus()
+        from granvit.train.build import sources_of
+        from granvit.train.run import run_recipe
+
         out = self.out or Path("runs") / self.recipe.name
-        return train_into(out, self.recipe, self.corpus, init=self.init, resume=self.resume, device=self.device)
-
-    @property
-    def resumes(self) -> bool:
-        return self.resume
-
-    def _check_corpus(self) -> None:
-        if self.corpus and self.embedded_corpus:
-            raise GranvitError("--corpus and --embedded-corpus exclude each other")
-        if self.corpus or self.embedded_corpus:
-            return
-        foreign = [str(self.init)] if self.init is not None else self.recipe.pretrained_parts()
-        if foreign:
-            raise GranvitError(
-                f"{' and '.join(foreign)} would be trained on the drawn shapes of the embedded corpus: name pictures "
-                "with --corpus DIR, or say --embedded-corpus if that is what you want"
-            )
+        sources = sources_of(self.recipe, self.corpus)
+        with told():
+            run_recipe(self.recipe, out, sources, init=self.init, resume=self.resume, device=self.device)
+        print(f"checkpoint: {out / 'checkpoint'}")
+        return 0
 
 
-def train_into(
-    out: Path,
-    recipe: Recipe,
-    corpora: Sequence[str],
-    *,
-    init: Path | None = None,
-    resume: bool,
-    device: Literal["auto", "cpu"],
-) -> int:
-    """Train a recipe into a run folder, and tell where the checkpoint is; of several processes the first one tells."""
-    from accelerate import PartialState
+@contextmanager
+def told() -> Iterator[None]:
+    """Errors of a run whose message says it all become those that the program tells in one line."""
     from transformers.utils.logging import disable_progress_bar
 
-    from granvit.train.build import sources_of
-    from granvit.train.run import run_recipe
+    from granvit.errors import CheckpointError
+    from granvit.train.feed import FeedError
+    from granvit.train.loop import NonFiniteLoss
 
     disable_progress_bar()
-    run_recipe(recipe, out, sources_of(recipe, corpora), init=init, resume=resume, device=device)
-    if PartialState().is_main_process:
-        print(f"checkpoint: {out / 'checkpoint'}")
-    return 0
+    try:
+        yield
+    except CheckpointError as error:
+        raise GranvitError(f"{error} (choose another --out to train anew)") from error
+    except (FeedError, NonFiniteLoss) as error:
+        raise GranvitError(str(error)) from error
 
 
 def load_model(model: Path, device: Device) -> Any:
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from granvit.predict import GranViT
@@ -109,7 +93,9 @@ def load_model(model: Path, device: Device) -> Any:
     disable_progress_bar()
     if model == DEFAULT_MODEL and not model.exists():
         raise GranvitError(f"{model} is not there yet: run `granvit demo`, or name a checkpoint with --model")
-    return GranViT.load(model, chosen_device(device))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return GranViT.load(model, device)
 
 
 def check_window(window: int | None) -> None:

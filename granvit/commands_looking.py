@@ -13,7 +13,6 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.commands import Boxes, Device, parse_box_option
-from granvit.devices import chosen_device
 from granvit.errors import GranvitError
 
 Models = Annotated[
@@ -159,12 +158,15 @@ class Probe:
 
 
 def _encoders(folders: Sequence[Path], device: Device) -> list[Any]:
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from granvit.evaluate.patch_encoder import load_patch_encoders
 
     disable_progress_bar()
-    return load_patch_encoders(folders, chosen_device(device))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_patch_encoders(folders, device)
 
 
 def _point(text: str) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import io
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from granvit import image_limits
 from granvit.errors import GranvitError
 
 MIN_SIDE = 8
@@ -43,7 +44,7 @@ class ImageError(GranvitError):
     """An image that cannot be used.
 
     Attributes:
-        reason: one of "not-an-image", "truncated", "undecodable", "too-small", "too-many-pixels",
+        reason: one of "not-an-image", "truncated", "undecodable", "too-small", "too-many-pixels", "too-costly",
             "unsupported-depth".
     """
 
@@ -160,6 +161,8 @@ def as_plain_file(data: bytes) -> tuple[bytes, str]:
 
 def _open(data: bytes) -> Image.Image:
     """The image with its header read and its size accepted; no pixel is decoded."""
+    if excess := image_limits.excess(data):
+        raise ImageError("too-costly", excess)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -169,6 +172,9 @@ def _open(data: bytes) -> Image.Image:
     except Exception as error:  # as in `decode`: damaged headers raise nearly anything
         raise ImageError("not-an-image", str(error)) from error
     _check_size(image)
+    tiles = getattr(image, "tile", None)
+    if tiles and tiles[0][0] in image_limits.SLOW_CODECS and len(data) > image_limits.MAX_SLOW_BYTES:
+        raise ImageError("too-costly", f"{len(data)} bytes of {tiles[0][0]}, which Pillow decodes in Python")
     return image
 
 
@@ -182,7 +188,12 @@ def _check_size(image: Image.Image) -> None:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8. Damaged EXIF counts as none, as it does in viewers and annotation tools."""
+    # ImageMagick writes EXIF into a text of a PNG, in hexadecimal, behind three lines that say so.
+    raw = image.info.get("exif") or str(image.info.get("Raw profile type exif", "")).split("\n", 3)[-1]
     try:
+        exif = raw if isinstance(raw, bytes) else bytes.fromhex(raw)
+        if image_limits.directory_excess(exif.removeprefix(b"Exif\0\0")):
+            return 1
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
         return 1
@@ -191,7 +202,8 @@ def _orientation(image: Image.Image) -> int:
 
 def _raw_mode(image: Image.Image) -> str:
     """How the file of a lazily opened image holds its pixels, such as "L;2"; "" where they are in memory already."""
-    args = image.tile[0][3] if getattr(image, "tile", None) else ""
+    tiles = getattr(image, "tile", None)
+    args = tiles[0][3] if tiles else ""
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""
 

@@ -14,14 +14,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pyarrow.lib import ArrowException
 
 from granvit.errors import GranvitError
 
@@ -42,15 +40,7 @@ class Reject(Exception):
 
 
 class FeedError(RuntimeError):
-    """A record that could not be read or prepared, named in the message; its cause is a bug."""
-
-
-class DataError(FeedError, GranvitError):
-    """A `FeedError` whose cause lies in the data; the message says it all."""
-
-
-# What reading raises for bytes that are not what was written.
-_DAMAGE = (GranvitError, OSError, ArrowException)
+    """A record that could not be read or prepared, named in the message."""
 
 
 class Records(Protocol):
@@ -83,17 +73,13 @@ class _Make:
         try:
             record = self.sources[source][index]
         except Exception as error:
-            told = f"record {index} of source {source}: {type(error).__name__}: {error}"
-            if isinstance(error, _DAMAGE):
-                raise DataError(f"{told}; `granvit corpus verify` finds what else is damaged") from error
-            raise FeedError(told) from error
+            raise FeedError(f"record {index} of source {source}: {type(error).__name__}: {error}") from error
         try:
             return self.prepare(record, rng)
         except Reject as rejection:
             return _Rejected(record.id, str(rejection))
         except Exception as error:
-            kind = DataError if isinstance(error, _DAMAGE) else FeedError
-            raise kind(f"sample {record.id!r}: {type(error).__name__}: {error}") from error
+            raise FeedError(f"sample {record.id!r}: {type(error).__name__}: {error}") from error
 
 
 class Feed:
@@ -171,8 +157,7 @@ class Feed:
         """The next batch.
 
         Raises:
-            DataError: a record is damaged (named in the message), or every record is rejected.
-            FeedError: preparing a record failed for another reason.
+            FeedError: a record could not be read or prepared (named in the message), or every record is rejected.
         """
         try:
             if self._prefetch:
@@ -208,7 +193,7 @@ class Feed:
                 in_a_row = 0
             if in_a_row >= min(sum(self._sizes), MAX_REJECTED_IN_A_ROW):
                 reasons = dict(Counter(r.reason for r in rejected))
-                raise DataError(f"{in_a_row} records in a row were rejected, the last {item.id!r}: {reasons}")
+                raise FeedError(f"{in_a_row} records in a row were rejected, the last {item.id!r}: {reasons}")
         return self._collate(samples), position, rejected
 
     def _open(self, position: int) -> Any:
@@ -227,7 +212,8 @@ class Feed:
         if self.quarantine is None or not rejected:
             return
         if self._listed is None:
-            self._listed = _listed(self.quarantine)
+            known = self.quarantine.read_text().splitlines() if self.quarantine.exists() else []
+            self._listed = {(row["id"], row["reason"]) for row in map(json.loads, known)}
         new = dict.fromkeys((r.id, r.reason) for r in rejected if (r.id, r.reason) not in self._listed)
         self._listed.update(new)
         with self.quarantine.open("a") as file:
@@ -299,22 +285,6 @@ class Feed:
 def _rest_of(state: dict[str, Any]) -> Rest:
     # States of before the number of ranks could change hold no such thing.
     return Rest(tuple(state.get("stragglers", ())), state.get("start", 0))
-
-
-def _listed(quarantine: Path) -> set[tuple[str, str]]:
-    """What an earlier part of the run wrote down; a line that a kill cut short is removed, and written again."""
-    listed: set[tuple[str, str]] = set()
-    if not quarantine.exists():
-        return listed
-    content = quarantine.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(quarantine, len(whole))
-    for line in whole.splitlines():
-        with suppress(ValueError, TypeError, KeyError, RecursionError):  # somebody else's line only tells less
-            row = json.loads(line)
-            listed.add((row["id"], row["reason"]))
-    return listed
 
 
 def _place(source: int, index: int) -> tuple[int, int]:

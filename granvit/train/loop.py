@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -164,10 +163,6 @@ class _Run:
         finally:
             self.history.close()
         if stop:
-            if self.accelerator.is_main_process:
-                way = "the same command goes on from there"
-                told = f"stopped after step {self.step} of {self.config.steps}, saved in {self.run_dir}; {way}"
-                print(told, file=sys.stderr)
             raise SystemExit(128 + stop)
         seconds = max(time.perf_counter() - start, 1e-9)
         return TrainResult(self.history.curves, seconds, total.waited / seconds, total.regions / seconds)

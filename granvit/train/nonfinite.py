@@ -19,7 +19,6 @@ from typing import Any
 
 from torch import Tensor
 
-from granvit.errors import GranvitError
 from granvit.train.stage import Stage
 from granvit.train.tensorfile import write_tensors
 
@@ -27,7 +26,7 @@ FOLDER = "nonfinite"
 BATCH, RANKS, STUDENT, EXTRA, MODEL = "batch.json", "ranks.json", "student.safetensors", "extra.safetensors", "model"
 
 
-class NonFiniteLoss(GranvitError):
+class NonFiniteLoss(RuntimeError):
     """A loss or gradient norm that is not a finite number; the message names the step and the samples."""
 
     @classmethod
