@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from granvit.coordinates import get_codec
 from granvit.corpus.annotate.base import AnnotateError, Item
 from granvit.corpus.annotate.caption_answers import Answer, Refusal, judge
 from granvit.corpus.annotate.caption_cache import AnswerCache, default_path
@@ -21,6 +22,8 @@ from granvit.corpus.annotate.caption_requests import (
     hash_of,
     region_request,
 )
+from granvit.errors import GranvitError
+from granvit.model.settings import Settings
 from granvit.regions import Region
 
 WhenDown = Literal["stop", "refuse"]
@@ -35,8 +38,8 @@ def _runtime(default: Any) -> Any:
 class CaptionConfig:
     """Captions of all object regions, and a paragraph about each natural image (the paper, section 3.1).
 
-    An unusable answer (empty, a refusal, an echo of the question, too long, cut off) is asked for once more, and then
-    refused with its reason.
+    An unusable answer (empty, a refusal, an echo of the question, too long, cut off, coordinates, a list) is asked for
+    once more, and then refused with its reason.
     """
 
     model: str
@@ -47,6 +50,9 @@ class CaptionConfig:
     """Show the crop (the paper), the crop and the whole image (FineViT), or the image with the box in the words."""
     prompt: str = ""
     """Other words for regions than the mode's own; {words} and {box} are filled in."""
+    codec: str = ""
+    """How {box} is written: decimal, int1000, loc or loc:BINS; empty: as a granvit checkpoint that is loaded here was
+    taught, decimal for any other model."""
     max_words: int = 10
     """Longer captions of regions are refused."""
     whole_image: bool = True
@@ -102,13 +108,19 @@ class CaptionConfig:
             raise AnnotateError(
                 f"caption: longest_side starts at 28 and batch_size at 1, got {self.longest_side}, {self.batch_size}"
             )
+        if self.codec:
+            try:
+                get_codec(self.codec)
+            except GranvitError as error:
+                raise AnnotateError(f"caption: {error}") from error
         cache = AnswerCache(Path(self.cache) if self.cache else default_path())
         if self.endpoint:
             limits = Limits(self.concurrency, self.timeout_s, self.patience_s, self.when_down == "stop")
             return Caption(self, Endpoint(self.endpoint, self.model, self.api_key_env, limits), cache)
-        from granvit.corpus.annotate.caption_local import LocalModel
+        from granvit.corpus.annotate.caption_local import LocalModel, settings_of
 
-        return Caption(self, LocalModel(self.model, device, self.batch_size), cache)
+        folder, settings = settings_of(self.model)
+        return Caption(self, LocalModel(folder, device, self.batch_size), cache, settings)
 
 
 class Captioner(Protocol):
@@ -135,7 +147,11 @@ class Caption:
         counts: "asked" requests, answers "from-cache", and questions "repeated" after an unusable answer.
     """
 
-    def __init__(self, config: CaptionConfig, captioner: Captioner, cache: AnswerCache):
+    def __init__(
+        self, config: CaptionConfig, captioner: Captioner, cache: AnswerCache, settings: Settings | None = None
+    ) -> None:
+        """`settings` are those of a granvit checkpoint, which is asked about a box in the way that it was taught."""
+        spoken = settings or Settings(frame="image", fit="squash")
         self.config, self.captioner, self.cache = config, captioner, cache
         self.counts: Counter[str] = Counter()
         self.wording = Wording(
@@ -146,6 +162,9 @@ class Caption:
             config.longest_side,
             config.region_tokens,
             config.global_tokens,
+            config.codec or spoken.codec,
+            spoken.frame,
+            spoken.fit,
         )
 
     def __call__(self, items: Sequence[Item]) -> list[Item]:

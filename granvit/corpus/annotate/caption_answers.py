@@ -7,13 +7,22 @@ from dataclasses import dataclass
 
 from rapidfuzz import fuzz
 
+from granvit.corpus.annotate.caption_cleaning import Unusable, plain_text
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What a captioner said; `cut` where it ran into the limit of tokens."""
+    """What a captioner said.
+
+    Attributes:
+        text: its words as they came, thoughts and control tokens included.
+        cut: it ran into the limit of tokens.
+        refusal: it was no answer, and the server said so: "caption-refused" or "caption-tool-call"; "" otherwise.
+    """
 
     text: str
     cut: bool = False
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,9 @@ _REFUSALS = re.compile(
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_LEAD = re.compile(r"^(?:answer|caption|description|output)\s*:\s*", re.IGNORECASE)
-_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "`": "`", "*": "*", "«": "»"}
 _ECHO_WORDS, _ECHO_LIKENESS = 4, 90
+# Scripts without blanks between words; two of their characters count as one word.
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff]")
 
 
 def judge(answer: Answer, prompt: str, max_words: int | None) -> str | Refusal:
@@ -56,31 +64,36 @@ def judge(answer: Answer, prompt: str, max_words: int | None) -> str | Refusal:
         max_words: most words of a region's caption, None for the paragraph about a whole image.
 
     Returns:
-        The caption without thoughts, surrounding quotes and doubled space; or a `Refusal` with one of the reasons
-        "caption-empty", "caption-cut-off", "caption-refused", "caption-echo", "caption-too-long".
+        The caption without thoughts, control tokens, markup, surrounding quotes and doubled space; or a `Refusal` with
+        one of the reasons "caption-empty", "caption-cut-off", "caption-refused", "caption-tool-call", "caption-echo",
+        "caption-too-long", "caption-location", "caption-structured", "caption-control-token", "caption-loop".
     """
-    text = _bare(answer.text)
     shown = answer.text.strip()[:200]
-    words = text.split()
+    if answer.refusal:
+        return Refusal(answer.refusal, shown)
+    try:
+        text = plain_text(answer.text, one_line=max_words is not None)
+    except Unusable as unusable:
+        if _is_echo(answer.text, prompt):
+            return Refusal("caption-echo", shown)
+        # Half an answer is often half a list or half a thought: what is wrong with it is that it is half.
+        return Refusal("caption-cut-off" if answer.cut else unusable.reason, shown)
     if not any(c.isalnum() for c in text):
-        return Refusal("caption-empty", shown)
+        return Refusal("caption-cut-off" if answer.cut else "caption-empty", shown)
     if _REFUSALS.match(text):
         return Refusal("caption-refused", shown)
     if _is_echo(text, prompt):
         return Refusal("caption-echo", shown)
-    if max_words is not None and len(words) > max_words:
-        return Refusal("caption-too-long", f"{len(words)} words: {shown}")
+    if max_words is not None and (words := _words(text)) > max_words:
+        return Refusal("caption-too-long", f"{words} words: {shown}")
     if answer.cut:
         return Refusal("caption-cut-off", shown)
     return text
 
 
-def _bare(text: str) -> str:
-    text = " ".join(_THOUGHT.sub(" ", text).split())
-    text = _LEAD.sub("", text.strip("*").strip())
-    while len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
-        text = text[1:-1].strip()
-    return text
+def _words(text: str) -> int:
+    unspaced = len(_UNSPACED.findall(text))
+    return len(_UNSPACED.sub(" ", text).split()) + unspaced // 2
 
 
 def _is_echo(text: str, prompt: str) -> bool:

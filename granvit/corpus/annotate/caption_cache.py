@@ -14,6 +14,8 @@ from granvit.corpus.annotate.caption_answers import Answer
 # How long a writer waits for the others, seconds; a write takes milliseconds.
 _PATIENCE_S = 60
 _KEYS_AT_ONCE = 500
+# What the column "cut" says of how an answer ended; files of before know the first two.
+_ENDS = (("", False), ("", True), ("caption-refused", False), ("caption-tool-call", False))
 
 
 def default_path() -> Path:
@@ -67,7 +69,7 @@ class AnswerCache:
                 some = keys[start : start + _KEYS_AT_ONCE]
                 marks = ",".join("?" * len(some))
                 rows = self._file.execute(f"SELECT key, text, cut FROM answers WHERE key IN ({marks})", some)
-                known.update({key: Answer(text, bool(cut)) for key, text, cut in rows})
+                known.update({key: Answer(text, _ENDS[end][1], _ENDS[end][0]) for key, text, end in rows})
         except sqlite3.Error as error:
             raise AnnotateError(f"{self.path}: the cache of captions cannot be read: {error}") from error
         return known
@@ -75,7 +77,7 @@ class AnswerCache:
     def put(self, key: str, model: str, answer: Answer) -> None:
         """Remember an answer; of two to the same question the first one stays."""
         try:
-            row = (key, model, answer.text, int(answer.cut))
+            row = (key, model, answer.text, _ENDS.index((answer.refusal, answer.cut and not answer.refusal)))
             self._file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise AnnotateError(f"{self.path}: the cache of captions cannot be written: {error}") from error

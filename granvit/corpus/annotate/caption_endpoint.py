@@ -8,11 +8,13 @@ import io
 import itertools
 import os
 import random
+import re
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -20,17 +22,20 @@ from PIL import Image
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption_answers import Answer, Refusal
-from granvit.corpus.annotate.caption_requests import Request
+from granvit.corpus.annotate.caption_replies import Unfinished, answer_of
+from granvit.corpus.annotate.caption_requests import SHORTEST_SIDE, Request
 
 Keep = Callable[[Request, Answer], None]
 
 _PROBE_S = 30
 _JPEG_QUALITY = 95
 _LONGEST_BACKOFF_S = 20.0
-# What will be answered alike however often it is asked: the request itself is at fault.
-_FAULTY_REQUEST = (400, 413, 415, 422)
-# What no request of this run will get past: no access, no such model, no such path.
-_CLOSED = (401, 403, 404, 405)
+_LONGEST_DETAIL = 500
+# What is at fault is the request: the picture in it, or how it is asked.
+_FAULTY_REQUEST = (400, 403, 406, 409, 411, 412, 413, 414, 415, 422, 451)
+# What no request of this run will get past: no access, nothing left to spend, no such model, no such path.
+_CLOSED = (401, 402, 404, 405, 407, 410, 501)
+_SPENT = re.compile(r"insufficient_quota|billing|exceeded your current quota|credit", re.IGNORECASE)
 # So many faulty requests before any good one are no accident of single pictures.
 _FAULTY_IN_A_ROW = 20
 
@@ -56,10 +61,33 @@ class Limits:
 class _Failed(Exception):
     """An attempt that brought no answer."""
 
-    def __init__(self, reason: str, detail: str, status: int = 0, pause_s: float = 0.0) -> None:
+    def __init__(self, reason: str, detail: str, status: int = 0, pause_s: float = 0.0, complaint: str = "") -> None:
         super().__init__(reason)
-        self.refusal = Refusal(reason, detail[:300])
+        self.refusal = Refusal(reason, detail[:_LONGEST_DETAIL])
+        self.complaint = detail + complaint
         self.status, self.pause_s = status, pause_s
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """How a server wants to be told what it is asked: some refuse a parameter that others need.
+
+    Attributes:
+        limit: the name of the limit of tokens.
+        temperature: whether it may be set.
+    """
+
+    limit: str = "max_tokens"
+    temperature: bool = True
+
+    def of(self, request: Request) -> dict[str, Any]:
+        return {self.limit: request.max_tokens, **({"temperature": 0.0} if self.temperature else {})}
+
+    def without_what(self, complaint: str) -> _Parameters | None:
+        """Other parameters, where the server complains of one of these; None where there is nothing to change."""
+        if self.limit == "max_tokens" and re.search(r"\bmax_tokens\b", complaint):
+            return replace(self, limit="max_completion_tokens")
+        return replace(self, temperature=False) if self.temperature and "temperature" in complaint else None
 
 
 class Endpoint:
@@ -83,6 +111,10 @@ class Endpoint:
         self.failures: Counter[str] = Counter()
         self.down: Refusal | None = None
         self._last_answer = float("-inf")
+        self._parameters = _Parameters()
+        self._asking_plainly = asyncio.Lock()
+        # When a request of so many tokens and pictures was last answered, a plain one included.
+        self._proven: dict[tuple[int, int], float] = {}
         self._faulty = 0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name=f"captions {url}", daemon=True).start()
@@ -100,8 +132,9 @@ class Endpoint:
         answers = self._run(self._ask_all(requests, keep))
         if self.down and self.limits.stop_when_down:
             counted = ", ".join(f"{n} x {reason}" for reason, n in self.failures.most_common())
+            last = " ".join(self.down.detail.split())
             raise AnnotateError(
-                f"{self.url}: model {self.model!r} does not answer ({counted}; the last: {self.down.detail}); "
+                f"{self.url}: model {self.model!r} does not answer ({counted}; the last: {last}); "
                 "all answers so far are kept, start the run again to go on from there"
             )
         return answers
@@ -156,40 +189,86 @@ class Endpoint:
         for attempt in itertools.count():
             if self.down:
                 return self.down
-            try:
-                async with asyncio.timeout(self.limits.timeout_s):
-                    answer = await self._attempt(request, urls)
-                self._last_answer = time.monotonic()
-                return answer
-            except TimeoutError:
-                failed = _Failed("endpoint-timeout", f"no answer within {self.limits.timeout_s:g} s")
-            except _Failed as error:
-                failed = error
+            failed = await self._attempt(request, urls)
+            if isinstance(failed, Answer):
+                return failed
             self.failures[failed.refusal.reason] += 1
             left = started + self.limits.patience_s - time.monotonic()
-            if left <= 0 and self._last_answer < started:
-                self.down = failed.refusal
-            if left <= 0 or self._is_final(failed):
-                return failed.refusal
+            final = await self._is_final(failed, request, len(urls), started, left)
+            if final or self.down:
+                return self.down or failed.refusal
             backoff = min(0.5 * 2 ** min(attempt, 10), _LONGEST_BACKOFF_S) * random.uniform(0.75, 1.0)
             await asyncio.sleep(min(max(backoff, failed.pause_s), left))
         raise AssertionError("unreachable")
 
-    def _is_final(self, failed: _Failed) -> bool:
-        """Whether asking again is of no use; and whether it is of no use for any other request either."""
+    async def _is_final(self, failed: _Failed, request: Request, pictures: int, started: float, left: float) -> bool:
+        """Whether asking again is of no use. Sets `down` where it is of no use for any other picture either: then the
+        fault is not the picture's, which is not to be blamed for it."""
         never_answered = self._last_answer == float("-inf")
-        if failed.status in _CLOSED and never_answered:
-            # Later it may be a proxy that stands in for a server being restarted.
-            self.down = failed.refusal
-            return True
         if failed.status in _FAULTY_REQUEST:
             self._faulty += 1
-            if never_answered and self._faulty >= _FAULTY_IN_A_ROW:
+            plain = await self._answers_plainly(request, pictures, started)
+            if plain is False or (never_answered and self._faulty >= _FAULTY_IN_A_ROW):
                 self.down = failed.refusal
-            return True
-        return False
+            if plain is not None:
+                return True
+        closed = failed.status in _CLOSED or (failed.status == 429 and bool(_SPENT.search(failed.complaint)))
+        # Later it may be a proxy that stands in for a server being restarted.
+        if (closed and never_answered) or (closed and failed.status == 429):
+            self.down = failed.refusal
+        if left > 0:
+            return False
+        if closed or failed.status == 429 or self._last_answer < started:
+            self.down = failed.refusal
+        return True
 
-    async def _attempt(self, request: Request, urls: list[str]) -> Answer:
+    async def _answers_plainly(self, request: Request, pictures: int, started: float) -> bool | None:
+        """Whether a plain small picture is answered where this one's request was found fault with, the words and the
+        limit being the same; None where that is not to be found out now.
+
+        What was answered since `started` need not be asked.
+        """
+        kind = (request.max_tokens, pictures)
+        async with self._asking_plainly:
+            if self._proven.get(kind, float("-inf")) >= started:
+                return True
+            if self.down:
+                return False
+            grey = _data_url(Image.new("RGB", (2 * SHORTEST_SIDE, 2 * SHORTEST_SIDE), (128, 128, 128)))
+            said = await self._attempt(request, [grey] * pictures, of_picture=False)
+            if isinstance(said, Answer):
+                return True
+            return False if said.status in (*_FAULTY_REQUEST, *_CLOSED) else None
+
+    async def _attempt(self, request: Request, urls: list[str], of_picture: bool = True) -> Answer | _Failed:
+        """One answer, or why there is none; a parameter that the server refuses is asked for in another way at once."""
+        parameters: _Parameters | None = self._parameters
+        while parameters is not None:
+            try:
+                async with asyncio.timeout(self.limits.timeout_s):
+                    answer = await self._send(request, urls, parameters)
+            except TimeoutError:
+                return _Failed("endpoint-timeout", f"no answer within {self.limits.timeout_s:g} s")
+            except _Failed as error:
+                failed = error
+                complains = error.status in (400, 422)
+                parameters = parameters.without_what(error.complaint) if complains else None
+                continue
+            self._proven[request.max_tokens, len(urls)] = time.monotonic()
+            if of_picture:
+                self._last_answer = time.monotonic()
+            if parameters != self._parameters:
+                self._adopt(parameters)
+            return answer
+        return failed
+
+    def _adopt(self, parameters: _Parameters) -> None:
+        if self._parameters.temperature and not parameters.temperature:
+            told = "refuses a temperature: its answers are drawn, and another run may get others"
+            print(f"granvit: {self.url} {told}", file=sys.stderr)
+        self._parameters = parameters
+
+    async def _send(self, request: Request, urls: list[str], parameters: _Parameters) -> Answer:
         import openai
         from openai.types.chat import ChatCompletion
 
@@ -198,7 +277,7 @@ class Endpoint:
         messages: Any = [{"role": "user", "content": content}]
         try:
             reply = await self._client.chat.completions.create(
-                model=self.model, messages=messages, max_tokens=request.max_tokens, temperature=0.0
+                model=self.model, messages=messages, **parameters.of(request)
             )
         except openai.APITimeoutError as error:
             raise TimeoutError from error
@@ -207,15 +286,17 @@ class Endpoint:
         except openai.APIStatusError as error:
             status = error.status_code
             pause = _retry_after(error.response.headers.get("retry-after"))
-            raise _Failed(f"endpoint-http-{status}", str(error), status, pause) from error
+            # The message may not say which parameter is meant, or that a quota is used up: other fields do.
+            raise _Failed(f"endpoint-http-{status}", str(error), status, pause, f" {error.body}") from error
         except (openai.OpenAIError, ValueError) as error:
             raise _Failed("endpoint-not-openai", str(error)) from error
         # An endpoint that is none, or a proxy before it, answers with a web page or with other JSON.
-        if not isinstance(reply, ChatCompletion) or not reply.choices or reply.choices[0].message is None:
+        if not isinstance(reply, ChatCompletion) or not isinstance(reply.choices, list) or not reply.choices:
             raise _Failed("endpoint-not-openai", str(reply))
-        message = reply.choices[0].message
-        text = str(message.content or message.refusal or "").encode("utf-8", "replace").decode()
-        return Answer(text, reply.choices[0].finish_reason == "length")
+        try:
+            return answer_of(reply.choices[0])
+        except Unfinished as error:
+            raise _Failed("endpoint-aborted", str(error)) from error
 
 
 def _data_url(image: Image.Image) -> str:

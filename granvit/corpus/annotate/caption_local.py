@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,26 @@ from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption_answers import Answer, Refusal
 from granvit.corpus.annotate.caption_endpoint import Keep
 from granvit.corpus.annotate.caption_requests import Request
+from granvit.errors import CheckpointError
+from granvit.model.region_model import SETTINGS_FILE, read_settings
+from granvit.model.settings import Settings
+
+
+def settings_of(model: str) -> tuple[str, Settings | None]:
+    """The folder that holds the model, where `model` may be a run, and how a granvit checkpoint speaks of boxes.
+
+    Raises:
+        AnnotateError: its settings cannot be read.
+    """
+    folder = Path(model)
+    if (folder / "checkpoint" / SETTINGS_FILE).exists():
+        folder = folder / "checkpoint"
+    if not (folder / SETTINGS_FILE).exists():
+        return model, None
+    try:
+        return str(folder), read_settings(folder)
+    except CheckpointError as error:
+        raise AnnotateError(str(error)) from error
 
 
 class LocalModel:
@@ -73,5 +94,11 @@ class LocalModel:
         with torch.inference_mode():
             ids = self.network.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
         said = ids[:, inputs["input_ids"].shape[1] :].tolist()
-        texts = self.processor.batch_decode(said, skip_special_tokens=True)
-        return [Answer(text.strip(), not self._ends & set(row)) for text, row in zip(texts, said, strict=True)]
+        rows = [self._until_end(row) for row in said]
+        # With its control tokens, by which a thought is told from an answer; `judge` takes both off.
+        texts = self.processor.batch_decode(rows, skip_special_tokens=False)
+        cut = [not self._ends & set(row) for row in said]
+        return [Answer(text.strip(), over) for text, over in zip(texts, cut, strict=True)]
+
+    def _until_end(self, row: list[int]) -> list[int]:
+        return next((row[:i] for i, token in enumerate(row) if token in self._ends), row)

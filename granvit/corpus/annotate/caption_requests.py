@@ -9,9 +9,9 @@ from typing import Literal
 
 from PIL import Image
 
-from granvit.coordinates import Decimal
+from granvit.coordinates import get_codec
 from granvit.corpus.annotate.base import Item
-from granvit.geometry import View, whole_pixels
+from granvit.geometry import Fit, Frame, View, whole_pixels
 from granvit.questions import BBOX2CAPTION, GLOBAL
 
 Mode = Literal["crop", "crop+image", "box"]
@@ -45,6 +45,8 @@ class Wording:
         words: most words of a region's caption.
         longest_side: larger pictures are scaled down to it, pixels.
         region_tokens, global_tokens: most tokens of an answer.
+        codec: how {box} is written, see `get_codec`.
+        frame, fit: what {box} is relative to, see `View`.
     """
 
     model: str
@@ -54,6 +56,9 @@ class Wording:
     longest_side: int
     region_tokens: int
     global_tokens: int
+    codec: str = "decimal"
+    frame: Frame = "image"
+    fit: Fit = "squash"
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,9 @@ def region_request(item: Item, image_hash: str, index: int, wording: Wording) ->
     x1, y1, x2, y2 = crop = whole_pixels(box, *picture.size)
     if x1 >= x2 or y1 >= y2:
         return None
-    relative = View.squash(picture.size, 1).to_relative(box, "image")[0]
+    relative = View.fit(wording.fit, picture.size, 1).to_relative(box, wording.frame)[0]
     words = (wording.prompt or PROMPTS[wording.mode]).replace("{words}", str(wording.words))
-    prompt = words.replace("{box}", Decimal().encode(relative))
+    prompt = words.replace("{box}", get_codec(wording.codec).encode(relative))
     request = Request(
         "",
         prompt,

@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.asked[who, key] += 1
             times = self.server.asked[who, key]
         facts = {"who": who, "key": key, "prompt": prompt, "sizes": [p.size for p in pictures]}
-        self.server.note(event="asked", under_way=now, max_tokens=body["max_tokens"], **facts)
+        self.server.note(event="asked", under_way=now, max_tokens=body.get("max_tokens"), **facts)
         try:
             self._answer(behaviour, body, describe(pictures, prompt), prompt, times)
             self.server.note(event="answered", **facts)
@@ -104,7 +104,24 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"ok": True})
         elif behaviour == "no-json":
             return self._send(200, "{", "application/json")
-        elif behaviour in ("400", "500", "429"):
+        elif behaviour == "quota":
+            return self._send(429, {"error": {"message": "You exceeded your quota.", "code": "insufficient_quota"}})
+        elif behaviour.startswith("wants-"):
+            # Parameters that this server knows, such as wants-max_completion_tokens+temperature.
+            known = behaviour.removeprefix("wants-").split("+")
+            for name in ("max_tokens", "max_completion_tokens", "temperature"):
+                if name in body and name not in known:
+                    told = f"Unsupported parameter: '{name}' is not supported with this model."
+                    return self._send(400, {"error": {"message": told, "param": name}})
+        elif behaviour == "blue-400" and "blue" in text:
+            return self._send(400, {"error": {"message": "your picture is against our policy"}})
+        elif behaviour == "paragraphs-400" and "picture" in text:
+            return self._send(400, {"error": {"message": "the limit of tokens is too large"}})
+        elif behaviour.startswith("choice-"):
+            choice = json.loads(base64.urlsafe_b64decode(behaviour.removeprefix("choice-")))
+            completion = {"id": "1", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice]}
+            return self._send(200, completion)
+        elif behaviour in ("400", "401", "404", "402", "403", "500", "429"):
             return self._send(int(behaviour), {"error": {"message": f"always {behaviour}"}})
         elif behaviour == "blue-fails":
             if "blue" in text:

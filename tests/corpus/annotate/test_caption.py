@@ -1,7 +1,9 @@
 """Captions through a real `openai` client and a real server in another process, on loopback."""
 
+import base64
 import copy
 import hashlib
+import json
 import os
 import sqlite3
 import subprocess
@@ -370,13 +372,144 @@ def test_a_wrong_model_is_told_at_once(serve, config):
     assert len(server.events("asked")) <= 16
 
 
-def test_an_endpoint_that_finds_fault_with_every_request_is_no_good(serve, config):
-    server = serve("400")
-    few = painted("p", 5)
-    config(server).build()([few])
-    assert reasons([few]) == ["endpoint-http-400"] * 5 and texts([few]) == [[]]
-    with pytest.raises(AnnotateError, match="endpoint-http-400.*always 400"):
-        config(server).build()([painted(f"p{i}", 10) for i in range(5)])
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404])
+@pytest.mark.parametrize("pictures", [1, 5])
+def test_a_fault_that_is_not_the_pictures_ends_the_run_and_is_asked_again(serve, config, status, pictures):
+    """However few the pictures: a plain one is refused as well, so none of them is to blame."""
+    with pytest.raises(AnnotateError, match=f"endpoint-http-{status}.*always {status}.*start the run again"):
+        config(serve(str(status))).build()([painted("p", pictures)])
+    server = serve()
+    item = painted("p", pictures)
+    right = expected(item)
+    config(server).build()([item])
+    assert texts([item]) == [right] and reasons([item]) == []
+
+
+def test_a_quota_that_is_used_up_ends_the_run_without_waiting_for_more(serve, config):
+    started = time.monotonic()
+    with pytest.raises(AnnotateError, match="endpoint-http-429.*exceeded your quota"):
+        config(serve("quota"), patience_s=60.0).build()([painted("p", 2)])
+    assert time.monotonic() - started < 20
+
+
+def test_a_picture_that_is_found_fault_with_is_refused_alone(serve, config):
+    server = serve("blue-400")
+    item = painted("p", 6)
+    right = expected(item)
+    config(server, concurrency=1).build()([item])
+    assert texts([item]) == [[text for text in right if "blue" not in text]]
+    assert [(r.reason, r.region) for r in item.rejections] == [("endpoint-http-400", 2), ("endpoint-http-400", 5)]
+    assert "against our policy" in item.rejections[0].detail
+
+
+def test_one_blue_picture_alone_is_to_blame_when_a_plain_one_is_answered(serve, config):
+    server = serve("blue-400")
+    item = painted("p", 3)
+    item.record.regions = item.record.regions[2:]
+    config(server).build()([item])
+    assert reasons([item]) == ["endpoint-http-400"] and texts([item]) == [[]]
+    assert [tuple(e["sizes"][0]) for e in server.events("asked")][1:] == [(112, 112)]
+
+
+def test_regions_that_are_answered_do_not_speak_for_paragraphs(serve, config):
+    """Another limit of tokens is another question: that crops are answered does not make it the pictures' fault."""
+    server = serve("paragraphs-400")
+    with pytest.raises(AnnotateError, match="the limit of tokens is too large"):
+        config(server, whole_image=True, concurrency=1).build()([painted("p", 2)])
+
+
+@pytest.mark.parametrize(
+    ("knows", "told"),
+    [
+        ("max_completion_tokens+temperature", ""),
+        ("max_completion_tokens", "refuses a temperature"),
+        ("max_tokens", "refuses a temperature"),
+    ],
+)
+def test_a_parameter_that_the_server_refuses_is_asked_for_in_another_way(serve, config, capsys, knows, told):
+    server = serve(f"wants-{knows}")
+    items = [painted(f"p{i}", 3) for i in range(2)]
+    right = [expected(item) for item in items]
+    config(server, concurrency=1).build()(items)
+    assert texts(items) == right and reasons(items) == []
+    changes = 1 if knows == "max_tokens" or "+" in knows else 2
+    assert len(server.events("asked")) == 6 + changes  # found out once, not once for each region
+    printed = capsys.readouterr().err
+    assert (told in printed) and bool(printed) == bool(told)
+
+
+def test_a_server_that_takes_no_limit_of_tokens_is_told(serve, config):
+    with pytest.raises(AnnotateError, match="Unsupported parameter: 'max_completion_tokens'"):
+        config(serve("wants-temperature")).build()([painted("p", 2)])
+
+
+def choice(message, ended="stop"):
+    """A behaviour of the server: this choice is its answer."""
+    content = json.dumps({"index": 0, "message": message, "finish_reason": ended})
+    return "choice-" + base64.urlsafe_b64encode(content.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("message", "ended", "outcome"),
+    [
+        ({"content": [{"type": "text", "text": "a red"}, {"type": "text", "text": " mug"}]}, "stop", "a red mug"),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a mug"}]}, "stop", "a mug"),
+        ({"content": [{"type": "output_text", "text": "a mug"}, {"type": "image_url"}]}, "stop", "a mug"),
+        ({"content": ["a", " mug"]}, "stop", "a mug"),
+        ({"content": "a mug", "reasoning_content": "it may be a cup"}, "stop", "a mug"),
+        ({"content": "it may be a cup\n</think>\n\na mug"}, "stop", "a mug"),
+        ({"content": "a mug"}, None, "a mug"),
+        ({"content": None, "reasoning_content": "it is a mug"}, "stop", "caption-empty"),
+        ({"content": None, "reasoning_content": "it is a"}, "length", "caption-cut-off"),
+        ({"content": "a mug with a"}, "length", "caption-cut-off"),
+        ({"content": "a mug with a"}, "max_tokens", "caption-cut-off"),
+        ({"content": None}, "stop", "caption-empty"),
+        ({}, "stop", "caption-empty"),
+        ({"content": []}, "stop", "caption-empty"),
+        ({"content": 7}, "stop", "caption-empty"),
+        ({"content": None, "refusal": "That is a person."}, "stop", "caption-refused"),
+        ({"content": "a mug"}, "content_filter", "caption-refused"),
+        (
+            {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f"}}]},
+            "tool_calls",
+            "caption-tool-call",
+        ),
+        ({"content": "<loc0000><loc0034>"}, "stop", "caption-location"),
+    ],
+)
+def test_whatever_a_server_returns_is_a_clean_text_or_refused(serve, config, message, ended, outcome):
+    item = painted("p", 1)
+    config(serve(choice({"role": "assistant", **message}, ended))).build()([item])
+    if outcome.startswith("caption-"):
+        assert (texts([item]), reasons([item])) == ([[]], [outcome])
+    else:
+        assert (texts([item]), reasons([item])) == ([[outcome]], [])
+
+
+def test_an_answer_that_the_server_broke_off_is_asked_for_again(serve, config):
+    with pytest.raises(AnnotateError, match="endpoint-aborted"):
+        config(serve(choice({"content": "a mu"}, "abort")), patience_s=0.3).build()([painted("p", 1)])
+
+
+@pytest.mark.parametrize(
+    ("codec", "box"),
+    [
+        ("", "[0.100, 0.100, 0.300, 0.500]"),
+        ("int1000", "[100, 100, 300, 500]"),
+        ("loc:100", "<loc0010><loc0010><loc0030><loc0050>"),
+    ],
+)
+def test_a_box_is_written_as_the_captioner_reads_it(serve, config, codec, box):
+    item = painted("p", 1)
+    item.record.regions = [Region((30, 20, 90, 100), "thing")]
+    server = serve()
+    config(server, mode="box", codec=codec).build()([item])
+    assert box in server.events("asked")[0]["prompt"]
+
+
+def test_a_codec_that_nobody_knows(serve, config):
+    with pytest.raises(AnnotateError, match="unknown coordinate codec 'words'"):
+        config(serve(), codec="words").build()
 
 
 def test_nothing_there(tmp_path):

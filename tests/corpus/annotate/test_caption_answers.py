@@ -25,6 +25,39 @@ PROMPT = PROMPTS["crop"].replace("{words}", "10")
         ("Unclear lettering on a white van", "Unclear lettering on a white van"),
         ("红色的星星", "红色的星星"),
         ("7", "7"),
+        ("I should say a dog.\n</think>\n\nA dog", "A dog"),
+        ("<think>a<think>b</think>c</think>A dog", "A dog"),
+        ("<think>a <think>b</think> A dog", "A dog"),
+        ("A dog <think>or is it", "A dog"),
+        ("<thinking>hm</thinking>A dog", "A dog"),
+        ("[THINK]hm[/THINK]A dog", "A dog"),
+        ("◁think▷hm◁/think▷A dog", "A dog"),
+        ("<think>hm</think><answer>A dog</answer>", "A dog"),
+        ("[INST] What is it? [/INST] A dog", "A dog"),
+        (
+            "<|channel|>analysis<|message|>A cat?<|end|><|start|>assistant<|channel|>final<|message|>A dog<|return|>",
+            "A dog",
+        ),
+        ("<|begin_of_box|>A dog<|end_of_box|>", "A dog"),
+        ("<|object_ref_start|>a dog<|object_ref_end|>", "a dog"),
+        ("<|box_start|>a red mug<|box_end|>", "a red mug"),
+        ("<|im_start|>assistant\nA dog<|im_end|>\n<|im_start|>user\nAnd now?", "A dog"),
+        ("A dog</s>", "A dog"),
+        ("A dog<｜end▁of▁sentence｜>", "A dog"),
+        ("```\nA dog\n```", "A dog"),
+        ('```json\n{"caption": "A dog"}\n```', "A dog"),
+        ('{"caption": "A dog"}', "A dog"),
+        ('[{"description": "<think>x</think>A dog"}]', "A dog"),
+        ("**Description:** A dog", "A dog"),
+        ("# A dog", "A dog"),
+        ("- A *big* dog", "A big dog"),
+        ("<p>A dog</p>", "A dog"),
+        ("[A dog](http://dogs)", "A dog"),
+        ("Sure! Here is the description: A dog", "A dog"),
+        ("a <3 sticker", "a <3 sticker"),
+        ("A scoreboard (3, 2)", "A scoreboard (3, 2)"),
+        ("price 1 000 000 sign", "price 1 000 000 sign"),
+        ("answer sheet on a desk", "answer sheet on a desk"),
     ],
 )
 def test_descriptions_are_kept_without_their_wrapping(said, caption):
@@ -57,6 +90,32 @@ def test_descriptions_are_kept_without_their_wrapping(said, caption):
         ("Describe what this picture shows", "caption-echo"),
         ("describe what this picture shows in no more than ten words", "caption-echo"),
         (PROMPT + " A dog.", "caption-echo"),
+        ("I should say a dog</think>", "caption-empty"),
+        ("<|channel|>analysis<|message|>A cat or a dog", "caption-empty"),
+        ("<loc0000><loc0034>", "caption-location"),
+        ("2 objects:<loc0006>", "caption-location"),
+        ("a dog <loc_12><loc_13><loc_14><loc_15>", "caption-location"),
+        ("<12><40><55><80>", "caption-location"),
+        ("<ref>a dog</ref><box>[[1, 2, 30, 40]]</box>", "caption-location"),
+        ("<|object_ref_start|>a dog<|object_ref_end|><|box_start|>(1,2),(30,40)<|box_end|>", "caption-location"),
+        ("[0.1, 0.2, 0.3, 0.4]", "caption-location"),
+        ("0.1, 0.2, 0.3, 0.4", "caption-location"),
+        ("A dog at [10 20 30 40]", "caption-location"),
+        ("x1: 3, y1: 4, x2: 30, y2: 40", "caption-location"),
+        ("[{'type': 'text', 'text': 'a dog'}]", "caption-structured"),
+        ('{"name": "describe", "arguments": {"text": "a dog"}}', "caption-structured"),
+        ('<tool_call>{"name": "describe"}</tool_call>', "caption-structured"),
+        ('[{"label": "a dog"}, {"label": "a cat"}]', "caption-structured"),
+        ('{"caption": "a dog', "caption-structured"),
+        ("- a dog\n- a cat", "caption-structured"),
+        ("| a | dog |\n|---|---|", "caption-structured"),
+        ("<!doctype html><h1>Bad gateway</h1>", "caption-structured"),
+        ("a dog <|", "caption-control-token"),
+        ("a dog a dog a dog a dog a dog", "caption-loop"),
+        ("red red red red red red", "caption-loop"),
+        ("哈" * 40, "caption-loop"),
+        ("红色的星星在蓝色的天空上面慢慢地移动着看起来很美丽", "caption-too-long"),
+        ("word" * 9000, "caption-too-long"),
     ],
 )
 def test_what_is_no_description_is_refused_with_its_reason(said, reason):
@@ -81,8 +140,28 @@ def test_an_answer_that_ran_into_the_limit_is_cut_off():
 
 
 def test_a_paragraph_may_be_long():
-    paragraph = "The image shows a beach. " * 40
+    paragraph = " ".join(f"The image shows beach number {n}." for n in range(40))
     assert judge(Answer(paragraph), GLOBAL, None) == paragraph.strip()
     assert judge(Answer("Describe in detail what is shown in the image"), GLOBAL, None) != paragraph
     verdict = judge(Answer("I'm unable to view images."), GLOBAL, None)
     assert isinstance(verdict, Refusal) and verdict.reason == "caption-refused"
+
+
+def test_a_paragraph_that_goes_round_in_circles_is_refused():
+    verdict = judge(Answer("There is a beach with people. " * 9), GLOBAL, None)
+    assert isinstance(verdict, Refusal) and verdict.reason == "caption-loop"
+
+
+def test_a_paragraph_may_be_a_list_whose_marks_go():
+    assert judge(Answer("**Overview**\n- a dog\n- a cat"), GLOBAL, None) == "Overview a dog a cat"
+
+
+def test_a_thought_that_ran_into_the_limit_is_cut_off_and_not_a_caption():
+    for said in ("<think>it may be", "", '{"caption": "a d'):
+        verdict = judge(Answer(said, cut=True), PROMPT, 10)
+        assert isinstance(verdict, Refusal) and verdict.reason == "caption-cut-off"
+
+
+def test_what_the_server_calls_a_refusal_is_one_whatever_it_says():
+    verdict = judge(Answer("A dog", refusal="caption-refused"), PROMPT, 10)
+    assert verdict == Refusal("caption-refused", "A dog")

@@ -113,3 +113,18 @@ def test_the_default_is_the_users_cache_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(default_path()) == "/home/somebody/.cache/granvit/captions.sqlite"
+
+
+def test_how_an_answer_ended_is_remembered_and_files_of_before_are_read(tmp_path):
+    cache = AnswerCache(tmp_path / "c.sqlite")
+    answers = {
+        "a": Answer("a dog"),
+        "b": Answer("a d", cut=True),
+        "c": Answer("no", refusal="caption-refused"),
+        "d": Answer("f()", refusal="caption-tool-call"),
+    }
+    for key, answer in answers.items():
+        cache.put(key, "m", answer)
+    assert cache.get(list("abcd")) == answers
+    with sqlite3.connect(tmp_path / "c.sqlite") as file:
+        assert file.execute("SELECT cut FROM answers WHERE key < 'c' ORDER BY key").fetchall() == [(0,), (1,)]

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,32 @@ def test_what_cannot_be_loaded_is_named(checkpoint, config, tmp_path):
     (silent / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(AnnotateError, match="silent: its processor has no chat template"):
         CaptionConfig(str(silent), cache=str(tmp_path / "c")).build()
+
+
+class Asked:
+    """A captioner that only remembers what it is asked."""
+
+    def __init__(self, *_):
+        self.prompts = []
+
+    def ask(self, requests, keep):
+        self.prompts += [request.prompt for request in requests]
+        return [Answer(f"thing number {len(self.prompts)}")] * len(requests)
+
+
+@pytest.mark.parametrize("in_a_run", [False, True])
+def test_a_granvit_checkpoint_is_asked_about_boxes_as_it_was_taught(tmp_path, monkeypatch, in_a_run):
+    """A picture of 300 x 200 in the middle of a square of 300: y moves by 50."""
+    folder = tmp_path / "model" / "checkpoint" if in_a_run else tmp_path / "model"
+    folder.mkdir(parents=True)
+    (folder / "granvit.json").write_text('{"codec": "int1000", "frame": "canvas", "fit": "letterbox"}')
+    monkeypatch.setattr("granvit.corpus.annotate.caption_local.LocalModel", Asked)
+    config = CaptionConfig(str(tmp_path / "model"), mode="box", cache=str(tmp_path / "c.sqlite"), whole_image=False)
+    item = painted("a", 1)
+    item.record.regions[0].box = (30, 25, 90, 100)
+    annotator = config.build()
+    annotator([item])
+    assert "[100, 250, 300, 500]" in annotator.captioner.prompts[0]
+    other = replace(config, codec="decimal").build()
+    other([painted("b", 1)])
+    assert "[0." in other.captioner.prompts[0]
