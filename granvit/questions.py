@@ -36,9 +36,16 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 ONE_LETTER = "Answer with the option's letter from the given choices directly."
 
 
+class Coded(str):
+    """A question or an answer that this package wrote, without anybody else's words: its location tokens are tokens.
+
+    In every other string they are plain text, as they are in a caption that happens to hold some.
+    """
+
+
 @dataclass(frozen=True)
 class Exchange:
-    """One question about an image and its answer, both plain text."""
+    """One question about an image and its answer: plain text, or `Coded` where a box was written."""
 
     task: Task
     question: str
@@ -50,9 +57,9 @@ def ask_global() -> str:
     return GLOBAL
 
 
-def ask_caption(box: ArrayLike, codec: Codec) -> str:
+def ask_caption(box: ArrayLike, codec: Codec) -> Coded:
     """Bbox2Caption for a relative box (x1, y1, x2, y2) in [0, 1]."""
-    return BBOX2CAPTION[0] + codec.encode(box) + BBOX2CAPTION[1]
+    return Coded(BBOX2CAPTION[0] + codec.encode(box) + BBOX2CAPTION[1])
 
 
 def ask_box(text: str) -> str:
@@ -83,7 +90,7 @@ def caption_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
 
 def box_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
     """`box` is relative (x1, y1, x2, y2) in [0, 1]."""
-    return Exchange("caption2bbox", ask_box(text), codec.encode(box))
+    return Exchange("caption2bbox", ask_box(text), Coded(codec.encode(box)))
 
 
 def where_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
@@ -91,7 +98,7 @@ def where_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
 
     `box` is relative (x1, y1, x2, y2) in [0, 1].
     """
-    return Exchange("caption2bbox", WHERE + text, codec.encode(np.asarray(box)[[1, 0, 3, 2]]))
+    return Exchange("caption2bbox", WHERE + text, Coded(codec.encode(np.asarray(box)[[1, 0, 3, 2]])))
 
 
 def parse_box(answer: str, codec: Codec) -> Box | None:

@@ -179,12 +179,7 @@ class LmmsGranViT(lmms):
         The model was trained on one picture and one question; what it says here is what the stock route says.
         """
         model, dialog = self.granvit.model, self.granvit.model.dialog
-        text = dialog.tokenizer.apply_chat_template(conversation.messages, tokenize=False, add_generation_prompt=True)
-        assert isinstance(text, str)
-        ids: list[int] = []
-        for n, piece in enumerate(text.split(model.processor.image_token)):
-            ids += [dialog.image_token] * model.image_tokens if n else []
-            ids += dialog.tokenizer.encode(piece, add_special_tokens=False)
+        ids = dialog.converse(conversation.messages)
         tokens = torch.tensor([ids], device=model.device)
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         if conversation.pictures:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from granvit.errors import GranvitError
 from granvit.model.packing import Branch
-from granvit.questions import Exchange
+from granvit.model.plain import PlainText
+from granvit.questions import Coded, Exchange
 
 _MARK = "\x00question\x00"
+_MARKED = re.compile(_MARK + r"(\d+)" + _MARK)
 
 
 class Dialog:
     """Prefix and branches in the words of one tokenizer.
+
+    Control tokens come from the chat template and from codecs (`Coded`). Questions and answers are otherwise plain
+    text: an `<image>` in a caption is seven letters.
 
     The cut lies right after the image token. That is a special token, hence a hard border for any tokenizer:
     prefix + branch are the very tokens that the stock processor makes of the whole conversation.
@@ -23,6 +29,7 @@ class Dialog:
     Attributes:
         prefix_ids: what stands before every question: the text before the image, then all image tokens.
         image_token, pad_token, end_token: token ids.
+        plain: the tokenizer as it reads what others wrote.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token: str, image_tokens: int):
@@ -40,27 +47,52 @@ class Dialog:
         self.image_token: int = ids[0]
         self.end_token: int = tokenizer.eos_token_id
         self.pad_token: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_token
-        rendered = self._render(_MARK)
+        self.plain = PlainText(tokenizer)
+        rendered = self._render([{"role": "user", "content": _image_and(_MARK)}])
         if rendered.count(image_token) != 1 or _MARK not in rendered:
             raise GranvitError("the chat template does not show exactly one image before the question")
         before, after = rendered.split(image_token)
-        self._head, self._tail = after.split(_MARK)
-        self.prefix_ids: list[int] = self._encode(before) + [self.image_token] * image_tokens
+        self._image_tokens = image_tokens
+        self._image_name = image_token
+        self._head, self._tail = (self.plain.control(part) for part in after.split(_MARK))
+        self.prefix_ids: list[int] = self.plain.encode([self.plain.control(before)])[0]
+        self.prefix_ids += [self.image_token] * image_tokens
 
-    def _render(self, question: str) -> str:
-        content: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": question}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         assert isinstance(text, str)
         return text
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def _written(self, text: str) -> str:
+        return self.plain.places(text) if isinstance(text, Coded) else text
+
+    def _asked(self, question: str) -> str:
+        return self._head + self._written(question) + self._tail
 
     def ask(self, question: str) -> list[int]:
         """The branch's tokens up to where the answer begins."""
-        return self._encode(self._head + question + self._tail)
+        return self.plain.encode([self._asked(question)])[0]
+
+    def converse(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Tokens of a whole conversation up to where the next answer begins, with all tokens of every image in it.
+
+        `messages` have lists of parts as contents, each {"type": "image"} or {"type": "text", "text": ...}.
+        """
+        texts: list[str] = []
+
+        def held_out(part: Mapping[str, Any]) -> Mapping[str, Any]:
+            if part["type"] != "text":
+                return part
+            texts.append(part["text"])
+            return {"type": "text", "text": f"{_MARK}{len(texts) - 1}{_MARK}"}
+
+        rendered = self._render([{**m, "content": [held_out(part) for part in m["content"]]} for m in messages])
+        pieces = [
+            _MARKED.sub(lambda found: texts[int(found[1])], self.plain.control(piece))
+            for piece in rendered.split(self._image_name)
+        ]
+        first, *others = self.plain.encode(pieces)
+        return first + [i for ids in others for i in [self.image_token] * self._image_tokens + ids]
 
     def branch(self, exchange: Exchange, max_answer: int | None = None) -> Branch:
         """Question and answer as a branch; an answer longer than `max_answer` tokens is cut, without an end token."""
@@ -70,8 +102,8 @@ class Dialog:
         """Each exchange as `branch` makes it; the tokenizer is called once, which a feed of many images notices."""
         if not exchanges:
             return []
-        texts = [self._head + exchange.question + self._tail for exchange in exchanges]
-        ids = self.tokenizer([*texts, *(e.answer for e in exchanges)], add_special_tokens=False)["input_ids"]
+        texts = [self._asked(exchange.question) for exchange in exchanges]
+        ids = self.plain.encode([*texts, *(self._written(exchange.answer) for exchange in exchanges)])
         answers = [[*answer, self.end_token][:max_answer] for answer in ids[len(texts) :]]
         return [
             Branch(question + answer, len(question), exchange.task)
@@ -81,3 +113,7 @@ class Dialog:
     def decode(self, ids: list[int]) -> str:
         """Generated tokens as text, without special tokens and surrounding space."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _image_and(text: str) -> list[dict[str, Any]]:
+    return [{"type": "image"}, {"type": "text", "text": text}]

@@ -44,7 +44,8 @@ class Prepare:
         self.dialog: Dialog = model.dialog
         self.canvas, self.grid, self.patch, self.fill = model.canvas, model.grid, model.patch, model.fill
         self._words: dict[str, list[int]] = {}
-        self._vocabulary: dict[str, int] = self.dialog.tokenizer.get_vocab()
+        vocabulary: dict[str, int] = self.dialog.tokenizer.get_vocab()
+        self._vocabulary = {text: i for text, i in vocabulary.items() if i not in self.dialog.plain.ids}
         if config.crop_size % model.patch:
             raise GranvitError(f"sample.crop_size {config.crop_size} is not a multiple of the patch, {model.patch} px")
         prefix = len(self.dialog.prefix_ids)
@@ -170,8 +171,7 @@ class Prepare:
             if part not in self._words:
                 # Looked up first: encoding writes a space before a letter.
                 known = self._vocabulary.get(part)
-                encode = self.dialog.tokenizer.encode
-                self._words[part] = encode(part, add_special_tokens=False) if known is None else [known]
+                self._words[part] = self.dialog.plain.encode([part])[0] if known is None else [known]
         return [token for part in parts for token in self._words[part]]
 
 

@@ -377,6 +377,20 @@ def test_word_maps_show_the_letters_of_a_line_that_a_window_cuts():
             assert not len(patches), letter
 
 
+@pytest.mark.parametrize("mark", ["<image>", "<|end|>", "<loc0003>"])
+def test_control_tokens_in_an_annotation_are_text(mark):
+    """In the caption, in a region's text, and in the words that the symbolic image shows."""
+    control = {MODEL.dialog.tokenizer.convert_tokens_to_ids(mark)}
+    regions = [Region((20, 10, 60, 50), f"a {mark} mug"), Region((100, 20, 200, 100), mark)]
+    sample = ask(prepare(symbolic=True, questions={**EVERYTHING, "caption2bbox": 0.0}), record(regions, f"a{mark}b"))
+    assert len(sample.branches) == 3 and not control & set(sample.grid.words.tolist())
+    for branch in sample.branches:
+        said = branch.ids[branch.answer_start : -1]
+        assert not control & set(said) and mark in MODEL.dialog.tokenizer.decode(said)
+    batch = prepare(questions=EVERYTHING).collate([ask(prepare(questions=EVERYTHING), record(regions, f"a{mark}b"))])
+    assert int((batch.input_ids == MODEL.dialog.image_token).sum()) == MODEL.image_tokens
+
+
 # --- parts of phrases ------------------------------------------------------------------------------------------------
 
 phrases = st.lists(st.sampled_from(["red", "Red", "blue", "star", "ring", "small"]), min_size=1, max_size=5).map(
