@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from granvit.devices import Device, pick_device
 from granvit.errors import GranvitError
 from granvit.train.recipes.base import Recipe
 
 DEFAULT_MODEL = Path("runs/demo/checkpoint")
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass
@@ -85,7 +85,6 @@ def told() -> Iterator[None]:
 
 
 def load_model(model: Path, device: Device) -> Any:
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from granvit.predict import GranViT
@@ -93,9 +92,7 @@ def load_model(model: Path, device: Device) -> Any:
     disable_progress_bar()
     if model == DEFAULT_MODEL and not model.exists():
         raise GranvitError(f"{model} is not there yet: run `granvit demo`, or name a checkpoint with --model")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return GranViT.load(model, device)
+    return GranViT.load(model, pick_device(device))
 
 
 def check_window(window: int | None) -> None:

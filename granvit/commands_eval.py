@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from granvit.commands import Device, check_window, load_model
+from granvit.commands import check_window, load_model
+from granvit.devices import Device
 from granvit.errors import GranvitError
 
 if TYPE_CHECKING:

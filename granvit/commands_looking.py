@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from granvit.commands import Boxes, Device, parse_box_option
+from granvit.commands import Boxes, parse_box_option
+from granvit.devices import Device, pick_device
 from granvit.errors import GranvitError
 
 Models = Annotated[
@@ -158,15 +159,12 @@ class Probe:
 
 
 def _encoders(folders: Sequence[Path], device: Device) -> list[Any]:
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from granvit.evaluate.patch_encoder import load_patch_encoders
 
     disable_progress_bar()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_patch_encoders(folders, device)
+    return load_patch_encoders(folders, pick_device(device))
 
 
 def _point(text: str) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from granvit.coordinates import Box
+from granvit.devices import pick_device
 from granvit.errors import GranvitError
 from granvit.geometry import View, as_boxes
 from granvit.images import decode
@@ -60,9 +61,12 @@ class GranViT:
 
         Raises:
             CheckpointError: the directory is no granvit checkpoint; the message names the file at fault.
+            GranvitError: there is no such device here.
         """
         folder = Path(folder)
         inner = folder / "checkpoint"
+        if isinstance(device, str):
+            device = pick_device(device)
         return cls(RegionModel.load(inner if inner.is_dir() else folder, device, dtype))
 
     def describe(self, image: Picture, boxes: ArrayLike) -> list[str]:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from tiny_model import make_model
 from tiny_recipe import save_parts, shorten_answers, tiny_recipe
@@ -216,6 +217,27 @@ def test_caption(granvit):
     text = GranViT.load("model").caption("photo.png")
     out = granvit("caption", "photo.png", "--model", "model", "--json")[1]
     assert json.loads(out) == [{"box": [0, 0, 200, 100], "text": text}]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["describe", "photo.png", "--box", "1,2,30,40", "--model", "model"],
+        ["read", "photo.png", "--box", "1,2,30,40", "--model", "model"],
+        ["locate", "photo.png", "tea", "--model", "model"],
+        ["caption", "photo.png", "--model", "model"],
+        ["eval", "model", "--corpus", "corpus"],
+        ["attend", "photo.png", "--point", "9,9", "--model", "model"],
+        ["attention-mass", "model", "--corpus", "corpus"],
+        ["probe", "model", "--corpus", "more", "--held-out", "corpus"],
+        ["corpus", "audit", "corpus", "audited", "--detect.model", "any"],
+    ],
+)
+def test_a_gpu_that_is_not_there_is_one_line(granvit, command):
+    status, _, err = granvit(*command, "--device", "cuda")
+    assert status == 1
+    assert err == "granvit: --device cuda: torch sees no CUDA GPU here; use --device cpu, or auto\n"
 
 
 # --- errors are one line ---------------------------------------------------------------------------------------------

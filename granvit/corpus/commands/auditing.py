@@ -16,6 +16,7 @@ from granvit.corpus.annotate.detect import DetectConfig
 from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.commands.common import fail
 from granvit.corpus.layout import CorpusError
+from granvit.devices import pick_device
 
 if TYPE_CHECKING:
     from granvit.corpus.audit.agreement import Check
@@ -85,12 +86,14 @@ class Audit:
         from granvit.corpus.audit.agreement import Recaption, Redetect, Reread
 
         checks: list[Check] = []
+        wanted = self.reread or self.detect.model or self.caption.model
+        device = pick_device(self.device) if wanted else ""
         if self.reread:
             # Whatever it reads in the crop is wanted, however unsure: what the corpus says is judged, not this.
             ocr = OcrConfig(box_score=0.3, text_score=0.0)
-            checks.append(Reread(ocr.build(self.device), ocr.name))
+            checks.append(Reread(ocr.build(device), ocr.name))
         if self.detect.model:
-            checks.append(Redetect(self.detect.build(self.device), self.detect.name))
+            checks.append(Redetect(self.detect.build(device), self.detect.name))
         if self.caption.model:
-            checks.append(Recaption(self.caption.build(self.device), self.caption.name))
+            checks.append(Recaption(self.caption.build(device), self.caption.name))
         return checks
