@@ -57,6 +57,7 @@ class PlainText:
         for i, token in added:
             name = self._names.get(token.content, token.content)
             mine = self._words.token_to_id(name)
+            assert mine is not None, "it was added above"
             if name != token.content and bare.id_to_token(mine) is not None:
                 raise GranvitError("the tokenizer's vocabulary has gaps: its control tokens cannot be told from words")
             if mine != i:
