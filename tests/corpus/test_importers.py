@@ -177,7 +177,7 @@ def test_a_wrong_size_or_a_damaged_picture_takes_its_regions_along(tmp_path):
         tmp_path / "pack",
         row("images/a.jpg", [region] * 2, width=80),
         row("images/b.jpg", [region] * 3),
-        row("images/c.jpg"),
+        row("images/c.jpg", [region]),
     )
     (src / "images/b.jpg").write_bytes((src / "images/b.jpg").read_bytes()[:-8])
     summary = import_corpus("jsonl", src, tmp_path / "out")

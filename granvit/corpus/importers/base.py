@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, TypeVar
@@ -55,11 +55,17 @@ _Reader = TypeVar("_Reader", bound=Callable[..., Iterator[Found]])
 _Entry = TypeVar("_Entry")
 
 
-def importer(name: str) -> Callable[[_Reader], _Reader]:
-    """Enter the decorated function into `IMPORTERS`."""
+# Layouts that also serve pictures without a region. In the others, a data set without one has not been understood.
+WITHOUT_REGIONS: set[str] = set()
+
+
+def importer(name: str, *, without_regions: bool = False) -> Callable[[_Reader], _Reader]:
+    """Enter the decorated function into `IMPORTERS`, and into `WITHOUT_REGIONS` if that is said."""
 
     def register(reader: _Reader) -> _Reader:
         IMPORTERS[name] = reader
+        if without_regions:
+            WITHOUT_REGIONS.add(name)
         return reader
 
     return register
@@ -247,22 +253,28 @@ def as_sides(value: Any) -> Box:
     return x, y, x + width, y + height
 
 
-def as_id(value: Any) -> str | None:
-    """What tables refer to each other by, in one spelling: 7, 7.0, "7" and "7.0" are one id. "007" is another one.
+def as_id(value: Any) -> int | str | None:
+    """What tables refer to each other by, compared by value: 7, 7.0, "7" and "7.0" are one id. "007" is another one.
 
     None for what is no number or string, and for NaN.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    if isinstance(value, int):
+        return value
     if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        value = int(value) if value.is_integer() else value
-    if isinstance(value, int) and value.bit_length() > 1000:
-        return hex(value)  # Python writes no decimals of unlimited length
-    text = str(value).strip()
-    whole = _WHOLE.fullmatch(text)
-    return whole[1] if whole else text
+        return (int(value) if value.is_integer() else str(value)) if math.isfinite(value) else None
+    whole = _WHOLE.fullmatch(value.strip())
+    return int(whole[1]) if whole else value.strip()
+
+
+def ambiguous_ids(entries: Iterable[tuple[Hashable, Any]]) -> set[Hashable]:
+    """The ids, of pairs of id and entry, that several entries have; one that is merely repeated as it is has it alone.
+
+    What refers to such an id could mean any of them. None is no id.
+    """
+    first: dict[Hashable, Any] = {}
+    return {key for key, entry in entries if key is not None and first.setdefault(key, entry) != entry}
 
 
 def as_size(width: Any, height: Any) -> tuple[int, int]:
@@ -281,10 +293,9 @@ def _side(name: str, value: Any) -> int:
     if _absent(value):
         return 0
     number = as_id(value)
-    whole = _WHOLE.fullmatch(number) if number else None
-    if not whole:
+    if not isinstance(number, int):
         raise Refused("bad-field", f"{name} should be a whole number of pixels, got {value!r:.100}")
-    return int(whole[1])
+    return number
 
 
 def as_flag(name: str, value: Any) -> bool:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from granvit.corpus.importers.base import as_id, as_polygon, as_sides, as_text, importer, read_image, read_json
+from granvit.corpus.importers.base import (
+    Found,
+    ambiguous_ids,
+    as_flag,
+    as_id,
+    as_polygon,
+    as_sides,
+    as_size,
+    as_split,
+    as_text,
+    importer,
+    read_image,
+    read_json,
+    read_regions,
+)
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
+from granvit.corpus.quarantine import SPLITS, LeftOut, Refused, Rejection
 from granvit.regions import Region, RegionImage
 
 _Entry = TypeVar("_Entry")
@@ -21,48 +36,87 @@ _IN_IMAGE_FOLDER = "_annotations.coco.json"
 
 # So many pictures, evenly spread, are looked for to find out their folder: of a large set often only a part is here.
 _PROBES = 1000
+# LVIS's categories have up to a dozen names. Each region holds them all, so that a long list is worth its square.
+_MAX_NAMES = 100
+
+# Words of file names, beside those that are a split's own.
+_TRAINVAL, _HELD_OUT = "trainval", ("minival", "valminusminival")
 
 
 @importer("coco")
 def read(
-    src: Path, *, images: Path | None = None, captions: Path | None = None, source: str = "coco", licence: str = ""
-) -> Iterator[RegionImage | Rejection]:
+    src: Path,
+    *,
+    images: Path | None = None,
+    captions: Path | None = None,
+    encoding: str = "",
+    source: str = "coco",
+    licence: str = "",
+    split: str = "",
+) -> Iterator[Found]:
     """`src` is an instances JSON file, or the folder of a data set, of which all instances files are read.
 
     Layout: ``annotations/instances_val2017.json`` with its pictures in ``val2017/`` (or ``images/val2017/``,
-    ``images/``), or ``_annotations.coco.json`` among its pictures; elsewhere with `images`. Captions, if any, from
-    `captions` or ``captions_val2017.json`` beside the instances: of an image's captions the longest is kept.
+    ``images/``), or ``_annotations.coco.json`` among its pictures, in the folder or in ``train/``, ``valid/`` and
+    ``test/`` of it; elsewhere with `images`. The split is that which the name of the file, or else of its folder,
+    states, and else `split`; files of held-out pictures are read first, so that one listed twice stays held out.
+    Captions, if any, from `captions` or ``captions_val2017.json`` beside the instances: of an image's captions the
+    longest is kept.
 
     Boxes: x, y, width, height in pixels. The category's name becomes the text, unless there is a transcription,
     ``"attributes": {"text"}``, as annotation tools write it; ``iscrowd`` becomes ignore; an outline of one polygon is
-    kept. Terms: COCO's annotations are CC BY 4.0, its photos under their Flickr licences.
+    kept. Masks of several polygons or of run lengths, keypoints and further attributes are left out and counted.
+    Tables are joined by the value of their ids, "1" being 1; an id that several entries have is "ambiguous-id", as is
+    what refers to it. Terms: COCO's annotations are CC BY 4.0, its photos under their Flickr licences.
 
     Raises:
-        CorpusError: no instances file, one that is not in the format, or no pictures.
+        CorpusError: no instances file, one that is not in the format, no pictures, or captions of none of them.
     """
-    for file in _instance_files(src):
-        yield from _read_file(file, images, captions, source, licence)
+    splits = {file: split_named(file.stem, file.parent.name) or as_split(split) for file in _instance_files(src)}
+    for file in held_out_first(splits):
+        yield from _read_file(file, splits[file], images, captions, encoding, source, licence)
 
 
 def _instance_files(src: Path) -> list[Path]:
     if src.is_file():
         return [src]
     files = sorted(src.glob(f"annotations/{_PREFIX}*.json")) or sorted(src.glob(_IN_IMAGE_FOLDER))
+    files = files or sorted(file for file in src.glob(f"*/{_IN_IMAGE_FOLDER}") if as_split(file.parent.name) in SPLITS)
     if not files:
         raise CorpusError(f"{src} holds neither annotations/{_PREFIX}*.json nor {_IN_IMAGE_FOLDER}")
     return files
 
 
+def split_named(*names: str) -> str:
+    """The split that the first of these names with a word for one states, such as "instances_val2017"; else ""."""
+    for name in names:
+        for word in re.findall("[a-z]+", name.lower()):
+            if as_split(word) in SPLITS:
+                return as_split(word)
+            if word == _TRAINVAL or word in _HELD_OUT:
+                return "train" if word == _TRAINVAL else "val"
+    return ""
+
+
+def held_out_first(splits: dict[Path, str]) -> list[Path]:
+    """The files in the order to read them: of an image that is in two of them the first one counts."""
+    return sorted(splits, key=lambda file: splits[file] not in ("val", "test"))
+
+
 def _read_file(
-    file: Path, images: Path | None, captions: Path | None, source: str, licence: str
-) -> Iterator[RegionImage | Rejection]:
-    tables = load_tables(file)
+    file: Path, split: str, images: Path | None, captions: Path | None, encoding: str, source: str, licence: str
+) -> Iterator[Found]:
+    tables = load_tables(file, encoding=encoding)
     part = file.stem.removeprefix(_PREFIX) if file.stem.startswith(_PREFIX) else ""
     base = file.parent.parent
     beside = [base / part, base / "images" / part, base / "images", file.parent] if part else [file.parent]
     root = images or folder_of(file, beside, [as_text(i.get("file_name")) for i in probes(tables["images"])])
-    split = next((name for name in ("train", "val", "test") if part.startswith(name)), "")
-    caption_of = _captions(captions or file.with_name(f"captions_{part}.json"), required=captions is not None)
+    caption_of: dict[Hashable, str] = {}
+    caption_file = captions or file.with_name(f"captions_{part}.json")
+    if captions or caption_file.exists():
+        ids = {as_id(image.get("id")) for image in tables["images"]}
+        caption_of, left_out = _captions(caption_file, ids, encoding)
+        yield from left_out
 
     def locate(image: dict[str, Any]) -> tuple[str, str]:
         name = as_text(image.get("file_name"))
@@ -93,30 +147,39 @@ def read_tables(
     source: str,
     licence: str,
     split: str,
-    caption_of: dict[Any, str] | None = None,
-) -> Iterator[RegionImage | Rejection]:
-    """The records of the tables of `file`, joined by their ids; `caption_of` holds captions by image id.
+    caption_of: dict[Hashable, str] | None = None,
+) -> Iterator[Found]:
+    """The records of the tables of `file`, joined by their ids; `caption_of` holds captions by `as_id` of the image.
 
     Raises:
         CorpusError: a category's id is neither number nor string.
     """
-    names = _names(tables["categories"], file, variant)
-    by_image = defaultdict(list)
+    reader = _Annotations(tables, file, variant)
+    ambiguous = ambiguous_ids((as_id(image.get("id")), image) for image in tables["images"])
+    by_image: defaultdict[Hashable, list[dict[str, Any]]] = defaultdict(list)
     for annotation in tables["annotations"]:
         by_image[as_id(annotation.get("image_id"))].append(annotation)
+    done: set[Hashable] = set()
     for image in tables["images"]:
         key = as_id(image.get("id"))
         path, uri = variant.locate(image)
-        listed = [] if key is None else by_image.pop(key, [])
+        listed = [] if key is None or key in ambiguous else by_image.pop(key, [])
+        regions = reader.regions(listed)
         try:
             if key is None:
                 raise Refused("bad-field", f"an image's id is a number or a string, got {image.get('id')!r:.100}")
+            if key in ambiguous:
+                raise Refused("ambiguous-id", f"{file.name} lists several images of the id {key!r:.100}")
+            if key in done:
+                raise Refused("duplicate-id", f"{file.name} lists the image of the id {key!r:.100} again")
+            done.add(key)
+            width, height = as_size(image.get("width"), image.get("height"))
             yield RegionImage(
                 id=f"{source}/{uri}",
                 image=read_image(variant.root, path),
-                width=image.get("width", UNKNOWN_SIZE[0]),
-                height=image.get("height", UNKNOWN_SIZE[1]),
-                regions=[_region(annotation, names) for annotation in listed],
+                width=width,
+                height=height,
+                regions=regions,
                 uri=uri,
                 source=source,
                 licence=licence,
@@ -124,33 +187,110 @@ def read_tables(
                 split=split,
             )
         except Refused as refused:
-            yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail)
-    for orphans in by_image.values():
+            yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, len(regions))
+    for key, orphans in by_image.items():
+        reason, what = ("ambiguous-id", "several have") if key in ambiguous else ("unknown-image", "is not listed")
         for index, annotation in enumerate(orphans):
-            unknown = repr(annotation.get("image_id"))[:100]
-            detail = f"annotation {annotation.get('id')} names image {unknown}, which is not listed"
-            yield Rejection("unknown-image", "", file.name, index, detail)
+            named = f"{annotation.get('image_id')!r:.100}"
+            detail = f"annotation {annotation.get('id')!r:.100} names the image {named}, which {what}"
+            yield Rejection(reason, "", file.name, index, detail)
+    for what, count in reader.left_out.items():
+        yield LeftOut(what, count, file.name)
 
 
-def _names(categories: list[dict[str, Any]], file: Path, variant: Variant) -> dict[Any, list[str]]:
-    for category in categories:
-        if as_id(category.get("id")) is None:
-            raise CorpusError(f"{file}: a category's id is a number or a string, got {category.get('id')!r:.100}")
-    return {as_id(category["id"]): variant.names(category) for category in categories}
+@dataclass
+class _Annotations:
+    """The reader of a file's annotations.
+
+    Attributes:
+        left_out: what they state beyond a region, and how often.
+    """
+
+    tables: dict[str, Any]
+    file: Path
+    variant: Variant
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._names: dict[Hashable, list[str]] = {}
+        self._unclear: set[Hashable] = set()
+        for category in self.tables["categories"]:
+            key, names = as_id(category.get("id")), self.variant.names(category)[:_MAX_NAMES]
+            if key is None:
+                got = f"{category.get('id')!r:.100}"
+                raise CorpusError(f"{self.file}: a category's id is a number or a string, got {got}")
+            if self._names.setdefault(key, names) != names:
+                self._unclear.add(key)
+        self._ambiguous = ambiguous_ids((as_id(row.get("id")), row) for row in self.tables["annotations"])
+
+    def regions(self, annotations: list[dict[str, Any]]) -> list[Region]:
+        """The regions of one image's annotations, refused ones among them."""
+        done: set[Hashable] = set()
+
+        def read(annotation: dict[str, Any]) -> Region:
+            key = as_id(annotation.get("id"))
+            if key in self._ambiguous:
+                raise Refused("ambiguous-id", f"{self.file.name} lists several annotations of the id {key!r:.100}")
+            if key is not None and key in done:
+                raise Refused("duplicate-id", f"{self.file.name} lists the annotation of the id {key!r:.100} again")
+            done.add(key)
+            return self._region(annotation)
+
+        return read_regions(annotations, read)
+
+    def _region(self, annotation: dict[str, Any]) -> Region:
+        attributes = annotation.get("attributes")
+        is_text = isinstance(attributes, dict) and "text" in attributes
+        crowd = as_flag("iscrowd", annotation.get("iscrowd"))
+        ignore = as_flag("ignore", annotation.get("ignore")) or crowd
+        if isinstance(attributes, dict) and is_text:
+            text, others = as_text(attributes["text"]), []
+        else:
+            text, *others = self._category(annotation.get("category_id"), ignore)
+        self.left_out["attributes other than a text"] += isinstance(attributes, dict) and len(attributes) > is_text
+        self.left_out["keypoints"] += bool(annotation.get("keypoints"))
+        return Region(
+            box=as_sides(annotation.get("bbox")),
+            text=text,
+            kind="text" if is_text else "object",
+            alternatives=others,
+            polygon=self._polygon(annotation.get("segmentation")),
+            ignore=ignore,
+        )
+
+    def _category(self, written: Any, ignore: bool) -> list[str]:
+        """The category's names; one that is to be ignored needs none."""
+        key = as_id(written)
+        if key in self._unclear:
+            raise Refused("ambiguous-id", f"{self.file.name} lists several categories of the id {key!r:.100}")
+        if key not in self._names and not ignore:
+            raise Refused("unknown-category", f"{self.file.name} lists no category of the id {written!r:.100}")
+        return self._names.get(key) or [""]
+
+    def _polygon(self, outline: Any) -> list[float] | None:
+        if isinstance(outline, list) and len(outline) == 1:
+            return as_polygon(outline[0])
+        self.left_out["mask of several polygons"] += isinstance(outline, list) and len(outline) > 1
+        self.left_out["mask of run lengths"] += isinstance(outline, dict)
+        return None
 
 
-def load_tables(file: Path, names: tuple[str, ...] = ("images", "annotations", "categories")) -> dict[str, Any]:
-    """The object in a JSON file, whose entries of these `names` are lists of objects.
+def load_tables(
+    file: Path, names: tuple[str, ...] = ("images", "annotations", "categories"), encoding: str = ""
+) -> dict[str, list[dict[str, Any]]]:
+    """The lists of objects of these `names` in a JSON file; an entry that is no object counts as one without fields.
 
     Raises:
-        CorpusError: it is not.
+        CorpusError: there are no such lists.
     """
-    data = read_json(file)
+    data = read_json(file, encoding)
+    tables = {}
     for name in names:
         entries = data.get(name) if isinstance(data, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        if not isinstance(entries, list):
             raise CorpusError(f"{file}: not in COCO's format: {name!r} should be a list of objects")
-    return data
+        tables[name] = [entry if isinstance(entry, dict) else {} for entry in entries]
+    return tables
 
 
 def probes(entries: list[_Entry]) -> list[_Entry]:
@@ -175,29 +315,20 @@ def folder_of(file: Path, candidates: list[Path], names: list[str]) -> Path:
     raise CorpusError(f"{file}: found none of its pictures in {', '.join(map(str, candidates))}: name their folder")
 
 
-def _captions(file: Path, required: bool) -> dict[Any, str]:
-    """The longest caption by image id."""
-    if not required and not file.exists():
-        return {}
-    longest: dict[Any, str] = {}
-    for annotation in load_tables(file, ("annotations",))["annotations"]:
-        image_id, caption = as_id(annotation.get("image_id")), as_text(annotation.get("caption"))
-        longest[image_id] = max(longest.get(image_id, ""), caption, key=len)
-    return longest
-
-
-def _region(annotation: dict[str, Any], names: dict[Any, list[str]]) -> Region:
-    outline = annotation.get("segmentation")
-    attributes = annotation.get("attributes")
-    text, *others = names.get(as_id(annotation.get("category_id")), [""])
-    is_text = False
-    if isinstance(attributes, dict) and "text" in attributes:
-        text, others, is_text = as_text(attributes["text"]), [], True
-    return Region(
-        box=as_sides(annotation.get("bbox")),
-        text=text,
-        kind="text" if is_text else "object",
-        alternatives=others,
-        polygon=as_polygon(outline[0]) if isinstance(outline, list) and len(outline) == 1 else None,
-        ignore=bool(annotation.get("iscrowd") or annotation.get("ignore")),
-    )
+def _captions(file: Path, images: set[Any], encoding: str) -> tuple[dict[Hashable, str], list[LeftOut]]:
+    """The longest caption by the id of each of these images, and what is not kept."""
+    longest: dict[Hashable, str] = {}
+    left_out = Counter[str]()
+    rows = load_tables(file, ("annotations",), encoding)["annotations"]
+    for row in rows:
+        key, caption = as_id(row.get("image_id")), as_text(row.get("caption"))
+        if key is None or key not in images:
+            left_out["caption of an image that is not listed"] += 1
+        elif not caption.strip():
+            left_out["caption that is no text"] += 1
+        else:
+            left_out["further caption of an image"] += key in longest
+            longest[key] = max(longest.get(key, ""), caption, key=len)
+    if rows and not longest:
+        raise CorpusError(f"{file}: none of {len(rows)} captions is one of a listed image")
+    return longest, [LeftOut(what, count, file.name) for what, count in left_out.items()]

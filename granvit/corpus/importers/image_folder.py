@@ -14,7 +14,7 @@ from granvit.regions import RegionImage
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
 
 
-@importer("image_folder")
+@importer("image_folder", without_regions=True)
 def read(src: Path, *, source: str = "", licence: str = "", split: str = "") -> Iterator[RegionImage | Rejection]:
     """`src` is a folder; all pictures below it are taken, known by their names' endings, in the order of their paths.
 

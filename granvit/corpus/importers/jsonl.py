@@ -24,7 +24,7 @@ ANNOTATIONS = "annotations.jsonl"
 _REQUIRED = ("image", "width", "height", "regions")
 
 
-@importer("jsonl")
+@importer("jsonl", without_regions=True)
 def read(src: Path, *, source: str = "", licence: str = "") -> Iterator[RegionImage | Rejection]:
     """`src` is a folder with annotations.jsonl, or such a file; image paths are relative to it.
 

@@ -30,7 +30,7 @@ _NUMBER = r"\s*[+-]?[\d.]+\s*"
 _BOX = re.compile(rf"\[{_NUMBER}(?:,{_NUMBER}){{3}}\]|<loc\d+>(?:\s*<loc\d+>)*")
 
 
-@importer("llava")
+@importer("llava", without_regions=True)
 def read(
     src: Path,
     *,

@@ -18,7 +18,7 @@ _BATCH = 64
 _CAPTIONS = ("caption", "text")
 
 
-@importer("parquet")
+@importer("parquet", without_regions=True)
 def read(
     src: Path, *, image_column: str = "image", source: str = "", licence: str = "", split: str = ""
 ) -> Iterator[RegionImage | Rejection]:

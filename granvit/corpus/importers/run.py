@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from granvit.corpus.importers.base import Found, Importer, check_encoding, get_importer
+from granvit.corpus.importers.base import WITHOUT_REGIONS, Found, check_encoding, get_importer
 from granvit.corpus.layout import QUARANTINE, CorpusError
 from granvit.corpus.quarantine import LeftOut, Quarantine, Rejection, check_record
 from granvit.corpus.store import CorpusWriter
@@ -88,8 +88,9 @@ def import_corpus(
         options: passed to the importer.
 
     Raises:
-        CorpusError: unknown importer or option, a place that does not exist or has not the layout, `out` is in
-            use, or not one image could be imported; the quarantine then tells why.
+        CorpusError: unknown importer or option, a place that does not exist or has not the layout, `out` is in use;
+            or of one of the places not one image could be imported, or not one region though the layout or that place
+            states some: the quarantine then tells why, and no corpus is written.
     """
     if not 0 <= val_fraction < 1:
         raise CorpusError(f"val_fraction must be in [0, 1), got {val_fraction}")
@@ -102,17 +103,14 @@ def import_corpus(
     summary = ImportSummary()
     meta = {"importer": name, "src": [str(p) for p in places], "val_fraction": val_fraction, "group": group}
     with CorpusWriter(out, rows_per_shard, meta, overwrite) as writer:
-        with Quarantine(Path(out) / QUARANTINE) as quarantine:
-            stream = _read_all(reader, places, options)
-            for item in tqdm(stream, unit=" images", disable=not progress):
-                _take(item, writer, quarantine, summary, val_fraction, group)
-        summary.reasons = quarantine.reasons
-        if not summary.images_written:
-            why = ", ".join(f"{reason} {count}" for reason, count in summary.reasons.most_common())
-            raise CorpusError(
-                f"{', '.join(map(str, places))}: none of {summary.images_seen} images could be imported"
-                + (f" ({why}); see {quarantine.path}" if why else "")
-            )
+        with Quarantine(Path(out) / QUARANTINE) as quarantine, tqdm(unit=" images", disable=not progress) as bar:
+            summary.reasons = quarantine.reasons
+            for place in places:
+                before = replace(summary, reasons=summary.reasons.copy())
+                for item in reader(place, **options):
+                    _take(item, writer, quarantine, summary, val_fraction, group)
+                    bar.update()
+                _require_use(place, summary, before, quarantine.path, regions=name not in WITHOUT_REGIONS)
         writer.meta |= {
             "quarantined": dict(summary.reasons),
             "changed": dict(+summary.changes),
@@ -121,9 +119,17 @@ def import_corpus(
     return summary
 
 
-def _read_all(reader: Importer, places: list[Path], options: dict[str, Any]) -> Iterator[Found]:
-    for place in places:
-        yield from reader(place, **options)
+def _require_use(place: Path, now: ImportSummary, before: ImportSummary, account: Path, regions: bool) -> None:
+    """Whether anything of a place was used. A corpus without what it was named for would be trained on unnoticed."""
+    why = ", ".join(f"{reason} {count}" for reason, count in (now.reasons - before.reasons).most_common())
+    hint = f" ({why}); see {account}" if why else ""
+    if now.images_written == before.images_written:
+        raise CorpusError(f"{place}: none of {now.images_seen - before.images_seen} images could be imported{hint}")
+    stated = now.regions_seen - before.regions_seen
+    if now.regions_written == before.regions_written and (stated or regions):
+        if not stated:
+            hint = ": it states none; pictures alone are imported with the layout image_folder"
+        raise CorpusError(f"{place}: none of {stated} regions could be used{hint}")
 
 
 def _take(

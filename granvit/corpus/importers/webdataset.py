@@ -15,7 +15,7 @@ from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
 from granvit.regions import RegionImage
 
 
-@importer("webdataset")
+@importer("webdataset", without_regions=True)
 def read(src: Path, *, source: str = "", licence: str = "", split: str = "") -> Iterator[RegionImage | Rejection]:
     """`src` is a folder of shards, ``*.tar``, ``*.tar.gz`` or ``*.tgz``, or one of them.
 

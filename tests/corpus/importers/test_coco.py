@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from importing import bring, save
 
-from granvit.corpus.store import CorpusError
+from granvit.corpus.importers.coco import split_named
+from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
 
 
@@ -26,12 +27,14 @@ def coco(folder: Path, part: str = "val2017") -> Path:
             {"id": 3, "image_id": 139, "category_id": 1, "bbox": [5, 5, 0, 10], "iscrowd": 0, "segmentation": [[], []]},
             {"id": 4, "image_id": 139, "category_id": 77, "bbox": [5, 5, 5, 10], "iscrowd": 0},
             {"id": 5, "image_id": 999, "category_id": 1, "bbox": [5, 5, 5, 10], "iscrowd": 0},
+            {"id": 6, "image_id": 285, "category_id": 18, "bbox": [5, 5, 5, 10], "iscrowd": 0},
         ],
         "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog", "supercategory": "animal"}],
     }  # fmt: skip
     captions = [
         {"id": 1, "image_id": 139, "caption": "A dog."},
         {"id": 2, "image_id": 139, "caption": "A dog beside a crowd of people."},
+        {"id": 3, "image_id": 285, "caption": "Another dog."},
     ]
     (folder / "annotations").mkdir(exist_ok=True)
     (folder / f"annotations/instances_{part}.json").write_text(json.dumps(instances))
@@ -40,15 +43,15 @@ def coco(folder: Path, part: str = "val2017") -> Path:
 
 
 def test_coco(tmp_path):
-    (dog, empty), refused = bring("coco", coco(tmp_path / "coco"), tmp_path / "out")
+    (dog, other), refused = bring("coco", coco(tmp_path / "coco"), tmp_path / "out")
     assert (dog.id, dog.uri) == ("coco/val2017/000000000139.jpg", "val2017/000000000139.jpg")
     assert (dog.source, dog.split, dog.caption) == ("coco", "val", "A dog beside a crowd of people.")
     assert dog.regions == [
         Region((5.5, 6, 15.5, 18), "dog", polygon=[5.5, 6, 15.5, 6, 15.5, 18]),
         Region((0, 0, 40, 30), "person", ignore=True),
     ]
-    assert (empty.regions, empty.caption) == ([], None)
-    assert [(r.reason, r.region) for r in refused] == [("degenerate", 2), ("empty-text", 3), ("unknown-image", 0)]
+    assert (other.regions, other.caption) == ([Region((5, 5, 10, 15), "dog")], "Another dog.")
+    assert [(r.reason, r.region) for r in refused] == [("degenerate", 2), ("unknown-category", 3), ("unknown-image", 0)]
 
 
 def test_every_part_is_read_or_the_one_that_is_named(tmp_path):
@@ -102,7 +105,7 @@ def test_ids_that_no_table_can_be_joined_by_are_told(tmp_path, wrong):
     assert [(r.reason, r.uri) for r in refused].count(("unknown-image", "instances_val2017.json")) == 2
 
     (dog, _), refused = bring("coco", changed(tmp_path / "b", "annotations", 0, category_id=wrong), tmp_path / "out-b")
-    assert ("empty-text", 0) in [(r.reason, r.region) for r in refused]
+    assert ("unknown-category", 0) in [(r.reason, r.region) for r in refused]
 
     # Its annotations, which nothing is left to hang on, are told too.
     [other], refused = bring("coco", changed(tmp_path / "c", "images", 0, id=wrong), tmp_path / "out-c")
@@ -121,3 +124,182 @@ def test_the_annotations_of_a_picture_that_is_missing_go_with_it(tmp_path, name)
     assert other.uri == "val2017/000000000285.jpg"
     # Only the annotation of an image that is not listed at all has none to go with.
     assert [r.reason for r in refused] == ["missing-image", "unknown-image"]
+
+
+def tables(*, images=2, annotations=(), categories=("dog",)) -> dict:
+    """Images 1, 2, ... of 40 x 30 pixels, and categories 1, 2, ..."""
+    return {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 40, "height": 30} for n in range(1, images + 1)],
+        "annotations": list(annotations),
+        "categories": [{"id": n, "name": name} for n, name in enumerate(categories, start=1)],
+    }
+
+
+def box(key, image_id=1, category_id=1, **changes) -> dict:
+    return {"id": key, "image_id": image_id, "category_id": category_id, "bbox": [key, 2, 9, 9], **changes}
+
+
+def written(folder: Path, content: dict, name: str = "_annotations.coco.json") -> Path:
+    for image in content["images"]:
+        save(folder / image["file_name"])
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def told(refused) -> list[tuple[str, int | None]]:
+    return [(r.reason, r.region) for r in refused]
+
+
+def test_two_images_of_one_id_are_ambiguous_and_their_boxes_go_to_neither(tmp_path):
+    content = tables(images=3, annotations=[box(1), box(2), box(3, 3), box(4, "1")])
+    content["images"][1]["id"] = 1.0
+    [record], refused = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
+    assert (record.uri, [r.box for r in record.regions]) == ("set/3.png", [(3, 2, 12, 11)])
+    assert told(refused) == [("ambiguous-id", None)] * 2 + [("ambiguous-id", n) for n in range(3)]
+    assert "annotation 4 names the image '1', which several have" in refused[-1].detail
+
+
+def test_annotations_of_one_id_and_categories_of_one_id_are_ambiguous(tmp_path):
+    content = tables(annotations=[box(1), box("1", 2), box(3, category_id=2), box(4)], categories=("dog", "cat", "cow"))
+    content["categories"][2]["id"] = "2"
+    records, refused = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
+    assert [[r.text for r in record.regions] for record in records] == [["dog"], []]
+    assert told(refused) == [("ambiguous-id", 0), ("ambiguous-id", 1), ("ambiguous-id", 0)]
+
+
+def test_what_is_merely_listed_twice_is_taken_once(tmp_path):
+    content = tables(annotations=[box(1), box(1), box(2, 2)])
+    content["images"].append(content["images"][0])
+    content["categories"].append(content["categories"][0])
+    records, refused = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
+    assert [len(record.regions) for record in records] == [1, 1]
+    assert told(refused) == [("duplicate-id", 1), ("duplicate-id", None)]
+
+
+@pytest.mark.parametrize(("one", "other"), [("1", 1), (1, "1"), (1.0, "1"), ("1", 1.0), ("a7", "a7")])
+def test_ids_are_joined_by_their_value(tmp_path, one, other):
+    content = tables(images=1, annotations=[box(1, other, other)])
+    content["images"][0]["id"] = content["categories"][0]["id"] = one
+    [record], refused = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
+    assert [r.text for r in record.regions] == ["dog"]
+    assert refused == []
+
+
+def test_an_import_without_one_usable_region_fails_and_says_why(tmp_path):
+    content = tables(annotations=[box(1, category_id=7), box(2, 3), box(3, 4)])
+    with pytest.raises(CorpusError, match=r"set: none of 3 regions could be used \(unknown-image 2, unknown-cat"):
+        bring("coco", written(tmp_path / "set", content), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["quarantine.jsonl"]
+    with pytest.raises(CorpusError, match="none of 0 regions could be used: it states none; pictures alone"):
+        bring("coco", written(tmp_path / "bare", tables()), tmp_path / "out")
+
+
+def test_each_place_must_give_something(tmp_path):
+    good = written(tmp_path / "good", tables(annotations=[box(1)]))
+    bad = written(tmp_path / "bad", tables(annotations=[box(1, 9)]))
+    with pytest.raises(CorpusError, match=r"bad: none of 1 regions could be used \(unknown-image 1\)"):
+        bring("coco", [good, bad], tmp_path / "out")
+
+
+def test_captions_of_no_listed_image_are_told(tmp_path):
+    root = coco(tmp_path / "coco")
+    file = root / "annotations/captions_val2017.json"
+    said = [(139, "A dog."), (139, "A dog, brown."), ("285.0", "B."), (7, "C."), (285, float("nan")), (285, ["D"])]
+    file.write_text(json.dumps({"annotations": [{"image_id": key, "caption": text} for key, text in said]}))
+    records, _ = bring("coco", root, tmp_path / "out")
+    assert [r.caption for r in records] == ["A dog, brown.", "B."]
+    left_out = Corpus(tmp_path / "out").manifest["meta"]["left_out"]
+    assert {what: count for what, count in left_out.items() if "caption" in what} == {
+        "further caption of an image": 1, "caption of an image that is not listed": 1, "caption that is no text": 2,
+    }  # fmt: skip
+    file.write_text(json.dumps({"annotations": [{"image_id": 7, "caption": "A dog."}]}))
+    with pytest.raises(CorpusError, match="captions_val2017.json: none of 1 captions is one of a listed image"):
+        bring("coco", root, tmp_path / "other")
+
+
+def test_what_a_record_has_no_place_for_is_counted(tmp_path):
+    corners = [1, 1, 9, 1, 9, 9]
+    annotations = [
+        box(1, segmentation=[corners], keypoints=[1, 2, 2]),
+        box(2, segmentation=[corners, corners], attributes={"occluded": False}),
+        box(3, segmentation={"counts": "a", "size": [30, 40]}, attributes={"text": "EXIT"}),
+        box(4, segmentation=[[1, 1, 9, 10**400, 9, 9]], keypoints=[]),
+    ]
+    content = tables(annotations=annotations)
+    [record, _], refused = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
+    assert [r.polygon for r in record.regions] == [corners, None, None, None]
+    assert refused == []
+    meta = Corpus(tmp_path / "out").manifest["meta"]
+    assert meta["left_out"] == {
+        "keypoints": 1, "mask of several polygons": 1, "mask of run lengths": 1, "attributes other than a text": 1,
+    }  # fmt: skip
+    assert meta["changed"] == {"polygon-dropped": 1}
+
+
+@pytest.mark.parametrize("field", ["iscrowd", "ignore"])
+def test_a_flag_in_a_string_is_what_it_says(tmp_path, field):
+    values = [0, "0", "false", False, None, 1, "1", "true", "perhaps", [0]]
+    annotations = [box(n, **{field: value}) for n, value in enumerate(values, start=1)]
+    [record, _], refused = bring("coco", written(tmp_path / "set", tables(annotations=annotations)), tmp_path / "out")
+    assert [r.ignore for r in record.regions] == [False] * 5 + [True] * 3
+    assert told(refused) == [("bad-field", 8), ("bad-field", 9)]
+
+
+@pytest.mark.parametrize("size", [("40", "30"), (40.0, 30), (-1, -1), (None, None), (0, 30)])
+def test_sizes_that_state_the_same_or_nothing_cost_no_picture(tmp_path, size):
+    content = tables(annotations=[box(1)])
+    content["images"][0] |= dict(zip(("width", "height"), size, strict=True))
+    records, refused = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
+    assert [(r.width, r.height) for r in records] == [(40, 30)] * 2
+    assert refused == []
+
+
+def test_a_size_of_another_type_is_told_with_the_regions_that_it_costs(tmp_path):
+    content = tables(annotations=[box(1), box(2, 2), box(3, 2)])
+    content["images"][1]["width"] = "wide"
+    [_], [refusal] = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
+    assert (refusal.reason, refusal.regions) == ("bad-field", 2)
+    assert refusal.detail == "width should be a whole number of pixels, got 'wide'"
+
+
+def test_entries_that_are_no_objects_cost_themselves_only(tmp_path):
+    content = tables(annotations=[box(1), 7, None])
+    folder = written(tmp_path / "set", content)
+    content["images"].append("3.png")
+    (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    records, refused = bring("coco", folder, tmp_path / "out")
+    assert len(records) == 2
+    assert told(refused) == [("bad-field", None), ("unknown-image", 0), ("unknown-image", 1)]
+
+
+def test_a_folder_named_after_its_split_states_it(tmp_path):
+    for name in ("train", "valid", "test"):
+        written(tmp_path / "roboflow" / name, tables(images=1, annotations=[box(1)]))
+    records, _ = bring("coco", tmp_path / "roboflow", tmp_path / "out")
+    assert {r.id: r.split for r in records} == {
+        "coco/train/1.png": "train", "coco/valid/1.png": "val", "coco/test/1.png": "test",
+    }  # fmt: skip
+    records, _ = bring("coco", tmp_path / "roboflow/test", tmp_path / "one")
+    assert [r.split for r in records] == ["test"]
+
+
+def test_a_picture_in_the_files_of_two_splits_is_held_out(tmp_path):
+    root = tmp_path / "coco"
+    content = tables(annotations=[box(1), box(2, 2)])
+    for part in ("train", "val"):
+        (root / "annotations").mkdir(parents=True, exist_ok=True)
+        (root / f"annotations/instances_{part}.json").write_text(json.dumps(content))
+        content["images"].pop()
+    written(root / "images", tables(), "unused.txt")
+    records, refused = bring("coco", root, tmp_path / "out")
+    assert {r.uri: r.split for r in records} == {"images/1.png": "val", "images/2.png": "train"}
+    assert [r.reason for r in refused] == ["unknown-image", "duplicate-id"]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("val", "val"), ("my_test_set", "test"), ("instances_minival2014", "val"), ("instances_train2017", "train"),
+     ("valves", ""), ("training", "train"), ("trainval2007", "train"), ("instances_default", "")],
+)  # fmt: skip
+def test_the_split_is_in_the_name_of_the_file(name, split):
+    assert split_named(name) == split

@@ -61,7 +61,7 @@ def test_names_come_from_the_url_and_synonyms_are_alternatives(tmp_path):
     assert records[1].regions == []
     assert records[2].regions == [Region((0, 0, 40, 30), "bat (animal)", polygon=outline)]
     assert [(r.reason, r.uri, r.region) for r in refused] == [
-        ("empty-text", "train2017/000000000009.jpg", 1),
+        ("unknown-category", "train2017/000000000009.jpg", 1),
         ("unknown-image", "lvis_v1_val.json", 0),
     ]
 
@@ -72,7 +72,7 @@ def test_pictures_elsewhere_and_damaged_urls(tmp_path):
         image(391895), image(1, coco_url=None), image(2, coco_url=f"{COCO_HOST}/../secret.jpg"), image(3, width=41),
         image(4, coco_url=None, file_name="train2017/000000391895.jpg", width=41),
     ]  # fmt: skip
-    lvis(tmp_path / "lvis", "train", images, [])
+    lvis(tmp_path / "lvis", "train", images, [annotation(1, 391895, 62, [5, 6, 10, 12])])
     with pytest.raises(CorpusError, match="name their folder"):
         bring("lvis", tmp_path / "lvis", tmp_path / "out")
     records, refused = bring("lvis", tmp_path / "lvis", tmp_path / "out", images=tmp_path / "coco")

@@ -11,9 +11,9 @@ from granvit.regions import Region
 NAME = "images/v1/patch8/objects365_v1_00420917.jpg"
 
 
-def annotation(category_id, bbox, **changes):
+def annotation(key, category_id, bbox, **changes):
     return {
-        "id": 51, "iscrowd": 0, "isfake": 0, "isreflected": 0, "area": 120.0, "bbox": bbox, "image_id": 420917,
+        "id": key, "iscrowd": 0, "isfake": 0, "isreflected": 0, "area": 120.0, "bbox": bbox, "image_id": 420917,
         "category_id": category_id, **changes,
     }  # fmt: skip
 
@@ -33,7 +33,11 @@ def test_pictures_are_found_however_they_were_unpacked(tmp_path, file, place):
     save(tmp_path / "o365" / place / "objects365_v1_00420917.jpg")
     objects365(
         tmp_path / "o365" / file,
-        [annotation(14, [5.5, 6, 10, 12]), annotation(1, [0, 0, 40, 30], iscrowd=1), annotation(1, [0, 0, -1, 3])],
+        [
+            annotation(51, 14, [5.5, 6, 10, 12]),
+            annotation(52, 1, [0, 0, 40, 30], iscrowd=1),
+            annotation(53, 1, [0, 0, -1, 3]),
+        ],
     )
     [record], refused = bring("objects365", tmp_path / "o365", tmp_path / "out")
     assert (record.id, record.split) == ("objects365/train/patch8/objects365_v1_00420917.jpg", "train")
@@ -45,7 +49,7 @@ def test_pictures_are_found_however_they_were_unpacked(tmp_path, file, place):
 
 
 def test_pictures_elsewhere_or_nowhere(tmp_path):
-    objects365(tmp_path / "o365/zhiyuan_objv2_val.json", [])
+    objects365(tmp_path / "o365/zhiyuan_objv2_val.json", [annotation(51, 1, [5, 6, 10, 12])])
     with pytest.raises(CorpusError, match="name their folder"):
         bring("objects365", tmp_path / "o365", tmp_path / "out")
     save(tmp_path / "disk/patch8/objects365_v1_00420917.jpg")
@@ -59,7 +63,7 @@ def test_pictures_elsewhere_or_nowhere(tmp_path):
 def test_a_bad_file_name_is_told(tmp_path, name):
     save(tmp_path / "o365/train/patch8/objects365_v1_00420917.jpg")
     file = tmp_path / "o365/zhiyuan_objv2_train.json"
-    objects365(file, [])
+    objects365(file, [annotation(51, 1, [5, 6, 10, 12])])
     tables = json.loads(file.read_text())
     tables["images"].append({**tables["images"][0], "id": 2, "file_name": name})
     file.write_text(json.dumps(tables))

@@ -131,11 +131,12 @@ def test_damaged_samples(tmp_path, monkeypatch):
         ("f.jpg", b"no picture"),
         ("g.jpg", PICTURE + bytes(6_000)),
         ("h.jpg", PICTURE), ("h.json", ROW | {"width": 41}),
-        ("i.jpg", PICTURE), ("i.json", ROW | {"regions": [{"bbox": [1, 2]}, 7]}),
+        ("i.jpg", PICTURE),
+        ("i.json", ROW | {"regions": [{"bbox": [1, 2]}, 7, {"bbox": [1, 2, 9, 9], "caption": "x"}]}),
         ("i.jpg", PICTURE),
     )  # fmt: skip
     records, refused = bring("webdataset", src, tmp_path / "out", source="mine")
-    assert [(r.id, len(r.regions)) for r in records] == [("shop/7", 0), ("mine/i", 0)]
+    assert [(r.id, len(r.regions)) for r in records] == [("shop/7", 1), ("mine/i", 0)]
     assert [r.reason for r in refused] == [
         "not-json", "not-json", "bad-field", "bad-field", "missing-image", "not-an-image", "too-large",
         "size-mismatch", "empty-text", "empty-text",
