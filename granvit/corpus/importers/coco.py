@@ -188,12 +188,11 @@ def read_tables(
             )
         except Refused as refused:
             yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, len(regions))
-    for key, orphans in by_image.items():
-        reason, what = ("ambiguous-id", "several have") if key in ambiguous else ("unknown-image", "is not listed")
+    for named, orphans in by_image.items():
+        reason, what = ("ambiguous-id", "several have") if named in ambiguous else ("unknown-image", "is not listed")
         for index, annotation in enumerate(orphans):
-            named = f"{annotation.get('image_id')!r:.100}"
-            detail = f"annotation {annotation.get('id')!r:.100} names the image {named}, which {what}"
-            yield Rejection(reason, "", file.name, index, detail)
+            shown = f"annotation {annotation.get('id')!r:.100} names the image {annotation.get('image_id')!r:.100}"
+            yield Rejection(reason, "", file.name, index, f"{shown}, which {what}")
     for what, count in reader.left_out.items():
         yield LeftOut(what, count, file.name)
 

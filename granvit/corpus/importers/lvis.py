@@ -6,19 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.importers.base import as_text, importer
+from granvit.corpus.importers.base import Found, as_text, importer
 from granvit.corpus.importers.coco import Variant, folder_of, load_tables, probes, read_tables
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Rejection
-from granvit.regions import RegionImage
+from granvit.corpus.quarantine import LeftOut
 
 _FILES = ("lvis_v*_train.json", "lvis_v*_val.json")
 
 
 @importer("lvis")
-def read(
-    src: Path, *, images: Path | None = None, source: str = "lvis", licence: str = ""
-) -> Iterator[RegionImage | Rejection]:
+def read(src: Path, *, images: Path | None = None, source: str = "lvis", licence: str = "") -> Iterator[Found]:
     """`src` is the folder with ``lvis_v1_train.json`` and ``lvis_v1_val.json``, or that of ``annotations/``, or a file.
 
     COCO's instances format, but an image has no file name: ``coco_url`` ends in its folder and name,
@@ -27,7 +24,7 @@ def read(
 
     A category's name, ``bat_(animal)``, becomes the text with blanks for underscores, its ``synonyms`` alternatives.
     ``neg_category_ids``, which are certain to be absent, and ``not_exhaustive_category_ids``, of which not every
-    instance is outlined, say nothing of a region and are not read: what has no box here may still be in the picture.
+    instance is outlined, say nothing of a region and are left out: what has no box here may still be in the picture.
 
     Boxes: x, y, width, height in pixels; an outline of one polygon is kept. Terms: annotations CC BY 4.0, COCO's photos
     under their Flickr licences.
@@ -41,6 +38,9 @@ def read(
         root = images or folder_of(file, beside, [_path(image) for image in probes(tables["images"])])
         split = next((name for name in ("train", "val") if name in file.stem), "")
         yield from read_tables(tables, file, Variant(root, _locate, _names), source, licence, split)
+        for what in ("neg_category_ids", "not_exhaustive_category_ids"):
+            stated = [image[what] for image in tables["images"] if isinstance(image.get(what), list)]
+            yield LeftOut(f"category in {what}", sum(map(len, stated)), file.name)
 
 
 def _files(src: Path) -> list[Path]:

@@ -6,19 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.importers.base import as_text, importer
+from granvit.corpus.importers.base import Found, as_text, importer
 from granvit.corpus.importers.coco import Variant, holds_some, load_tables, probes, read_tables
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Rejection
-from granvit.regions import RegionImage
 
 _PREFIX = "zhiyuan_objv2_"
 
 
 @importer("objects365")
-def read(
-    src: Path, *, images: Path | None = None, source: str = "objects365", licence: str = ""
-) -> Iterator[RegionImage | Rejection]:
+def read(src: Path, *, images: Path | None = None, source: str = "objects365", licence: str = "") -> Iterator[Found]:
     """`src` is a folder that holds ``zhiyuan_objv2_train.json`` or ``..._val.json`` at any depth, or one such file.
 
     COCO's instances format. A file name, ``images/v1/patch8/objects365_v1_00420917.jpg``, tells the patch, one of the

@@ -5,7 +5,7 @@ import json
 import pytest
 from importing import bring, save
 
-from granvit.corpus.store import CorpusError
+from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
 
 COCO_HOST = "http://images.cocodataset.org"
@@ -60,6 +60,8 @@ def test_names_come_from_the_url_and_synonyms_are_alternatives(tmp_path):
     ]
     assert records[1].regions == []
     assert records[2].regions == [Region((0, 0, 40, 30), "bat (animal)", polygon=outline)]
+    left_out = Corpus(tmp_path / "out").manifest["meta"]["left_out"]
+    assert left_out["category in neg_category_ids"] == 3
     assert [(r.reason, r.uri, r.region) for r in refused] == [
         ("unknown-category", "train2017/000000000009.jpg", 1),
         ("unknown-image", "lvis_v1_val.json", 0),
