@@ -9,11 +9,20 @@ import shutil
 import socket
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from granvit.errors import BusyError, GranvitError
+
+# A JSON file of this package nests a few levels; one more for each corpus that a corpus was made of.
+_MAX_NESTING = 300
+_MAX_JSON_BYTES = 1 << 28
+_HOLDER_BYTES = 10_000
+# Seconds between two looks at a lock that somebody waits for.
+_LOOK_AGAIN = 0.2
 
 
 def sync(path: Path) -> None:
@@ -29,18 +38,26 @@ def sync(path: Path) -> None:
 def atomic_file(path: Path | str) -> Iterator[Path]:
     """A file beside `path` to write; it becomes `path` when the block ends without an error, and is removed otherwise.
 
-    The file has the mode that the umask gives, whatever wrote it (safetensors makes its files 0600).
+    The file has the mode that the umask gives, whatever wrote it (safetensors makes its files 0600). What is there and
+    no file, like /dev/stdout, is written to as it is.
+
+    Raises:
+        BusyError: another process writes `path`.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        yield unfinished
-        unfinished.chmod(0o666 & ~_umask())
-        sync(unfinished)
-        os.replace(unfinished, path)
-        sync(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    unfinished = _beside(path, "partial")
+    with locked(path):
+        try:
+            yield unfinished
+            unfinished.chmod(0o666 & ~_umask())
+            sync(unfinished)
+            os.replace(unfinished, path)
+            sync(path.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -58,24 +75,28 @@ def staged_folder(out: Path | str, check: Callable[[Path], None] = lambda out: N
 
     Args:
         out: the folder to make or to replace; a link is followed.
-        check: called with `out` once it is held, to refuse what must not be replaced.
+        check: called with `out` once it is held, to refuse what must not be replaced. Not called where `out` is what
+            the same command had just put there when it was killed: it is made again.
 
     Raises:
-        BusyError: another process writes `out`.
+        BusyError: another process writes `out`. GranvitError: `out` cannot be renamed, being a mount point.
     """
     out = Path(os.path.realpath(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    if out.is_mount():
+        raise GranvitError(f"{out} is a mount point, which cannot be replaced as a whole: name a folder below it")
+    with locked(out) as lock:
         staging, old = _beside(out, "partial"), _beside(out, "old")
         if old.exists() and not out.exists():
             os.replace(old, out)
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(staging, ignore_errors=True)
-        check(out)
+        if not lock.had_made(out):
+            check(out)
         staging.mkdir()
         try:
             yield staging
             apply_umask(staging)
+            lock.making(staging)
             if out.exists():
                 os.replace(out, old)
             os.replace(staging, out)
@@ -85,42 +106,94 @@ def staged_folder(out: Path | str, check: Callable[[Path], None] = lambda out: N
             shutil.rmtree(staging, ignore_errors=True)
 
 
+class Lock:
+    """A lock that is held. Its file tells others who holds it, and a later process what a killed one was about."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        try:
+            left = json.loads(os.pread(descriptor, _HOLDER_BYTES, 0))
+        except ValueError:
+            left = None
+        self._left: dict[str, Any] = left if isinstance(left, dict) else {}
+        self._holder: dict[str, Any] = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "command": " ".join(sys.argv)[:200],
+            "in": os.getcwd(),
+        }
+        self._write(self._holder)
+
+    def _write(self, facts: dict[str, Any]) -> None:
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(facts).encode(), 0)
+        os.fsync(self._descriptor)
+
+    def making(self, folder: Path) -> None:
+        """Note that `folder` is finished, and is about to be put in its place."""
+        self._write({**self._holder, "made": _identity(folder)})
+
+    def had_made(self, folder: Path) -> bool:
+        """Whether `folder` is what a killed process of the same command had put there, untouched since."""
+        same = all(self._left.get(name) == self._holder[name] for name in ("command", "in"))
+        return same and folder.exists() and self._left.get("made") == _identity(folder)
+
+
+def _identity(folder: Path) -> list[int]:
+    """What a folder keeps when it is renamed, and loses when anything is put into it."""
+    facts = folder.stat()
+    return [facts.st_ino, facts.st_mtime_ns]
+
+
+# What this process holds.
+_held: dict[Path, Lock] = {}
+
+
 @contextmanager
-def locked(path: Path | str) -> Iterator[None]:
+def locked(path: Path | str, wait: bool = False) -> Iterator[Lock]:
     """Hold a folder or file, present or not, against every other writer of this machine or shared disk.
 
-    The lock is the kernel's on `.NAME.lock` beside it: it ends with the process, however that ends.
+    The lock is the kernel's on `.NAME.lock` beside it: it ends with the process, however that ends. A process may hold
+    it several times, one block within the other. With `wait` another holder is waited for.
 
     Raises:
         BusyError: another process holds it; the message says which, since the file holds its number, host and command.
     """
     path = Path(os.path.realpath(path))
+    if path in _held:
+        yield _held[path]
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _beside(path, "lock")
-    descriptor = _lock(file, path)
+    descriptor = _lock(file, path, wait)
     try:
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)[:200]}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        yield
+        _held[path] = Lock(descriptor)
+        yield _held[path]
     finally:
+        _held.pop(path, None)
         file.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _lock(file: Path, path: Path) -> int:
+def _lock(file: Path, path: Path, wait: bool) -> int:
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one that held it may have removed the file between our opening and locking it.
+            if os.path.samestat(os.stat(file), os.fstat(descriptor)):
+                return descriptor
+        except FileNotFoundError:
+            pass
         except BlockingIOError:
-            told = os.pread(descriptor, 1000, 0)
+            if not wait:
+                told = _holder(os.pread(descriptor, _HOLDER_BYTES, 0))
+                os.close(descriptor)
+                raise BusyError(f"{path}: another process is writing here ({told})") from None
+            time.sleep(_LOOK_AGAIN)
+        except OSError as error:
             os.close(descriptor)
-            raise BusyError(f"{path}: another process is writing here ({_holder(told)})") from None
-        # The one that held it may have removed the file between our opening and locking it.
-        with_name = os.stat(file) if file.exists() else None
-        if with_name is not None and os.path.samestat(with_name, os.fstat(descriptor)):
-            return descriptor
+            raise GranvitError(f"{file}: cannot be locked: {error.strerror}") from error
         os.close(descriptor)
 
 
@@ -182,3 +255,70 @@ def read_regular(path: Path, limit: int) -> bytes:
         if facts.st_size > limit:
             raise GranvitError(f"{path}: {facts.st_size} bytes, at most {limit} are read")
         return file.read()
+
+
+def read_json(path: Path, error: type[GranvitError] = GranvitError) -> Any:
+    """The value of a JSON file of this package, which anybody may have edited.
+
+    Raises:
+        `error`: it is no regular file, no UTF-8, no JSON, nests too deep, or states a number that is none.
+        OSError: it cannot be read.
+    """
+    try:
+        value = json.loads(read_regular(path, _MAX_JSON_BYTES), parse_constant=_no_number)
+        _check_nesting(value)
+    except (ValueError, RecursionError) as wrong:  # of which are bytes that are no UTF-8, and numbers too long to read
+        if isinstance(wrong, GranvitError):
+            raise error(str(wrong)) from wrong
+        told = "it nests too deep" if isinstance(wrong, RecursionError) else str(wrong)
+        raise error(f"{path}: damaged: {told}") from wrong
+    return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _check_nesting(value: Any) -> None:
+    level = [value]
+    for _ in range(_MAX_NESTING):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise RecursionError
+
+
+_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+
+
+def checked_field(
+    row: Any, name: str, kind: type, file: Path, inside: str = "", error: type[GranvitError] = GranvitError
+) -> Any:
+    """The member `name` of an object that was read from a file: of the type `kind`, and not negative where a number.
+
+    Args:
+        inside: what leads to the object within the file, like "shards[3].".
+
+    Raises:
+        `error`: `row` is no object, lacks the member, or has another type of it; the message names file and member.
+    """
+    if not isinstance(row, dict):
+        raise error(f"{file}: damaged: {inside.rstrip('.') or 'its content'} is {_short(row)}, it should be an object")
+    if name not in row:
+        raise error(f"{file}: damaged: {inside}{name} is missing")
+    value = row[name]
+    if not isinstance(value, kind) or isinstance(value, bool) and kind is int:
+        raise error(f"{file}: damaged: {inside}{name} is {_short(value)}, it should be {_NAMES[kind]}")
+    if isinstance(value, int) and not 0 <= value < 1 << 53:
+        raise error(f"{file}: damaged: {inside}{name} is {_short(value)}, it should be a number from 0 up")
+    return value
+
+
+def _short(value: Any) -> str:
+    shown = json.dumps(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

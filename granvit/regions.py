@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -12,6 +14,10 @@ from granvit.errors import GranvitError
 
 Kind = Literal["object", "text"]
 SCHEMA_VERSION = 1
+SPLITS = ("", "train", "val", "test")
+# Control characters but tab and newline, and lone surrogates, which no UTF-8 file can hold.
+UNWANTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_KINDS = get_args(Kind)
 # A region that a cut-out of the image cuts is kept where at least this share of it is seen. Cut text would be a wrong
 # transcription.
 LEAST_VISIBLE: dict[Kind, float] = {"object": 0.5, "text": 0.97}
@@ -86,21 +92,66 @@ class RegionImage:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> RegionImage:
-        """The record of a Parquet row.
+        """The record of a Parquet row, whose values are such that every consumer may rely on them.
+
+        Whether boxes lie inside the picture, and whether it decodes, is left to `check_record`.
 
         Raises:
-            ValueError: the row lacks a column of `SCHEMA`.
+            GranvitError: the row lacks a column of `SCHEMA`, or holds a value that no record may have: an unknown
+                split or kind, a name with control characters, a size or box that is none, nothing where something
+                must be.
         """
         missing = sorted(set(SCHEMA.names) - row.keys())
         if missing:
             raise GranvitError(f"row lacks the column(s) {', '.join(missing)}")
-        regions = [
-            Region(**{**r, "box": tuple(r["box"]), "alternatives": list(r["alternatives"] or [])})
-            for r in row["regions"] or []
-        ]
+        try:
+            regions = [
+                Region(**{**r, "box": tuple(r["box"]), "alternatives": list(r["alternatives"] or [])})
+                for r in row["regions"] or []
+            ]
+        except TypeError as error:
+            raise GranvitError(f"record {row['id']!r}: a region or its box is missing") from error
         image = row["image"] or {"bytes": None, "path": ""}
         rest = {k: row[k] for k in ("id", "width", "height", "source", "licence", "caption", "split")}
-        return cls(image=image["bytes"], uri=image["path"] or "", regions=regions, **rest)
+        record = cls(image=image["bytes"], uri=image["path"] or "", regions=regions, **rest)
+        if problem := _problem(record):
+            raise GranvitError(f"record {record.id!r}: {problem}")
+        return record
+
+
+def _problem(record: RegionImage) -> str:
+    """What of a record no consumer could cope with, or an empty string. Ten microseconds, so it's done at each read."""
+    for name in ("id", "uri", "source", "licence"):
+        value = getattr(record, name)
+        if value is None or UNWANTED.search(value):
+            return f"{name} is {value!r}"
+    if not record.id:
+        return "id is empty"
+    if record.split not in SPLITS:
+        return f"split is {record.split!r}, it should be one of {', '.join(map(repr, SPLITS))}"
+    if not (record.width and record.width > 0 and record.height and record.height > 0):
+        return f"its size is {record.width}x{record.height}"
+    for index, region in enumerate(record.regions):
+        if problem := _region_problem(region):
+            return f"region {index}: {problem}"
+    return ""
+
+
+def _region_problem(region: Region) -> str:
+    if not all(v is not None and math.isfinite(v) for v in region.box):
+        return f"box is {region.box}"
+    if region.kind not in _KINDS:
+        return f"kind is {region.kind!r}, it should be one of {', '.join(map(repr, _KINDS))}"
+    for name in ("text", "box_by", "text_by", "ignore"):
+        if getattr(region, name) is None:
+            return f"{name} is missing"
+    if region.score is not None and not 0 <= region.score <= 1:
+        return f"score is {region.score}"
+    if None in region.alternatives:
+        return "an alternative text is missing"
+    if region.polygon is not None and not all(v is not None and math.isfinite(v) for v in region.polygon):
+        return "a coordinate of the polygon is no number"
+    return ""
 
 
 _REGION = pa.struct(

@@ -30,6 +30,7 @@ from granvit.corpus.repeats import Repeats, text_hash
 from granvit.corpus.select import unit_hash
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.survey import Survey, judge, too_few
+from granvit.files import write_text
 from granvit.regions import Region, RegionImage
 
 WITH_IMAGE = "with-image"
@@ -174,7 +175,7 @@ def curate(
     with CorpusWriter(out, meta=meta, overwrite=overwrite) as writer:
         records = tqdm(corpus.records(), "filter", len(corpus), unit=" images", disable=not progress)
         survey = Survey(records, curation.filters, curation.repeats, curation.seed)
-        dropped = _choose(corpus, survey, curation, report, fingerprints, workers)
+        dropped = _choose(corpus, survey, curation, report, fingerprints, workers, writer.folder)
         thinning = _Thinning(survey, curation.repeats)
         pictures = tqdm(corpus, "write", len(corpus), unit=" images", disable=not progress)
         for record in _kept(pictures, dropped, thinning, curation, report):
@@ -182,9 +183,8 @@ def curate(
         if not writer.images:
             raise CorpusError(f"{corpus.path}: no image is left: {report.reasons('images')}")
         report.repeated = thinning.account()
-    account = {"corpus": str(corpus.path), "settings": asdict(curation), **report.to_json()}
-    text = json.dumps(account, indent=1, ensure_ascii=False)
-    (Path(out) / CURATION).write_text(text, encoding="utf-8")
+        account = {"corpus": str(corpus.path), "settings": asdict(curation), **report.to_json()}
+        write_text(writer.folder / CURATION, json.dumps(account, indent=1, ensure_ascii=False))
     return report
 
 
@@ -195,8 +195,9 @@ def _choose(
     report: CurationReport,
     fingerprints: Path | None,
     workers: int,
+    unfinished: Path,
 ) -> dict[int, str]:
-    """Why rows that passed the filters are dropped all the same."""
+    """Why rows that passed the filters are dropped all the same. `unfinished` is a folder for passing files."""
     reasons: dict[int, str] = {}
     left = np.ones(len(survey), dtype=bool)
 
@@ -205,7 +206,8 @@ def _choose(
         left[entry] = False
 
     if len(survey) and (curation.exact_duplicates or curation.near_duplicates):
-        with tempfile.TemporaryDirectory(prefix="granvit-") as folder:
+        # Beside what is written, not in the system's folder: what a killed run leaves is cleared by the next one.
+        with tempfile.TemporaryDirectory(dir=unfinished) as folder:
             file = _fingerprints(corpus, survey, fingerprints, Path(folder), workers)
             entries = np.searchsorted(file.rows, survey.rows)
             report.without_fingerprint.update(file.problems[i] for i in entries.tolist() if i in file.problems)

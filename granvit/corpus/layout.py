@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
+import os
+import re
+import stat
+from collections import Counter
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -14,12 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from granvit.errors import GranvitError
-from granvit.regions import SCHEMA, SCHEMA_VERSION, schema_with_viewer_features
+from granvit.files import checked_field, read_json
+from granvit.regions import SCHEMA, SCHEMA_VERSION, UNWANTED, schema_with_viewer_features
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
 CURATION = "curation.json"
 SHARDS = "part-*.parquet"
+_SHARD = re.compile(r"part-[\w.-]*\.parquet")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class CorpusError(GranvitError):
@@ -33,27 +39,69 @@ def sha256(file: Path) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the corpus folder `path`.
+    """The manifest of the corpus folder `path`, which anybody may have edited: all that is read of it is checked.
 
     Raises:
-        CorpusError: it is missing, damaged, of another schema version, or counts no image.
+        CorpusError: it is missing, damaged, of another schema version, counts no image, or names a shard that is no
+            regular file in this folder.
     """
     file = path / MANIFEST
     if not path.is_dir():
         raise CorpusError(f"{path} is not a folder; a corpus is one, with a {MANIFEST}")
     if not file.exists():
         raise CorpusError(f"{file} is missing: this is no corpus, or its import did not finish")
-    try:
-        manifest = json.loads(file.read_bytes())
-        version = manifest["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise CorpusError(f"{file}: schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
-        rows = sum(shard["rows"] for shard in manifest["shards"] if shard["name"])
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorpusError(f"{file}: damaged: {error!r}") from error
-    if not rows:
+    manifest: dict[str, Any] = read_json(file, CorpusError)
+    if (version := _field(manifest, "schema_version", int, file)) != SCHEMA_VERSION:
+        raise CorpusError(f"{file}: schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
+    shards = _field(manifest, "shards", list, file)
+    names = [_checked_shard(shard, file, f"shards[{number}].") for number, shard in enumerate(shards)]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise CorpusError(f"{file}: damaged: the shard {twice} is listed twice")
+    for name in ("images", "regions"):
+        _field(manifest, name, int, file)
+    for name in ("images_by_source", "images_by_split", "regions_by_kind"):
+        counts = _field(manifest, name, dict, file)
+        for key in counts:
+            if UNWANTED.search(key):
+                raise CorpusError(f"{file}: damaged: {name} holds the name {key!r}")
+            _field(counts, key, int, file, f"{name}.")
+    _field(manifest, "meta", dict, file)
+    if not sum(shard["rows"] for shard in shards):
         raise CorpusError(f"{file}: the corpus is empty")
+    for name in names:
+        _check_place(path, name)
     return manifest
+
+
+def _field(row: Any, name: str, kind: type, file: Path, inside: str = "") -> Any:
+    return checked_field(row, name, kind, file, inside, CorpusError)
+
+
+def _checked_shard(shard: Any, file: Path, inside: str) -> str:
+    """The name of a shard, whose row of the manifest has all that it should have."""
+    for name in ("rows", "regions", "bytes"):
+        _field(shard, name, int, file, inside)
+    if not _SHA256.fullmatch(_field(shard, "sha256", str, file, inside)):
+        raise CorpusError(f"{file}: damaged: {inside}sha256 is {shard['sha256'][:80]!r}, not 64 hexadecimal digits")
+    name: str = _field(shard, "name", str, file, inside)
+    if not _SHARD.fullmatch(name):
+        raise CorpusError(f"{file}: damaged: {inside}name is {name[:80]!r}, it should be like part-00000.parquet")
+    return name
+
+
+def _check_place(folder: Path, name: str) -> None:
+    """Whether a shard that is there is a file of this folder. One that is missing is told when it is read."""
+    file = folder / name
+    try:
+        mode = file.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
+            raise CorpusError(f"{file}: is a link that leads out of the corpus; put the file itself there")
+        mode = file.stat().st_mode if file.exists() else stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        raise CorpusError(f"{file}: is not a regular file")
 
 
 def check_schema(file: Path, schema: pa.Schema) -> None:

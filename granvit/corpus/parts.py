@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.select import unit_hash
-from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.regions import RegionImage
+from granvit.corpus.store import Corpus, CorpusFiles, CorpusWriter, refuse_foreign_files
+from granvit.files import staged_folder
+from granvit.regions import SPLITS, RegionImage
 
 _MOVABLE = ("", "train")
 
@@ -57,7 +59,7 @@ def merge(corpora: Sequence[Corpus], out: str | Path, skip_known: bool = False, 
 def split(
     corpus: Corpus, out: str | Path, val: float = 0.0, test: float = 0.0, overwrite: bool = False
 ) -> dict[str, int]:
-    """Write each split of a corpus as a corpus of its own, out/train, out/val and out/test.
+    """Write each split of a corpus as a corpus of its own, out/train, out/val and out/test: all of them or none.
 
     Args:
         val, test: shares in [0, 1) of the images without a split, or in "train", that become "val" and "test", chosen
@@ -67,19 +69,30 @@ def split(
         Images by split.
 
     Raises:
-        CorpusError: the shares make no sense, or a folder is in use.
+        CorpusError: the shares make no sense, or `out` holds anything else than splits that may be replaced.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise CorpusError(f"the shares must be at least 0 and less than 1 together, got val {val} and test {test}")
     meta = {"split": {"val": val, "test": test}, "of": str(corpus.path), "before": corpus.manifest["meta"]}
-    writers: dict[str, CorpusWriter] = {}
-    with ExitStack() as stack:
+    writers: dict[str, CorpusFiles] = {}
+    with staged_folder(out, partial(_refuse_other_folders, overwrite=overwrite)) as folder, ExitStack() as stack:
         for record in corpus:
             name = _split(record, val, test)
             if name not in writers:
-                writers[name] = stack.enter_context(CorpusWriter(Path(out) / name, meta=meta, overwrite=overwrite))
+                (folder / name).mkdir()
+                writers[name] = stack.enter_context(CorpusFiles(folder / name, meta=meta))
             writers[name].write(replace(record, split=name))
     return {name: writer.images for name, writer in sorted(writers.items())}
+
+
+def _refuse_other_folders(out: Path, overwrite: bool) -> None:
+    """Whether the splits may be written at `out`, which is replaced as a whole."""
+    if out.exists() and not out.is_dir():
+        raise CorpusError(f"{out} is a file; the splits go into a folder")
+    for inner in sorted(out.iterdir()) if out.exists() else ():
+        if inner.name not in SPLITS or not inner.is_dir():
+            raise CorpusError(f"{out} is not empty (it holds {inner.name}): choose another folder")
+        refuse_foreign_files(inner, overwrite)
 
 
 def _split(record: RegionImage, val: float, test: float) -> str:
@@ -103,7 +116,7 @@ def sample(corpus: Corpus, count: int, seed: int = 0, per_source: bool = False) 
     if count < 1:
         raise CorpusError(f"a sample of {count} images is no corpus")
     draws: dict[str, list[tuple[float, int]]] = {}
-    for place, record in enumerate(corpus.records()):
+    for place, record in enumerate(corpus.records(check=False)):  # whoever copies the sample checks what it reads
         drawn = draws.setdefault(record.source if per_source else "", [])
         drawn.append((unit_hash(f"{seed}:{record.id}"), place))
     return sorted(place for drawn in draws.values() for _, place in sorted(drawn)[:count])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -20,15 +19,11 @@ import numpy as np
 
 from granvit import geometry, images
 from granvit.corpus.layout import CorpusError
-from granvit.regions import Kind, Region, RegionImage
+from granvit.regions import SPLITS, UNWANTED, Kind, Region, RegionImage
 
 MAX_TEXT = 2_000
 MIN_BOX_SIDE = 1.0
-SPLITS = ("", "train", "val", "test")
 UNKNOWN_SIZE = (0, 0)
-
-# Control characters but tab and newline, and lone surrogates, which no UTF-8 file can hold.
-_UNWANTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,7 @@ def check_record(record: RegionImage, decoded: tuple[int, int] | None = None) ->
 
 def _checked_size(record: RegionImage, decoded: tuple[int, int] | None) -> tuple[int, int]:
     for name in ("id", "uri", "source", "licence"):
-        if _UNWANTED.search(getattr(record, name)):
+        if UNWANTED.search(getattr(record, name)):
             raise Refused("bad-name", f"{name} is {getattr(record, name)!r}")
     if not record.id:
         raise Refused("no-id", "the record has no id")
@@ -214,7 +209,7 @@ def _as_stored(values: Any) -> list[float]:
 
 def _clean(text: str, changes: Counter[str]) -> str:
     unix = text.replace("\r\n", "\n").replace("\r", "\n")
-    cleaned = _UNWANTED.sub("", unix)
+    cleaned = UNWANTED.sub("", unix)
     changes["cleaned"] += cleaned != unix
     return cleaned.strip()
 

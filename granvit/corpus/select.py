@@ -28,7 +28,9 @@ class Subset:
         return self.corpus[self.indices[index]]
 
     def __iter__(self) -> Iterator[RegionImage]:
-        return (self.corpus[i] for i in self.indices)
+        for i in self.indices:
+            self.corpus.check_shard(self.corpus.shard_of(i))
+            yield self.corpus[i]
 
 
 def train_and_held_out(corpus: Corpus, fraction: float = _FRACTION) -> tuple[Subset, Subset]:
@@ -82,7 +84,7 @@ def named_split(corpus: Corpus) -> Callable[[RegionImage], str]:
 def _parts(corpus: Corpus, fraction: float = _FRACTION) -> tuple[Subset, Subset]:
     splits: dict[str, list[int]] = {}
     ids: list[str] = []
-    for index, record in enumerate(corpus.records()):
+    for index, record in enumerate(corpus.records(check=False)):  # what is read of these is checked when it is
         splits.setdefault(record.split, []).append(index)
         ids.append(record.id)
     named = next((name for name in _HELD_OUT if splits.get(name)), None)

@@ -2,11 +2,12 @@
 
     corpus/
       part-00000.parquet ...   one row per image, its file embedded, in the layout of `granvit.regions.SCHEMA`
-      manifest.json            written last: counts, checksums
+      manifest.json            counts, checksums
       quarantine.jsonl         what an import refused, if there was one
       curation.json            what a curation dropped, if there was one
 
-Without a manifest there is no corpus: what an interrupted writer leaves behind is never mistaken for one.
+A corpus is written beside its place and renamed into it: it is there as a whole, or what was there before still is.
+Whoever reads a whole shard holds it to its checksum first, so that wrong bytes are never copied under a new one.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from __future__ import annotations
 import json
 import operator
 import os
-import shutil
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
+from contextlib import ExitStack
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,12 +40,10 @@ from granvit.corpus.layout import (
     read_manifest,
     sha256,
 )
-from granvit.files import sync
+from granvit.files import staged_folder, sync, write_text
 from granvit.regions import SCHEMA, SCHEMA_VERSION, RegionImage, schema_with_viewer_features
 
 __all__ = ["Corpus", "CorpusError", "CorpusWriter"]
-
-_STAGING = ".partial"
 
 # Reading one image reads its row group: the size in bytes, not the number of rows, is what random access pays for. But
 # a reader keeps the shards' metadata, which grows with the groups: 16 rows each took 190 MB more for 250,000 images.
@@ -52,25 +51,22 @@ ROW_GROUP_ROWS = 64
 ROW_GROUP_BYTES = 4 << 20
 
 
-class CorpusWriter:
-    """Writes a corpus; it becomes readable as a whole when the `with` block ends, or not at all.
+class CorpusFiles:
+    """Writes the files of a corpus into a folder that is there, shards first, the manifest when the block ends.
 
-    Everything is written to a hidden folder inside `path` and moved into place at the end, the manifest last.
+    Nobody is kept from reading or writing there meanwhile: for a corpus in its place there is `CorpusWriter`.
 
     Args:
-        path: the corpus folder; made if absent.
+        folder: where to write.
         rows_per_shard: images per Parquet file.
         meta: JSON-able facts for the manifest's "meta"; may be filled in until the block ends.
-        overwrite: replace the corpus at `path`; it stays readable until the new one is complete.
 
     Raises:
-        CorpusError: `path` holds other files and `overwrite` is off; on leaving the block, no image was written.
+        CorpusError: on leaving the block, no image was written.
     """
 
-    def __init__(
-        self, path: str | Path, rows_per_shard: int = 2_000, meta: dict[str, Any] | None = None, overwrite: bool = False
-    ) -> None:
-        self.path = Path(path)
+    def __init__(self, folder: Path, rows_per_shard: int = 2_000, meta: dict[str, Any] | None = None) -> None:
+        self.path = self.folder = folder
         self.meta = dict(meta or {})
         self.images = self.regions = 0
         self._kinds: Counter[str] = Counter()
@@ -82,22 +78,8 @@ class CorpusWriter:
         self._rows: list[dict[str, Any]] = []
         self._row_bytes = 0
         self._shard: pq.ParquetWriter | None = None
-        self._refuse_foreign_files(overwrite)
 
-    def _refuse_foreign_files(self, overwrite: bool) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise CorpusError(f"{self.path} is a file; a corpus is a folder")
-        present = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        ours = {_STAGING, QUARANTINE}
-        if overwrite:
-            ours |= {MANIFEST, CURATION} | {p.name for p in self.path.glob(SHARDS)}
-        if present - ours:
-            hint = "choose another folder" if overwrite else "choose another folder or overwrite it"
-            raise CorpusError(f"{self.path} is not empty (it holds {min(present - ours)}): {hint}")
-
-    def __enter__(self) -> CorpusWriter:
-        shutil.rmtree(self.path / _STAGING, ignore_errors=True)
-        (self.path / _STAGING).mkdir(parents=True)
+    def __enter__(self) -> Self:
         return self
 
     def __contains__(self, record_id: object) -> bool:
@@ -135,7 +117,7 @@ class CorpusWriter:
     def _start_shard(self) -> None:
         name = f"part-{len(self._shards):05d}.parquet"
         self._shards.append({"name": name, "rows": 0, "regions": 0})
-        self._shard = pq.ParquetWriter(self.path / _STAGING / name, schema_with_viewer_features(), **encoding())
+        self._shard = pq.ParquetWriter(self.folder / name, schema_with_viewer_features(), **encoding())
 
     def _flush(self) -> None:
         if self._rows and self._shard is not None:
@@ -148,35 +130,22 @@ class CorpusWriter:
         self._flush()
         self._shard.close()
         self._shard = None
-        file = self.path / _STAGING / self._shards[-1]["name"]
+        file = self.folder / self._shards[-1]["name"]
         sync(file)
         self._shards[-1] |= {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        staging = self.path / _STAGING
         try:
             if kind is None:
                 self._finish_shard()
-                self._publish(staging)
+                if not self.images:
+                    raise CorpusError(f"{self.path}: no image was written, so there is no corpus")
+                write_text(self.folder / MANIFEST, json.dumps(self._manifest(), indent=1, ensure_ascii=False))
         finally:
             if self._shard is not None:
                 self._shard.close()
-            shutil.rmtree(staging, ignore_errors=True)
-
-    def _publish(self, staging: Path) -> None:
-        if not self.images:
-            raise CorpusError(f"{self.path}: no image was written, so there is no corpus")
-        (staging / MANIFEST).write_text(json.dumps(self._manifest(), indent=1, ensure_ascii=False), encoding="utf-8")
-        sync(staging / MANIFEST)
-        # From here to the last line the folder has no manifest: a crash leaves no corpus rather than a mixed one.
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        for old in self.path.glob(SHARDS):
-            old.unlink()
-        for name in [*(shard["name"] for shard in self._shards), MANIFEST]:
-            os.replace(staging / name, self.path / name)
-        sync(self.path)
 
     def _manifest(self) -> dict[str, Any]:
         return {
@@ -190,6 +159,71 @@ class CorpusWriter:
             "shards": self._shards,
             "meta": self.meta,
         }
+
+
+class CorpusWriter(CorpusFiles):
+    """Writes a corpus; it is at `path` as a whole when the `with` block ends, or not at all.
+
+    Everything is written into a folder beside `path`, which then takes its place: `folder`, where whoever writes may
+    put what else belongs to the corpus. One process at a time.
+
+    Args:
+        path: the corpus folder; made if absent.
+        rows_per_shard, meta: see `CorpusFiles`.
+        overwrite: replace the corpus at `path`; it stays readable until the new one is complete.
+
+    Raises:
+        CorpusError: `path` holds other files and `overwrite` is off; on leaving the block, no image was written.
+        BusyError: another process writes there.
+    """
+
+    def __init__(
+        self, path: str | Path, rows_per_shard: int = 2_000, meta: dict[str, Any] | None = None, overwrite: bool = False
+    ) -> None:
+        super().__init__(Path(path), rows_per_shard, meta)
+        self.path = Path(path)
+        self._check = partial(refuse_foreign_files, overwrite=overwrite)
+        self._staged = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.folder = self._staged.enter_context(staged_folder(self.path, self._check))
+        self._staged.push(super().__exit__)  # the files are finished before the folder takes its place
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._staged.__exit__(kind, error, trace)
+
+    def keep(self, name: str) -> Path:
+        """Save a file from `folder`, where there will be no corpus; where it is to be read.
+
+        That is the corpus folder, or beside it where an earlier corpus is there, to whose files it must not come.
+        """
+        to = self.path / name
+        if (self.path / MANIFEST).exists():
+            to = self.path.with_name(f"{self.path.name}.{name}")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.folder / name, to)
+        return to
+
+
+def refuse_foreign_files(path: Path, overwrite: bool) -> None:
+    """Whether a corpus may be written at `path`.
+
+    Raises:
+        CorpusError: it is a file, or a folder that holds more than a corpus of which `overwrite` says it may go.
+    """
+    if path.exists() and not path.is_dir():
+        raise CorpusError(f"{path} is a file; a corpus is a folder")
+    present = {p.name for p in path.iterdir()} if path.exists() else set()
+    # An import that could write nothing leaves its quarantine; older versions left a hidden folder when killed.
+    ours = {QUARANTINE, ".partial"}
+    if overwrite:
+        ours |= {MANIFEST, CURATION} | {p.name for p in path.glob(SHARDS)}
+    if present - ours:
+        hint = "choose another folder" if overwrite else "choose another folder or overwrite it"
+        raise CorpusError(f"{path} is not empty (it holds {min(present - ours)}): {hint}")
 
 
 class Corpus:
@@ -208,6 +242,7 @@ class Corpus:
         self.manifest = read_manifest(self.path)
         self._shards: list[dict[str, Any]] = self.manifest["shards"]
         self._ends = list(accumulate(shard["rows"] for shard in self._shards))
+        self._intact: set[int] = set()
         self._metadata = lru_cache(maxsize=256)(self._open_metadata)
         self._group = lru_cache(maxsize=16)(self._read_group)
 
@@ -221,25 +256,69 @@ class Corpus:
         i = operator.index(index)
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.path} has {len(self)} images, there is no image {i}")
-        shard = bisect_right(self._ends, i % len(self))
+        shard = self.shard_of(i % len(self))
         row = i % len(self) - (self._ends[shard - 1] if shard else 0)
         ends = group_ends(self._metadata(shard))
         group = bisect_right(ends, row)
         offset = row - (ends[group - 1] if group else 0)
-        return RegionImage.from_row(self._group(shard, group).slice(offset, 1).to_pylist()[0])
+        return next(self._records(shard, group, self._group(shard, group).slice(offset, 1)))
 
     def __iter__(self) -> Iterator[RegionImage]:
         for shard in range(len(self._shards)):
+            self.check_shard(shard)
             for group in range(self._metadata(shard).num_row_groups):
-                yield from map(RegionImage.from_row, self._read_group(shard, group).to_pylist())
+                yield from self._records(shard, group, self._read_group(shard, group))
 
-    def records(self) -> Iterator[RegionImage]:
-        """All records in order with `image` None: the picture bytes are not read from disk."""
+    def records(self, check: bool = True) -> Iterator[RegionImage]:
+        """All records in order with `image` None: no picture is decoded, or even read but for its checksum.
+
+        Args:
+            check: hold each shard to its checksum first, which reads all of it once in this process.
+        """
         columns = [name for name in SCHEMA.names if name != "image"] + ["image.path"]
         for shard in range(len(self._shards)):
+            if check:
+                self.check_shard(shard)
             for group in range(self._metadata(shard).num_row_groups):
-                for row in self._read_group(shard, group, columns).to_pylist():
-                    yield RegionImage.from_row({**row, "image": {"bytes": None, **row["image"]}})
+                yield from self._records(shard, group, self._read_group(shard, group, columns))
+
+    @property
+    def shards(self) -> int:
+        """How many files hold the records."""
+        return len(self._shards)
+
+    def shard_of(self, index: int) -> int:
+        """The shard that holds record `index`."""
+        return bisect_right(self._ends, index)
+
+    def check_shard(self, shard: int) -> None:
+        """Hold a shard to its checksum, once.
+
+        Raises:
+            CorpusError: the file is not what was written.
+        """
+        if shard in self._intact:
+            return
+        self._metadata(shard)  # what the file lacks tells more than that it was altered
+        file, stated = self.path / self._shards[shard]["name"], self._shards[shard]
+        try:
+            size = file.stat().st_size
+            if size != stated["bytes"]:
+                raise CorpusError(f"{file}: has {size} bytes, {MANIFEST} says {stated['bytes']}: the file was altered")
+            if sha256(file) != stated["sha256"]:
+                raise CorpusError(f"{file}: the checksum differs from {MANIFEST}: the file was altered")
+        except OSError as error:
+            raise CorpusError(f"{file}: {error.strerror}") from error
+        self._intact.add(shard)
+
+    def _records(self, shard: int, group: int, table: pa.Table) -> Iterator[RegionImage]:
+        """The records of (a part of) a row group."""
+        try:
+            for row in table.to_pylist():
+                # Where pictures are left out, so is their column but for the path.
+                yield RegionImage.from_row({**row, "image": {"bytes": None, **(row["image"] or {"path": ""})}})
+        except ValueError as error:  # of which is text that is no UTF-8
+            raise CorpusError(f"{self.path / self._shards[shard]['name']}: row group {group}: {error}") from error
 
     def _open_metadata(self, shard: int) -> pq.FileMetaData:
         file = self.path / self._shards[shard]["name"]

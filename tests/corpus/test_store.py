@@ -186,7 +186,7 @@ def test_a_writer_that_raises_leaves_nothing(tmp_path):
             for i in range(5):
                 writer.write(record(i))
             raise RuntimeError("mid-way")
-    assert list((tmp_path / "corpus").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     write(tmp_path / "corpus")
     assert verify(tmp_path / "corpus") == []
 
@@ -196,7 +196,7 @@ def test_a_killed_writer_leaves_nothing_readable(tmp_path):
 import os, signal
 from granvit.corpus.store import CorpusWriter
 from granvit.regions import RegionImage
-with CorpusWriter({str(tmp_path)!r}, rows_per_shard=2) as writer:
+with CorpusWriter({str(tmp_path / "corpus")!r}, rows_per_shard=2) as writer:
     for i in range(5):
         writer.write(RegionImage(str(i), b"x", 1, 1, []))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -204,18 +204,19 @@ with CorpusWriter({str(tmp_path)!r}, rows_per_shard=2) as writer:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL
     assert any(tmp_path.rglob("part-00001.parquet"))
-    assert list(tmp_path.glob("*.parquet")) == []
-    with pytest.raises(CorpusError, match="did not finish"):
-        Corpus(tmp_path)
-    records = write(tmp_path)
-    assert list(Corpus(tmp_path)) == records
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "part-00000.parquet", "part-00001.parquet"]
+    with pytest.raises(CorpusError, match="not a folder"):
+        Corpus(tmp_path / "corpus")
+    records = write(tmp_path / "corpus")
+    assert list(Corpus(tmp_path / "corpus")) == records
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [
+        "corpus", "manifest.json", "part-00000.parquet", "part-00001.parquet"
+    ]  # fmt: skip
 
 
 def test_overwriting_keeps_the_old_corpus_until_the_new_is_whole(tmp_path):
     old = write(tmp_path, 9)
     with pytest.raises(CorpusError, match="not empty.*overwrite"):
-        CorpusWriter(tmp_path)
+        CorpusWriter(tmp_path).__enter__()
     with pytest.raises(RuntimeError):
         with CorpusWriter(tmp_path, overwrite=True) as writer:
             writer.write(record(1))
@@ -230,9 +231,10 @@ def test_never_overwrites_files_of_others(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(CorpusError, match="thesis.tex"):
-            CorpusWriter(tmp_path, overwrite=overwrite)
+            CorpusWriter(tmp_path, overwrite=overwrite).__enter__()
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
     with pytest.raises(CorpusError, match="is a file"):
-        CorpusWriter(tmp_path / "thesis.tex")
+        CorpusWriter(tmp_path / "thesis.tex").__enter__()
 
 
 def test_an_empty_corpus_is_an_error_at_both_ends(tmp_path):

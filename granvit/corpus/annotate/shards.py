@@ -28,7 +28,7 @@ from granvit.corpus.annotate.plan import Stages
 from granvit.corpus.annotate.sources import Source
 from granvit.corpus.layout import QUARANTINE
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Quarantine, Refused, Rejection, check_record
-from granvit.corpus.store import CorpusWriter
+from granvit.corpus.store import CorpusFiles
 from granvit.files import sync
 from granvit.regions import RegionImage
 
@@ -128,14 +128,14 @@ def run_task(task: Task, source: Source, stages: Stages, out: Path) -> Iterator[
     total = Counts()
     with ExitStack() as stack:
         quarantine = stack.enter_context(Quarantine(temporary / QUARANTINE))
-        writer: CorpusWriter | None = None
+        writer: CorpusFiles | None = None
         for start in range(0, len(task.inputs), task.batch):
             positions = tuple(range(start, min(start + task.batch, len(task.inputs))))
             yield Began(positions)
             outcomes = _annotate(task, positions, source, stages)
             for outcome in outcomes:
                 if outcome.record is not None:
-                    writer = writer or stack.enter_context(CorpusWriter(temporary, rows_per_shard=sys.maxsize))
+                    writer = writer or stack.enter_context(CorpusFiles(temporary, rows_per_shard=sys.maxsize))
                     writer.write(outcome.record)
                 for rejection in outcome.rejections:
                     quarantine.add(rejection)

@@ -103,14 +103,14 @@ def import_corpus(
     summary = ImportSummary()
     meta = {"importer": name, "src": [str(p) for p in places], "val_fraction": val_fraction, "group": group}
     with CorpusWriter(out, rows_per_shard, meta, overwrite) as writer:
-        with Quarantine(Path(out) / QUARANTINE) as quarantine, tqdm(unit=" images", disable=not progress) as bar:
+        with Quarantine(writer.folder / QUARANTINE) as quarantine, tqdm(unit=" images", disable=not progress) as bar:
             summary.reasons = quarantine.reasons
             for place in places:
                 before = replace(summary, reasons=summary.reasons.copy())
                 for item in reader(place, **options):
                     _take(item, writer, quarantine, summary, val_fraction, group)
                     bar.update()
-                _require_use(place, summary, before, quarantine.path, regions=name not in WITHOUT_REGIONS)
+                _require_use(place, summary, before, writer, regions=name not in WITHOUT_REGIONS)
         writer.meta |= {
             "quarantined": dict(summary.reasons),
             "changed": dict(+summary.changes),
@@ -119,17 +119,20 @@ def import_corpus(
     return summary
 
 
-def _require_use(place: Path, now: ImportSummary, before: ImportSummary, account: Path, regions: bool) -> None:
+def _require_use(place: Path, now: ImportSummary, before: ImportSummary, writer: CorpusWriter, regions: bool) -> None:
     """Whether anything of a place was used. A corpus without what it was named for would be trained on unnoticed."""
     why = ", ".join(f"{reason} {count}" for reason, count in (now.reasons - before.reasons).most_common())
-    hint = f" ({why}); see {account}" if why else ""
+    images, stated = now.images_seen - before.images_seen, now.regions_seen - before.regions_seen
     if now.images_written == before.images_written:
-        raise CorpusError(f"{place}: none of {now.images_seen - before.images_seen} images could be imported{hint}")
-    stated = now.regions_seen - before.regions_seen
-    if now.regions_written == before.regions_written and (stated or regions):
+        problem = f"none of {images} images could be imported"
+    elif now.regions_written == before.regions_written and (stated or regions):
+        problem = f"none of {stated} regions could be used"
         if not stated:
-            hint = ": it states none; pictures alone are imported with the layout image_folder"
-        raise CorpusError(f"{place}: none of {stated} regions could be used{hint}")
+            problem, why = f"{problem}: it states none; pictures alone are imported with the layout image_folder", ""
+    else:
+        return
+    # The account outlives the corpus that there will not be.
+    raise CorpusError(f"{place}: {problem}" + (f" ({why}); see {writer.keep(QUARANTINE)}" if why else ""))
 
 
 def _take(
