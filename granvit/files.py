@@ -106,6 +106,20 @@ def staged_folder(out: Path | str, check: Callable[[Path], None] = lambda out: N
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, such that a kill leaves no half of it under its name."""
+    away = removed(folder)
+    shutil.rmtree(away, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, away)
+        shutil.rmtree(away, ignore_errors=True)
+
+
+def removed(folder: Path) -> Path:
+    """What a folder is called while `remove_folder` is at it."""
+    return _beside(folder, "removed")
+
+
 class Lock:
     """A lock that is held. Its file tells others who holds it, and a later process what a killed one was about."""
 

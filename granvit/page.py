@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from PIL import Image
+
+from granvit.files import write_text
 
 
 def write_page(path: str | Path, template: str, **content: Any) -> None:
@@ -23,11 +24,7 @@ def write_page(path: str | Path, template: str, **content: Any) -> None:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template(template).render(content)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, page)
 
 
 def data_uri(image: Image.Image, quality: int = 85) -> str:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from granvit.corpus.fingerprint import SIDE, Hashes, Thumbs, featureless, hashes, thumbnail
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
-from granvit.files import sync
+from granvit.files import atomic_file
 from granvit.images import ImageError
 from granvit.regions import RegionImage
 
@@ -206,22 +206,16 @@ def store_fingerprints(
             rows.append(row)
             yield record
 
-    partial = path.with_name(f".{path.name}.partial")
     schema = _SCHEMA.with_metadata({"granvit_shards": _shards(corpus)})
-    try:
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            waiting: list[pa.RecordBatch] = []
-            for batch in fingerprint(records(), workers):
-                waiting.append(_table(batch, [rows.popleft() for _ in batch.records], schema))
-                if len(waiting) * BATCH >= _GROUP_ROWS:
-                    writer.write_table(pa.Table.from_batches(waiting))
-                    waiting = []
-            if waiting:
+    with atomic_file(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+        waiting: list[pa.RecordBatch] = []
+        for batch in fingerprint(records(), workers):
+            waiting.append(_table(batch, [rows.popleft() for _ in batch.records], schema))
+            if len(waiting) * BATCH >= _GROUP_ROWS:
                 writer.write_table(pa.Table.from_batches(waiting))
-        sync(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+                waiting = []
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting))
     return FingerprintFile(path, corpus)
 
 

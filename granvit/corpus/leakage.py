@@ -6,7 +6,6 @@ The benchmark's images are held in memory, 9 KB each; the corpus streams past th
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from granvit.corpus.fingerprint import featureless
 from granvit.corpus.fingerprinting import FEATURELESS, Batch, FingerprintFile, fingerprint, store_fingerprints
 from granvit.corpus.parts import write_part
 from granvit.corpus.store import Corpus
+from granvit.files import write_text
 from granvit.regions import RegionImage
 
 # From which agreement an image counts as a copy. Of 1,814 photos (benchmarks/leakage.py) all others stay below 0.15,
@@ -88,9 +88,7 @@ class LeakageReport:
             ids: "".join(f"{i}\n" for i in self.ids),
         }
         for file, text in texts.items():
-            partial = file.with_name(f".{file.name}.partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, file)
+            write_text(file, text)
         return ids
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from granvit.corpus.annotate.shards import SUMMARY, WORK, Counts, shard_folder
 from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError, read_manifest
 from granvit.corpus.quarantine import Quarantine, Rejection
-from granvit.files import sync
+from granvit.files import remove_folder, sync, write_text
 
 _SUMMED = ("images", "regions")
 _COUNTED = ("regions_by_kind", "images_by_source", "images_by_split")
@@ -24,7 +24,7 @@ _COUNTED = ("regions_by_kind", "images_by_source", "images_by_split")
 def counts_of(out: Path, shard: int) -> Counts | None:
     """What a shard holds, or None where it is not finished."""
     file = shard_folder(out, shard) / SUMMARY
-    return Counts.from_json(file.read_bytes()) if file.exists() else None
+    return Counts.from_json(file) if file.exists() else None
 
 
 def assemble(out: Path, shards: int, problems: list[Rejection], meta: dict[str, Any]) -> Counts:
@@ -46,7 +46,7 @@ def assemble(out: Path, shards: int, problems: list[Rejection], meta: dict[str, 
     _join_quarantines(out, shards, problems)
     if not total.images_written:
         why = ", ".join(f"{reason} {count}" for reason, count in total.reasons.most_common())
-        shutil.rmtree(out / WORK)
+        remove_folder(out / WORK)
         raise CorpusError(f"{out}: none of {total.images_seen} images could be annotated ({why}); see {QUARANTINE}")
     manifest = _join_manifests(out, shards)
     manifest["meta"] = {
@@ -59,8 +59,8 @@ def assemble(out: Path, shards: int, problems: list[Rejection], meta: dict[str, 
         moved = shard_folder(out, shard) / _part(0)
         if moved.exists():
             os.replace(moved, out / _part(shard))
-    _write(out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-    shutil.rmtree(out / WORK)
+    write_text(out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    remove_folder(out / WORK)
     return total
 
 
@@ -97,11 +97,3 @@ def _join_manifests(out: Path, shards: int) -> dict[str, Any]:
             counted[name].update(manifest[name])
         files += [{**file, "name": _part(shard)} for file in manifest["shards"]]
     return joined | {name: dict(counted[name]) for name in _COUNTED} | {"shards": files}
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.parent / WORK / file.name
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, file)
-    sync(file.parent)

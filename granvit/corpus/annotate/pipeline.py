@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -25,7 +22,7 @@ from granvit.corpus.annotate.shards import WORK, Counts, Task
 from granvit.corpus.annotate.sources import InputFile, Source, open_source
 from granvit.corpus.layout import MANIFEST, QUARANTINE, SHARDS, CorpusError, read_manifest
 from granvit.corpus.quarantine import Rejection
-from granvit.files import sync
+from granvit.files import locked, read_json, remove_folder, removed, write_text
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -91,6 +88,7 @@ def annotate(
 
     Raises:
         AnnotateError: an annotator cannot work at all, or the run at `out` was begun with other settings.
+        BusyError: another process writes `out`.
         CorpusError: nothing can be read at `src`, `out` is in use, or not one image could be annotated.
         AnnotatorBug: an exception in a worker.
     """
@@ -100,9 +98,10 @@ def annotate(
     keeps = plan.how == "keep" or (plan.how == "auto" and plan.detect is None and (src / MANIFEST).exists())
     listing = Listing(open_source(src, keeps, name, licence), plan.shard_images)
     meta = {"annotated": plan.settings(), "input": listing.facts()}
-    if finished := _finished(out, meta):
-        return finished
-    with _locked(out, meta) as resumed_from:
+    with locked(out):
+        if finished := _finished(out, meta):
+            return finished
+        resumed = _begin(out, meta)
         done = {shard: counts for shard in range(listing.shards) if (counts := counts_of(out, shard))}
         before = Counts()
         for counts in done.values():
@@ -116,7 +115,7 @@ def annotate(
             with _crew(job, workers, ray, device) as crew, Progress(listing.images, before, progress) as bar:
                 drive(crew, schedule, plan, bar)
         total = assemble(out, listing.shards, listing.problems, meta)
-    return AnnotateSummary(total, len(listing.problems), before.images_seen if resumed_from else 0)
+    return AnnotateSummary(total, len(listing.problems), before.images_seen if resumed else 0)
 
 
 class Listing:
@@ -174,7 +173,7 @@ def _finished(out: Path, meta: dict[str, Any]) -> AnnotateSummary | None:
     manifest = read_manifest(out)
     if any(manifest["meta"].get(key) != value for key, value in meta.items()):
         raise CorpusError(f"{out} holds another corpus: choose another folder or remove it")
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    remove_folder(out / WORK)
     stated = manifest["meta"]
     counts = Counts(
         images_seen=meta["input"]["images"],
@@ -188,49 +187,39 @@ def _finished(out: Path, meta: dict[str, Any]) -> AnnotateSummary | None:
     return AnnotateSummary(counts, 0, counts.images_seen)
 
 
-@contextmanager
-def _locked(out: Path, meta: dict[str, Any]) -> Iterator[bool]:
-    """The working folder of this run, held alone; gives whether an earlier sitting began it.
+def _begin(out: Path, meta: dict[str, Any]) -> bool:
+    """Make the working folder of this run, or go on in it; gives whether an earlier sitting began it.
 
     Raises:
-        AnnotateError: another process is at it, or it was begun with other settings.
+        AnnotateError: it was begun with other settings.
         CorpusError: `out` holds something else.
     """
     _refuse_foreign_files(out)
     work = out / WORK
     work.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(work, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AnnotateError(f"{out}: another run is writing here") from error
-        plan = work / PLAN
-        resumed = plan.exists()
-        if resumed:
-            _refuse_other_plan(plan, meta)
-        else:
-            temporary = work / f"{PLAN}.new"
-            temporary.write_text(json.dumps(meta, indent=1, ensure_ascii=False), "utf-8", "backslashreplace")
-            sync(temporary)
-            os.replace(temporary, plan)
-        shutil.rmtree(work / "tmp", ignore_errors=True)
-        yield resumed
-    finally:
-        os.close(descriptor)
+    plan = work / PLAN
+    resumed = plan.exists()
+    if resumed:
+        _refuse_other_plan(plan, meta)
+    else:
+        write_text(plan, json.dumps(meta, indent=1, ensure_ascii=False))
+    shutil.rmtree(work / "tmp", ignore_errors=True)
+    return resumed
 
 
 def _refuse_foreign_files(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise CorpusError(f"{out} is a file; a corpus is a folder")
     present = {path.name for path in out.iterdir()} if out.exists() else set()
-    ours = {WORK, QUARANTINE} | ({path.name for path in out.glob(SHARDS)} if WORK in present else set())
+    ours = {WORK, removed(out / WORK).name, QUARANTINE}
+    if WORK in present:
+        ours |= {path.name for path in out.glob(SHARDS)}
     if present - ours:
         raise CorpusError(f"{out} is not empty (it holds {min(present - ours)}): choose another folder")
 
 
 def _refuse_other_plan(file: Path, meta: dict[str, Any]) -> None:
-    before, now = _flat(json.loads(file.read_bytes())), _flat(json.loads(json.dumps(meta)))
+    before, now = _flat(read_json(file, CorpusError)), _flat(json.loads(json.dumps(meta)))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise AnnotateError(

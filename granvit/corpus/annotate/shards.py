@@ -26,10 +26,10 @@ from granvit import images
 from granvit.corpus.annotate.base import Item
 from granvit.corpus.annotate.plan import Stages
 from granvit.corpus.annotate.sources import Source
-from granvit.corpus.layout import QUARANTINE
+from granvit.corpus.layout import QUARANTINE, CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Quarantine, Refused, Rejection, check_record
 from granvit.corpus.store import CorpusFiles
-from granvit.files import sync
+from granvit.files import checked_field, read_json, sync
 from granvit.regions import RegionImage
 
 WORK = ".annotate"
@@ -100,9 +100,19 @@ class Counts:
         return json.dumps(vars(self), indent=1, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Counts:
-        row: dict[str, Any] = json.loads(text)
-        values: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in row.items()}
+    def from_json(cls, file: Path) -> Counts:
+        """What `to_json` gave, from a file.
+
+        Raises:
+            CorpusError: the file holds something else.
+        """
+        row = read_json(file, CorpusError)
+        values: dict[str, Any] = {}
+        for name, default in vars(cls()).items():
+            counted = isinstance(default, Counter)
+            values[name] = checked_field(row, name, dict if counted else int, file, error=CorpusError)
+            if counted:
+                values[name] = Counter({k: checked_field(values[name], k, int, file, f"{name}.") for k in values[name]})
         return cls(**values)
 
 

@@ -130,7 +130,9 @@ class CorpusSource:
         return record.id, record.uri
 
     def read(self, file: str, index: int) -> RegionImage:
-        record = _corpus(self.root)[index]
+        corpus = _corpus(self.root)
+        corpus.check_shard(corpus.shard_of(index))
+        record = corpus[index]
         record = replace(record, licence=self.licence or record.licence)
         return record if self.keep else replace(record, regions=[], caption=None)
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
+from granvit.corpus.layout import CorpusError
 from granvit.images import as_plain_file
-from granvit.regions import RegionImage
+from granvit.regions import SPLITS, RegionImage
 
 
 @dataclass
@@ -59,7 +60,13 @@ def exporter(name: str) -> Callable[[_Writer], _Writer]:
 
 
 def part_of(record: RegionImage) -> str:
-    """The name of the part that a record belongs to: its split, or "all" where it has none."""
+    """The name of the part that a record belongs to: its split, or "all" where it has none. Files are called so.
+
+    Raises:
+        CorpusError: the split is none that there is, and could lead anywhere.
+    """
+    if record.split not in SPLITS:
+        raise CorpusError(f"record {record.id!r}: split is {record.split!r}")
     return record.split or "all"
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from granvit.corpus.exporters.base import EXPORTERS, Exporter, ExportSummary
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
-from granvit.files import sync
+from granvit.files import staged_folder, write_text
 from granvit.regions import RegionImage
 
 # What an export was made of and how; it is also what tells a folder that may be replaced from one that may not.
@@ -45,23 +44,16 @@ def export_corpus(
         CorpusError: unknown exporter or option, no corpus, `out` is in use, or nothing could be exported.
     """
     writer = _exporter(name, options)
-    source, out = Corpus(corpus), Path(out).absolute()
-    _refuse_foreign_files(out, overwrite)
-    staging = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    source = Corpus(corpus)
+    with staged_folder(out, partial(_refuse_foreign_files, overwrite=overwrite)) as folder:
         pictureless = ExportSummary()
         records = tqdm(source, total=len(source), unit=" images", disable=not progress)
-        summary = writer(_with_picture(records, pictureless), staging, **options)
+        summary = writer(_with_picture(records, pictureless), folder, **options)
         summary.skipped += pictureless.skipped
         if not summary.images:
             why = ", ".join(f"{reason}: {count}" for reason, count in summary.skipped.most_common())
             raise CorpusError(f"{source.path}: nothing to export as {name} ({why})")
-        _write_receipt(staging / RECEIPT, name, options, summary)
-        _publish(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _write_receipt(folder / RECEIPT, name, options, summary)
     return summary
 
 
@@ -102,15 +94,4 @@ def _write_receipt(file: Path, name: str, options: dict[str, Any], summary: Expo
         "regions": summary.regions,
         "left_out": dict(summary.skipped),
     }
-    file.write_text(json.dumps(receipt, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync(file)
-
-
-def _publish(staging: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(staging, out)
-    sync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    write_text(file, json.dumps(receipt, indent=1, ensure_ascii=False) + "\n")

@@ -1,6 +1,5 @@
 """The corpus is the same whoever works on it and whatever is killed; what kills, hangs or is damaged is set aside."""
 
-import fcntl
 import hashlib
 import io
 import os
@@ -23,6 +22,7 @@ from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import read_quarantine
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.verify import verify
+from granvit.errors import BusyError
 from granvit.regions import Region, RegionImage
 
 HERE = Path(__file__).parent
@@ -277,7 +277,7 @@ def test_killed_while_the_corpus_is_put_together(photos, tmp_path, monkeypatch, 
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(assemble, "_write", die)
+        patch.setattr(assemble, "write_text", die)
         run(photos, tmp_path / "killed")
     assert (tmp_path / "killed" / "part-00000.parquet").exists()
     assert run(photos, tmp_path / "killed").resumed == 20
@@ -285,9 +285,13 @@ def test_killed_while_the_corpus_is_put_together(photos, tmp_path, monkeypatch, 
 
 
 def test_a_driver_does_not_share_its_folder(photos, tmp_path):
-    (tmp_path / "out" / ".annotate").mkdir(parents=True)
-    other = os.open(tmp_path / "out" / ".annotate", os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(AnnotateError, match="another run is writing here"):
-        run(photos, tmp_path / "out")
-    os.close(other)
+    code = "import sys; from granvit.files import locked\nwith locked(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": HERE_ON_PATH}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(BusyError, match=f"another process is writing here .process {other.pid} on"):
+            run(photos, tmp_path / "out")
+        other.stdin.close()
+    run(photos, tmp_path / "out")
