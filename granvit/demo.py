@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from granvit.demo_corpus import own_corpora
 from granvit.errors import CheckpointError, GranvitError
 from granvit.evaluate.region_tasks import Item, Report, evaluate
 from granvit.evaluate.report import Example, ExampleRegion, write_report
+from granvit.files import locked, write_text
 from granvit.images import decode
 from granvit.model.region_model import RegionModel
 from granvit.predict import GranViT
@@ -117,11 +120,24 @@ def _work(out: Path, corpus: Path | str | None, recipe: Recipe, limit: int, star
         report = evaluate(GranViT(model), held_out, limit=limit)
         _keep(result, name, report, trained)
 
-    run_recipe(recipe, out, sources, on_stage=on_stage)
-    if not PartialState().is_main_process:
-        return
+    # The report belongs to the run: nobody else writes there in between.
+    with locked(out) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
+        run_recipe(recipe, out, sources, on_stage=on_stage)
+        if PartialState().is_main_process:
+            _report(out, corpus, recipe, result, start, sources, held_out)
+
+
+def _report(
+    out: Path,
+    corpus: Path | str | None,
+    recipe: Recipe,
+    result: DemoResult,
+    start: float,
+    sources: Sources,
+    held_out: list[RegionImage],
+) -> None:
     result.metrics["seconds"] = round(time.time() - start, 1)
-    (out / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n")
+    write_text(out / "metrics.json", json.dumps(result.metrics, indent=2) + "\n")
     write_report(
         out / REPORT,
         title="granvit: from an image encoder to a region encoder",

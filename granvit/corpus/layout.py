@@ -66,10 +66,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 raise CorpusError(f"{file}: damaged: {name} holds the name {key!r}")
             _field(counts, key, int, file, f"{name}.")
     _field(manifest, "meta", dict, file)
-    if not sum(shard["rows"] for shard in shards):
+    if not any(row["rows"] for row in shards):
         raise CorpusError(f"{file}: the corpus is empty")
-    for name in names:
-        _check_place(path, name)
+    for shard in names:
+        _check_place(path, shard)
     return manifest
 
 
@@ -83,7 +83,7 @@ def _checked_shard(shard: Any, file: Path, inside: str) -> str:
         _field(shard, name, int, file, inside)
     if not _SHA256.fullmatch(_field(shard, "sha256", str, file, inside)):
         raise CorpusError(f"{file}: damaged: {inside}sha256 is {shard['sha256'][:80]!r}, not 64 hexadecimal digits")
-    name: str = _field(shard, "name", str, file, inside)
+    name = str(_field(shard, "name", str, file, inside))
     if not _SHARD.fullmatch(name):
         raise CorpusError(f"{file}: damaged: {inside}name is {name[:80]!r}, it should be like part-00000.parquet")
     return name

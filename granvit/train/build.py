@@ -18,6 +18,7 @@ from granvit.corpus.synthesize import make, synthesize
 from granvit.corpus.synthetic import sample_texts
 from granvit.corpus.undrawn import Undrawn
 from granvit.errors import GranvitError
+from granvit.files import locked
 from granvit.images import decode
 from granvit.model.assemble import assemble
 from granvit.model.encoders import Encoder, load_encoder
@@ -104,7 +105,8 @@ def embedded_corpora(corpus: EmbeddedCorpus, folder: Path | str = "runs/corpora"
     for split, count, seed in (("train", corpus.train, corpus.seed), ("val", corpus.val, corpus.seed + _HELD_OUT_SEED)):
         name = f"embedded-{split}-{count}-{corpus.size}px-{corpus.documents}-{low}to{high}-{corpus.prints}-{seed}"
         settings = (count, seed, corpus.size, corpus.documents, split, corpus.objects, corpus.prints)
-        made.append(synthesize(Path(folder) / name, *settings))
+        with locked(Path(folder) / name, wait=True):  # of several processes one draws
+            made.append(synthesize(Path(folder) / name, *settings))
     return made[0], made[1]
 
 

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from granvit.errors import CheckpointError
-from granvit.files import sync
+from granvit.files import apply_umask, sync
 from granvit.train.optimizer import expected_tensors, optimizer_parts, optimizer_state
 from granvit.train.sharding import is_sharded
 from granvit.train.shards import distinct, read_shards, write_shards
@@ -98,6 +98,7 @@ def save(
             }
             (temporary / STATE).write_text(json.dumps(state))
             sync(temporary / STATE)
+            apply_umask(temporary)
             sync(temporary)
             temporary.rename(final)
             sync(folder)

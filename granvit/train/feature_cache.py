@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from granvit.errors import CheckpointError
+from granvit.files import atomic_file, locked, read_json, write_text
 from granvit.model.region_model import RegionModel
 
 FACTS = "cache.json"
@@ -82,11 +82,11 @@ class FeatureCache:
     def _open(self, device: str) -> None:
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.llava.dtype
         facts = {"encoder": self._encoder, "computed in": str(precision), "kept in": self.dtype}
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / FACTS
-        if not path.exists():
-            _write(path, lambda to: to.write_text(json.dumps(facts, indent=1) + "\n"))
-        stored = json.loads(path.read_text())
+        with locked(path, wait=True):
+            if not path.exists():
+                write_text(path, json.dumps(facts, indent=1) + "\n")
+        stored = read_json(path, CheckpointError)
         for name, value in facts.items():
             if stored.get(name) != value:
                 raise CheckpointError(
@@ -124,7 +124,11 @@ class FeatureCache:
         if not self._new:
             return
         path = self.folder / f"features-{self.rank}-{self._number:06d}.safetensors"
-        _write(path, lambda to: save_file({k: v.contiguous() for k, v in self._new.items()}, to))
+        while path.exists():  # another run fills the same folder
+            self._number += 1
+            path = self.folder / f"features-{self.rank}-{self._number:06d}.safetensors"
+        with atomic_file(path) as unfinished:
+            save_file({k: v.contiguous() for k, v in self._new.items()}, unfinished)
         opened = safe_open(path, framework="pt")
         self._files.update(dict.fromkeys(self._new, opened))
         self._number += 1
@@ -146,10 +150,3 @@ def fingerprint(model: RegionModel) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Under another name first, then renamed."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    write(unfinished)
-    os.replace(unfinished, path)

@@ -12,10 +12,8 @@ run/
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +24,11 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from granvit.corpus.checksums import ShardCheck
 from granvit.corpus.select import Subset, evenly
 from granvit.corpus.store import Corpus
 from granvit.errors import CheckpointError, GranvitError
+from granvit.files import locked, staged_folder, write_text
 from granvit.model.assemble import save_encoder, save_language
 from granvit.model.region_model import RegionModel
 from granvit.train.build import PLACES, WORDS, build_model, start_projector
@@ -75,19 +75,34 @@ def run_recipe(
 
     Raises:
         GranvitError: `resume` is off and `run_dir` holds a run.
+        BusyError: another process trains in `run_dir`. CorpusError: a corpus is not what was written.
         CheckpointError: a finished stage was trained by another recipe or on other corpora; also, with FeedError and
             NonFiniteLoss, as `granvit.train.loop.train` says.
     """
     run_dir = Path(run_dir)
+    state = PartialState(cpu=on_cpu(device))
+    with locked(run_dir) if state.is_main_process else nullcontext():
+        return _run_recipe(recipe, run_dir, sources, state, init, resume, device, on_stage)
+
+
+def _run_recipe(
+    recipe: Recipe,
+    run_dir: Path,
+    sources: Sequence[tuple[Records, float]],
+    state: PartialState,
+    init: Path | str | None,
+    resume: bool,
+    device: Literal["auto", "cpu"],
+    on_stage: OnStage | None,
+) -> RegionModel:
     if not resume and (run_dir / "recipe.json").exists():
         raise GranvitError(f"{run_dir} holds a run; name another folder, or resume it")
     data = _data_facts(sources)
-    state = PartialState(cpu=on_cpu(device))
     recipe = recipe.resolved(sum(len(records) for records, _ in sources), state.num_processes)
     _check_finished(recipe, data, run_dir, state.num_processes)
     if state.is_main_process:
         recipe.save(run_dir / "recipe.json", state.num_processes)
-        (run_dir / "data.json").write_text(json.dumps(data, indent=1) + "\n")
+        write_text(run_dir / "data.json", json.dumps(data, indent=1) + "\n")
     model = RegionModel.load(init) if init is not None else build_model(recipe)
     if on_stage is not None and state.is_main_process:
         on_stage("before", model, None)
@@ -182,10 +197,11 @@ def run_stage(
     if stage.loop.parallel == "fsdp" and stage.kind in ("encoder", "warmup"):
         raise GranvitError(f"{stage.folder}: loop.parallel is ddp for the presets' own parts, which fit on any machine")
     prepare = Prepare(model, stage.sample, digests=stage.loop.feature_cache is not None)
+    check = ShardCheck((records for records, _ in sources), state.process_index, state.num_processes)
     feed = Feed(
         sources,
         prepare,
-        prepare.collate,
+        check.before(prepare.collate),
         stage.loop.batch_size,
         seed=stage.loop.seed,
         rank=state.process_index,
@@ -195,21 +211,24 @@ def run_stage(
     origin = origin_of(stage, sources)
     facts = {"recipe": recipe.name, "sample": _plain(stage), "settings": vars(recipe.settings)}
     built = stage.build(model)
-    with savings(built, stage, state):
+    with check, savings(built, stage, state):
         result = train(built, feed, stage.loop, stage_dir, resume=resume, device=device, recipe=facts, origin=origin)
+        check.finish()
     model.llava.eval()
     if isinstance(built, EncoderWarmup):
         model.words = {k: v.cpu().contiguous() for k, v in built.extra_state().items()}
         if state.is_main_process:
-            save_encoder(model, stage_dir / "alone")
-            save_file(model.words, stage_dir / "alone" / WORDS)
+            with staged_folder(stage_dir / "alone") as alone:
+                save_encoder(model, alone)
+                save_file(model.words, alone / WORDS)
     if isinstance(built, LanguageWarmup):
         model.places = built.places().detach().cpu()
         model.llava.cpu()  # least squares are solved there
         start_projector(model, _canvases(model, stage, sources))
         if state.is_main_process:
-            save_language(model, stage_dir / "alone")
-            save_file({"places": built.places().detach().cpu().contiguous()}, stage_dir / "alone" / PLACES)
+            with staged_folder(stage_dir / "alone") as alone:
+                save_language(model, alone)
+                save_file({"places": built.places().detach().cpu().contiguous()}, alone / PLACES)
     return result
 
 
@@ -231,9 +250,6 @@ def _plain(stage: StageRecipe) -> dict[str, object]:
 
 
 def _publish(model: RegionModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Save under a temporary name, then rename: a model folder is whole or absent."""
-    unfinished = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save(unfinished, weights)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
+    """A model folder is whole or absent."""
+    with staged_folder(folder) as unfinished:
+        model.save(unfinished, weights)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from granvit.corpus.synthetic import OBJECTS
 from granvit.errors import GranvitError
+from granvit.files import write_text
 from granvit.model.settings import Settings
 from granvit.train.config import LoopConfig
 from granvit.train.sampling import SampleConfig
@@ -154,8 +155,7 @@ class Recipe:
 
     def save(self, path: Path, processes: int) -> None:
         """The resolved recipe as JSON, beside the run it made, and on how many processes it runs."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**self.facts(), "processes": processes}, indent=2) + "\n")
+        write_text(path, json.dumps({**self.facts(), "processes": processes}, indent=2) + "\n")
 
     def facts(self) -> dict[str, Any]:
         """The resolved recipe as plain data."""
