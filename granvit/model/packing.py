@@ -55,6 +55,7 @@ class Sample:
         grid: the symbolic image of `LanguageWarmup`.
         digest: what tells its canvas from others, where wanted.
         view: how the image became the canvas, where that is known.
+        left_out: questions that a row had no room for.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Sample:
     grid: Grid | None = None
     view: View | None = None
     digest: str | None = None
+    left_out: int = 0
 
 
 @dataclass

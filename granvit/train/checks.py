@@ -5,6 +5,7 @@ from __future__ import annotations
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from granvit.errors import GranvitError
 from granvit.train.config import LoopConfig
 from granvit.train.feed import Feed
 from granvit.train.stage import Stage
@@ -17,11 +18,11 @@ def check_feed(accelerator: Accelerator, feed: Feed, config: LoopConfig) -> None
         ValueError: one of these.
     """
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise ValueError(
+        raise GranvitError(
             f"the loop shards by itself (loop.parallel) and does not run on {accelerator.distributed_type}"
         )
     if (config.parallel, config.optimizer) == ("fsdp", "muon"):
-        raise ValueError(
+        raise GranvitError(
             "loop.optimizer muon needs whole matrices, which loop.parallel fsdp spreads: choose ddp or adamw"
         )
     there, here = (feed.rank, feed.world_size), (accelerator.process_index, accelerator.num_processes)

@@ -55,10 +55,16 @@ Prepare = Callable[[RegionImage, np.random.Generator], Sample]
 Collate = Callable[[list[Sample]], Batch]
 
 
+LEFT_OUT = "questions left out: image and questions are longer than a row (sample.max_tokens)"
+
+
 @dataclass
 class _Rejected:
+    """A record that is not used, or so many of its questions."""
+
     id: str
     reason: str
+    count: int = 1
 
 
 class _Make:
@@ -89,8 +95,8 @@ class Feed:
     of a source comes up exactly once per epoch. Rejected records are skipped and the batch filled with the next.
 
     Attributes:
-        rejected: how many samples were rejected, by reason.
-        quarantine: a JSON-lines file that lists every rejected record once (id, reason), or None.
+        rejected: how many samples were rejected, by reason; under `LEFT_OUT` how many questions of others.
+        quarantine: a JSON-lines file that lists each of these records once (id, reason), or None.
     """
 
     def __init__(
@@ -191,6 +197,8 @@ class Feed:
             else:
                 samples.append(item)
                 in_a_row = 0
+                if item.left_out:
+                    rejected.append(_Rejected(item.id, LEFT_OUT, item.left_out))
             if in_a_row >= min(sum(self._sizes), MAX_REJECTED_IN_A_ROW):
                 reasons = dict(Counter(r.reason for r in rejected))
                 raise FeedError(f"{in_a_row} records in a row were rejected, the last {item.id!r}: {reasons}")
@@ -208,7 +216,8 @@ class Feed:
         return iter(rest)
 
     def _record(self, rejected: list[_Rejected]) -> None:
-        self.rejected.update(r.reason for r in rejected)
+        for r in rejected:
+            self.rejected[r.reason] += r.count
         if self.quarantine is None or not rejected:
             return
         if self._listed is None:

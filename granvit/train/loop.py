@@ -11,9 +11,10 @@ import json
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,12 +54,14 @@ class TrainResult:
         history: metric -> (step, value) pairs of the whole run, earlier parts included.
         seconds, data_wait, regions_per_second: of this call; `data_wait` is the share of the time spent waiting
             for batches.
+        left_out: what of the data could not be used in the whole run, by reason (`Feed.rejected` of all ranks).
     """
 
     history: Curves
     seconds: float
     data_wait: float
     regions_per_second: float
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def train(
@@ -165,7 +168,11 @@ class _Run:
         if stop:
             raise SystemExit(128 + stop)
         seconds = max(time.perf_counter() - start, 1e-9)
-        return TrainResult(self.history.curves, seconds, total.waited / seconds, total.regions / seconds)
+        left_out: Counter[str] = Counter()
+        for rejected in gather_object([dict(self.feed.rejected)]):
+            left_out.update(rejected)
+        speed = total.waited / seconds, total.regions / seconds
+        return TrainResult(self.history.curves, seconds, *speed, dict(left_out))
 
     def _show(self, batch: Batch) -> None:
         """Draws the run's first batch: a wrong box is seen there before a day of training has learned it."""

@@ -56,7 +56,7 @@ class Prepare:
         """One image with its questions.
 
         Raises:
-            Reject: there is nothing to ask about this record, or more than a row holds.
+            Reject: there is nothing to ask about this record, or a row holds not even one of its questions.
         """
         image = None if self.config.symbolic else self._decode(record)
         if self.config.mirror and rng.random() < self.config.mirror:
@@ -64,25 +64,24 @@ class Prepare:
         view = self._choose_view(record, rng)
         shown, boxes = self._shown(record, view)
         chosen = self._choose(len(shown), rng)
-        branches = self._ask(record, view, shown, boxes, chosen, rng)
-        if not branches:
+        asked = self._ask(record, view, shown, boxes, chosen, rng)
+        if not asked:
             raise Reject("nothing to ask: no caption and no usable region")
-        most = self.config.max_tokens
-        if most is not None and len(self.dialog.prefix_ids) + sum(len(b.ids) for b in branches) > most:
-            raise Reject(f"longer than a row: image and questions have more than {most} tokens (sample.max_tokens)")
+        branches = self._fitting(asked, rng)
+        left_out = len(asked) - len(branches)
         grid = None
         if self.config.symbolic or self.config.word_map:
             # With what the view cuts: it is seen, though not asked about.
             seen = replace(record, regions=[region for region in record.regions if not region.ignore])
             grid = symbolic_grid(seen, view, self.grid, self._tokens)
         if image is None:
-            return Sample(record.id, branches, grid=grid, view=view)
+            return Sample(record.id, branches, grid=grid, view=view, left_out=left_out)
         crops, crop_boxes = self._crops(image, view, boxes[chosen])
         if self.config.word_map:
             image = _covered(image, record, self.fill)
         pixels = np.asarray(view.apply(image, self.fill))
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() if self.digests else None
-        return Sample(record.id, branches, pixels, crops, crop_boxes, grid, view, digest)
+        return Sample(record.id, branches, pixels, crops, crop_boxes, grid, view, digest, left_out)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples -> one packed batch: rows of `max_tokens` tokens, or a row per image."""
@@ -147,6 +146,21 @@ class Prepare:
         if record.caption and whole and rng.random() < wanted.get("global", 0):
             exchanges.append(global_exchange(record.caption))
         return self.dialog.branches(exchanges, self.config.max_answer)
+
+    def _fitting(self, branches: list[Branch], rng: np.random.Generator) -> list[Branch]:
+        """The questions that fit into a row: all of them, or as many as fit when they are taken in a drawn order."""
+        most = self.config.max_tokens
+        prefix = len(self.dialog.prefix_ids)
+        if most is None or prefix + sum(len(b.ids) for b in branches) <= most:
+            return branches
+        room, kept = most - prefix, []
+        for index in rng.permutation(len(branches)).tolist():
+            if len(branches[index].ids) <= room:
+                room -= len(branches[index].ids)
+                kept.append(index)
+        if not kept:
+            raise Reject(f"longer than a row: image and question have more than {most} tokens (sample.max_tokens)")
+        return [branches[index] for index in sorted(kept)]
 
     def _crops(self, image: Image.Image, view: View, boxes: Boxes) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The first `crops` regions as the teacher sees them, and where they lie on the canvas.

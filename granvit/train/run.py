@@ -214,6 +214,9 @@ def run_stage(
     with check, savings(built, stage, state):
         result = train(built, feed, stage.loop, stage_dir, resume=resume, device=device, recipe=facts, origin=origin)
         check.finish()
+    if state.is_main_process:
+        for reason, count in sorted(result.left_out.items()):
+            print(f"{stage.folder}: left out {count:,} x {reason}")
     model.llava.eval()
     if isinstance(built, EncoderWarmup):
         model.words = {k: v.cpu().contiguous() for k, v in built.extra_state().items()}

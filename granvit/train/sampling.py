@@ -30,8 +30,8 @@ class SampleConfig:
             (`LanguageWarmup`).
         word_map: beside the pixels, say which words lie in which patch (`EncoderWarmup`); what is ignored is painted
             over.
-        max_tokens: images share rows of at most so many tokens (best fit), and one with more is rejected; None gives
-            each image a row of its own.
+        max_tokens: images share rows of at most so many tokens (best fit); of an image with more some questions are
+            drawn anew each time, and the rest are counted as left out. None gives each image a row of its own.
     """
 
     questions: Mapping[Task, float] = field(default_factory=lambda: {"global": 1.0, "bbox2caption": 1.0})

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from tiny_stage import Corpus, TinyStage, collate, make_feed, prepare
 from granvit.errors import CheckpointError, GranvitError
 from granvit.model.packing import Branch, Sample, pack
 from granvit.train import checkpoint
-from granvit.train.feed import Feed, FeedError, Reject
+from granvit.train.feed import LEFT_OUT, Feed, FeedError, Reject
 from granvit.train.loop import LoopConfig, NonFiniteLoss, train
 from granvit.train.stage import Stage, Term
 
@@ -215,6 +216,23 @@ def test_rejected_records_are_listed_in_the_run(tmp_path):
 
     run(tmp_path, feed=Feed([(Corpus(), 1.0)], picky, collate, 4, 0), config=replace(CONFIG, steps=10))
     assert json.loads((tmp_path / "quarantine.jsonl").read_text()) == {"id": "r7", "reason": "no regions"}
+
+
+def test_what_was_left_out_is_told_of_the_whole_run(tmp_path):
+    def picky(record, rng):
+        sample = prepare(record, rng)
+        return dataclasses.replace(sample, left_out=3) if record.id == "r7" else sample
+
+    cut = replace(CONFIG, steps=10, save_every=5)
+    told = [
+        run(tmp_path / name, feed=Feed([(Corpus(), 1.0)], picky, collate, 4, 0), config=config).left_out
+        for name, config in (("whole", cut), ("again", cut), ("again", cut))
+    ]
+    assert (
+        told[0] == told[1] == told[2] and list(told[0]) == [LEFT_OUT] and told[0][LEFT_OUT] % 3 == 0 < told[0][LEFT_OUT]
+    )
+    row = json.loads((tmp_path / "whole" / "quarantine.jsonl").read_text())
+    assert row == {"id": "r7", "reason": LEFT_OUT}
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):

@@ -296,11 +296,25 @@ def test_rows_of_a_fixed_budget_give_the_loss_of_one_image_per_row():
         assert packed_loss(MODEL, shared).item() == pytest.approx(packed_loss(MODEL, alone).item(), abs=1e-5)
 
 
-def test_an_image_with_more_tokens_than_a_row_is_rejected_with_the_reason():
-    tokens = len(MODEL.dialog.prefix_ids) + sum(len(b.ids) for b in ask(prepare(), record(REGIONS)).branches)
-    ask(prepare(max_tokens=tokens), record(REGIONS))
-    with pytest.raises(Reject, match=f"more than {tokens - 1} tokens .sample.max_tokens"):
-        ask(prepare(max_tokens=tokens - 1), record(REGIONS))
+def test_of_an_image_with_more_tokens_than_a_row_a_drawn_part_is_asked_and_the_rest_counted():
+    whole = ask(prepare(), record(REGIONS))
+    lengths = [len(b.ids) for b in whole.branches]
+    prefix = len(MODEL.dialog.prefix_ids)
+    fitting = ask(prepare(max_tokens=prefix + sum(lengths)), record(REGIONS))
+    assert (fitting.branches, fitting.left_out) == (whole.branches, 0)
+    kept = set()
+    for seed in range(20):
+        room = sum(lengths) - 1
+        short = prepare(max_tokens=prefix + room)(record(REGIONS), np.random.default_rng(seed))
+        assert short.left_out == len(lengths) - len(short.branches) > 0
+        assert sum(len(b.ids) for b in short.branches) <= room
+        order = [whole.branches.index(branch) for branch in short.branches]
+        assert order == sorted(order)
+        kept.add(tuple(order))
+    assert len(kept) > 1, "not always the same ones are left out"
+    most = prefix + min(lengths) - 1
+    with pytest.raises(Reject, match=f"more than {most} tokens .sample.max_tokens"):
+        ask(prepare(max_tokens=most), record(REGIONS))
 
 
 def test_rows_that_hold_no_image_are_refused():
