@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import field, make_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import tyro
@@ -25,42 +26,40 @@ from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 
 
-def build_app() -> SubcommandApp:
-    """All commands: demo, train and assemble RECIPE, eval, describe, locate, read, caption, export, transfer, ..."""
-    app = SubcommandApp()
-    app.command(name="demo")(commands.Demo)
-    for of_recipe, base, told in (
-        ("train", commands.Train, "Train a recipe on the embedded corpus or on your own."),
-        ("assemble", Assemble, "Write the model that a recipe starts from."),
-    ):
-        recipes = SubcommandApp()
-        for name, make in RECIPES.items():
-            recipes.command(name=name, help=(make.__doc__ or "").strip().splitlines()[0])(_with_recipe(base, make))
-        app.command(recipes, name=of_recipe, help=told)
-    for name, command in (
-        ("eval", Eval),
-        ("benchmarks", Benchmarks),
-        ("compare", Compare),
-        ("ap", AveragePrecision),
-        ("describe", commands.Describe),
-        ("locate", commands.Locate),
-        ("read", commands.Read),
-        ("caption", commands.Caption),
-        ("export", Export),
-        ("transfer", Transfer),
-        ("attend", Attend),
-        ("attention-mass", AttentionMass),
-        ("probe", Probe),
-    ):
-        app.command(name=name)(command)
-    debug = SubcommandApp()
-    debug.command(name="replay")(Replay)
-    app.command(debug, name="debug", help="Find out what went wrong in a run.")
-    corpus = SubcommandApp()
-    for name, made in CORPUS_COMMANDS.items():
-        corpus.command(name=name)(made)
-    app.command(corpus, name="corpus", help="Make and check region corpora.")
-    return app
+@dataclass
+class Group:
+    """Commands under one name, and what the help says of them."""
+
+    told: str
+    commands: dict[str, Any]
+
+
+def command_tree() -> dict[str, Any]:
+    """All commands by name, a `Group` where several have a first word in common."""
+    return {
+        "demo": commands.Demo,
+        "train": Group("Train a recipe on the embedded corpus or on your own.", _of_recipes(commands.Train)),
+        "assemble": Group("Write the model that a recipe starts from.", _of_recipes(Assemble)),
+        "eval": Eval,
+        "benchmarks": Benchmarks,
+        "compare": Compare,
+        "ap": AveragePrecision,
+        "describe": commands.Describe,
+        "locate": commands.Locate,
+        "read": commands.Read,
+        "caption": commands.Caption,
+        "export": Export,
+        "transfer": Transfer,
+        "attend": Attend,
+        "attention-mass": AttentionMass,
+        "probe": Probe,
+        "debug": Group("Find out what went wrong in a run.", {"replay": Replay}),
+        "corpus": Group("Make and check region corpora.", dict(CORPUS_COMMANDS)),
+    }
+
+
+def _of_recipes(base: type) -> dict[str, Any]:
+    return {name: _with_recipe(base, make) for name, make in RECIPES.items()}
 
 
 def _with_recipe(base: type, make: Callable[[], Recipe]) -> Any:
@@ -71,20 +70,56 @@ def _with_recipe(base: type, make: Callable[[], Recipe]) -> Any:
     return command
 
 
-def main(args: list[str] | None = None) -> None:
+def parse(args: Sequence[str]) -> Any:
+    """The command that the words name, with its settings.
+
+    Only the command that was named is built, so that a mistyped flag is compared with that one's and no other's.
+    """
+    named, found, left = ["granvit"], command_tree(), list(args)
+    while isinstance(found, dict) and left and left[0] in found:
+        named.append(left.pop(0))
+        found = found[named[-1]]
+        found = found.commands if isinstance(found, Group) else found
+    prog = " ".join(named)
+    if isinstance(found, dict):
+        return _app(found).cli(prog=prog, args=left)
+    return tyro.cli(found, prog=prog, args=left)
+
+
+def _app(commands_by_name: dict[str, Any]) -> SubcommandApp:
+    app = SubcommandApp()
+    for name, command in commands_by_name.items():
+        if isinstance(command, Group):
+            app.command(_app(command.commands), name=name, help=command.told)
+        else:
+            app.command(command, name=name, help=(command.__doc__ or "").strip().splitlines()[0])
+    return app
+
+
+def main(args: Sequence[str] | None = None) -> None:
     """The program's entry point; exits with the command's status.
 
     What a user did wrong is told in one line; anything else is a bug and keeps its traceback.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    args = sys.argv[1:] if args is None else args
+    if list(args) == ["--version"]:
+        print(f"granvit {version('granvit')}")
+        raise SystemExit(0)
+    command = None
     try:
         try:
-            status = build_app().cli(prog="granvit", args=args).run()
+            command = parse(args)
+            status = command.run()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # who reads our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can the interpreter's last flush fail
         status = 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        way = "; the same command goes on from where it was" if getattr(command, "resumes", False) else ""
+        print(f"granvit: interrupted{way}", file=sys.stderr)
+        status = 128 + signal.SIGINT
     except (GranvitError, OSError) as error:
         print(f"granvit: {_in_one_line(error)}", file=sys.stderr)
         status = 1

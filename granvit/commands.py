@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -29,12 +28,12 @@ class Demo:
     """A corpus of your own (see `granvit corpus import`); the embedded one by default."""
     processes: int | None = None
     """Processes that share each batch; by default two where there are two cores and no GPU."""
+    resumes: ClassVar[bool] = True
 
     def run(self) -> int:
         from granvit.demo import run_demo
 
-        with told():
-            report = run_demo(self.out, self.corpus, processes=self.processes)
+        report = run_demo(self.out, self.corpus, processes=self.processes)
         print(f"\nreport: {report}\nmetrics: {self.out / 'metrics.json'}\ncheckpoint: {self.out / 'checkpoint'}")
         return 0
 
@@ -46,6 +45,8 @@ class Train:
     recipe: Recipe
     corpus: tuple[str, ...] = ()
     """Corpus folders, each DIR or DIR=WEIGHT; their training images are mixed. The recipe's embedded corpus if none."""
+    embedded_corpus: bool = False
+    """Train on the embedded corpus, drawn shapes, also where the model comes pretrained."""
     out: Path | None = None
     """The run folder; runs/RECIPE by default."""
     init: Path | None = None
@@ -55,33 +56,48 @@ class Train:
     device: Literal["auto", "cpu"] = "auto"
 
     def run(self) -> int:
-        from granvit.train.build import sources_of
-        from granvit.train.run import run_recipe
-
+        self._check_corpus()
         out = self.out or Path("runs") / self.recipe.name
-        sources = sources_of(self.recipe, self.corpus)
-        with told():
-            run_recipe(self.recipe, out, sources, init=self.init, resume=self.resume, device=self.device)
-        print(f"checkpoint: {out / 'checkpoint'}")
-        return 0
+        return train_into(out, self.recipe, self.corpus, init=self.init, resume=self.resume, device=self.device)
+
+    @property
+    def resumes(self) -> bool:
+        return self.resume
+
+    def _check_corpus(self) -> None:
+        if self.corpus and self.embedded_corpus:
+            raise GranvitError("--corpus and --embedded-corpus exclude each other")
+        if self.corpus or self.embedded_corpus:
+            return
+        foreign = [str(self.init)] if self.init is not None else self.recipe.pretrained_parts()
+        if foreign:
+            raise GranvitError(
+                f"{' and '.join(foreign)} would be trained on the drawn shapes of the embedded corpus: name pictures "
+                "with --corpus DIR, or say --embedded-corpus if that is what you want"
+            )
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """Errors of a run whose message says it all become those that the program tells in one line."""
+def train_into(
+    out: Path,
+    recipe: Recipe,
+    corpora: Sequence[str],
+    *,
+    init: Path | None = None,
+    resume: bool,
+    device: Literal["auto", "cpu"],
+) -> int:
+    """Train a recipe into a run folder, and tell where the checkpoint is; of several processes the first one tells."""
+    from accelerate import PartialState
     from transformers.utils.logging import disable_progress_bar
 
-    from granvit.errors import CheckpointError
-    from granvit.train.feed import FeedError
-    from granvit.train.loop import NonFiniteLoss
+    from granvit.train.build import sources_of
+    from granvit.train.run import run_recipe
 
     disable_progress_bar()
-    try:
-        yield
-    except CheckpointError as error:
-        raise GranvitError(f"{error} (choose another --out to train anew)") from error
-    except (FeedError, NonFiniteLoss) as error:
-        raise GranvitError(str(error)) from error
+    run_recipe(recipe, out, sources_of(recipe, corpora), init=init, resume=resume, device=device)
+    if PartialState().is_main_process:
+        print(f"checkpoint: {out / 'checkpoint'}")
+    return 0
 
 
 def load_model(model: Path, device: Device) -> Any:

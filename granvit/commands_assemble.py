@@ -20,7 +20,8 @@ class Assemble:
     """The checkpoint's folder, which must not be there yet; runs/RECIPE-before by default."""
 
     def run(self) -> int:
-        from granvit.commands import told
+        from transformers.utils.logging import disable_progress_bar
+
         from granvit.train.build import build_model
 
         out = self.out or Path("runs") / f"{self.recipe.name}-before"
@@ -28,8 +29,8 @@ class Assemble:
             raise GranvitError(f"{out} is there already; name another folder")
         unfinished = out.with_name(out.name + ".partial")
         shutil.rmtree(unfinished, ignore_errors=True)
-        with told():
-            build_model(self.recipe).save(unfinished)
+        disable_progress_bar()
+        build_model(self.recipe).save(unfinished)
         os.replace(unfinished, out)
         print(f"checkpoint: {out}")
         return 0

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from granvit.commands import told
+from granvit.commands import train_into
 from granvit.errors import GranvitError
 from granvit.geometry import Fit, Frame
 from granvit.train.config import LoopConfig
@@ -64,17 +64,14 @@ class Transfer:
     device: Literal["auto", "cpu"] = "auto"
 
     def run(self) -> int:
-        from granvit.train.build import sources_of
-        from granvit.train.run import run_recipe
-
         if not self.corpus:
             raise GranvitError("--corpus names no corpus; stage 2 needs at least one")
-        with told():
-            recipe = self.recipe()
-            out = self.out or Path("runs") / f"transfer-{Path(self.llm).name}"
-            run_recipe(recipe, out, sources_of(recipe, self.corpus), resume=self.resume, device=self.device)
-        print(f"checkpoint: {out / 'checkpoint'}")
-        return 0
+        out = self.out or Path("runs") / f"transfer-{Path(self.llm).name}"
+        return train_into(out, self.recipe(), self.corpus, resume=self.resume, device=self.device)
+
+    @property
+    def resumes(self) -> bool:
+        return self.resume
 
     def recipe(self) -> Recipe:
         """Stage 2 alone, from the source's encoder and the new language model.

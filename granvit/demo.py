@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from granvit.corpus.select import evenly
 from granvit.demo_corpus import own_corpora
-from granvit.errors import CheckpointError, GranvitError
+from granvit.errors import GranvitError
 from granvit.evaluate.region_tasks import Item, Report, evaluate
 from granvit.evaluate.report import Example, ExampleRegion, write_report
 from granvit.files import locked, write_text
@@ -26,8 +26,8 @@ from granvit.model.region_model import RegionModel
 from granvit.predict import GranViT
 from granvit.regions import RegionImage
 from granvit.train.build import embedded_corpora
-from granvit.train.feed import FeedError, Records
-from granvit.train.loop import NonFiniteLoss, TrainResult
+from granvit.train.feed import Records
+from granvit.train.loop import TrainResult
 from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 from granvit.train.run import run_recipe
@@ -80,8 +80,7 @@ def run_demo(
     shared = _share_batches(recipe, processes)
     sources, held_out = _corpora(recipe, corpus, limit)
     print(f"{_count(sources)} pictures to train on, {len(held_out)} to evaluate on; {processes} process(es)")
-    spread(_work, processes, (CheckpointError, FeedError, NonFiniteLoss, ValueError, OSError),
-           Path(out), corpus, shared, limit, start)  # fmt: skip
+    spread(_work, processes, (GranvitError, OSError), Path(out), corpus, shared, limit, start)
     return Path(out) / REPORT
 
 

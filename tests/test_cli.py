@@ -2,6 +2,8 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ from tiny_model import make_model
 from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 from transformers.utils.logging import enable_progress_bar
 
+from granvit import commands, commands_eval
 from granvit.cli import main
 from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import synthesize
 from granvit.predict import GranViT
 from granvit.train.recipes import RECIPES
+from granvit.train.recipes.nano import nano
 
 COMMANDS = ["demo", "train", "eval", "benchmarks", "compare", "ap", "describe", "locate", "read", "caption", "corpus"]
 
@@ -90,6 +94,31 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert program.stderr.read() == b"" and program.wait() == 128 + 13
 
 
+def test_a_mistyped_flag_names_the_nearest_ones_of_its_command_alone(granvit):
+    status, _, err = granvit("train", "nano", "--corpis", "x")
+    assert status == 2 and "--corpus" in err and len(err.splitlines()) < 12 and "nano-own" not in err
+    status, _, err = granvit("train", "paper", "--lr", "1")
+    assert status == 2 and "--stages.0.loop.lr" in err and "train paper --help" in err
+    status, _, err = granvit("corpus", "curate", "a", "b", "--overwrit")
+    assert status == 2 and "--overwrit" in err and "corpus curate --help" in err and "nano" not in err
+
+
+def test_the_version(granvit):
+    assert granvit("--version") == (0, f"granvit {version('granvit')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "way"), [(["demo"], "; the same command goes on from where it was"), (["benchmarks"], "")]
+)
+def test_an_interrupted_command_is_one_line(granvit, monkeypatch, command, way):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    for kind in (commands.Demo, commands_eval.Benchmarks):
+        monkeypatch.setattr(kind, "run", interrupted)
+    assert granvit(*command) == (130, "", f"granvit: interrupted{way}\n")
+
+
 def test_an_unknown_command_is_refused(granvit):
     status, _, err = granvit("descibe", "photo.png")
     assert status == 2 and "descibe" in err and "describe" in err
@@ -146,6 +175,28 @@ def test_train_a_recipe_with_overrides_on_mixed_corpora(granvit, tiny, tmp_path)
     assert status == 1 and err.startswith("granvit: ") and "holds a run" in err
     status, _, err = granvit(*command, "--seed", "3")
     assert status == 1 and err.endswith("seed was 0 there and is 3 in this run (choose another --out to train anew)\n")
+
+
+def test_a_pretrained_model_learns_drawn_shapes_only_where_that_is_said(granvit, tiny, tmp_path):
+    """The parts of `tiny` are somebody's checkpoints; so is any --init."""
+    for args in (["tiny"], ["nano", "--init", "model"], ["paper"]):
+        status, _, err = granvit("train", *args, "--out", tmp_path / "run")
+        assert status == 1 and "--corpus DIR" in err and "--embedded-corpus" in err and err.count("\n") == 1
+    status, _, err = granvit("train", "tiny", "--corpus", "more", "--embedded-corpus", "--out", tmp_path / "run")
+    assert status == 1 and "exclude each other" in err
+    assert not (tmp_path / "run").exists()
+    status, out, _ = granvit("train", "tiny", "--embedded-corpus", "--out", tmp_path / "run")
+    assert status == 0 and (tmp_path / "run" / "checkpoint").exists()
+    assert commands.Train(nano())._check_corpus() is None
+
+
+def test_of_several_processes_the_first_alone_tells_the_checkpoint(granvit, tiny, monkeypatch):
+    monkeypatch.setattr("granvit.train.run.run_recipe", lambda *args, **options: None)
+    told = []
+    for rank in (0, 1):
+        monkeypatch.setattr("accelerate.PartialState", lambda rank=rank: SimpleNamespace(is_main_process=rank == 0))
+        told.append(granvit("train", "tiny", "--corpus", "more"))
+    assert told == [(0, "checkpoint: runs/tiny/checkpoint\n", ""), (0, "", "")]
 
 
 def test_eval_prints_every_score_beside_the_best_constant(granvit, tmp_path):
@@ -271,6 +322,10 @@ MODEL = ["--model", "model"]
         (["eval", "model", "--corpus", "corpus", "--tasks", "sing"], "unknown task(s) sing; known are describe"),
         (["eval", "model", "--corpus", "corpus", "--tasks", " ,"], "--tasks names no task"),
         (["eval", "model", "--corpus", "corpus", "--limit", "0"], "--limit 0"),
+        (["eval", "model", "--corpus", "corpus", "--device", "cuda"], "--device cuda: torch sees no CUDA GPU"),
+        (["caption", "photo.png", *MODEL, "--device", "cuda"], "--device cuda: torch sees no CUDA GPU"),
+        (["attend", "photo.png", *MODEL, *BOX, "--device", "cuda"], "--device cuda: torch sees no CUDA GPU"),
+        (["probe", "model", "--corpus", "more", "--device", "cuda"], "--device cuda: torch sees no CUDA GPU"),
         (["eval", "model"], "give --corpus, --bench, or both"),
         (["eval", "model", "--corpus", "corpus", "--batch", "0"], "--batch 0"),
         (["eval", "model", "--corpus", "corpus", "--out", "note.png"], "--out note.png is a file"),
@@ -298,7 +353,9 @@ MODEL = ["--model", "model"]
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_errors_are_one_line(granvit, tiny, command, said):
+def test_errors_are_one_line(granvit, tiny, monkeypatch, command, said):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     status, out, err = granvit(*command)
     assert (status, out) == (1, "")
     assert err.startswith("granvit: ") and said in err and err.count("\n") == 1, err

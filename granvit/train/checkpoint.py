@@ -11,7 +11,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,16 @@ from granvit.train.shards import distinct, read_shards, write_shards
 from granvit.train.stage import Stage
 from granvit.train.tensorfile import check_file, facts_of, read_expected, write_tensors
 
-__all__ = ["Progress", "latest", "load", "save"]
+__all__ = ["Progress", "latest", "load", "of_another_run", "save"]
 
 FORMAT = 1
 STUDENT, OPTIMIZER, EXTRA, STATE = "student.safetensors", "optimizer.safetensors", "extra.safetensors", "state.json"
 # Three settings that may change together: another number of ranks makes the same steps.
 _BATCH = ("batch_size", "accumulate", "processes")
+_FIELDS = {
+    **{"format": int, "step": int, "recipe": dict, "files": dict, "optimizer": dict, "scheduler": dict},
+    **{"history": dict, "ranks": list},
+}
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -159,12 +164,14 @@ def load(
     from the start.
 
     Raises:
-        CheckpointError: a file is missing or damaged, a tensor is missing, unknown or of another shape, or the
-            checkpoint belongs to another recipe.
+        CheckpointError: a file is missing or damaged (the message tells the way on), a tensor is missing, unknown or of
+            another shape, or the checkpoint belongs to another recipe.
     """
-    state = _read_state(checkpoint)
+    with _telling_the_way_on(checkpoint):
+        state = _read_state(checkpoint)
     _check_recipe(checkpoint, state["recipe"], recipe)
-    _check_files(checkpoint, state["files"], is_sharded(stage))
+    with _telling_the_way_on(checkpoint):
+        _check_files(checkpoint, state["files"], is_sharded(stage))
     sharded = STUDENT not in state["files"]
     student = distinct(stage.model) if sharded else stage.model.state_dict()
     extra = stage.extra_state()
@@ -179,6 +186,33 @@ def load(
     optimizer.load_state_dict(optimizer_state(stored_optimizer, state["optimizer"], stage, optimizer))
     scheduler.load_state_dict(state["scheduler"])
     return Progress(state["step"], state["ranks"], state["history"])
+
+
+@contextmanager
+def _telling_the_way_on(damaged: Path) -> Iterator[None]:
+    """Adds to an error about a checkpoint which older one is whole, and how the run goes on from there."""
+    try:
+        yield
+    except CheckpointError as error:
+        older = next((folder for folder in reversed(_all(damaged.parent.parent)) if _is_whole(folder)), None)
+        if older is None:
+            way = f"no other checkpoint is whole: remove {damaged.parent} to train this stage anew"
+        else:
+            way = f"{older} is whole: remove {damaged}, and the same command goes on from there"
+        raise CheckpointError(f"{error}; {way}") from error
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        _check_files(checkpoint, _read_state(checkpoint)["files"], shared=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def of_another_run(difference: str) -> CheckpointError:
+    """What is said where a folder holds another run than the one to be trained."""
+    return CheckpointError(f"{difference} (choose another --out to train anew)")
 
 
 def _check_files(checkpoint: Path, files: Mapping[str, Mapping[str, int]], shared: bool) -> None:
@@ -206,11 +240,13 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / STATE
     try:
         state = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    for name in ("format", "step", "recipe", "files", "optimizer", "scheduler", "history", "ranks"):
+    for name, kind in _FIELDS.items():
         if not isinstance(state, dict) or name not in state:
             raise CheckpointError(f"{path}: {name} is missing")
+        if not isinstance(state[name], kind):
+            raise CheckpointError(f"{path}: {name} is {state[name]!r:.40}, not what was written")
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path}: format is {state['format']}, this version reads {FORMAT}")
     return state
@@ -221,12 +257,12 @@ def _check_recipe(checkpoint: Path, stored: Mapping[str, Any], current: Mapping[
     there, here = (" x ".join(f"{recipe.get(name, 1)} {name}" for name in _BATCH) for recipe in (stored, current))
     before, now = (math.prod(recipe.get(name, 1) for name in _BATCH) for recipe in (stored, current))
     if before != now:
-        raise CheckpointError(
+        raise of_another_run(
             f"{checkpoint / STATE}: a step was of {before} images there ({there}) and is of {now} in this run ({here})"
         )
     for name in sorted((stored.keys() | current.keys()) - set(_BATCH)):
         if stored.get(name) != current.get(name):
-            raise CheckpointError(
+            raise of_another_run(
                 f"{checkpoint / STATE}: recipe: {name} was {stored.get(name)!r} there and is {current.get(name)!r} in "
                 "this run"
             )

@@ -14,12 +14,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from pyarrow.lib import ArrowException
 
 from granvit.errors import GranvitError
 
@@ -40,7 +42,15 @@ class Reject(Exception):
 
 
 class FeedError(RuntimeError):
-    """A record that could not be read or prepared, named in the message."""
+    """A record that could not be read or prepared, named in the message; its cause is a bug."""
+
+
+class DataError(FeedError, GranvitError):
+    """A `FeedError` whose cause lies in the data; the message says it all."""
+
+
+# What reading raises for bytes that are not what was written.
+_DAMAGE = (GranvitError, OSError, ArrowException)
 
 
 class Records(Protocol):
@@ -79,13 +89,17 @@ class _Make:
         try:
             record = self.sources[source][index]
         except Exception as error:
-            raise FeedError(f"record {index} of source {source}: {type(error).__name__}: {error}") from error
+            told = f"record {index} of source {source}: {type(error).__name__}: {error}"
+            if isinstance(error, _DAMAGE):
+                raise DataError(f"{told}; `granvit corpus verify` finds what else is damaged") from error
+            raise FeedError(told) from error
         try:
             return self.prepare(record, rng)
         except Reject as rejection:
             return _Rejected(record.id, str(rejection))
         except Exception as error:
-            raise FeedError(f"sample {record.id!r}: {type(error).__name__}: {error}") from error
+            kind = DataError if isinstance(error, _DAMAGE) else FeedError
+            raise kind(f"sample {record.id!r}: {type(error).__name__}: {error}") from error
 
 
 class Feed:
@@ -163,7 +177,8 @@ class Feed:
         """The next batch.
 
         Raises:
-            FeedError: a record could not be read or prepared (named in the message), or every record is rejected.
+            DataError: a record is damaged (named in the message), or every record is rejected.
+            FeedError: preparing a record failed for another reason.
         """
         try:
             if self._prefetch:
@@ -201,7 +216,7 @@ class Feed:
                     rejected.append(_Rejected(item.id, LEFT_OUT, item.left_out))
             if in_a_row >= min(sum(self._sizes), MAX_REJECTED_IN_A_ROW):
                 reasons = dict(Counter(r.reason for r in rejected))
-                raise FeedError(f"{in_a_row} records in a row were rejected, the last {item.id!r}: {reasons}")
+                raise DataError(f"{in_a_row} records in a row were rejected, the last {item.id!r}: {reasons}")
         return self._collate(samples), position, rejected
 
     def _open(self, position: int) -> Any:
@@ -221,8 +236,7 @@ class Feed:
         if self.quarantine is None or not rejected:
             return
         if self._listed is None:
-            known = self.quarantine.read_text().splitlines() if self.quarantine.exists() else []
-            self._listed = {(row["id"], row["reason"]) for row in map(json.loads, known)}
+            self._listed = _listed(self.quarantine)
         new = dict.fromkeys((r.id, r.reason) for r in rejected if (r.id, r.reason) not in self._listed)
         self._listed.update(new)
         with self.quarantine.open("a") as file:
@@ -294,6 +308,22 @@ class Feed:
 def _rest_of(state: dict[str, Any]) -> Rest:
     # States of before the number of ranks could change hold no such thing.
     return Rest(tuple(state.get("stragglers", ())), state.get("start", 0))
+
+
+def _listed(quarantine: Path) -> set[tuple[str, str]]:
+    """What an earlier part of the run wrote down; a line that a kill cut short is removed, and written again."""
+    listed: set[tuple[str, str]] = set()
+    if not quarantine.exists():
+        return listed
+    content = quarantine.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(quarantine, len(whole))
+    for line in whole.splitlines():
+        with suppress(ValueError, TypeError, KeyError, RecursionError):  # somebody else's line only tells less
+            row = json.loads(line)
+            listed.add((row["id"], row["reason"]))
+    return listed
 
 
 def _place(source: int, index: int) -> tuple[int, int]:

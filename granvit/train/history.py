@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from granvit.errors import CheckpointError
 from granvit.files import sync
+from granvit.train.checkpoint import of_another_run
 from granvit.train.timing import SECTIONS, Timing
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -59,15 +59,15 @@ class History:
         """Goes on after `step`: later lines, of steps that will be taken again, are dropped.
 
         Raises:
-            CheckpointError: the file lacks lines that the checkpoint counted.
+            CheckpointError: the file lacks lines that the checkpoint counted, or one is not what was written.
         """
         main = self._accelerator.is_main_process
         lines = self.path.read_bytes().splitlines() if main and self.path.exists() else []
         self._lines = state.get("lines", 0)
         if main and len(lines) < self._lines:
-            raise CheckpointError(f"{self.path}: has {len(lines)} lines, the checkpoint counted {self._lines}")
-        for line in lines[: self._lines]:
-            self._collect(json.loads(line))
+            raise of_another_run(f"{self.path}: has {len(lines)} lines, the checkpoint counted {self._lines}")
+        for number, line in enumerate(lines[: self._lines], start=1):
+            self._collect(self._row(number, line))
         self._sums.update(state.get("sums", {}))
         self._summed = state.get("summed", 0)
         if main:
@@ -76,6 +76,15 @@ class History:
             self._file.truncate(sum(len(line) + 1 for line in lines[: self._lines]))
         name = self.path.parent.name
         self._bar = tqdm(total=self._steps, initial=step, desc=name, disable=not main, unit="step", leave=False)
+
+    def _row(self, number: int, line: bytes) -> dict[str, float]:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise of_another_run(f"{self.path}: line {number}: {error}") from error
+        if not isinstance(row, dict) or "step" not in row or not all(isinstance(v, int | float) for v in row.values()):
+            raise of_another_run(f"{self.path}: line {number} is not what was written")
+        return row
 
     def open_trackers(self, trackers: tuple[str, ...], config: dict[str, Any], step: int) -> None:
         """`step` is the last one done: TensorBoard drops what an earlier part logged after it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -166,6 +167,10 @@ class _Run:
         finally:
             self.history.close()
         if stop:
+            if self.accelerator.is_main_process:
+                way = "the same command goes on from there"
+                told = f"stopped after step {self.step} of {self.config.steps}, saved in {self.run_dir}; {way}"
+                print(told, file=sys.stderr)
             raise SystemExit(128 + stop)
         seconds = max(time.perf_counter() - start, 1e-9)
         left_out: Counter[str] = Counter()

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from granvit.errors import GranvitError
 from granvit.train.stage import Stage
 from granvit.train.tensorfile import write_tensors
 
@@ -26,7 +27,7 @@ FOLDER = "nonfinite"
 BATCH, RANKS, STUDENT, EXTRA, MODEL = "batch.json", "ranks.json", "student.safetensors", "extra.safetensors", "model"
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(GranvitError):
     """A loss or gradient norm that is not a finite number; the message names the step and the samples."""
 
     @classmethod

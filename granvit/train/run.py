@@ -32,6 +32,7 @@ from granvit.files import locked, staged_folder, write_text
 from granvit.model.assemble import save_encoder, save_language
 from granvit.model.region_model import RegionModel
 from granvit.train.build import PLACES, WORDS, build_model, start_projector
+from granvit.train.checkpoint import of_another_run
 from granvit.train.config import LoopConfig, feed_workers, on_cpu
 from granvit.train.encoder_warmup import EncoderWarmup
 from granvit.train.feed import Feed, Records, Reject
@@ -100,10 +101,12 @@ def _run_recipe(
     data = _data_facts(sources)
     recipe = recipe.resolved(sum(len(records) for records, _ in sources), state.num_processes)
     _check_finished(recipe, data, run_dir, state.num_processes)
-    if state.is_main_process:
+    model = RegionModel.load(init) if init is not None else build_model(recipe)
+    for stage in recipe.stages:
+        Prepare(model, stage.sample)  # what doesn't fit the model is told now, not after hours of another stage
+    if state.is_main_process:  # only now: what can't begin leaves no folder
         recipe.save(run_dir / "recipe.json", state.num_processes)
         write_text(run_dir / "data.json", json.dumps(data, indent=1) + "\n")
-    model = RegionModel.load(init) if init is not None else build_model(recipe)
     if on_stage is not None and state.is_main_process:
         on_stage("before", model, None)
     for stage in recipe.stages:
@@ -128,7 +131,11 @@ def _run_recipe(
 
 def _load_finished(stage_dir: Path) -> RegionModel:
     """The model that an earlier call left, with what only presets know."""
-    model = RegionModel.load(stage_dir / "model")
+    try:
+        model = RegionModel.load(stage_dir / "model")
+    except CheckpointError as error:
+        way = f"remove {stage_dir / 'model'} to finish this stage again from its checkpoints"
+        raise CheckpointError(f"{error}; {way}") from error
     alone = stage_dir / "alone"
     if (alone / PLACES).exists():
         model.places = load_file(alone / PLACES)["places"]
@@ -153,15 +160,26 @@ def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path, p
     if not finished:
         return
     path = run_dir / "recipe.json"
-    stored, current = json.loads(path.read_text()), recipe.facts()
-    # Runs of before this was written down went on with as many processes as they had begun with.
-    before = _decisive(stored, finished, stored.get("processes", processes))
+    stored, current = _read_json(path), recipe.facts()
+    try:
+        # Runs of before this was written down went on with as many processes as they had begun with.
+        before = _decisive(stored, finished, stored.get("processes", processes))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise of_another_run(f"{path}: not the recipe of a run: {type(error).__name__}: {error}") from error
     now = _decisive(current, finished, processes)
     for name in now:
         if before.get(name) != now[name]:
-            raise CheckpointError(f"{path}: {name} was {before.get(name)!r} there and is {now[name]!r} in this run")
-    if json.loads((run_dir / "data.json").read_text()) != data:
-        raise CheckpointError(f"{run_dir / 'data.json'}: {', '.join(finished)} was trained on other corpora or weights")
+            raise of_another_run(f"{path}: {name} was {before.get(name)!r} there and is {now[name]!r} in this run")
+    if _read_json(run_dir / "data.json") != data:
+        raise of_another_run(f"{run_dir / 'data.json'}: {', '.join(finished)} was trained on other corpora or weights")
+
+
+def _read_json(path: Path) -> Any:
+    """What this or an earlier call wrote beside the stages."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise of_another_run(f"{path}: cannot be read: {error}") from error
 
 
 def _decisive(facts: dict[str, Any], folders: Sequence[str], processes: int) -> dict[str, Any]:

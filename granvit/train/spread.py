@@ -7,6 +7,7 @@ gain little from a second thread.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -29,20 +30,34 @@ def spread(work: Callable[..., None], processes: int, told: tuple[type[Exception
     Raises:
         Exception: the first that one of them raised, if it is of the kinds `told`.
         torch.multiprocessing.ProcessRaisedException: one of them raised another; it carries the traceback.
-        SystemExit: one of them left so.
+        SystemExit: one of them left so. KeyboardInterrupt: this process was interrupted, and all of them have ended.
     """
     if processes == 1:
         work(*args)
         return
     errors = mp.get_context("spawn").SimpleQueue()
     threads = max(1, torch.get_num_threads() // processes)
+    ranks = mp.spawn(_rank, (processes, _free_port(), threads, told, errors, work, args), processes, join=False)
+    interrupted = False
     try:
-        mp.spawn(_rank, (processes, _free_port(), threads, told, errors, work, args), processes)
+        while True:
+            try:
+                if ranks.join():
+                    break
+            except KeyboardInterrupt:  # the ranks stop by themselves, and save first
+                interrupted = True
+                for process in ranks.processes:
+                    if process.is_alive():
+                        os.kill(process.pid, signal.SIGINT)
+        if interrupted:
+            raise KeyboardInterrupt
     except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
         if not errors.empty():
             raise errors.get() from None
         if isinstance(error, mp.ProcessExitedException) and error.exit_code > 0:
             raise SystemExit(error.exit_code) from None
+        if interrupted:
+            raise KeyboardInterrupt from None
         raise
 
 

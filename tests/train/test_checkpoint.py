@@ -1,5 +1,6 @@
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +235,25 @@ def test_the_tiny_corpus_varies():
     feed = make_feed(prefetch=0)
     counts = [next(feed).counts for _ in range(6)]
     assert len({c["answer_tokens"] for c in counts}) > 3 and len({c["crops"] for c in counts}) > 2
+
+
+def damaged(folder: Path) -> str:
+    (folder / checkpoint.STUDENT).write_bytes(b"")
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(folder, *parts(seed=1, steps=0), RECIPE)
+    return str(error.value)
+
+
+def test_a_damaged_checkpoint_names_the_newest_whole_one_and_the_way_on(tmp_path):
+    first, second, third = (write(tmp_path, step, keep=3) for step in (3, 6, 9))
+    assert f"{second} is whole: remove {third}, and the same command goes on from there" in damaged(third)
+    shutil.rmtree(third)
+    (first / checkpoint.STATE).write_text("")
+    assert f"no other checkpoint is whole: remove {first.parent}" in damaged(second)
+
+
+@pytest.mark.parametrize("field, value", [("files", []), ("ranks", {}), ("step", "3"), ("history", None)])
+def test_a_field_of_another_kind_is_named(tmp_path, field, value):
+    path = write(tmp_path) / checkpoint.STATE
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    refused(path.parent, "state.json", f"{field} is {value!r}")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import granvit
+from granvit.errors import GranvitError
 from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.regions import RegionImage
-from granvit.train.feed import Feed, FeedError, Reject
+from granvit.train.feed import DataError, Feed, FeedError, Reject
 
 PREFIX, IMAGE, PAD = [1, 0, 0], 0, 2
 
@@ -237,22 +238,36 @@ def test_rejected_samples_are_skipped_counted_and_listed_once(tmp_path):
 
 
 def test_a_corpus_that_is_rejected_whole_stops_the_run():
-    with pytest.raises(FeedError, match="23 records in a row were rejected.*no regions"):
+    with pytest.raises(DataError, match="23 records in a row were rejected.*no regions"):
         next(feed(prepare=Prepare(reject=tuple(f"r{i}" for i in range(23)))))
+
+
+def test_a_list_of_rejected_records_that_was_cut_or_edited_is_gone_on_with(tmp_path):
+    list_ = tmp_path / "quarantine.jsonl"
+    list_.write_text('{"id": "r3", "reason": "no regions"}\n[1]\n{"id": "r11", "rea')
+    stream = feed(prepare=Prepare(reject=("r3", "r11")), quarantine=list_)
+    take(stream, 6)
+    stream.close()
+    assert [json.loads(line) for line in list_.read_text().splitlines()] == [
+        {"id": "r3", "reason": "no regions"},
+        [1],
+        {"id": "r11", "reason": "no regions"},
+    ]
 
 
 @pytest.mark.parametrize("options", [{}, {"prefetch": 2}, {"prefetch": 1, "workers": 1}])
 def test_any_other_error_names_the_sample(options):
     stream = feed(prepare=Prepare(crash=("r7",)), **options)
-    with pytest.raises(FeedError, match="sample 'r7': ZeroDivisionError: of nothing"):
+    with pytest.raises(FeedError, match="sample 'r7': ZeroDivisionError: of nothing") as error:
         take(stream, 6)
+    assert not isinstance(error.value, GranvitError), "a bug keeps its traceback"
     with pytest.raises(FeedError, match="sample 'r7'"):
         next(stream)
     stream.close()
 
 
 def test_an_unreadable_record_is_named_by_its_place():
-    with pytest.raises(FeedError, match="record 2 of source 1: OSError: damaged row"):
+    with pytest.raises(DataError, match="record 2 of source 1: OSError: damaged row"):
         take(feed([(Corpus(9, "a"), 1.0), (Corpus(9, "b", broken=2), 1.0)]), 5)
 
 

@@ -141,6 +141,12 @@ def test_a_resume_with_another_recipe_data_or_history_is_refused(tmp_path):
         run(tmp_path, config=replace(config, lr=0.1), recipe={"corpus": "a"})
     with pytest.raises(CheckpointError, match="feed: seed is 0"):
         run(tmp_path, feed=make_feed(4, seed=3), config=config, recipe={"corpus": "a"})
+    path = tmp_path / "history.jsonl"
+    whole = path.read_text().splitlines(keepends=True)
+    for line in ("{\n", "[]\n", '{"loss": 1}\n', '{"step": "1"}\n'):
+        path.write_text("".join([whole[0], line, *whole[2:]]))
+        with pytest.raises(CheckpointError, match="history.jsonl: line 2"):
+            run(tmp_path, config=config, recipe={"corpus": "a"})
     (tmp_path / "history.jsonl").write_text("")
     with pytest.raises(CheckpointError, match="history.jsonl: has 0 lines"):
         run(tmp_path, config=config, recipe={"corpus": "a"})

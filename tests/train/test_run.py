@@ -267,7 +267,35 @@ def test_init_from_what_is_no_checkpoint_is_named(parts, tmp_path):
     for folder in (tmp_path / "nowhere", parts / "language"):
         with pytest.raises(CheckpointError, match=str(folder)):
             run_recipe(tiny_recipe(parts), tmp_path / "run", SOURCES, init=folder, device="cpu")
-    assert not (tmp_path / "run" / "stage1").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_begin_leaves_no_folder(parts, tmp_path):
+    """Neither a part that is not there, nor a later stage's setting that the model has no room for."""
+    unfit = tiny_recipe(parts)
+    unfit.stages[1].sample.max_tokens = 2
+    for recipe, said in ((replace(tiny_recipe(parts), encoder="/no/such/place"), "no encoder"), (unfit, "max_tokens")):
+        with pytest.raises(GranvitError, match=said):
+            run_recipe(recipe, tmp_path / "run", SOURCES, device="cpu")
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"stages": [{}]}', "[" * 100_000])
+@pytest.mark.parametrize("name", ["recipe.json", "data.json"])
+def test_what_was_edited_beside_finished_stages_is_named(done, parts, tmp_path, name, content):
+    folder = shutil.copytree(done[0], tmp_path / "run")
+    (folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{name}.*choose another --out"):
+        run_recipe(tiny_recipe(parts), folder, SOURCES, device="cpu")
+
+
+def test_a_damaged_finished_stage_tells_the_way_on(done, parts, tmp_path):
+    folder = shutil.copytree(done[0], tmp_path / "run")
+    (folder / "stage1" / "model" / "config.json").write_text("")
+    with pytest.raises(CheckpointError, match=f"config.json.*; remove {folder}/stage1/model to finish this stage"):
+        run_recipe(tiny_recipe(parts), folder, SOURCES, device="cpu")
+    shutil.rmtree(folder / "stage1" / "model")
+    run_recipe(tiny_recipe(parts), folder, SOURCES, device="cpu")
 
 
 def test_init_from_a_foreign_checkpoint_is_named(done, parts, tmp_path):

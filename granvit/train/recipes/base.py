@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # the program's help shows every recipe, and does not need th
     from granvit.model.region_model import RegionModel
     from granvit.train.stages import AnsweringStage
 
+# What `Recipe.encoder` and `Recipe.language` call without being a directory or a hub name.
+OWN_PARTS = ("nano", "nano-reader", "nano-untrained", "tiny-untrained")
+
 Kind = Literal["encoder", "warmup", "stage1", "stage2", "finetune"]
 
 
@@ -156,6 +159,10 @@ class Recipe:
     def save(self, path: Path, processes: int) -> None:
         """The resolved recipe as JSON, beside the run it made, and on how many processes it runs."""
         write_text(path, json.dumps({**self.facts(), "processes": processes}, indent=2) + "\n")
+
+    def pretrained_parts(self) -> list[str]:
+        """Of encoder and language model those that are somebody's weights: neither shipped with granvit nor fresh."""
+        return [part for part in (self.encoder, self.language) if part not in OWN_PARTS]
 
     def facts(self) -> dict[str, Any]:
         """The resolved recipe as plain data."""
