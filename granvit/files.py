@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from granvit.errors import BusyError, GranvitError
+from granvit.links import check_link
 
 # A JSON file of this package nests a few levels; one more for each corpus that a corpus was made of.
 _MAX_NESTING = 300
@@ -255,19 +256,31 @@ def child(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes; a pipe or device, which could block for ever, is refused.
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file opened for reading; a pipe or device, which could block for ever, is refused.
 
     Raises:
-        GranvitError: it is no regular file, or larger. OSError: it cannot be read.
+        GranvitError: it is no regular file, or a link leads to it that must not be followed (see `links.within`).
+        OSError: it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise GranvitError(f"{path}: not a regular file")
-        if facts.st_size > limit:
-            raise GranvitError(f"{path}: {facts.st_size} bytes, at most {limit} are read")
+    check_link(path)
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise GranvitError(f"{path}: not a regular file")
+    return file
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes, see `open_regular`.
+
+    Raises:
+        GranvitError: as `open_regular`, or it is larger. OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise GranvitError(f"{path}: {size} bytes, at most {limit} are read")
         return file.read()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from granvit.corpus.annotate.sources import open_source
 from granvit.corpus.fingerprint import SIDE, Thumbs
 from granvit.corpus.fingerprinting import fingerprint
-from granvit.corpus.importers.image_folder import pictures
+from granvit.corpus.importers.pictures import pictures
 from granvit.corpus.layout import MANIFEST, CorpusError
 from granvit.corpus.quarantine import Refused, Rejection
 from granvit.regions import RegionImage
@@ -100,7 +100,7 @@ def _lists(place: Path) -> list[Path]:
 
 
 def _records(place: Path, found: BenchmarkImages) -> Iterator[RegionImage]:
-    source = open_source(place)
+    source = open_source(place, follow_links=True)
     for file in source.files():
         if isinstance(file, Rejection):
             found.problems.append((file.uri, file.reason))

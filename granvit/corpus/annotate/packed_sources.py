@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from granvit.corpus.annotate.sources import InputFile, new_record, stamp
-from granvit.corpus.importers import tars
+from granvit.corpus.importers import parquet_rows, tars
 from granvit.corpus.importers.base import as_split
-from granvit.corpus.importers.image_folder import SUFFIXES
+from granvit.corpus.importers.pictures import SUFFIXES
 from granvit.corpus.layout import CorpusError, group_ends
 from granvit.corpus.quarantine import SPLITS, Refused, Rejection
+from granvit.links import walk
 from granvit.regions import RegionImage
 
 _USUAL_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp", "bytes")
@@ -55,10 +55,7 @@ class ParquetSource:
         parquet = _parquet(self.root / file)
         ends = group_ends(parquet.metadata)
         group = next(i for i, end in enumerate(ends) if index < end)
-        column = _column(self.root / file, group)
-        if isinstance(column, Refused):
-            raise column
-        value = column[index - (ends[group - 1] if group else 0)].as_py()
+        value = _rows(self.root / file, group).row(index - (ends[group - 1] if group else 0))
         image = value["bytes"] if isinstance(value, dict) else value
         if not image:
             raise Refused("missing-image", "the image column holds no bytes here")
@@ -72,10 +69,7 @@ def _parquet(file: Path) -> Any:
     Raises:
         Refused: it is damaged or has no column of images.
     """
-    try:
-        parquet = pq.ParquetFile(file)
-    except (OSError, pa.ArrowException) as error:
-        raise Refused("unreadable-parquet", str(error)) from error
+    parquet = parquet_rows.open_parquet(file)
     _image_column(file, parquet.schema_arrow)
     return parquet
 
@@ -93,15 +87,47 @@ def _image_column(file: Path, schema: pa.Schema) -> str:
     raise Refused("no-image-column", f"no column of {file.name} is known to hold images: {', '.join(schema.names)}")
 
 
+class _Rows:
+    """The image column of a row group, decoded batch by batch: rows are asked for in order, but for a second try."""
+
+    def __init__(self, file: Path, group: int) -> None:
+        self._parquet, self._group = _parquet(file), group
+        self._name = _image_column(file, self._parquet.schema_arrow)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._batches = parquet_rows.batches(self._parquet, self._group, [self._name])
+        self._batch: Any = None
+        self._start, self._end = 0, 0
+        self._failure: Refused | None = None
+
+    def row(self, index: int) -> Any:
+        """Raises:
+        Refused: it cannot be read, or nothing behind a row that could not.
+        """
+        if index < self._start:
+            self._begin()
+        while index >= self._end:
+            if self._failure:
+                raise self._failure
+            try:
+                self._batch = next(self._batches)
+            except Refused as refused:
+                self._failure = refused
+                continue
+            except StopIteration:
+                self._failure = Refused("damaged-parquet", f"row group {self._group} ends after {self._end} rows")
+                continue
+            self._start, self._end = self._end, self._end + self._batch.num_rows
+        row = parquet_rows.row_of(self._batch, index - self._start)
+        if isinstance(row, Refused):
+            raise row
+        return row[self._name]
+
+
 @lru_cache(maxsize=2)
-def _column(file: Path, group: int) -> pa.ChunkedArray | Refused:
-    """The image column of a row group; the failure is kept too, for each of its images would meet it again."""
-    parquet = _parquet(file)
-    name = _image_column(file, parquet.schema_arrow)
-    try:
-        return parquet.read_row_group(group, columns=[name], use_threads=False).column(0)
-    except (OSError, pa.ArrowException) as error:
-        return Refused("unreadable-parquet", f"row group {group}: {error}")
+def _rows(file: Path, group: int) -> _Rows:
+    return _Rows(file, group)
 
 
 @dataclass(frozen=True)
@@ -211,8 +237,6 @@ def _splits(root: Path) -> dict[str, Any]:
 
 def _names(root: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Files below `root` with one of the endings, as paths relative to it, in order."""
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.name.lower().endswith(suffixes) and not hidden and path.is_file():
-            yield relative.as_posix()
+    for name in walk(root):
+        if name.lower().endswith(suffixes) and not any(part.startswith(".") for part in name.split("/")):
+            yield name

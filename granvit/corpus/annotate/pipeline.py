@@ -19,7 +19,7 @@ from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.progress import Progress
 from granvit.corpus.annotate.schedule import Schedule
 from granvit.corpus.annotate.shards import WORK, Counts, Task
-from granvit.corpus.annotate.sources import InputFile, Source, open_source
+from granvit.corpus.annotate.sources import InputFile, LinkedSource, Source, open_source
 from granvit.corpus.layout import MANIFEST, QUARANTINE, SHARDS, CorpusError, read_manifest
 from granvit.corpus.quarantine import Rejection
 from granvit.files import locked, read_json, remove_folder, removed, write_text
@@ -70,6 +70,7 @@ def annotate(
     device: Device = "auto",
     name: str = "",
     licence: str = "",
+    follow_links: bool = False,
     progress: bool = False,
 ) -> AnnotateSummary:
     """Annotate the images at `src` and make a corpus of them at `out`.
@@ -83,7 +84,8 @@ def annotate(
         ray: "local", or the address of a Ray cluster whose nodes see `src` and `out` under the same paths; empty for
             processes on this machine.
         device: where the models go; "auto" takes GPUs where there are any.
-        name, licence: the data set's name and terms, see `open_source`.
+        name, licence, follow_links: the data set's name and terms, and whether links may lead out of `src`, see
+            `open_source`.
         progress: show a progress bar.
 
     Raises:
@@ -96,7 +98,7 @@ def annotate(
     if out.resolve().is_relative_to(src):
         raise CorpusError(f"{out} lies in {src}: choose a folder outside the images")
     keeps = plan.how == "keep" or (plan.how == "auto" and plan.detect is None and (src / MANIFEST).exists())
-    listing = Listing(open_source(src, keeps, name, licence), plan.shard_images)
+    listing = Listing(open_source(src, keeps, name, licence, follow_links), plan.shard_images)
     meta = {"annotated": plan.settings(), "input": listing.facts()}
     with locked(out):
         if finished := _finished(out, meta):
@@ -157,8 +159,9 @@ class Listing:
         digest = hashlib.sha256()
         for file in self._files:
             digest.update(f"{file.name}\0{file.images}\0{file.stamp}\n".encode(errors="backslashreplace"))
+        inner = self.source.source if isinstance(self.source, LinkedSource) else self.source
         return {
-            "source": {key: value for key, value in vars(self.source).items() if key != "root"},
+            "source": {key: value for key, value in vars(inner).items() if key != "root"},
             "files": len(self._files),
             "images": self.images,
             "shard_images": self.shard_images,

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from granvit.corpus.importers.base import read_image
-from granvit.corpus.importers.image_folder import pictures
+from granvit.corpus.importers.pictures import listing, pictures, unsupported
 from granvit.corpus.layout import MANIFEST, CorpusError, sha256
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Rejection
 from granvit.corpus.store import Corpus
+from granvit.links import LinkOutsideError, check_link, read_within, within
 from granvit.regions import RegionImage
 
 
@@ -55,22 +56,50 @@ class Source(Protocol):
         ...
 
 
-def open_source(src: str | Path, keep: bool = False, name: str = "", licence: str = "") -> Source:
+@dataclass(frozen=True)
+class LinkedSource:
+    """A source whose links lead no further than its place, unless they are to be followed: see `links.within`."""
+
+    source: Source
+    place: Path
+    follow_links: bool
+
+    def files(self) -> Iterator[InputFile | Rejection]:
+        return read_within(self.source.files(), self.place, follow_links=self.follow_links)
+
+    def identify(self, file: str, index: int) -> tuple[str, str]:
+        with within(self.place, follow_links=self.follow_links):
+            return self.source.identify(file, index)
+
+    def read(self, file: str, index: int) -> RegionImage:
+        with within(self.place, follow_links=self.follow_links):
+            return self.source.read(file, index)
+
+
+def open_source(
+    src: str | Path, keep: bool = False, name: str = "", licence: str = "", follow_links: bool = False
+) -> Source:
     """The source at `src`, known by what is there.
 
     Args:
         keep: a corpus's regions and captions are kept; otherwise only its images are taken.
         name: the data set's name, the first part of every id; by default that of the folder or file.
         licence: the terms of the images. A corpus keeps its own names, ids and terms where these two are empty.
+        follow_links: what a link leads to outside of `src` is read too, and not refused as "link-outside".
 
     Raises:
         CorpusError: there is nothing of the kind, or `keep` is asked of something without regions.
     """
-    from granvit.corpus.annotate.packed_sources import DatasetSource, ParquetSource, TarSource
-
     root = Path(src)
     if not root.exists():
         raise CorpusError(f"{root} does not exist")
+    with within(root, follow_links=follow_links):
+        return LinkedSource(_known(root, keep, name, licence), root, follow_links)
+
+
+def _known(root: Path, keep: bool, name: str, licence: str) -> Source:
+    from granvit.corpus.annotate.packed_sources import DatasetSource, ParquetSource, TarSource
+
     name = name or root.resolve().name
     if (root / MANIFEST).exists():
         Corpus(root)
@@ -94,16 +123,24 @@ def open_source(src: str | Path, keep: bool = False, name: str = "", licence: st
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Pictures below a folder, known by their file names' endings."""
+    """Pictures below a folder, known by their contents; files that are none are passed over."""
 
     root: Path
     name: str
     licence: str
 
     def files(self) -> Iterator[InputFile | Rejection]:
-        for uri in pictures(self.root):
+        for uri, kind in listing(self.root):
+            if kind == "unsupported":
+                refused = unsupported(uri)
+                yield Rejection(refused.reason, f"{self.name}/{uri}", uri, None, refused.detail)
+            if kind != "picture":
+                continue
             try:
+                check_link(self.root / uri)
                 yield InputFile(uri, 1, stamp(self.root / uri))
+            except LinkOutsideError as error:
+                yield Rejection("link-outside", f"{self.name}/{uri}", uri, None, str(error))
             except OSError as error:  # a link to nowhere
                 yield Rejection("missing-image", f"{self.name}/{uri}", uri, None, str(error.strerror))
 

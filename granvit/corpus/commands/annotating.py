@@ -63,6 +63,8 @@ class Annotate:
     """The data set's name, the first part of every id; by default that of SRC."""
     licence: str = ""
     """The terms of the images, recorded with each."""
+    follow_links: bool = False
+    """Read what links lead to outside of SRC, too; otherwise it is refused as "link-outside"."""
 
     def run(self) -> int:
         """Exit status: 0, or 1 when nothing could be done."""
@@ -78,6 +80,7 @@ class Annotate:
                 device=self.device,
                 name=self.source,
                 licence=self.licence,
+                follow_links=self.follow_links,
                 progress=True,
             )
         except (AnnotateError, CorpusError) as error:

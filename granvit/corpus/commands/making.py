@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from granvit.corpus.commands.common import fail
 from granvit.corpus.importers import IMPORTERS, import_corpus
 from granvit.corpus.importers.funsd import Level
+from granvit.corpus.importers.parquet import BoxFormat
 from granvit.corpus.importers.run import Group
 from granvit.corpus.layout import QUARANTINE, CorpusError
 from granvit.corpus.synthesize import synthesize
@@ -28,7 +29,7 @@ else:
     Name = tyro.extras.literal_type_from_choices(sorted(IMPORTERS))
 
 # The fields of `Import` that say how to import; all others are handed on to the importer.
-_OWN = {"name", "paths", "val_fraction", "group", "overwrite"}
+_OWN = {"name", "paths", "val_fraction", "group", "overwrite", "follow_links"}
 
 
 def _layouts() -> str:
@@ -78,6 +79,10 @@ class Import:
     """funsd: what becomes a region: an entry, a line (the default) or a word."""
     image_column: str | None = None
     """parquet: the column of the pictures, where it is not "image"."""
+    box_format: BoxFormat | None = None
+    """parquet: how boxes are written: xywh (x, y, width, height, the default) or xyxy (two corners)."""
+    follow_links: bool = False
+    """Read what links lead to outside of SRC, too; otherwise it is refused as "link-outside"."""
 
     def run(self) -> int:
         """Exit status: 0, or 1 when nothing could be imported."""
@@ -93,6 +98,7 @@ class Import:
                 val_fraction=self.val_fraction,
                 group=self.group,
                 overwrite=self.overwrite,
+                follow_links=self.follow_links,
                 progress=sys.stderr.isatty(),
                 **options,
             )

@@ -8,17 +8,18 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from granvit import images
+from granvit import image_limits, images
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection, Unread
 from granvit.errors import GranvitError
-from granvit.files import read_regular
+from granvit.files import is_inside, read_regular
 from granvit.geometry import View
+from granvit.links import LinkOutsideError
 from granvit.regions import Region, RegionImage
 
 Box = tuple[float, float, float, float]
@@ -89,19 +90,19 @@ def read_image(root: Path, relative: str) -> bytes:
     """The file `relative` of the folder `root`. The name comes from the data, so it must not lead out of it.
 
     Raises:
-        Refused: "path-outside" or "missing-image".
+        Refused: "path-outside", "link-outside", "missing-image" or "too-costly".
     """
-    path = PurePosixPath(relative)
-    if path.is_absolute() or PureWindowsPath(relative).drive or ".." in path.parts or "\\" in relative:
+    if relative and "\0" not in relative and not is_inside(relative):
         raise Refused("path-outside", f"{relative!r} is not a path below {root.name}")
+    file = root / relative
     try:
-        file = root / path
-        # Anything else, such as a named pipe, could block for ever.
-        if not file.is_file():
-            raise Refused("missing-image", f"no file {relative!r} in {root.name}")
-        return file.read_bytes()
+        return read_regular(file, image_limits.MAX_BYTES)
+    except LinkOutsideError as error:
+        raise Refused("link-outside", str(error)) from error
+    except GranvitError as error:
+        raise Refused("too-costly" if file.is_file() else "missing-image", f"{relative!r}: {error}") from error
     except (OSError, ValueError) as error:
-        raise Refused("missing-image", f"{relative!r}: {error}") from error
+        raise Refused("missing-image", f"{relative!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_json(file: Path, encoding: str = "", limit: int = MAX_TABLE_BYTES) -> Any:
@@ -165,13 +166,15 @@ def read_text(file: Path, encoding: str = "", limit: int = MAX_FILE_BYTES) -> st
     """The text of a file of at most `limit` bytes, see `decode_text`.
 
     Raises:
-        Refused: "bad-encoding", or "unreadable-file" for what is missing, no regular file, or too large.
+        Refused: "bad-encoding", "link-outside", or "unreadable-file": missing, no regular file, or too large.
     """
     try:
         return decode_text(read_regular(file, limit), encoding)
     except UnicodeError as error:
         hint = "name another one" if encoding else "name its encoding"
         raise Refused("bad-encoding", f"{file.name} is not {encoding or 'UTF-8'}: {hint} ({error!s:.100})") from error
+    except LinkOutsideError as error:
+        raise Refused("link-outside", str(error)) from error
     except (GranvitError, OSError) as error:
         raise Refused("unreadable-file", f"{file.name}: {getattr(error, 'strerror', None) or error}") from error
 

@@ -19,7 +19,7 @@ from granvit.corpus.importers.base import (
     read_image,
     size_of,
 )
-from granvit.corpus.importers.image_folder import SUFFIXES as PICTURES
+from granvit.corpus.importers.pictures import SUFFIXES as PICTURES
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Refused, Rejection
 from granvit.geometry import View

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from granvit.corpus.importers.base import as_split, importer, read_image
-from granvit.corpus.importers.image_folder import pictures
+from granvit.corpus.importers.pictures import pictures
 from granvit.corpus.importers.textlines import numbers, outlined, read_lines, unreadable
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection

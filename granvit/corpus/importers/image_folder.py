@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from granvit.corpus.importers.base import as_split, importer, read_image
+from granvit.corpus.importers.base import Found, as_split, importer, read_image
+from granvit.corpus.importers.pictures import LEFT_OUT, listing, unsupported
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
+from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection
 from granvit.regions import RegionImage
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
 
 
 @importer("image_folder", without_regions=True)
-def read(src: Path, *, source: str = "", licence: str = "", split: str = "") -> Iterator[RegionImage | Rejection]:
-    """`src` is a folder; all pictures below it are taken, known by their names' endings, in the order of their paths.
+def read(src: Path, *, source: str = "", licence: str = "", split: str = "") -> Iterator[Found]:
+    """`src` is a folder; all pictures below it are taken, known by their contents, in the order of their paths.
 
-    There are no regions, hence no boxes; other files are passed over. Terms: yours to state with `licence`.
+    There are no regions, hence no boxes. A picture in a format that is not read here, such as HEIC, PDF or a camera's
+    raw one, is refused as "unsupported-format"; files that are no pictures are counted. Terms: yours to state with
+    `licence`.
 
     Raises:
         CorpusError: `src` is not a folder.
@@ -26,8 +26,13 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "") -> 
     if not src.is_dir():
         raise CorpusError(f"{src} is not a folder")
     source = source or src.resolve().name
-    for uri in pictures(src):
+    for uri, kind in listing(src):
+        if kind in LEFT_OUT:
+            yield LeftOut(LEFT_OUT[kind], 1, uri)
+            continue
         try:
+            if kind == "unsupported":
+                raise unsupported(uri)
             yield RegionImage(
                 id=f"{source}/{uri}",
                 image=read_image(src, uri),
@@ -41,12 +46,3 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "") -> 
             )
         except Refused as refused:
             yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail)
-
-
-def pictures(src: Path) -> Iterator[str]:
-    """Paths of all pictures below `src`, relative to it and with slashes, in order."""
-    for folder, subfolders, names in os.walk(src):
-        subfolders.sort()
-        for name in sorted(names):
-            if name.lower().endswith(SUFFIXES):
-                yield (Path(folder) / name).relative_to(src).as_posix()

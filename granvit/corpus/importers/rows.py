@@ -10,15 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from granvit.corpus.importers import parquet_rows
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Refused
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json")
 
-_BATCH = 256
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -33,17 +30,8 @@ def read_rows(file: Path) -> Iterator[Any]:
     """
     name = file.name.lower()
     if name.endswith(".parquet"):
-        return _parquet(file)
+        return parquet_rows.read_rows(file)
     return _array(file) if name.endswith(".json") else _lines(file)
-
-
-def _parquet(file: Path) -> Iterator[Any]:
-    try:
-        with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(_BATCH, use_threads=False):
-                yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        yield Refused("damaged-file", f"{file.name}: {error}")
 
 
 def _lines(file: Path) -> Iterator[Any]:

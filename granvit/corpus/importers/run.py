@@ -15,6 +15,7 @@ from granvit.corpus.importers.base import WITHOUT_REGIONS, Found, check_encoding
 from granvit.corpus.layout import QUARANTINE, CorpusError
 from granvit.corpus.quarantine import LeftOut, Quarantine, Rejection, check_record
 from granvit.corpus.store import CorpusWriter
+from granvit.links import read_within
 from granvit.regions import RegionImage
 
 Group = Literal["id", "first-line"]
@@ -71,6 +72,7 @@ def import_corpus(
     overwrite: bool = False,
     progress: bool = False,
     rows_per_shard: int = 2_000,
+    follow_links: bool = False,
     **options: Any,
 ) -> ImportSummary:
     """Make a corpus of one or several folders or files in a public layout.
@@ -85,7 +87,8 @@ def import_corpus(
             of one company in one split.
         overwrite: replace the corpus at `out`.
         progress: show a progress bar.
-        options: passed to the importer.
+        follow_links: what a link leads to outside of the places is read too, and not refused as "link-outside".
+        options: passed to the importer; what a path among them names is one of the places.
 
     Raises:
         CorpusError: unknown importer or option, a place that does not exist or has not the layout, `out` is in use;
@@ -100,6 +103,7 @@ def import_corpus(
     for place in places:
         if not place.exists():
             raise CorpusError(f"{place} does not exist")
+    named = [*places, *(option for option in options.values() if isinstance(option, Path))]
     summary = ImportSummary()
     meta = {"importer": name, "src": [str(p) for p in places], "val_fraction": val_fraction, "group": group}
     with CorpusWriter(out, rows_per_shard, meta, overwrite) as writer:
@@ -107,7 +111,7 @@ def import_corpus(
             summary.reasons = quarantine.reasons
             for place in places:
                 before = replace(summary, reasons=summary.reasons.copy())
-                for item in reader(place, **options):
+                for item in read_within(reader(place, **options), *named, follow_links=follow_links):
                     _take(item, writer, quarantine, summary, val_fraction, group)
                     bar.update()
                 _require_use(place, summary, before, writer, regions=name not in WITHOUT_REGIONS)

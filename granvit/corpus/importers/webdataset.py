@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from granvit.corpus.importers.base import as_split, as_text, importer, parse_object
-from granvit.corpus.importers.image_folder import SUFFIXES as PICTURES
 from granvit.corpus.importers.jsonl import region_of
+from granvit.corpus.importers.pictures import SUFFIXES as PICTURES
 from granvit.corpus.importers.tars import SUFFIXES, Parts, samples, unless_refused
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection

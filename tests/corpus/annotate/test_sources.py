@@ -64,7 +64,7 @@ def test_parquet(tmp_path, layout):
     found, problems = everything(source)
     assert [image for _, _, image in found] == [png(0), png(1), png(2), "missing-image", png(4)]
     assert found[4][:2] == ("set/sub/b.parquet:4", "sub/b.parquet:4")
-    assert problems == [("unreadable-parquet", "a.parquet"), ("no-image-column", "c.parquet")]
+    assert problems == [("damaged-parquet", "a.parquet"), ("no-image-column", "c.parquet")]
     alone, _ = everything(open_source(tmp_path / "sub" / "b.parquet"))
     assert [(one[0], one[2]) for one in alone][:1] == [("b/b.parquet:0", png(0))]
 
@@ -83,7 +83,7 @@ def test_a_damaged_row_group_loses_its_own_images_only(tmp_path):
     data[page : page + 60] = b"\xff" * 60
     file.write_bytes(data)
     found, _ = everything(open_source(file))
-    assert [image for _, _, image in found] == [png(0), png(1), "unreadable-parquet", "unreadable-parquet"]
+    assert [image for _, _, image in found] == [png(0), png(1), "damaged-parquet", "damaged-parquet"]
 
 
 def write_tar(path, members, cut=None):

@@ -1,10 +1,15 @@
 """Tables of pictures, written by `datasets` itself and by hand."""
 
+import json
+import os
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from importing import bring, picture, save
 
+from granvit.corpus.importers import import_corpus, parquet_rows
 from granvit.corpus.store import CorpusError
 
 PICTURE = picture()
@@ -61,7 +66,7 @@ def test_damage(tmp_path):
     records, refused = bring("parquet", src, tmp_path / "out")
     assert [r.uri for r in records] == ["d.parquet:0"]
     assert [(r.reason, r.uri) for r in refused] == [
-        ("damaged-parquet", "a.parquet:0"), ("damaged-parquet", "b.parquet:0"), ("missing-field", "c.parquet:0"),
+        ("damaged-parquet", "a.parquet"), ("damaged-parquet", "b.parquet"), ("missing-field", "c.parquet"),
         ("not-an-image", "e.parquet:0"), ("missing-image", "e.parquet:1"), ("path-outside", "e.parquet:2"),
         ("missing-image", "e.parquet:3"),
     ]  # fmt: skip
@@ -70,3 +75,158 @@ def test_damage(tmp_path):
 def test_no_tables(tmp_path):
     with pytest.raises(CorpusError, match=r"holds no \*\.parquet"):
         bring("parquet", tmp_path, tmp_path / "out")
+
+
+def small(file, groups=1, **columns):
+    """A table whose long values are stored once for all rows."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = pa.table(columns)
+    with pq.ParquetWriter(file, rows.schema, compression="zstd") as writer:
+        for _ in range(groups):
+            writer.write_table(rows)
+    return file
+
+
+def detection(tmp_path, objects, names=None, **options):
+    features = {
+        "objects": {"bbox": {"_type": "Sequence"}, "category": {"feature": {"names": names, "_type": "ClassLabel"}}}
+    }
+    table_ = pa.table({"image": [PICTURE] * len(objects), "objects": objects})
+    if names:
+        table_ = table_.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table_, tmp_path / "d.parquet")
+    records, refused = bring("parquet", tmp_path / "d.parquet", tmp_path / "out", **options)
+    return [[(r.box, r.text) for r in record.regions] for record in records], [(r.reason, r.region) for r in refused]
+
+
+def test_objects_as_detection_sets_have_them(tmp_path):
+    lists = {"bbox": [[1.0, 2.0, 10.0, 5.0], [0.0, 0.0, 4.0, 4.0]], "category": [1, 0], "area": [50.0, 16.0]}
+    structs = [{"bbox": b, "category": c} for b, c in zip(lists["bbox"], lists["category"], strict=True)]
+    expected = [((1.0, 2.0, 11.0, 7.0), "dog"), ((0.0, 0.0, 4.0, 4.0), "cat")]
+    for number, objects in enumerate((lists, structs)):
+        (tmp_path / str(number)).mkdir()
+        assert detection(tmp_path / str(number), [objects], ["cat", "dog"]) == ([expected], [])
+
+
+def test_objects_with_corners_and_names(tmp_path):
+    objects = [{"bbox": [[1.0, 2.0, 11.0, 7.0]], "category": ["dog"]}]
+    assert detection(tmp_path, objects, box_format="xyxy") == ([[((1.0, 2.0, 11.0, 7.0), "dog")]], [])
+    with pytest.raises(CorpusError, match="xywh or xyxy"):
+        bring("parquet", tmp_path / "d.parquet", tmp_path / "o", box_format="cxcywh")
+
+
+def test_a_category_without_a_name_is_no_text(tmp_path):
+    objects = [
+        {"bbox": [[1.0, 2.0, 9.0, 7.0]] * 3, "category": [0, 1, -1]},
+        {"bbox": [[1.0, 2.0, 9.0]], "category": [0]},
+    ]
+    regions, refused = detection(tmp_path, objects, ["cat"])
+    assert regions == [[((1.0, 2.0, 10.0, 9.0), "cat")], []]
+    assert refused == [("unknown-category", 1), ("unknown-category", 2), ("bad-box", 0)]
+    with pytest.raises(CorpusError, match="none of 4 regions could be used.*unknown-category 4"):
+        (tmp_path / "unnamed").mkdir()
+        detection(tmp_path / "unnamed", objects)
+
+
+def test_lists_of_unequal_length_lose_nothing(tmp_path):
+    objects = [{"bbox": [[1.0, 2.0, 9.0, 7.0]], "category": ["a", "b"]}]
+    assert detection(tmp_path, objects) == ([[((1.0, 2.0, 10.0, 9.0), "a")]], [("bad-box", 1)])
+
+
+def test_objects_as_datasets_writes_them(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    box = datasets.Sequence(datasets.Value("float32"), length=4)
+    fields = {"bbox": box, "category": datasets.ClassLabel(names=["cat", "dog"])}
+    objects = {"bbox": [[1, 2, 10, 5]], "category": [1]}
+    for number, (inner, value) in enumerate(
+        [(datasets.Sequence(fields), objects), ([fields], [{"bbox": [1, 2, 10, 5], "category": 1}])]
+    ):
+        features = datasets.Features({"image": datasets.Image(), "objects": inner})
+        rows = {"image": [{"bytes": PICTURE, "path": None}], "objects": [value]}
+        file = tmp_path / f"{number}.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
+        [record], _ = bring("parquet", file, tmp_path / f"out{number}")
+        assert [(r.box, r.text) for r in record.regions] == [((1.0, 2.0, 11.0, 7.0), "dog")]
+
+
+def test_pictures_as_paths_and_lists(tmp_path):
+    save(tmp_path / "t/b.jpg")
+    table(tmp_path / "t/a.parquet", image=["b.jpg", "none.jpg", ""])
+    table(tmp_path / "t/c.parquet", image=[[PICTURE], [], [PICTURE, PICTURE]])
+    records, refused = bring("parquet", tmp_path / "t", tmp_path / "out")
+    assert [r.uri for r in records] == ["a.parquet:0", "c.parquet:0"]
+    assert [r.reason for r in refused] == ["missing-image", "missing-image", "missing-image", "several-images"]
+
+
+def test_what_is_not_read_is_counted(tmp_path):
+    table(tmp_path / "a.parquet", image=[PICTURE] * 2, caption=[["a", "bb", "c"], ["d"]], width=[1, 2])
+    summary = import_corpus("parquet", tmp_path / "a.parquet", tmp_path / "out")
+    assert summary.left_out == {"column 'width'": 2, "further captions of a picture": 2}
+
+
+def test_the_folder_tells_the_split(tmp_path):
+    table(tmp_path / "default/test/0000.parquet", image=[PICTURE])
+    [record], _ = bring("parquet", tmp_path / "default", tmp_path / "out")
+    assert record.split == "test"
+
+
+def test_a_text_that_is_no_utf8_costs_its_row(tmp_path):
+    bad = pa.StringArray.from_buffers(
+        3, pa.py_buffer(np.array([0, 4, 8, 12], np.int32)), pa.py_buffer(b"goodcaf\xe9fine")
+    )
+    table(tmp_path / "a.parquet", image=[PICTURE] * 3, caption=bad)
+    records, refused = bring("parquet", tmp_path / "a.parquet", tmp_path / "out")
+    assert [r.caption for r in records] == ["good", "fine"]
+    assert [(r.reason, r.uri) for r in refused] == [("bad-encoding", "a.parquet:1")]
+
+
+def test_a_value_that_many_rows_share_is_decoded_within_bounds(tmp_path, monkeypatch):
+    long = "a" * (2 << 20)
+    file = small(tmp_path / "a.parquet", image=[PICTURE] * 64, caption=[long] * 64)
+    assert file.stat().st_size < 20_000
+    monkeypatch.setattr(parquet_rows, "_MAX_BATCH_BYTES", 8 << 20)
+    sizes = []
+    decode = parquet_rows.row_of
+    monkeypatch.setattr(parquet_rows, "row_of", lambda batch, i: sizes.append(batch.nbytes) or decode(batch, i))
+    assert len(list(parquet_rows.read_rows(file))) == 64
+    assert max(sizes) < 8 << 20
+    monkeypatch.setattr(parquet_rows, "MAX_ROW_BYTES", 1 << 20)
+    assert {row.reason for row in parquet_rows.read_rows(file)} == {"too-costly"}
+
+
+def test_a_row_group_that_is_nothing_but_compression_is_refused_and_the_next_one_read(tmp_path, monkeypatch):
+    zeros = [bytes(4 << 20)]
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("image", pa.binary())]), compression="zstd") as writer:
+        writer.write_table(pa.table({"image": zeros}))
+        writer.write_table(pa.table({"image": [PICTURE]}))
+    monkeypatch.setattr(parquet_rows, "_MAX_GROUP_BYTES", 1 << 20)
+    [record], refused = bring("parquet", tmp_path / "a.parquet", tmp_path / "out")
+    assert record.image == PICTURE
+    assert [(r.reason, r.detail.partition(":")[0]) for r in refused] == [("too-costly", "row group 0 of 1 rows")]
+
+
+def test_a_damaged_row_group_does_not_cost_the_others(tmp_path):
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("image", pa.binary())]), compression="zstd") as writer:
+        for _ in range(3):
+            writer.write_table(pa.table({"image": [PICTURE] * 5}))
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    at = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0).dictionary_page_offset
+    data[at : at + 30] = b"\xff" * 30
+    (tmp_path / "a.parquet").write_bytes(data)
+    records, refused = bring("parquet", tmp_path / "a.parquet", tmp_path / "out")
+    assert [r.uri for r in records] == [f"a.parquet:{n}" for n in (*range(5), *range(10, 15))]
+    assert [(r.reason, r.uri) for r in refused] == [("damaged-parquet", f"a.parquet:{n}") for n in range(5, 10)]
+
+
+def test_a_pipe_among_the_tables(tmp_path):
+    table(tmp_path / "a.parquet", image=[PICTURE])
+    os.mkfifo(tmp_path / "b.parquet")
+    records, refused = bring("parquet", tmp_path, tmp_path.parent / f"{tmp_path.name}-out")
+    assert (len(records), [r.reason for r in refused]) == (1, ["damaged-parquet"])
+
+
+def test_rows_that_a_few_bytes_claim(tmp_path):
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": pa.nulls(100_000, pa.binary())}), file)
+    with pytest.raises(CorpusError, match="none of 1 images.*damaged-parquet 1"):
+        import_corpus("parquet", file, tmp_path / "out")

@@ -163,7 +163,9 @@ def test_a_table_that_breaks_off_gives_what_is_in_front_of_the_damage(tmp_path, 
     damaged.write_bytes(damaged.read_bytes()[:-20])
     [record], refused = bring("refcoco", tmp_path / "data", tmp_path / "out")
     assert record.regions[0].text == "good"
-    assert [(r.reason, r.uri) for r in refused] == [("damaged-file", f"b{suffix}")]
+    assert [(r.reason, r.uri) for r in refused] == [
+        ("damaged-parquet" if suffix == ".parquet" else "damaged-file", f"b{suffix}")
+    ]
 
 
 class Boom:
