@@ -44,6 +44,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthesize import make
 from granvit.images import decode
+from granvit.loading import load, load_model
 from granvit.model.export import export
 from granvit.model.packing import IGNORE
 from granvit.model.region_model import RegionModel
@@ -215,8 +216,8 @@ def run_trainer(
     checkpoint: Path, samples: list[tuple[RegionImage, str, str]], options: argparse.Namespace, out: Path
 ) -> Round:
     """The same under `transformers.Trainer`, as one writes it today."""
-    llava = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    llava = load_model(LlavaForConditionalGeneration, checkpoint, dtype=torch.float32)
+    processor = load(AutoProcessor, checkpoint)
     processor.tokenizer.padding_side = "right"
     for part in (llava.model.language_model, llava.lm_head):
         part.requires_grad_(False)

@@ -35,6 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from granvit.corpus.synthesize import make
 from granvit.images import decode
+from granvit.loading import load, load_model
 from granvit.model.export import export
 from granvit.model.region_model import RegionModel
 from granvit.predict import Ask, GranViT
@@ -136,8 +137,8 @@ def rounds(arms: dict[str, Arm], repeats: int, wait: Callable[[], None]) -> dict
 def measure(options: argparse.Namespace, folder: Path) -> None:
     """Check that the answers are the same, time the arms in turns, and print the table."""
     model = GranViT(RegionModel.load(folder, options.device))
-    llava = LlavaForConditionalGeneration.from_pretrained(folder).to(options.device).eval()
-    processor = AutoProcessor.from_pretrained(folder)
+    llava = load_model(LlavaForConditionalGeneration, folder, dtype=torch.float32).to(options.device)
+    processor = load(AutoProcessor, folder)
     processor.tokenizer.padding_side = "left"
     picture, questions = ask_all(model, options.boxes, options.phrases)
     wait = torch.cuda.synchronize if options.device == "cuda" else (lambda: None)

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.image_processing_utils import BaseImageProcessor
 
 from granvit.errors import GranvitError
 from granvit.geometry import Boxes, Fit, View, area, as_boxes, cells, intersection
+from granvit.loading import LoadError, image_settings, load, load_model
 from granvit.model.encoders import load_encoder
 from granvit.model.families import ENCODERS, HOLDERS, family_of
 from granvit.model.forward import normalise
@@ -161,9 +160,9 @@ def load_patch_encoder(folder: Path | str, device: str | torch.device = "cpu", n
     if (inner / SETTINGS_FILE).exists():
         return PatchEncoder.of(RegionModel.load(inner, device), name)
     try:
-        kind = AutoConfig.from_pretrained(inner).model_type
-    except (OSError, ValueError) as error:
-        raise GranvitError(f"{inner}: no encoder that transformers can load: {error}") from error
+        kind = load(AutoConfig, inner).model_type
+    except LoadError as error:
+        raise GranvitError(f"{inner}: no encoder that transformers can load: {error.within(inner)}") from error
     if kind in _KNOWN:
         known = load_encoder(inner)
         layer = family_of(known.tower.config).layer
@@ -189,15 +188,9 @@ def load_patch_encoders(folders: Sequence[Path | str], device: str | torch.devic
 
 def _any_tower(folder: Path) -> PreTrainedModel:
     try:
-        tower, info = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise GranvitError(f"{folder}: no encoder that transformers can load: {error}") from error
-    lacking = sorted(key for key in info["missing_keys"] if not key.startswith(_BEHIND))
-    if lacking:
-        raise GranvitError(f"{folder}: weights missing: {lacking[:5]}")
-    return tower
+        return load_model(AutoModel, folder, dtype=torch.float32, may_lack=_BEHIND)
+    except LoadError as error:
+        raise GranvitError(f"{folder}: no encoder that transformers can load: {error.within(folder)}") from error
 
 
 def _side(name: str, config: Any, field: str) -> int:
@@ -211,11 +204,10 @@ def _side(name: str, config: Any, field: str) -> int:
 
 
 def _colors(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
-    try:
-        settings, _ = BaseImageProcessor.get_image_processor_dict(str(folder))
-        return settings["image_mean"], settings["image_std"]
-    except (OSError, ValueError, KeyError) as error:
+    settings = image_settings(folder)
+    if "image_mean" not in settings or "image_std" not in settings:
         raise GranvitError(
             f"{folder}/preprocessor_config.json: no image_mean and image_std, so the colours that this encoder expects "
             "are unknown"
-        ) from error
+        )
+    return settings["image_mean"], settings["image_std"]

@@ -20,6 +20,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from granvit.coordinates import get_codec
 from granvit.errors import GranvitError
+from granvit.loading import build
 from granvit.model.chat import template_for
 from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.families import body_of, canvas_of, family_of, patch_of, registers_of
@@ -99,7 +100,7 @@ def assemble(
 
 def _copied(config: LlavaConfig, tower: PreTrainedModel, model: PreTrainedModel) -> LlavaForConditionalGeneration:
     """A LLaVA initialised as a whole, then given the parts' weights: how all runs of the presets have started."""
-    llava = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    llava = build(LlavaForConditionalGeneration, config, attn_implementation="sdpa")
     llava.model.vision_tower.load_state_dict(tower.state_dict())
     llava.model.language_model.load_state_dict(model.model.state_dict())
     llava.lm_head.load_state_dict(model.lm_head.state_dict())
@@ -109,7 +110,7 @@ def _copied(config: LlavaConfig, tower: PreTrainedModel, model: PreTrainedModel)
 def _taken_over(config: LlavaConfig, tower: PreTrainedModel, model: PreTrainedModel) -> LlavaForConditionalGeneration:
     """A LLaVA of the very parts, whose weights are in memory once; nothing but the projector is initialised."""
     with torch.device("meta"):
-        llava = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+        llava = build(LlavaForConditionalGeneration, config, attn_implementation="sdpa")
     for part in (tower, model):
         part.set_attn_implementation("sdpa")
     llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, model.model, model.lm_head
@@ -152,7 +153,7 @@ def _processor(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, settings: S
 def save_language(model: RegionModel, folder: Path | str) -> None:
     """The language model alone as a stock causal LM with its tokenizer, for another `assemble`."""
     llava = model.llava
-    alone = AutoModelForCausalLM.from_config(llava.config.text_config)
+    alone = build(AutoModelForCausalLM, llava.config.text_config)
     alone.model.load_state_dict(llava.model.language_model.state_dict())
     alone.lm_head.load_state_dict(llava.lm_head.state_dict())
     alone.tie_weights()

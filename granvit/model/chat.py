@@ -23,6 +23,18 @@ LLAMA3 = (
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 
+# Of the from-scratch presets' tokenizer, which has these tokens.
+PLAIN = (
+    "{{ '<|begin|>' }}{% for message in messages %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{{ '<|answer|>' if message['role'] == 'user' else '<|end|>' }}{% endfor %}"
+)
+
+# Known to end, so they need no trial (see `granvit.chat_template`).
+OWN_TEMPLATES = (CHATML, LLAMA3, PLAIN)
+
 
 def template_for(vocabulary: dict[str, int], own: str | None) -> tuple[str, str | None]:
     """The template for a tokenizer, told from its special tokens, and the token that ends a turn.

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
-from transformers.image_processing_utils import BaseImageProcessor
 
 from granvit.errors import GranvitError
+from granvit.loading import LoadError, build, image_settings, load, load_model, read_settings_of
 from granvit.model.families import ENCODERS, HOLDERS, SIGLIP, Family, body_of, canvas_of, family_of, patch_of
 
 log = logging.getLogger(__name__)
@@ -84,13 +84,15 @@ def load_encoder(name: str | Path, canvas: int | None = None) -> Encoder:
 
 
 def _config(name: str | Path) -> PretrainedConfig:
+    kind = (read_settings_of(name, "config.json") or {}).get("model_type")
+    if isinstance(kind, str) and kind in _ELSEWHERE:
+        raise GranvitError(f"{name}: {kind!r} {_ELSEWHERE[kind]}")
     try:
-        kind = PretrainedConfig.get_config_dict(name)[0].get("model_type")
-        if kind in _ELSEWHERE:
-            raise GranvitError(f"{kind!r} {_ELSEWHERE[kind]}")
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise GranvitError(f"{name}: no encoder of that name, in a folder or on the hub: {error}") from error
+        return load(AutoConfig, name)
+    except LoadError as error:
+        raise GranvitError(
+            f"{name}: no encoder of that name, in a folder or on the hub: {error.within(name)}"
+        ) from error
 
 
 def _check_reading(name: str | Path, config: Any, family: Family) -> None:
@@ -106,12 +108,7 @@ def _check_reading(name: str | Path, config: Any, family: Family) -> None:
 def _load(name: str | Path, holder: str | None) -> PreTrainedModel:
     """The tower in float32; whatever else a checkpoint holds is loaded as it is stored, and dropped."""
     dtype = "auto" if holder else torch.float32
-    loaded, info = AutoModel.from_pretrained(
-        name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
-    lacking = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
-    if lacking:
-        raise GranvitError(f"{name}: weights missing or of the wrong shape: {lacking[:5]}")
+    loaded = load_model(AutoModel, name, dtype=dtype)
     tower: PreTrainedModel = getattr(loaded, holder) if holder else loaded
     return tower.float()
 
@@ -122,12 +119,7 @@ def _colors(name: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | N
     Raises:
         ValueError: the file is there and cannot be read.
     """
-    try:
-        stated = BaseImageProcessor.get_image_processor_dict(str(name))[0]
-    except OSError as error:
-        if isinstance(error.__context__, ValueError):
-            raise GranvitError(str(error)) from error
-        return None
+    stated = image_settings(name)
     if "image_mean" not in stated or "image_std" not in stated:
         return None
     return tuple(stated["image_mean"]), tuple(stated["image_std"])
@@ -152,7 +144,7 @@ def at_canvas(tower: PreTrainedModel, canvas: int) -> PreTrainedModel:
             raise GranvitError(f"{family.name} has learned positions for {before} px alone, not for {canvas} px")
         log.info("position embeddings resized from %d px to %d px: %s", before, canvas, family.positions)
         weights[family.table] = _resized(body_of(tower).embeddings, weights[family.table], canvas, patch, family)
-    other = type(tower)._from_config(config, dtype=tower.dtype)
+    other = build(type(tower), config, dtype=tower.dtype)
     body_of(other).load_state_dict(weights)
     return other.to(tower.device).eval()
 

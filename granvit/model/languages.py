@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from granvit.errors import GranvitError
+from granvit.loading import LoadError, load, load_model, read_settings_of
 from granvit.model.families import LANGUAGES
 
 
@@ -33,17 +33,13 @@ def load_language(
         _check(language[0].config, type(language[0]).__name__)
         return language
     try:
-        config = AutoConfig.from_pretrained(language, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise GranvitError(f"{language}: no language model of that name, in a folder or on the hub: {error}") from error
+        config = load(AutoConfig, language)
+    except LoadError as error:
+        raise GranvitError(
+            f"{language}: no language model of that name, in a folder or on the hub: {error.within(language)}"
+        ) from error
     _check(config, language)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        language, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
-    lacking = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
-    if lacking:
-        raise GranvitError(f"{language}: weights missing or of the wrong shape: {lacking[:5]}")
-    return model, _load_tokenizer(language)
+    return load_model(AutoModelForCausalLM, language, dtype=torch.float32), _load_tokenizer(language)
 
 
 def _check(config: PretrainedConfig, name: str | Path) -> None:
@@ -62,6 +58,7 @@ def _load_tokenizer(language: str | Path) -> PreTrainedTokenizerBase:
     For a Qwen2 model `AutoTokenizer` takes Qwen2's own way of splitting text, whatever that file says: a model with
     another tokenizer (as the presets') would read other tokens than those it was trained on.
     """
-    if get_tokenizer_config(language).get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-        return PreTrainedTokenizerFast.from_pretrained(language)
-    return AutoTokenizer.from_pretrained(language, trust_remote_code=False)
+    stated = (read_settings_of(language, "tokenizer_config.json") or {}).get("tokenizer_class")
+    if stated in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        return load(PreTrainedTokenizerFast, language)
+    return load(AutoTokenizer, language)

@@ -8,26 +8,30 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
+from granvit.chat_template import check_template
+from granvit.checkpoint_files import LoadError, read_json
 from granvit.coordinates import Codec, get_codec
-from granvit.errors import CheckpointError
+from granvit.errors import CheckpointError, GranvitError
 from granvit.geometry import View
+from granvit.loading import image_settings, load, load_model
+from granvit.model.chat import OWN_TEMPLATES
 from granvit.model.dialog import Dialog
 from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of
 from granvit.model.forward import encode, normalise, project
 from granvit.model.settings import Settings
 
 SETTINGS_FILE = "granvit.json"
+# More than any language model is shown; what computes positions could be given any number.
+_MOST_IMAGE_TOKENS = 65_536
 
 
 class RegionModel:
@@ -133,51 +137,67 @@ class RegionModel:
         """
         folder = Path(folder)
         settings = read_settings(folder)
-        config = _read_json(folder / "config.json")
-        if config.get("model_type") != "llava":
-            raise CheckpointError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, expected 'llava'")
         try:
-            llava, info = LlavaForConditionalGeneration.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # named below
-                use_safetensors=True,
-            )
-            processor = AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            _find_damage(folder)
-            raise CheckpointError(f"{folder}: {error}") from error
-        lacking = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
-        if lacking:
-            raise CheckpointError(f"{folder}: weights missing or of the wrong shape: {lacking[:5]}")
+            kind = read_json(folder / "config.json").get("model_type")
+            if kind != "llava":
+                raise CheckpointError(f"{folder}/config.json: model_type is {kind!r}, expected 'llava'")
+            llava = load_model(LlavaForConditionalGeneration, folder, dtype=dtype, attn_implementation="sdpa")
+            processor = load(AutoProcessor, folder)
+        except LoadError as error:
+            raise CheckpointError(str(error)) from error
         _check_reading(folder, llava.config)
-        return cls(llava.to(device).eval(), processor, settings)
+        model = cls(llava, processor, settings)
+        check_parts(model, folder)
+        llava.to(device)
+        return model
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def check_parts(model: RegionModel, folder: Path) -> None:
+    """Hold processor, tokenizer, template and settings of a checkpoint to its model.
+
+    Raises:
+        CheckpointError: they do not fit; the message names file and field.
+    """
+    config, processor = model.llava.config, model.processor
+    if not isinstance(processor, LlavaProcessor):
+        raise CheckpointError(f"{folder}: its processor is a {type(processor).__name__}, expected a LlavaProcessor")
+    where = f"{folder}/processor_config.json: image_processor"
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; is this a granvit checkpoint?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return content
-
-
-def _find_damage(folder: Path) -> None:
-    """Raises the `CheckpointError` of the first file that cannot be read; the libraries' errors often name none."""
-    for path in sorted(folder.glob("*.json")):
-        _read_json(path)
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: {error}") from error
+        image_settings(folder)
+    except LoadError as error:
+        raise CheckpointError(str(error)) from error
+    for name in ("size", "crop_size"):
+        sides = dict(getattr(processor.image_processor, name, None) or {})
+        if any(side not in (None, model.canvas) for side in sides.values()):
+            raise CheckpointError(f"{where}: {name} is {sides}, the encoder takes {model.canvas} px")
+    if model.canvas % model.patch or model.image_tokens > _MOST_IMAGE_TOKENS:
+        raise CheckpointError(
+            f"{folder}/config.json: vision_config: image_size {model.canvas} with patch_size {model.patch}: patches "
+            f"must tile it, and be at most {_MOST_IMAGE_TOKENS:,}"
+        )
+    vocabulary = processor.tokenizer.get_vocab()
+    rows = model.llava.get_input_embeddings().weight.shape[0]
+    beyond = [token for token, i in vocabulary.items() if i >= rows]
+    if beyond:
+        raise CheckpointError(f"{folder}/tokenizer.json: token {beyond[0]!r} has no row in an embedding of {rows}")
+    unknown = [token for token in model.codec.tokens if token not in vocabulary]
+    if unknown:
+        raise CheckpointError(
+            f"{folder}/{SETTINGS_FILE}: codec {model.settings.codec!r} needs {len(unknown)} tokens that the tokenizer "
+            f"does not have, such as {unknown[0]}"
+        )
+    template = processor.chat_template or processor.tokenizer.chat_template
+    try:
+        if template not in OWN_TEMPLATES:
+            check_template(template, processor.tokenizer.special_tokens_map, str(folder))
+        image_token = model.dialog.image_token
+    except GranvitError as error:
+        raise CheckpointError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+    if image_token != config.image_token_index:
+        raise CheckpointError(
+            f"{folder}/config.json: image_token_index is {config.image_token_index}, the tokenizer has {image_token} "
+            f"for {processor.image_token!r}"
+        )
 
 
 def read_settings(folder: Path) -> Settings:
@@ -187,12 +207,20 @@ def read_settings(folder: Path) -> Settings:
         CheckpointError: it is missing, unreadable, or holds a setting that does not exist.
     """
     path = folder / SETTINGS_FILE
-    content = _read_json(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file; is this a granvit checkpoint?")
     try:
+        content = read_json(path)
+        if unknown := content.keys() - {field.name for field in fields(Settings)}:
+            raise CheckpointError(f"{path}: unknown setting {sorted(unknown)[0]!r}")
+        if odd := [name for name, value in content.items() if not isinstance(value, str)]:
+            raise CheckpointError(f"{path}: {odd[0]} is {content[odd[0]]!r}, not a text")
         settings = Settings(**content)
         get_codec(settings.codec)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    except CheckpointError:
+        raise
+    except GranvitError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     if settings.frame not in ("image", "canvas") or settings.fit not in ("letterbox", "squash"):
         raise CheckpointError(f"{path}: unknown frame {settings.frame!r} or fit {settings.fit!r}")
     return settings
@@ -203,8 +231,12 @@ def _check_reading(folder: Path, config: LlavaConfig) -> None:
     try:
         family = family_of(config.vision_config)
         canvas_of(config.vision_config), patch_of(config.vision_config)
-    except ValueError as error:
+    except GranvitError as error:
         raise CheckpointError(f"{folder}/config.json: vision_config: {error}") from error
+    if "sliding_attention" in (getattr(config.text_config, "layer_types", None) or ()):
+        raise CheckpointError(
+            f"{folder}/config.json: text_config.layer_types has sliding windows, which packed questions do not respect"
+        )
     for name, ours in (("vision_feature_layer", family.layer), ("vision_feature_select_strategy", family.strategy)):
         if getattr(config, name) != ours:
             raise CheckpointError(

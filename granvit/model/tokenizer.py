@@ -8,17 +8,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from granvit.coordinates import Codec
+from granvit.model.chat import PLAIN
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL, WHERE
 
 BEGIN, END, PAD, ANSWER, IMAGE = "<|begin|>", "<|end|>", "<|pad|>", "<|answer|>", "<image>"
-
-CHAT_TEMPLATE = (
-    "{{ '" + BEGIN + "' }}{% for message in messages %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '" + IMAGE + "' }}{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ '" + ANSWER + "' if message['role'] == 'user' else '" + END + "' }}{% endfor %}"
-)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, codec: Codec) -> PreTrainedTokenizerFast:
@@ -50,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, codec: Codec) -> PreT
         eos_token=END,
         pad_token=PAD,
         additional_special_tokens=[ANSWER, IMAGE],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=PLAIN,
         clean_up_tokenization_spaces=False,
     )
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from granvit.errors import CheckpointError, GranvitError
+from granvit.loading import LoadError, build, load
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel, read_settings
 from granvit.train import nonfinite, rng
@@ -110,11 +111,11 @@ def _load_model(folder: Path) -> RegionModel:
     parts = folder / nonfinite.MODEL
     settings = read_settings(parts)
     try:
-        config = LlavaConfig.from_pretrained(parts)
-        processor = AutoProcessor.from_pretrained(parts)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{parts}: {error}") from error
-    llava = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        config = load(LlavaConfig, parts)
+        processor = load(AutoProcessor, parts)
+    except LoadError as error:
+        raise CheckpointError(str(error)) from error
+    llava = build(LlavaForConditionalGeneration, config, attn_implementation="sdpa", dtype=torch.float32)
     weights = read_tensors(folder / nonfinite.STUDENT)
     try:
         llava.load_state_dict(weights)

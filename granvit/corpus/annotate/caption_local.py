@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from granvit.chat_template import check_template
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption_answers import Answer, Refusal
 from granvit.corpus.annotate.caption_endpoint import Keep
 from granvit.corpus.annotate.caption_requests import Request
 from granvit.errors import CheckpointError
+from granvit.loading import LoadError, load, load_model
+from granvit.model.chat import OWN_TEMPLATES
 from granvit.model.region_model import SETTINGS_FILE, read_settings
 from granvit.model.settings import Settings
 
@@ -45,15 +48,20 @@ class LocalModel:
     def __init__(self, model: str, device: str, batch_size: int) -> None:
         self.batch_size = batch_size
         try:
-            # Never a pickle: safetensors or nothing. bfloat16, as most are published, is slow on a CPU.
+            # bfloat16, as most are published, is slow on a CPU.
             dtype = torch.float32 if device == "cpu" else "auto"
-            network = AutoModelForImageTextToText.from_pretrained(model, use_safetensors=True, dtype=dtype)
-            self.processor: Any = AutoProcessor.from_pretrained(model)
-        except (OSError, ValueError, ImportError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise AnnotateError(f"{model}: cannot be loaded as an image-text-to-text model: {reason}") from error
+            network = load_model(AutoModelForImageTextToText, model, dtype=dtype)
+            self.processor: Any = load(AutoProcessor, model)
+        except LoadError as error:
+            raise AnnotateError(
+                f"{model}: cannot be loaded as an image-text-to-text model: {error.within(model)}"
+            ) from error
         if not getattr(self.processor, "chat_template", None):
             raise AnnotateError(f"{model}: its processor has no chat template, so it can't be asked")
+        if getattr(self.processor, "tokenizer", None) is None:
+            raise AnnotateError(f"{model}: its processor has no tokenizer, so it can't be asked")
+        if self.processor.chat_template not in OWN_TEMPLATES:
+            check_template(self.processor.chat_template, self.processor.tokenizer.special_tokens_map, model)
         self.network: Any = network.to(device).eval()
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"

@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.geometry import Boxes
+from granvit.loading import LoadError, load, load_model
 
 # Their text encoder reads all labels as one sentence; the others read each label for itself.
 _READS_A_SENTENCE = ("grounding-dino", "mm-grounding-dino")
@@ -52,18 +53,15 @@ def load_detector(model: str, labels: Sequence[str], threshold: float, device: s
         AnnotateError: it is not there, is no detector, its image processor cannot run here, or `labels` don't fit it.
     """
     try:
-        kind = AutoConfig.from_pretrained(model).model_type
+        kind = load(AutoConfig, model).model_type
         zero_shot = kind in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
         if not zero_shot and kind not in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
             raise AnnotateError(f"{model}: its model type {kind!r} is no object detector that transformers knows")
         auto = AutoModelForZeroShotObjectDetection if zero_shot else AutoModelForObjectDetection
-        # Never a pickle: safetensors or nothing.
-        network = auto.from_pretrained(model, use_safetensors=True, dtype=getattr(torch, dtype)).to(device).eval()
-        processor = AutoProcessor.from_pretrained(model) if zero_shot else AutoImageProcessor.from_pretrained(model)
-    except AnnotateError:
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        raise AnnotateError(f"{model}: cannot be loaded as a detector: {_first_line(error)}") from error
+        network = load_model(auto, model, dtype=getattr(torch, dtype)).to(device)
+        processor = load(AutoProcessor if zero_shot else AutoImageProcessor, model)
+    except LoadError as error:
+        raise AnnotateError(f"{model}: cannot be loaded as a detector: {error.within(model)}") from error
     if not zero_shot:
         return ClosedSet(network, processor, _checked_classes(model, network, labels), threshold)
     if not labels or not all(label.strip(" .") for label in labels):
@@ -73,10 +71,6 @@ def load_detector(model: str, labels: Sequence[str], threshold: float, device: s
     if kind in _READS_LABELS:
         return OpenVocabulary(network, processor, labels, threshold)
     raise AnnotateError(f"{model}: zero-shot detectors of type {kind!r} are not supported; use Grounding DINO or OWLv2")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _checked_classes(model: str, network: Any, labels: Sequence[str]) -> dict[int, str]:

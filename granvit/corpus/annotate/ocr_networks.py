@@ -18,17 +18,16 @@ from rapidocr.ch_ppocr_rec.main import TextRecognizer
 from rapidocr.ch_ppocr_rec.utils import CTCLabelDecode
 from rapidocr.utils.typings import LangRec
 from transformers import AutoModelForObjectDetection, AutoModelForTextRecognition
-from transformers.image_processing_base import ImageProcessingMixin
 
 from granvit.corpus.annotate.base import AnnotateError
+from granvit.loading import LoadError, image_settings, load_model
 
 
 class _Session:
     """A network called with pixels of shape (N, 3, H, W); gives its map (N, 1, H, W) or probabilities (N, T, chars)."""
 
     def __init__(self, auto_class: Any, name: str, device: str) -> None:
-        model = auto_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-        self._model = model.eval().to(device)
+        self._model = load_model(auto_class, name, dtype=torch.float32).to(device)
         self._device = device
 
     @torch.inference_mode()
@@ -41,11 +40,9 @@ def _load(auto_class: Any, name: str, family: str, device: str) -> tuple[_Sessio
     """The network and the settings of its image processor."""
     try:
         session = _Session(auto_class, name, device)
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise AnnotateError(f"{name}: no PP-OCR {family} checkpoint can be loaded: {first}") from error
-    return session, settings
+        return session, image_settings(name)
+    except LoadError as error:
+        raise AnnotateError(f"{name}: no PP-OCR {family} checkpoint can be loaded: {error.within(name)}") from error
 
 
 class NetworkDetector(TextDetector):

@@ -21,7 +21,8 @@ def test_pictures_are_known_by_their_contents_and_nothing_goes_uncounted(tmp_pat
     src = tmp_path / "photos"
     read = {
         "a.jfif": picture(), "b": picture(form="PNG"), "c.jpg_large": picture(), "d.avif": picture(form="AVIF"),
-        "e.tif": picture(form="TIFF"), "f.heic": picture(), "sub/g.JPG": picture(), "h.pgm": b"P5 16 16 255\n" + bytes(256),
+        "e.tif": picture(form="TIFF"), "f.heic": picture(), "sub/g.JPG": picture(),
+        "h.pgm": b"P5 16 16 255\n" + bytes(256),
     }  # fmt: skip
     heic = b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40)
     refused = {
