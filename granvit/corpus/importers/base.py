@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -34,6 +35,7 @@ MAX_TABLE_BYTES = 8 << 30
 MAX_FILE_BYTES = 16 << 20
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,30}))(?:\.0*)?")
+_NO_TEXT = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined")
 _FLAGS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 
 
@@ -105,15 +107,22 @@ def read_image(root: Path, relative: str) -> bytes:
         raise Refused("missing-image", f"{relative!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def read_json(file: Path, encoding: str = "", limit: int = MAX_TABLE_BYTES) -> Any:
+def read_json(
+    file: Path,
+    encoding: str = "",
+    limit: int = MAX_TABLE_BYTES,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
     """What a JSON file of at most `limit` bytes holds; it is UTF-8, -16 or -32, or in a named encoding.
+
+    `pairs` makes something else of an object's names and values than a dict.
 
     Raises:
         CorpusError: it is missing, no regular file, too large, cut off, or no JSON.
     """
     try:
         data = read_regular(file, limit)
-        return parse_json(decode_text(data, encoding) if encoding else data)
+        return parse_json(decode_text(data, encoding) if encoding else data, pairs)
     except OSError as error:
         raise CorpusError(f"{file}: {error.strerror}") from error
     except GranvitError as error:  # it names the file already
@@ -122,18 +131,23 @@ def read_json(file: Path, encoding: str = "", limit: int = MAX_TABLE_BYTES) -> A
         raise CorpusError(f"{file}: {error}") from error
 
 
-def parse_json(data: bytes | str) -> Any:
+def parse_json(data: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """`json.loads` that takes numbers of any length: as floats where they are longer than Python reads integers.
 
     Raises:
         ValueError: no JSON, or bytes that are no UTF-8. RecursionError: nested too deep.
     """
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=pairs)
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except ValueError:
-        return json.loads(data, parse_int=lambda digits: int(digits) if len(digits) < 1000 else float(digits))
+        # Python reads integers of up to 4,300 digits.
+        return json.loads(
+            data,
+            object_pairs_hook=pairs,
+            parse_int=lambda digits: int(digits) if len(digits) < 1000 else float(digits),
+        )
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -185,12 +199,16 @@ def check_encoding(name: str) -> None:
     Raises:
         CorpusError: it is not.
     """
+    if not is_text_encoding(name):
+        raise CorpusError(f"encoding {name!r} is not known; it is one such as gb18030, cp1251, shift_jis or latin-1")
+
+
+def is_text_encoding(name: str) -> bool:
+    """Whether a name is that of an encoding that text files are written in: not of what codes bytes or host names."""
     try:
-        b"text".decode(name)
-    except UnicodeError:
-        pass
-    except (LookupError, ValueError) as error:  # ValueError: a name with a null character
-        raise CorpusError(f"encoding {name!r}: {error}") from error
+        return codecs.lookup(name).name not in _NO_TEXT and b"text".decode(name, "replace") != ""
+    except (LookupError, ValueError):  # ValueError: a name with a null character
+        return False
 
 
 @contextmanager
@@ -215,6 +233,20 @@ def read_regions(entries: Iterable[_Entry], read: Callable[[_Entry], Region]) ->
         except Refused as refused:
             regions.append(Unread(NO_BOX, "", reason=refused.reason, detail=refused.detail))
     return regions
+
+
+def require_own_id(entry: dict[str, Any], name: str, ambiguous: Set[Hashable], done: set[Hashable]) -> None:
+    """Enter the id of an entry, its field `name`, into those that are done.
+
+    Raises:
+        Refused: "ambiguous-id" for one of those, "duplicate-id" where the same entry was done before.
+    """
+    key = as_id(entry.get(name))
+    if key in ambiguous:
+        raise Refused("ambiguous-id", f"several have the {name} {entry[name]!r:.100}")
+    if key is not None and key in done:
+        raise Refused("duplicate-id", f"the {name} {entry[name]!r:.100} is there again")
+    done.add(key)
 
 
 def size_of(data: bytes) -> tuple[int, int]:

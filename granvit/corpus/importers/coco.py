@@ -24,6 +24,7 @@ from granvit.corpus.importers.base import (
     read_image,
     read_json,
     read_regions,
+    require_own_id,
 )
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import SPLITS, LeftOut, Refused, Rejection
@@ -227,12 +228,7 @@ class _Annotations:
         done: set[Hashable] = set()
 
         def read(annotation: dict[str, Any]) -> Region:
-            key = as_id(annotation.get("id"))
-            if key in self._ambiguous:
-                raise Refused("ambiguous-id", f"{self.file.name} lists several annotations of the id {key!r:.100}")
-            if key is not None and key in done:
-                raise Refused("duplicate-id", f"{self.file.name} lists the annotation of the id {key!r:.100} again")
-            done.add(key)
+            require_own_id(annotation, "id", self._ambiguous, done)
             return self._region(annotation)
 
         return read_regions(annotations, read)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from granvit.corpus.importers.base import Box, importer, read_image
-from granvit.corpus.importers.textlines import read_lines
+from granvit.corpus.importers.base import NO_BOX, Box, Found, importer, needed, read_image, read_text
+from granvit.corpus.importers.split_lists import splits_of
 from granvit.corpus.importers.voc_xml import box_of, read_xml, size_of
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection
 from granvit.geometry import hull
 from granvit.regions import Region, RegionImage
 
@@ -25,16 +26,21 @@ _MENTION = re.compile(r"\[/EN#(\d+)(?:/[^\s\[\]]*)? ([^\[\]]+)\]")
 
 @importer("flickr30k_entities")
 def read(
-    src: Path, *, images: Path | None = None, source: str = "flickr30k_entities", licence: str = ""
-) -> Iterator[RegionImage | Rejection]:
+    src: Path,
+    *,
+    images: Path | None = None,
+    encoding: str = "",
+    source: str = "flickr30k_entities",
+    licence: str = "",
+) -> Iterator[Found]:
     """`src` is the folder with ``Annotations/*.xml`` and ``Sentences/*.txt``, one of each for every photo.
 
     A line of a sentences file is a caption, its mentions in brackets: ``[/EN#1/people Two young guys] wave .``; what is
     mentioned under one number is a chain. An ``object`` of the XML names the chains that it belongs to. The first
     phrase of a chain becomes the text, the others alternatives; scenes and what is not visible have no box and give
-    no region. The longest of the five captions is kept, but those listed in ``UNRELATED_CAPTIONS``. Splits are those
-    of ``train.txt``, ``val.txt`` and ``test.txt``, where there are such. The photos, ``ID.jpg``, are in
-    ``flickr30k-images/`` or ``images/`` there or beside it, or in `images`.
+    no region. The longest of the five captions is kept, but those listed in ``UNRELATED_CAPTIONS``; what is not kept
+    is counted. Splits are those of ``train.txt``, ``val.txt`` and ``test.txt``, where there are such, read as VOC's.
+    The photos, ``ID.jpg``, are in ``flickr30k-images/`` or ``images/`` there or beside it, or in `images`.
 
     Boxes: xmin, ymin, xmax, ymax in pixels counted from 1, the last ones included, as in VOC. Where a chain has several
     boxes ("three men") its region is the box around them all: no single one is what the phrase says. Terms: for
@@ -51,26 +57,33 @@ def read(
     if root is None:
         raise CorpusError(f"{src}: none of {', '.join(_FOLDERS)} is in it or beside it: name the folder of the photos")
     lists = {name: src / f"{name}.txt" for name in _SPLITS}
-    split_of = {stem: name for name, file in lists.items() if file.is_file() for stem in file.read_text().split()}
-    listed = src / "UNRELATED_CAPTIONS"
-    unrelated = {" ".join(line.split()) for line in read_lines(listed)} if listed.is_file() else set()
+    annotations = sorted((src / "Annotations").glob("*.xml"))
+    listed = {name: [file] for name, file in lists.items() if file.is_file()}
+    split_of, unused = splits_of(listed, [f"{file.stem}.jpg" for file in annotations], encoding)
+    yield from unused
+    unrelated = _unrelated(src / "UNRELATED_CAPTIONS", encoding)
     sentences = {file.stem: file for file in sorted((src / "Sentences").glob("*.txt"))}
-    for annotation in sorted((src / "Annotations").glob("*.xml")):
+    left_out = Counter[str]()
+    for annotation in annotations:
         key, uri = annotation.stem, f"{annotation.stem}.jpg"
+        regions: list[Region] = []
         try:
             if key not in sentences:
                 raise Refused("missing-annotation", f"no file Sentences/{key}.txt")
-            lines = enumerate(read_lines(sentences.pop(key)))
+            lines = _lines(read_text(sentences.pop(key), encoding))
             parsed = {index: _parse(line) for index, line in lines if f"{key} {index + 1}" not in unrelated}
             captions = [caption for caption in parsed.values() if caption]
-            xml = read_xml(annotation)
+            xml = read_xml(annotation, encoding)
+            regions = _regions(xml, captions, left_out)
+            left_out["further caption of an image"] += max(len(captions) - 1, 0)
+            left_out["caption in UNRELATED_CAPTIONS"] += len(lines) - len(parsed)
             width, height = size_of(xml)
             yield RegionImage(
                 id=f"{source}/{uri}",
                 image=read_image(root, uri),
                 width=width,
                 height=height,
-                regions=_regions(xml, captions),
+                regions=regions,
                 uri=uri,
                 source=source,
                 licence=licence,
@@ -78,7 +91,7 @@ def read(
                 split=split_of.get(key, ""),
             )
         except Refused as refused:
-            yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail)
+            yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, len(regions))
             continue
         for index in (index for index, caption in parsed.items() if not caption):
             detail = f"line {index + 1}: a mention is not [/EN#CHAIN/TYPE PHRASE]"
@@ -87,6 +100,21 @@ def read(
         yield Rejection(
             "missing-annotation", "", f"Sentences/{file.name}", None, f"no file Annotations/{file.stem}.xml"
         )
+    for what, count in left_out.items():
+        yield LeftOut(what, count)
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    """The lines that hold something, numbered from 0."""
+    return list(enumerate(line for line in text.split("\n") if line.strip()))
+
+
+def _unrelated(file: Path, encoding: str) -> set[str]:
+    """ "ID LINE" of each caption that is listed as none of its photo."""
+    if not file.is_file():
+        return set()
+    with needed(file):
+        return {" ".join(line.split()) for _, line in _lines(read_text(file, encoding))}
 
 
 @dataclass(frozen=True)
@@ -103,16 +131,18 @@ def _parse(line: str) -> _Caption | None:
     return None if "[/EN#" in text else _Caption(text, _MENTION.findall(line))
 
 
-def _regions(xml: Element, captions: list[_Caption]) -> list[Region]:
+def _regions(xml: Element, captions: list[_Caption], left_out: Counter[str]) -> list[Region]:
     boxes: dict[str, list[Box]] = {}
     for element in xml.findall("object"):
-        if element.find("bndbox") is not None:
-            for name in element.findall("name"):
-                boxes.setdefault((name.text or "").strip(), []).append(box_of(element))
+        stated = [_box(bndbox) for bndbox in element.findall("bndbox")]
+        left_out["object without a box"] += not stated
+        for name in element.findall("name") if stated else ():
+            boxes.setdefault((name.text or "").strip(), []).extend(stated)
     phrases: dict[str, list[str]] = {}
     for caption in captions:
         for chain, phrase in caption.mentions:
             phrases.setdefault(chain, []).append(phrase)
+    left_out["phrase without a box"] += sum(len(said) for chain, said in phrases.items() if chain not in boxes)
     # Chains of the same box are one region: "a bride" and, later in the caption, "her".
     regions: dict[Box, Region] = {}
     for chain, parts in boxes.items():
@@ -121,3 +151,11 @@ def _regions(xml: Element, captions: list[_Caption]) -> list[Region]:
     for region in regions.values():
         region.text, *region.alternatives = region.alternatives or [""]
     return list(regions.values())
+
+
+def _box(bndbox: Element) -> Box:
+    """A box, or one that makes the region of its chain, which is around all of the chain's boxes, one to refuse."""
+    try:
+        return box_of(bndbox)
+    except Refused:
+        return NO_BOX

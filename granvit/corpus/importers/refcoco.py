@@ -9,11 +9,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.importers.base import Box, as_box, as_id, as_sides, as_split, as_text, importer, read_image
+from granvit.corpus.importers.base import (
+    Box,
+    ambiguous_ids,
+    as_box,
+    as_id,
+    as_sides,
+    as_size,
+    as_split,
+    as_text,
+    importer,
+    read_image,
+)
 from granvit.corpus.importers.coco import folder_of, load_tables, probes
 from granvit.corpus.importers.rows import SUFFIXES, read_rows
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
+from granvit.corpus.quarantine import Refused, Rejection
 from granvit.regions import Region, RegionImage
 
 _INSTANCES = "instances.json"
@@ -62,6 +73,8 @@ def read(
     root = images or photo_folder(src, [name for (_, name), photo in photos.items() if photo.data is None])
     for (origin, name), photo in photos.items():
         try:
+            if photo.ambiguous:
+                raise Refused("ambiguous-id", f"the rows of {name} state different sizes, or hold different pictures")
             yield RegionImage(
                 id=f"{origin}/{name}",
                 image=photo.data or read_image(root, name),
@@ -74,7 +87,7 @@ def read(
                 split="test" if photo.split.startswith("test") else as_split(photo.split),
             )
         except Refused as refused:
-            yield Rejection(refused.reason, f"{origin}/{name}", name, None, refused.detail)
+            yield Rejection(refused.reason, f"{origin}/{name}", name, None, refused.detail, len(photo.texts))
 
 
 def references(src: Path, *, instances: Path | None = None) -> Iterator[Reference | Rejection]:
@@ -137,9 +150,11 @@ class _Photo:
     def __init__(self, first: Reference) -> None:
         self.split, self.size, self.data = first.split, first.size, first.data
         self.texts: dict[Box, list[str]] = {}
+        self.ambiguous = False
 
     def add(self, found: Reference) -> None:
         self.texts.setdefault(found.box, []).extend(found.texts or [""])
+        self.ambiguous |= (found.size, found.data) != (self.size, self.data)
 
 
 class _Instances:
@@ -153,17 +168,19 @@ class _Instances:
         if not self.file.is_file():
             raise CorpusError(f"{self.file} is missing: these expressions name their boxes by COCO's annotation ids")
         tables = load_tables(self.file, ("images", "annotations"))
-        annotations, images = (
-            {as_id(row.get("id")): row for row in tables[name]} for name in ("annotations", "images")
-        )
-        return annotations, images
+        rows = {name: [(as_id(row.get("id")), row) for row in tables[name]] for name in tables}
+        self.ambiguous = {name: ambiguous_ids(pairs) for name, pairs in rows.items()}
+        return dict(rows["annotations"]), dict(rows["images"])
 
     def find(self, key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The annotation of that id, and its image's entry."""
         annotations, images = self._tables
         annotation = annotations.get(as_id(key), {})
-        image = images.get(as_id(annotation.get("image_id")))
-        if image is None:
+        named = as_id(annotation.get("image_id"))
+        if as_id(key) in self.ambiguous["annotations"] or named in self.ambiguous["images"]:
+            raise Refused("ambiguous-id", f"{self.file.name} has several of ann_id {key!r:.100}, or of its image's id")
+        image = images.get(named)
+        if image is None or as_id(key) is None or named is None:
             raise Refused("unknown-annotation", f"ann_id {key!r:.100} has no box and photo in {self.file.name}")
         return annotation, image
 
@@ -188,14 +205,15 @@ def _reference(row: Any, table: Path, known: _Instances) -> Reference:
     else:
         raise Refused("missing-field", "none of expression, sentences, answer")
     stored = row.get("image")
+    data = stored.get("bytes") if isinstance(stored, dict) else None
     return Reference(
         data_set=_data_set(row, table),
         photo=_photo_name(image),
         box=box,
         texts=[as_text(text) for text in texts] if isinstance(texts, list) else [],
         split="val" if split == "validation" else split,
-        size=(image.get("width", UNKNOWN_SIZE[0]), image.get("height", UNKNOWN_SIZE[1])),
-        data=stored.get("bytes") if isinstance(stored, dict) else None,
+        size=as_size(image.get("width"), image.get("height")),
+        data=data if isinstance(data, bytes) else None,
     )
 
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.importers.base import as_polygon, as_sides, as_split, as_text, importer, read_image, read_json
+from granvit.corpus.importers.base import (
+    Found,
+    as_id,
+    as_polygon,
+    as_sides,
+    as_size,
+    as_split,
+    as_text,
+    importer,
+    read_image,
+    read_json,
+    read_regions,
+)
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
+from granvit.corpus.quarantine import Refused, Rejection
 from granvit.regions import Region, RegionImage
 
 _UNREADABLE = "."
@@ -19,13 +32,14 @@ _FOLDERS = ("train_images", "train_val_images/train_images", "train", "images")
 @importer("textocr")
 def read(
     src: Path, *, images: Path | None = None, source: str = "textocr", licence: str = "CC BY 4.0", split: str = ""
-) -> Iterator[RegionImage | Rejection]:
+) -> Iterator[Found]:
     """`src` is ``TextOCR_0.1_train.json`` (or val); its pictures are in ``train_images/`` beside it, or in `images`.
 
     The file: ``"imgs"`` {image id: {"id", "width", "height", "set", "file_name": "train/ID.jpg"}}, ``"anns"``
     {annotation id: {"id", "image_id", "bbox", "utf8_string", "points", "area"}} and ``"imgToAnns"`` {image id:
     [annotation ids]}. The word ``.`` stands for one that is illegible or not English, kept as ignore. The split is that
-    of the file, ``"set"``, unless `split` names another.
+    of the file, ``"set"``, unless `split` names another. What has an id that is there twice, or is listed for another
+    image than it names itself, is "ambiguous-id"; an annotation that is listed for no image is told too.
 
     Boxes: x, y, width, height in pixels; ``points``, the outline clockwise from the word's own top left, is kept as
     polygon. Pictures that OpenImages lists as rotated may be stored turned against their stated size: those are
@@ -34,47 +48,122 @@ def read(
     Raises:
         CorpusError: no such file, not in the layout, or no folder of pictures.
     """
-    imgs, anns, listed = _tables(src)
+    tables = _Tables(src)
     root = images or next((src.parent / name for name in _FOLDERS if (src.parent / name).is_dir()), None)
     if root is None:
         raise CorpusError(f"{src}: none of {', '.join(_FOLDERS)} is beside it: name the folder of the pictures")
-    for image_id, image in imgs.items():
+    for written, image in tables.images:
+        key = as_id(written)
         name = as_text(image.get("file_name")).rpartition("/")[2]
         uri = f"{root.resolve().name}/{name}"
+        regions = tables.regions(key)
         try:
+            if key in tables.ambiguous or as_id(image.get("id", written)) != key:
+                raise Refused("ambiguous-id", f"{src.name} has several images of the id {written!r:.100}")
+            width, height = as_size(image.get("width"), image.get("height"))
             yield RegionImage(
                 id=f"{source}/{uri}",
                 image=read_image(root, name),
-                width=image.get("width", UNKNOWN_SIZE[0]),
-                height=image.get("height", UNKNOWN_SIZE[1]),
-                regions=[_region(anns.get(str(key))) for key in _keys(listed.pop(image_id, []))],
+                width=width,
+                height=height,
+                regions=regions,
                 uri=uri,
                 source=source,
                 licence=licence,
                 split=as_split(split or image.get("set")),
             )
         except Refused as refused:
-            yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail)
-    for unknown, keys in listed.items():
-        for index, key in enumerate(_keys(keys)):
-            detail = f"annotation {key!r} names image {unknown!r}, which is not listed"
-            yield Rejection("unknown-image", "", src.name, index, detail)
+            yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, len(regions))
+    yield from tables.rest()
 
 
-def _tables(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    if not file.is_file():
-        raise CorpusError(f"{file} is not a file; name TextOCR_0.1_train.json")
-    data = read_json(file)
-    for name in ("imgs", "anns", "imgToAnns"):
-        if not isinstance(data, dict) or not isinstance(data.get(name), dict):
-            raise CorpusError(f"{file}: not in TextOCR's layout: {name!r} should be an object")
-    if not all(isinstance(image, dict) for image in data["imgs"].values()):
-        raise CorpusError(f"{file}: not in TextOCR's layout: every entry of 'imgs' should be an object")
-    return data["imgs"], data["anns"], dict(data["imgToAnns"])
+class _Tables:
+    """The tables of a file, joined by ids.
+
+    Attributes:
+        images: each image's id as it is written, and its entry.
+        ambiguous: the ids of images that are there twice.
+
+    Raises:
+        CorpusError: it is not in the layout.
+    """
+
+    def __init__(self, file: Path) -> None:
+        if not file.is_file():
+            raise CorpusError(f"{file} is not a file; name TextOCR_0.1_train.json")
+        self._file = file
+        data = read_json(file, pairs=_Table)
+        imgs, anns, listed = (_entries(file, data, name) for name in ("imgs", "anns", "imgToAnns"))
+        if imgs and not any(isinstance(image, dict) for image in imgs.values()):
+            raise CorpusError(f"{file}: not in TextOCR's layout: every entry of 'imgs' should be an object")
+        self.images = [(key, image if isinstance(image, dict) else {}) for key, image in imgs.pairs]
+        self.ambiguous = _repeated(key for key, _ in imgs.pairs)
+        self._annotations = {as_id(key): row for key, row in anns.pairs}
+        self._unclear = _repeated(key for key, _ in anns.pairs)
+        self._listed: dict[Hashable, list[Any]] = {}
+        for key, keys in listed.pairs:
+            self._listed.setdefault(as_id(key), []).extend(keys if isinstance(keys, list) else [keys])
+        # An annotation that two images claim could be either's; one that an image claims twice is there once.
+        claims = [(image, key) for image, keys in self._listed.items() for key in {as_id(key) for key in keys}]
+        self._unclear |= _repeated(key for _, key in claims)
+        self._unlisted = self._annotations.keys() - {key for _, key in claims}
+
+    def regions(self, image: Hashable) -> list[Region]:
+        """The regions that are listed for an image, unless several have its id."""
+        if image in self.ambiguous:
+            return []
+        done: set[Hashable] = set()
+
+        def read(written: Any) -> Region:
+            key = as_id(written)
+            row = self._annotations.get(key)
+            if key is None or row is None:
+                raise Refused("unknown-annotation", f"{self._file.name} has no annotation of the id {written!r:.100}")
+            stated = as_id(row.get("image_id", image)) if isinstance(row, dict) else image
+            if key in self._unclear or stated != image:
+                detail = f"annotation {written!r:.100} is there, or listed, for more than one image"
+                raise Refused("ambiguous-id", detail)
+            if key in done:
+                raise Refused("duplicate-id", f"annotation {written!r:.100} is listed again")
+            done.add(key)
+            return _region(row)
+
+        return read_regions(self._listed.pop(image, []), read)
+
+    def rest(self) -> Iterator[Rejection]:
+        """The annotations of images that are not there, or that are there twice, and those that no image has."""
+        for image, keys in self._listed.items():
+            several = image in self.ambiguous
+            reason, what = ("ambiguous-id", "several have") if several else ("unknown-image", "none has")
+            for index, key in enumerate(keys):
+                detail = f"annotation {key!r:.100} is listed for the image {image!r:.100}, an id that {what}"
+                yield Rejection(reason, "", self._file.name, index, detail)
+        for index, key in enumerate(sorted(self._unlisted, key=str)):
+            detail = f"annotation {key!r:.100} is listed for no image"
+            yield Rejection("unlisted-annotation", "", self._file.name, index, detail)
 
 
-def _keys(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+class _Table(dict[str, Any]):
+    """An object of JSON that remembers the keys that are in it twice; `dict` would keep the last of them."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self._pairs = pairs if len(pairs) != len(self) else None
+
+    @property
+    def pairs(self) -> list[tuple[str, Any]]:
+        return self._pairs if self._pairs is not None else list(self.items())
+
+
+def _entries(file: Path, data: Any, name: str) -> _Table:
+    table = data.get(name) if isinstance(data, dict) else None
+    if not isinstance(table, _Table):
+        raise CorpusError(f"{file}: not in TextOCR's layout: {name!r} should be an object")
+    return table
+
+
+def _repeated(keys: Iterable[Any]) -> set[Hashable]:
+    return {key for key, count in Counter(map(as_id, keys)).items() if count > 1}
 
 
 def _region(value: Any) -> Region:

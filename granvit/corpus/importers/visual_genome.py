@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.importers.base import as_id, as_sides, as_text, importer, read_image
+from granvit.corpus.importers.base import (
+    Found,
+    ambiguous_ids,
+    as_id,
+    as_sides,
+    as_size,
+    as_text,
+    importer,
+    read_image,
+    read_regions,
+    require_own_id,
+)
 from granvit.corpus.importers.rows import read_rows
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection
 from granvit.regions import Region, RegionImage
 
 _REGIONS, _IMAGES, _OBJECTS = "region_descriptions.json", "image_data.json", "objects.json"
+_FURTHER = (_OBJECTS, "attributes.json", "relationships.json", "question_answers.json", "scene_graphs.json")
 
 
 @importer("visual_genome")
@@ -23,14 +35,16 @@ def read(
     objects: bool = False,
     source: str = "visual_genome",
     licence: str = "CC BY 4.0",
-) -> Iterator[RegionImage | Rejection]:
+) -> Iterator[Found]:
     """`src` is the folder with ``region_descriptions.json``, ``image_data.json`` and, for `objects`, ``objects.json``.
 
     ``region_descriptions.json``: a list of ``{"id" or "image_id", "regions": [{"region_id", "image_id", "phrase", "x",
     "y", "width", "height"}]}``. ``image_data.json``: a list of ``{"image_id", "url", "width", "height", "coco_id"}``;
     the url ends in the picture's folder and name, ``VG_100K_2/1.jpg``. These folders are in `src`, in ``images/``
     there, or in `images`. With `objects` a picture's objects, ``{"names", "x", "y", "w", "h"}``, are regions behind
-    its phrases, the first of their names the text. There are no official splits.
+    its phrases, the first of their names the text. The tables of attributes, relationships and questions have no
+    place in a record. There are no official splits. An id that two photos, or two regions of one photo, have is
+    "ambiguous-id", as is a region that names another photo than the one it is listed for.
 
     About half of the photos are COCO's, those of RefCOCO's test sets among them: check for leakage.
 
@@ -47,31 +61,70 @@ def read(
     root = next((at for at in folders if (at / "VG_100K").is_dir() or (at / "VG_100K_2").is_dir()), None)
     if root is None:
         raise CorpusError(f"{src}: found neither VG_100K/ nor VG_100K_2/: name the folder that they are in")
-    photos = {as_id(row.get("image_id")): row for row in _rows(src / _IMAGES)}
-    things = {as_id(row.get("image_id")): row for row in _rows(src / _OBJECTS)} if objects else {}
+    photos, unclear = _by_image(src / _IMAGES)
+    things, doubtful = _by_image(src / _OBJECTS) if objects else ({}, set())
+    described: set[Hashable] = set()
     for index, row in enumerate(_rows(src / _REGIONS)):
         uri = f"{_REGIONS}:{index}"
+        written = row.get("id", row.get("image_id"))
+        key = as_id(written)
+        regions = _read(row, "regions", "region_id", key, _phrase)
+        if key in things and key not in described:
+            regions += _read(things[key], "objects", "object_id", key, _object)
+        described.add(key)
         try:
-            key = as_id(row.get("id", row.get("image_id")))
+            if key in unclear or key in doubtful:
+                raise Refused("ambiguous-id", f"several entries of a table have the image id {written!r:.100}")
             if key is None or key not in photos:
-                raise Refused(
-                    "unknown-image", f"no entry of {_IMAGES} has the id {row.get('id', row.get('image_id'))!r:.100}"
-                )
+                raise Refused("unknown-image", f"no entry of {_IMAGES} has the id {written!r:.100}")
             photo = photos[key]
             uri = "/".join(as_text(photo.get("url")).split("/")[-2:])
+            width, height = as_size(photo.get("width"), photo.get("height"))
             yield RegionImage(
                 id=f"{source}/{uri}",
                 image=read_image(root, uri),
-                width=photo.get("width", UNKNOWN_SIZE[0]),
-                height=photo.get("height", UNKNOWN_SIZE[1]),
-                regions=[_phrase(value) for value in _listed(row, "regions")]
-                + [_object(value) for value in _listed(things.get(key, {}), "objects")],
+                width=width,
+                height=height,
+                regions=regions,
                 uri=uri,
                 source=source,
                 licence=licence,
             )
         except Refused as refused:
-            yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail)
+            yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, len(regions))
+    yield LeftOut(f"photo that {_REGIONS} does not describe", len(photos.keys() - described))
+    yield LeftOut(
+        "object of a photo that is not described",
+        sum(len(_listed(things[key], "objects")) for key in things.keys() - described),
+    )
+    for name in _FURTHER:
+        if (src / name).is_file() and not (objects and name == _OBJECTS):
+            yield LeftOut(f"table {name}")
+
+
+def _by_image(file: Path) -> tuple[dict[Hashable, dict[str, Any]], set[Hashable]]:
+    """The rows of a table by image id, and the ids that several of them have."""
+    rows = [(as_id(row.get("image_id")), row) for row in _rows(file)]
+    return {key: row for key, row in rows if key is not None}, ambiguous_ids(rows)
+
+
+def _read(
+    row: dict[str, Any], name: str, id_name: str, image: Hashable, read: Callable[[dict[str, Any]], Region]
+) -> list[Region]:
+    """The regions that a row lists for its image."""
+    entries = _listed(row, name)
+    ambiguous = ambiguous_ids((as_id(entry.get(id_name)), entry) for entry in entries)
+
+    done: set[Hashable] = set()
+
+    def checked(entry: dict[str, Any]) -> Region:
+        require_own_id(entry, id_name, ambiguous, done)
+        named = entry.get("image_id")
+        if named is not None and as_id(named) != image:
+            raise Refused("ambiguous-id", f"it is listed for the image {image!r:.100}, and names {named!r:.100}")
+        return read(entry)
+
+    return read_regions(entries, checked)
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:

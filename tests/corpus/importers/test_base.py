@@ -107,10 +107,11 @@ def test_text_files_are_utf_8_or_what_is_named_and_never_guessed(tmp_path):
     assert fatal.value.__cause__ is not None
 
 
-@pytest.mark.parametrize("name", ["klingon", "hex", "a\0b"])
+@pytest.mark.parametrize("name", ["klingon", "hex", "a\0b", "punycode", "undefined"])
 def test_an_encoding_that_nobody_knows_is_told_before_anything_is_read(tmp_path, name):
-    with pytest.raises(CorpusError, match="encoding"):
-        base.check_encoding(name)
+    with pytest.raises(CorpusError, match="encoding .* is not known"):
+        import_corpus("coco", tmp_path, tmp_path / "out", encoding=name)
+    assert not (tmp_path / "out").exists()
 
 
 def test_pipes_and_endless_files_are_refused_and_not_waited_for(tmp_path):

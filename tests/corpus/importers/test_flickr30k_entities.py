@@ -3,7 +3,7 @@
 import pytest
 from importing import bring, save
 
-from granvit.corpus.store import CorpusError
+from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
 
 SENTENCES = """[/EN#1/people Two guys] with [/EN#5/bodyparts shaggy hair] eye [/EN#4/bodyparts their hands] .
@@ -113,3 +113,53 @@ def test_the_photos_may_be_elsewhere_but_must_be_somewhere(tmp_path):
     assert [r.uri for r in records] == ["1000092795.jpg"]
     with pytest.raises(CorpusError, match="lacks the folder Annotations/"):
         bring("flickr30k_entities", src / "Sentences", tmp_path / "other")
+
+
+def test_what_a_record_has_no_place_for_is_counted(tmp_path):
+    src = entities(tmp_path / "f30k")
+    (src / "UNRELATED_CAPTIONS").write_text("1000092795 3\n")
+    bring("flickr30k_entities", src, tmp_path / "out")
+    # Of the phrases, "a yard" and "another" have no box.
+    assert Corpus(tmp_path / "out").manifest["meta"]["left_out"] == {
+        "further caption of an image": 1, "caption in UNRELATED_CAPTIONS": 1, "object without a box": 1,
+        "phrase without a box": 2,
+    }  # fmt: skip
+
+
+def test_all_boxes_of_an_object_count_and_a_damaged_one_refuses_its_chain(tmp_path):
+    second = "<bndbox><xmin>31</xmin><ymin>20</ymin><xmax>{}</xmax><ymax>25</ymax></bndbox></object>"
+    for xmax, boxes in (("35", {(1, 7, 35, 25)}), ("x", set())):
+        box = element(3, box=(2, 8, 14, 20)).replace("</object>", second.format(xmax))
+        src = entities(tmp_path / xmax, xml=XML.replace(element(3, box=(2, 8, 14, 20)), box))
+        [record], refused = bring("flickr30k_entities", src, tmp_path / f"out-{xmax}")
+        assert {r.box for r in record.regions if r.text == "a blue shirt"} == boxes
+        assert [r.reason for r in refused] == ([] if boxes else ["bad-box"])
+
+
+def test_lists_and_sentences_are_utf_8_or_what_is_named(tmp_path):
+    src = entities(tmp_path / "f30k")
+    entities(src, key="2")
+    (src / "Sentences/2.txt").write_bytes(SENTENCES.replace("Two guys", "Deux garçons").encode("cp1252"))
+    records, [refusal] = bring("flickr30k_entities", src, tmp_path / "out")
+    assert len(records) == 1
+    assert (refusal.reason, refusal.uri) == ("bad-encoding", "2.jpg")
+    records, _ = bring("flickr30k_entities", src, tmp_path / "named", encoding="cp1252")
+    assert records[1].regions[0].text == "Deux garçons"
+    (src / "train.txt").write_bytes(b"2\n\xe9\n")
+    with pytest.raises(CorpusError, match=r"f30k/train.txt: bad-encoding"):
+        bring("flickr30k_entities", src, tmp_path / "other")
+
+
+def test_a_photo_in_two_lists_is_held_out(tmp_path):
+    src = entities(tmp_path / "f30k")
+    (src / "train.txt").write_text("1000092795.jpg\r\n")
+    (src / "test.txt").write_text("images\\1000092795.jpg\r\n")
+    [record], _ = bring("flickr30k_entities", src, tmp_path / "out")
+    assert record.split == "test"
+
+
+def test_the_regions_of_a_missing_photo_are_counted(tmp_path):
+    src = entities(entities(tmp_path / "f30k"), key="2")
+    (src / "flickr30k-images/2.jpg").unlink()
+    _, [refusal] = bring("flickr30k_entities", src, tmp_path / "out")
+    assert (refusal.reason, refusal.regions) == ("missing-image", 4)

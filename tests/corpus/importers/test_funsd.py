@@ -5,7 +5,7 @@ import json
 import pytest
 from importing import bring, save
 
-from granvit.corpus.store import CorpusError
+from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
 
 
@@ -75,3 +75,34 @@ def test_other_folders(tmp_path):
         bring("funsd", tmp_path, tmp_path / "out")
     with pytest.raises(CorpusError, match="entry, line or word"):
         bring("funsd", form(tmp_path / "dataset", ENTRIES), tmp_path / "out", level="page")
+
+
+def test_entries_of_one_id_are_ambiguous_and_what_a_record_cannot_hold_is_counted(tmp_path):
+    other = {**ENTRIES[0], "id": "0", "text": "x"}
+    again = {**ENTRIES[0], "id": 7}
+    src = form(tmp_path / "dataset", [ENTRIES[0], other, again, again])
+    save(src / "training_data/images/stray.png")
+    [record], refused = bring("funsd", src, tmp_path / "out")
+    assert [r.text for r in record.regions] == ["TO: Mr.", "Smith"]
+    assert [(r.reason, r.region) for r in refused] == [
+        ("ambiguous-id", 0), ("ambiguous-id", 1), ("duplicate-id", 4), ("missing-annotation", None),
+    ]  # fmt: skip
+    assert Corpus(tmp_path / "out").manifest["meta"]["left_out"] == {"label of an entry": 4, "link of an entry": 4}
+
+
+def test_a_form_in_another_encoding_costs_its_picture_or_is_read_as_it_is_told(tmp_path):
+    src = form(tmp_path / "dataset", ENTRIES)
+    text = json.dumps({"form": [{**ENTRIES[0], "words": [word([2, 2, 10, 8], "Привет")]}]}, ensure_ascii=False)
+    form(src, text, "b")
+    (src / "training_data/annotations/b.json").write_bytes(text.encode("cp1251"))
+    _, [refusal] = bring("funsd", src, tmp_path / "out")
+    assert (refusal.reason, refusal.uri) == ("not-json", "training_data/images/b.png")
+    records, _ = bring("funsd", src, tmp_path / "told", encoding="cp1251")
+    assert [r.text for r in records[1].regions] == ["Привет"]
+
+
+def test_the_regions_of_a_missing_picture_are_counted(tmp_path):
+    src = form(form(tmp_path / "dataset", ENTRIES), ENTRIES, "b")
+    (src / "training_data/images/b.png").unlink()
+    _, [refusal] = bring("funsd", src, tmp_path / "out")
+    assert (refusal.reason, refusal.regions) == ("missing-image", 2)

@@ -209,3 +209,27 @@ def test_the_published_lists_are_read_whole(tmp_path):
     texts = {(r.uri, text) for r in records for region in r.regions for text in (region.text, *region.alternatives)}
     assert texts == {(row["img_path"], row["expression"].strip()) for row in rows}
     assert sum(len(r.regions) for r in records) == len({(row["img_path"], *row["bbox"]) for row in rows})
+
+
+def test_the_tables_are_joined_by_the_value_of_ids_and_those_of_several_are_ambiguous(tmp_path):
+    src = tmp_path / "data"
+    save(src / f"train2014/{PHOTO}")
+    put(src / "refs.jsonl", [ref("a", ann_id="1"), ref("b", ann_id=2.0), ref("c", ann_id=3), ref("d", ann_id=4)])
+    rows = [{"id": key, "image_id": image, "bbox": [5, 6, number, 12]}
+            for number, (key, image) in enumerate([(1, "7"), (2, 7.0), (3, 7), ("3", 7), (4, 8)], 10)]  # fmt: skip
+    image = {"file_name": PHOTO, "width": "40", "height": 30}
+    images = [{**image, "id": "7"}, {**image, "id": 8}, {"id": 8, "file_name": "other.jpg"}]
+    put(src / "instances.json", [{"images": images, "annotations": rows, "categories": []}])
+    [record], refused = bring("refcoco", src, tmp_path / "out")
+    assert [(r.box, r.text) for r in record.regions] == [((5, 6, 15, 18), "a"), ((5, 6, 16, 18), "b")]
+    assert [(r.reason, r.region) for r in refused] == [("ambiguous-id", 2), ("ambiguous-id", 3)]
+
+
+def test_rows_that_disagree_about_their_photo_are_ambiguous(tmp_path):
+    save(tmp_path / f"data/train2014/{PHOTO}")
+    save(tmp_path / "data/train2014/b.jpg")
+    rows = [expression("a"), expression("b", (0, 0, 9, 9), width=41), expression("c", img_path="b.jpg")]
+    put(tmp_path / "data/x.jsonl", rows)
+    [record], [refusal] = bring("refcoco", tmp_path / "data", tmp_path / "out")
+    assert record.uri == "b.jpg"
+    assert (refusal.reason, refusal.uri, refusal.regions) == ("ambiguous-id", PHOTO, 2)

@@ -1,19 +1,23 @@
 """Visual Genome: three JSON lists joined by image ids, pictures in two folders."""
 
 import json
+from itertools import count
 
 import pytest
 from importing import bring, save
 
-from granvit.corpus.store import CorpusError
+from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
 
 HOST = "https://cs.stanford.edu/people/rak248"
 
 
-def phrase(text, x, y, width, height, image_id=1):
+REGION_IDS = count(1382)
+
+
+def phrase(text, x, y, width, height, **changes):
     return {
-        "region_id": 1382, "width": width, "height": height, "image_id": image_id, "phrase": text, "y": y, "x": x
+        "region_id": next(REGION_IDS), "width": width, "height": height, "phrase": text, "y": y, "x": x, **changes
     }  # fmt: skip
 
 
@@ -23,9 +27,9 @@ PHOTOS = [
     {"width": 50, "url": f"{HOST}/VG_100K/2370463.jpg", "height": 30, "image_id": 2, "coco_id": 547168},
 ]
 REGIONS = [
-    {"regions": [phrase("the clock is green in colour", 4, 5, 8, 13), phrase("shade on the street ", 0, 0, 40, 9)],
-     "id": 1},
-    {"regions": [phrase("a cat", 45, 20, 30, 30, 2)], "image_id": 2},
+    {"regions": [phrase("the clock is green in colour", 4, 5, 8, 13, image_id=1),
+                 phrase("shade on the street ", 0, 0, 40, 9)], "id": 1},
+    {"regions": [phrase("a cat", 45, 20, 30, 30, image_id=2)], "image_id": 2},
 ]  # fmt: skip
 OBJECTS = [
     {"image_id": 1, "image_url": PHOTOS[0]["url"], "objects": [
@@ -126,3 +130,37 @@ def test_a_missing_file_is_named(tmp_path):
     assert len(bring("visual_genome", src, tmp_path / "out")[0]) == 2
     with pytest.raises(CorpusError, match="lacks objects.json"):
         bring("visual_genome", src, tmp_path / "other", objects=True)
+
+
+def test_ids_are_joined_by_their_value(tmp_path):
+    regions = [{"id": "1", "regions": [phrase("a", 4, 5, 8, 13, image_id=1.0)]}, {**REGIONS[1], "image_id": 2.0}]
+    things = [{**OBJECTS[0], "image_id": "1"}]
+    records, refused = bring("visual_genome", genome(tmp_path / "vg", PHOTOS, regions, things), tmp_path / "out",
+                             objects=True)  # fmt: skip
+    assert [[r.text for r in record.regions] for record in records] == [["a", "trees"], ["a cat"]]
+    assert refused == []
+
+
+def test_ids_of_several_are_ambiguous(tmp_path):
+    one, two, three = (phrase(name, 4, 5, 8, 13) for name in "abc")
+    regions = [{"id": 1, "regions": [one, {**two, "region_id": str(one["region_id"])}, three, three,
+                                     phrase("d", 4, 5, 8, 13, image_id=2)]}, REGIONS[1]]  # fmt: skip
+    photos = [*PHOTOS, {**PHOTOS[0], "image_id": 2}]
+    [record], refused = bring("visual_genome", genome(tmp_path / "vg", photos, regions), tmp_path / "out")
+    assert [r.text for r in record.regions] == ["c"]
+    assert [(r.reason, r.region, r.regions) for r in refused] == [
+        ("ambiguous-id", 0, 0), ("ambiguous-id", 1, 0), ("duplicate-id", 3, 0), ("ambiguous-id", 4, 0),
+        ("ambiguous-id", None, 1),
+    ]  # fmt: skip
+    assert "it is listed for the image 1, and names 2" in refused[3].detail
+
+
+def test_tables_and_photos_that_are_not_used_are_counted(tmp_path):
+    src = genome(tmp_path / "vg", PHOTOS, REGIONS[:1], [{**OBJECTS[0], "image_id": 2}])
+    (src / "relationships.json").write_text("[]")
+    bring("visual_genome", src, tmp_path / "out", objects=True)
+    assert Corpus(tmp_path / "out").manifest["meta"]["left_out"] == {
+        "photo that region_descriptions.json does not describe": 1,
+        "object of a photo that is not described": 1,
+        "table relationships.json": 1,
+    }
