@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from granvit.corpus.importers.base import needed, read_text
-from granvit.corpus.importers.image_folder import SUFFIXES
+from granvit.corpus.importers.pictures import SUFFIXES
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import LeftOut
 

@@ -10,7 +10,7 @@ from unicodedata import normalize
 from xml.etree.ElementTree import Element
 
 from granvit.corpus.importers.base import Found, as_flag, as_split, importer, read_image, read_regions
-from granvit.corpus.importers.image_folder import SUFFIXES
+from granvit.corpus.importers.pictures import SUFFIXES
 from granvit.corpus.importers.split_lists import splits_of
 from granvit.corpus.importers.voc_xml import box_of, read_xml, size_of
 from granvit.corpus.layout import CorpusError
