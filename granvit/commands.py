@@ -140,7 +140,6 @@ class Ask:
         if self.draw is not None:
             if self.draw.suffix.lower() not in Image.registered_extensions():
                 raise GranvitError(f"--draw {self.draw}: the name must end as a picture's does, such as .png")
-            self.draw.parent.mkdir(parents=True, exist_ok=True)
         try:
             picture = open_picture(self.image)
         except ImageError as error:
@@ -156,11 +155,11 @@ class Ask:
             for box, text in zip(boxes, texts, strict=True):
                 print(f"{'no box' if box is None else ','.join(f'{v:.0f}' for v in box)}\t{text}")
         if self.draw is not None:
-            from granvit.draw import colors_for, draw_boxes
+            from granvit.draw import colors_for, draw_boxes, save_picture
 
             shown = [(b, t) for b, t in zip(boxes, texts, strict=True) if b is not None]
             drawn = draw_boxes(picture, [b for b, _ in shown], [t for _, t in shown], colors_for(len(shown)))
-            drawn.save(self.draw)
+            save_picture(drawn, self.draw)
         return 0
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from granvit.errors import GranvitError
+from granvit.files import refuse_filled, staged_folder
 from granvit.train.recipes.base import Recipe
 
 
@@ -25,12 +23,8 @@ class Assemble:
         from granvit.train.build import build_model
 
         out = self.out or Path("runs") / f"{self.recipe.name}-before"
-        if out.exists():
-            raise GranvitError(f"{out} is there already; name another folder")
-        unfinished = out.with_name(out.name + ".partial")
-        shutil.rmtree(unfinished, ignore_errors=True)
         disable_progress_bar()
-        build_model(self.recipe).save(unfinished)
-        os.replace(unfinished, out)
+        with staged_folder(out, refuse_filled) as folder:
+            build_model(self.recipe).save(folder)
         print(f"checkpoint: {out}")
         return 0

@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from granvit.commands import check_window, load_model
 from granvit.devices import Device
 from granvit.errors import GranvitError
+from granvit.files import locked, write_text
 
 if TYPE_CHECKING:
     from granvit.evaluate.evaluation import Evaluation
@@ -60,17 +61,18 @@ class Eval:
         model = load_model(self.model, self.device)
         model.rows = self.batch
         facts = self._facts(model, sources)
+        written: list[Path] = []
         if self.out is None:
             result = run_evaluation(model, sources, facts, limit=self.limit)
         else:
             digest = checkpoint_id(self.model)
             facts["Checkpoint"] = f"sha256 {digest[:16]}"
-            with open_journal(self.out, digest) as journal:
+            with locked(self.out), open_journal(self.out, digest) as journal:
                 result = run_evaluation(model, sources, facts, journal, self.limit)
+                written = write_files(result, sources, self.out)
         _print(result)
-        if self.out is not None:
-            for path in write_files(result, sources, self.out):
-                print(path)
+        for path in written:
+            print(path)
         return 0
 
     def _check(self) -> None:
@@ -161,7 +163,7 @@ def write_files(result: Evaluation, sources: Sequence[Source], out: Path) -> lis
     from granvit.evaluate.tables import markdown
 
     write_scores(result, out)
-    (out / "scores.md").write_text(markdown(result), encoding="utf-8")
+    write_text(out / "scores.md", markdown(result))
     write_report(result, sources, out / "report.html")
     return [out / SCORES, out / "scores.md", out / "report.html"]
 
@@ -189,9 +191,8 @@ class Compare:
         print(as_table(differences))
         print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
             rows = [{**asdict(d), "difference": d.difference} for d in differences]
-            self.out.write_text(json.dumps({"differences": rows, "notes": notes}, indent=1) + "\n")
+            write_text(self.out, json.dumps({"differences": rows, "notes": notes}, indent=1) + "\n")
         return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from tyro.conf import Positional
 from granvit.commands import Boxes, parse_box_option
 from granvit.devices import Device, pick_device
 from granvit.errors import GranvitError
+from granvit.files import locked, write_text
 
 Models = Annotated[
     list[Path],
@@ -72,7 +74,8 @@ class Attend:
                 )
         encoders = _encoders(self.model, self.device)
         title = f"What it sees: {self.image.name}"
-        print(f"page: {write_picture(self.out, picture, encoders, boxes, points, self.phrase, title)}")
+        with locked(self.out):
+            print(f"page: {write_picture(self.out, picture, encoders, boxes, points, self.phrase, title)}")
         return 0
 
 
@@ -102,7 +105,9 @@ class AttentionMass:
             raise GranvitError(f"--limit {self.limit}: at least one image is needed")
         held_out = held_out_part(Corpus(self.corpus))
         encoders = _encoders(self.models, self.device)
-        report = attention_mass(encoders, held_out, self.limit)
+        with locked(self.out):
+            report = attention_mass(encoders, held_out, self.limit)
+            page = write_mass(self.out, report, encoders, islice(iter(held_out), self.examples))
         for kind, table in report.shares.items():
             print(f"{kind} ({report.regions[kind]} regions of {report.images} images)")
             for name in HEADLINES:
@@ -111,7 +116,7 @@ class AttentionMass:
                         change = f"   change {_told(share.change)}" if share.change else ""
                         even = f"even {100 * share.chance:.1f}"
                         print(f"  {name:36s} {encoder.name:20s} {_told(share.inside)} %   {even}{change}")
-        print(f"page: {write_mass(self.out, report, encoders, islice(iter(held_out), self.examples))}")
+        print(f"page: {page}")
         return 0
 
 
@@ -136,14 +141,16 @@ class Probe:
     device: Device = "auto"
 
     def run(self) -> int:
+        if self.limit < 1:
+            raise GranvitError(f"--limit {self.limit}: at least one image is needed")
+        with nullcontext() if self.out is None else locked(self.out):
+            return self._probe()
+
+    def _probe(self) -> int:
         from granvit.corpus.select import train_and_held_out, training_part
         from granvit.corpus.store import Corpus
         from granvit.evaluate.probes import probe
 
-        if self.limit < 1:
-            raise GranvitError(f"--limit {self.limit}: at least one image is needed")
-        if self.out is not None:  # before the work, not after it
-            self.out.parent.mkdir(parents=True, exist_ok=True)
         train: Iterable[Any]
         held_out: Iterable[Any]
         if self.held_out is None:
@@ -154,7 +161,7 @@ class Probe:
         report = probe(encoders, train, held_out, self.task, limit=self.limit, seed=self.seed)
         print(report.told())
         if self.out is not None:
-            self.out.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+            write_text(self.out, json.dumps(report.to_json(), indent=1) + "\n")
         return 0
 
 

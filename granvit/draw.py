@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from granvit.files import atomic_file
 from granvit.geometry import as_boxes
 
 PALETTE = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#b91c1c", "#4d7c0f")
@@ -116,3 +118,9 @@ def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip() + "…"
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of the name's ending; the file is there as a whole, or not at all."""
+    with atomic_file(path) as unfinished:
+        picture.save(unfinished, Image.registered_extensions()[path.suffix.lower()])

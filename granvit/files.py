@@ -107,6 +107,16 @@ def staged_folder(out: Path | str, check: Callable[[Path], None] = lambda out: N
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def refuse_filled(out: Path) -> None:
+    """A check for `staged_folder` where nothing is ever replaced.
+
+    Raises:
+        GranvitError: `out` is a file, or holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise GranvitError(f"{out} is there already; name another folder")
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder, if it is there, such that a kill leaves no half of it under its name."""
     away = removed(folder)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from granvit.coordinates import Box
 from granvit.corpus.audit.bootstrap import Estimate
+from granvit.draw import save_picture
 from granvit.evaluate.attention import LAST_LAYERS, Floats, Seen, attend_box, attend_point, patch_weights
 from granvit.evaluate.attention_figures import (
     COLORS,
@@ -26,6 +27,7 @@ from granvit.evaluate.attention_figures import (
 )
 from granvit.evaluate.attention_mass import HEADLINES, MassReport, Share
 from granvit.evaluate.patch_encoder import PatchEncoder
+from granvit.files import write_text
 from granvit.geometry import centres
 from granvit.images import decode
 from granvit.page import data_uri, percent, write_page
@@ -97,8 +99,7 @@ def write_mass(
     out: Path, report: MassReport, encoders: Sequence[PatchEncoder], examples: Iterable[RegionImage]
 ) -> Path:
     """The numbers over a corpus and some of its pictures: `attention-mass.json`, `.html` and PNGs in `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "attention-mass.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    write_text(out / "attention-mass.json", json.dumps(report.to_json(), indent=1) + "\n")
     shown = []
     for number, record in enumerate(examples, start=1):
         regions = [r for r in record.regions if not r.ignore][:_EXAMPLE_REGIONS]
@@ -165,9 +166,8 @@ def _figures(
         made.append(
             ("located", "Located: true boxes solid, found ones dashed", located_figure(picture, phrases, true, found))
         )
-    out.mkdir(parents=True, exist_ok=True)
     for name, _, image in made:
-        image.save(out / f"{prefix}{name}.png")
+        save_picture(image, out / f"{prefix}{name}.png")
     return {
         "seen": seen,
         "figures": [{"heading": text, "src": data_uri(image), "width": image.width} for _, text, image in made],

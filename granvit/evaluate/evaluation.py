@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from granvit.evaluate.journal import ANSWERS, Journal
 from granvit.evaluate.measures import SCORERS
 from granvit.evaluate.run import answer_all
 from granvit.evaluate.scoring import Scores, score
+from granvit.files import atomic_file
 from granvit.predict import GranViT
 
 SCORES = "scores.json"
@@ -138,10 +138,8 @@ def write_scores(result: Evaluation, out: Path) -> None:
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as unfinished, unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(lines)
-    os.replace(unfinished, path)
 
 
 def read_scores(place: Path) -> tuple[dict[str, Any], list[Item]]:

@@ -7,8 +7,6 @@ features than the model was trained on is refused.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,6 +16,7 @@ import torch
 from PIL import Image
 
 from granvit.errors import GranvitError
+from granvit.files import refuse_filled, staged_folder
 from granvit.model.assemble import save_encoder
 from granvit.model.card import Source, read_source, write_card
 from granvit.model.region_model import RegionModel
@@ -73,27 +72,16 @@ def export(
     Raises:
         CheckpointError: the source is damaged or no granvit checkpoint.
         ExportError: the stock classes would not do what the model was trained to do.
-        GranvitError: `out` holds something.
+        GranvitError: `out` holds something. BusyError: another process writes there.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise GranvitError(f"{out} is there already; name another folder")
-    found = read_source(Path(source), metrics)
-    model = RegionModel.load(found.checkpoint)
-    check_stock(model, found.checkpoint)
-    _make_public(model, precision)
-    unfinished = out.with_name(out.name + ".partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        left_out = _write(model, found, unfinished, out.resolve().name, form, precision)
-    except ExportError:
-        shutil.rmtree(unfinished)
-        raise
-    write_card(unfinished / "README.md", model, found, form, out.resolve().name, licence, left_out)
-    if out.exists():
-        out.rmdir()
-    os.replace(unfinished, out)
+    with staged_folder(out, refuse_filled) as folder:
+        found = read_source(Path(source), metrics)
+        model = RegionModel.load(found.checkpoint)
+        check_stock(model, found.checkpoint)
+        _make_public(model, precision)
+        left_out = _write(model, found, folder, out.resolve().name, form, precision)
+        write_card(folder / "README.md", model, found, form, out.resolve().name, licence, left_out)
     return Exported(out, left_out)
 
 

@@ -29,6 +29,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
+from granvit.draw import save_picture
 from granvit.errors import GranvitError
 from granvit.model.packing import Batch
 from granvit.train import checkpoint, nonfinite, rng
@@ -184,7 +185,7 @@ class _Run:
         with section("drawing"):
             picture = self.stage.picture(batch) if self.accelerator.is_main_process else None
             if picture is not None:
-                picture.save(self.run_dir / "first_batch.png")
+                save_picture(picture, self.run_dir / "first_batch.png")
                 self.history.show("first_batch", picture)
 
     def _speed(self, batches: list[Batch], counts: dict[str, int], seconds: float, waited: float) -> Speed:

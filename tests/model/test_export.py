@@ -179,10 +179,10 @@ def test_a_config_that_servers_read_and_no_path_of_this_machine(checkpoint, tmp_
 
 def test_an_export_is_whole_or_absent_and_overwrites_nothing(checkpoint, tmp_path):
     (tmp_path / "out").mkdir()  # an empty folder may be there
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial/rest").touch()
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial/rest").touch()
     export(checkpoint, tmp_path / "out")
-    assert not (tmp_path / "out.partial").exists() and not (tmp_path / "out/rest").exists()
+    assert not (tmp_path / ".out.partial").exists() and not (tmp_path / "out/rest").exists()
     with pytest.raises(GranvitError, match="out is there already"):
         export(checkpoint, tmp_path / "out")
     with pytest.raises(CheckpointError, match="granvit.json: no such file"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError, sha256
 from granvit.corpus.quarantine import each_rejection
 from granvit.corpus.statistics import SourceStatistics, Statistics
 from granvit.corpus.store import Corpus
+from granvit.files import write_text
 from granvit.images import ImageError, decode
 from granvit.page import percent
 from granvit.regions import RegionImage
@@ -174,8 +174,5 @@ def check_out(out: Path) -> None:
 
 def write_audit(result: Audit, out: Path) -> None:
     """Write the page and its numbers into the folder `out`, see `check_out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = out / (NUMBERS + ".tmp")
-    unfinished.write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(unfinished, out / NUMBERS)
+    write_text(out / NUMBERS, json.dumps(result.to_json(), indent=1, ensure_ascii=False))
     write_audit_page(result, out / PAGE)

@@ -17,6 +17,7 @@ from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.commands.common import fail
 from granvit.corpus.layout import CorpusError
 from granvit.devices import pick_device
+from granvit.files import locked
 
 if TYPE_CHECKING:
     from granvit.corpus.audit.agreement import Check
@@ -64,17 +65,18 @@ class Audit:
         try:
             check_out(self.out)
             corpus, against = Corpus(self.corpus), Corpus(self.against) if self.against else None
-            result = audit(
-                corpus,
-                against,
-                self.sample,
-                self.seed,
-                self._checks(),
-                self.duplicates,
-                self.fingerprints,
-                progress=sys.stderr.isatty(),
-            )
-            write_audit(result, self.out)
+            with locked(self.out):
+                result = audit(
+                    corpus,
+                    against,
+                    self.sample,
+                    self.seed,
+                    self._checks(),
+                    self.duplicates,
+                    self.fingerprints,
+                    progress=sys.stderr.isatty(),
+                )
+                write_audit(result, self.out)
         except (CorpusError, AnnotateError) as error:
             return fail(str(error))
         print(result.summary())

@@ -16,6 +16,7 @@ from granvit.corpus.curate import Curation, curate
 from granvit.corpus.layout import CURATION, CorpusError
 from granvit.corpus.leakage import SIMILARITY, find_leaks, write_without
 from granvit.corpus.store import Corpus
+from granvit.files import locked
 
 SHOWN_LEAKS = 10
 
@@ -95,15 +96,16 @@ class Leakage:
             benchmarks = load_benchmarks(self.against, self.workers)
             for name, reason in benchmarks.problems[:SHOWN_LEAKS]:
                 print(f"not compared: {name}: {reason}", file=sys.stderr)
-            report = find_leaks(
-                corpus,
-                benchmarks,
-                similarity=self.similarity,
-                fingerprints=self.fingerprints,
-                workers=self.workers,
-                progress=sys.stderr.isatty(),
-            )
-            ids = report.write(self.report)
+            with locked(self.report):
+                report = find_leaks(
+                    corpus,
+                    benchmarks,
+                    similarity=self.similarity,
+                    fingerprints=self.fingerprints,
+                    workers=self.workers,
+                    progress=sys.stderr.isatty(),
+                )
+                ids = report.write(self.report)
             kept = write_without(corpus, report.ids, self.out, self.overwrite) if self.out else 0
         except CorpusError as error:
             return fail(str(error))
