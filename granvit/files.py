@@ -11,7 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -40,7 +40,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     """A file beside `path` to write; it becomes `path` when the block ends without an error, and is removed otherwise.
 
     The file has the mode that the umask gives, whatever wrote it (safetensors makes its files 0600). What is there and
-    no file, like /dev/stdout, is written to as it is.
+    no file, like /dev/stdout, is written to as it is. In a folder that this process holds, the folder's lock is enough.
 
     Raises:
         BusyError: another process writes `path`.
@@ -50,7 +50,8 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         yield path
         return
     unfinished = _beside(path, "partial")
-    with locked(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if any(folder in _held for folder in path.parents) else locked(path):
         try:
             yield unfinished
             unfinished.chmod(0o666 & ~_umask())
@@ -94,6 +95,7 @@ def staged_folder(out: Path | str, check: Callable[[Path], None] = lambda out: N
         if not lock.had_made(out):
             check(out)
         staging.mkdir()
+        _held[staging] = lock
         try:
             yield staging
             apply_umask(staging)
@@ -104,6 +106,7 @@ def staged_folder(out: Path | str, check: Callable[[Path], None] = lambda out: N
             sync(out.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:
+            del _held[staging]
             shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -170,7 +173,7 @@ def _identity(folder: Path) -> list[int]:
     return [facts.st_ino, facts.st_mtime_ns]
 
 
-# What this process holds.
+# What this process holds: places with a lock file, and the folders that are to be put there.
 _held: dict[Path, Lock] = {}
 
 
@@ -351,7 +354,7 @@ def checked_field(
     value = row[name]
     if not isinstance(value, kind) or isinstance(value, bool) and kind is int:
         raise error(f"{file}: damaged: {inside}{name} is {_short(value)}, it should be {_NAMES[kind]}")
-    if isinstance(value, int) and not 0 <= value < 1 << 53:
+    if kind is int and not 0 <= value < 1 << 53:
         raise error(f"{file}: damaged: {inside}{name} is {_short(value)}, it should be a number from 0 up")
     return value
 

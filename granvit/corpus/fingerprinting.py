@@ -143,12 +143,21 @@ class FingerprintFile:
                 raise CorpusError(
                     f"{path}: these are not the fingerprints of {corpus.path} as it is now; remove the file"
                 )
+            for field in _SCHEMA:
+                found = schema.field(field.name).type if field.name in schema.names else "missing"
+                if found != field.type:
+                    raise CorpusError(f"{path}: column {field.name!r} is {found}, not {field.type}; remove the file")
             table = pq.read_table(path, columns=["row", "sha256", "hash", "problem"])
         except (OSError, pa.ArrowException) as error:
             raise CorpusError(f"{path}: {error}") from error
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if name != "problem" and column.null_count:
+                raise CorpusError(f"{path}: column {name!r} has gaps; remove the file")
         self.rows: NDArray[np.int64] = table["row"].to_numpy()
         self.hashes: Hashes = table["hash"].to_numpy()
         self.sha256 = _bytes(table["sha256"].combine_chunks(), 32)
+        if not (np.diff(self.rows, prepend=-1) > 0).all() or (len(self.rows) and self.rows[-1] >= len(corpus)):
+            raise CorpusError(f"{path}: column 'row' does not name images of the corpus in order; remove the file")
         self.problems: dict[int, str] = {i: p for i, p in enumerate(table["problem"].to_pylist()) if p is not None}
 
     def batches(self, corpus: Corpus) -> Iterator[Batch]:

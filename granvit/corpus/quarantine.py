@@ -22,6 +22,8 @@ from granvit.corpus.layout import CorpusError
 from granvit.regions import SPLITS, UNWANTED, Kind, Region, RegionImage
 
 MAX_TEXT = 2_000
+# Far above any picture of `images.MAX_PIXELS`, and below the two gigabytes that a column of the store holds at once.
+MAX_IMAGE_BYTES = 1 << 30
 MIN_BOX_SIDE = 1.0
 UNKNOWN_SIZE = (0, 0)
 
@@ -130,6 +132,10 @@ def _checked_size(record: RegionImage, decoded: tuple[int, int] | None) -> tuple
         raise Refused("no-id", "the record has no id")
     if record.split not in SPLITS:
         raise Refused("bad-split", f"{record.split!r} is none of {SPLITS}")
+    if len(record.image or b"") > MAX_IMAGE_BYTES:
+        raise Refused(
+            "too-large", f"the image file has {len(record.image or b''):,} bytes, the most is {MAX_IMAGE_BYTES:,}"
+        )
     declared = (record.width, record.height)
     if record.image is None:
         if min(declared) < images.MIN_SIDE or record.width * record.height > images.MAX_PIXELS:
@@ -154,6 +160,9 @@ def _checked_region(region: Region, width: int, height: int, changes: Counter[st
         raise Refused("long-text", f"{len(text)} characters: {text[:60]}...")
     if region.kind not in get_args(Kind):
         raise Refused("bad-kind", f"{region.kind!r} is none of {get_args(Kind)}")
+    for name in ("box_by", "text_by"):
+        if UNWANTED.search(getattr(region, name)):
+            raise Refused("bad-name", f"{name} is {getattr(region, name)!r}")
     if region.score is not None and not 0 <= region.score <= 1:
         raise Refused("bad-score", f"{region.score!r} is not in [0, 1]")
     return replace(
@@ -202,9 +211,12 @@ def _checked_polygon(polygon: list[float] | None, changes: Counter[str]) -> list
 
 
 def _as_stored(values: Any) -> list[float]:
-    """Numbers rounded to the float32 of the schema; one that overflows becomes infinite."""
+    """Numbers rounded to the float32 of the schema; one that overflows becomes infinite. What are none become a NaN."""
     with np.errstate(over="ignore"):
-        return np.asarray(values, dtype=np.float64).astype(np.float32).ravel().tolist()
+        try:
+            return np.asarray(values, dtype=np.float64).astype(np.float32).ravel().tolist()
+        except (OverflowError, TypeError, ValueError):  # a whole number may have any number of digits
+            return [math.nan]
 
 
 def _clean(text: str, changes: Counter[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from granvit.corpus.print import is_print, printed
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic import OBJECTS, layout
 from granvit.errors import GranvitError
+from granvit.files import locked
 from granvit.regions import RegionImage
 
 # Raised when the pictures of a given seed change, so that an older cached corpus is made anew.
@@ -70,13 +72,27 @@ def synthesize(
             "prints": prints,
         }
     }
-    there = _embedded(out, split)
-    if there == meta["embedded"]:
-        return Corpus(out)
-    before = {"objects": list(OBJECTS), "prints": 0.0}  # what older versions did not write down
-    older = there is not None and {**before, **there, "version": VERSION} == meta["embedded"]
     workers = min(workers or os.cpu_count() or 1, math.ceil(count / _CHUNK))  # a process takes a second to start
     job = partial(make, seed=seed, size=size, documents=documents, objects=objects, prints=prints)
+    with locked(out):
+        there = _embedded(out, split)
+        if there != meta["embedded"]:
+            _draw(out, job, count, workers, split, meta, there, progress)
+        return Corpus(out)
+
+
+def _draw(
+    out: Path | str,
+    job: Callable[[int], RegionImage],
+    count: int,
+    workers: int,
+    split: str,
+    meta: dict[str, object],
+    there: dict[str, object] | None,
+    progress: bool,
+) -> None:
+    before = {"objects": list(OBJECTS), "prints": 0.0}  # what older versions did not write down
+    older = there is not None and {**before, **there, "version": VERSION} == meta["embedded"]
     with (
         CorpusWriter(out, meta=meta, overwrite=older) as writer,
         tqdm(total=count, desc=f"draw {split} pictures", unit="img", disable=not progress) as bar,
@@ -91,7 +107,6 @@ def synthesize(
                 for record in pool.imap(job, range(count), chunksize=_CHUNK):
                     writer.write(replace(record, split=split))
                     bar.update()
-    return Corpus(out)
 
 
 def _embedded(out: Path | str, split: str) -> dict[str, object] | None:

@@ -28,7 +28,7 @@ from granvit.corpus.checksums import ShardCheck
 from granvit.corpus.select import Subset, evenly
 from granvit.corpus.store import Corpus
 from granvit.errors import CheckpointError, GranvitError
-from granvit.files import locked, staged_folder, write_text
+from granvit.files import locked, read_json, staged_folder, write_text
 from granvit.model.assemble import save_encoder, save_language
 from granvit.model.region_model import RegionModel
 from granvit.train.build import PLACES, WORDS, build_model, start_projector
@@ -177,9 +177,9 @@ def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path, p
 def _read_json(path: Path) -> Any:
     """What this or an earlier call wrote beside the stages."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise of_another_run(f"{path}: cannot be read: {error}") from error
+        return read_json(path, CheckpointError)
+    except (OSError, CheckpointError) as error:
+        raise of_another_run(str(error)) from error
 
 
 def _decisive(facts: dict[str, Any], folders: Sequence[str], processes: int) -> dict[str, Any]:
