@@ -354,7 +354,7 @@ def checked_field(
     value = row[name]
     if not isinstance(value, kind) or isinstance(value, bool) and kind is int:
         raise error(f"{file}: damaged: {inside}{name} is {_short(value)}, it should be {_NAMES[kind]}")
-    if kind is int and not 0 <= value < 1 << 53:
+    if isinstance(value, int) and kind is int and not 0 <= value < 1 << 53:
         raise error(f"{file}: damaged: {inside}{name} is {_short(value)}, it should be a number from 0 up")
     return value
 
