@@ -14,6 +14,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from granvit import commands
+from granvit.commands_app import App
 from granvit.commands_assemble import Assemble
 from granvit.commands_debug import Replay
 from granvit.commands_eval import AveragePrecision, Benchmarks, Compare, Eval
@@ -48,6 +49,7 @@ def command_tree() -> dict[str, Any]:
         "locate": commands.Locate,
         "read": commands.Read,
         "caption": commands.Caption,
+        "app": App,
         "export": Export,
         "transfer": Transfer,
         "attend": Attend,

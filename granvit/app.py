@@ -1,0 +1,325 @@
+"""The page: open a picture, draw boxes, ask one or several checkpoints about it. Needs the extra `app` (Gradio).
+
+Every picture is made upright RGB before anything is asked of it, so a box that is drawn is the box that is asked, in
+pixels of the upright picture. The same questions are an HTTP API without the page: see `docs/app.md`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import html
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Read when gradio is imported: the page tells nobody that it was opened.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+import numpy as np
+from gradio.data_classes import FileData
+from gradio_image_annotation import image_annotator
+from PIL import Image
+
+from granvit.coordinates import Box
+from granvit.draw import colors_for, draw_boxes
+from granvit.errors import GranvitError
+from granvit.images import ImageError
+from granvit.predict import GranViT, open_picture
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+        max_pixels: of a picture.
+        max_upload_mb: of a picture's file, in megabytes.
+        max_questions: boxes or phrases.
+        queue: requests that wait for their turn; one more is told to come back later.
+    """
+
+    max_pixels: int = 40_000_000
+    max_upload_mb: int = 20
+    max_questions: int = 100
+    queue: int = 16
+
+
+@dataclass
+class Desk:
+    """The checkpoints that answer, by name, and what may be asked of them. Boxes are xyxy pixels of the upright picture.
+
+    One question is computed at a time, for any number of visitors.
+    """
+
+    models: dict[str, GranViT]
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        self._turn = threading.Lock()
+
+    def describe(self, picture: Image.Image, boxes: Sequence[Box]) -> dict[str, list[str]]:
+        """What each box holds, by the name of the checkpoint."""
+        self._check("boxes", len(boxes))
+        return self._ask(lambda model: model.describe(picture, np.reshape(boxes, (-1, 4))))
+
+    def read(self, picture: Image.Image, boxes: Sequence[Box]) -> dict[str, list[str]]:
+        """The text in each box, by the name of the checkpoint."""
+        self._check("boxes", len(boxes))
+        return self._ask(lambda model: model.read(picture, np.reshape(boxes, (-1, 4))))
+
+    def locate(self, picture: Image.Image, phrases: Sequence[str]) -> dict[str, list[Box | None]]:
+        """Where each phrase is, by the name of the checkpoint; None where its answer is no box."""
+        self._check("phrases", len(phrases))
+        return self._ask(lambda model: model.locate(picture, phrases))
+
+    def caption(self, picture: Image.Image) -> dict[str, str]:
+        """One paragraph about the whole picture, by the name of the checkpoint."""
+        return self._ask(lambda model: model.caption(picture))
+
+    def attend(self, picture: Image.Image, point: tuple[float, float]) -> Image.Image:
+        """Where each checkpoint's encoder looks from the patch under a point (x, y), and what is alike to it."""
+        from granvit.evaluate.attention import attend_point
+        from granvit.evaluate.attention_figures import seen_figure
+        from granvit.evaluate.patch_encoder import PatchEncoder
+
+        encoders = [PatchEncoder.of(model.model, name) for name, model in self.models.items()]
+        with self._turn:
+            seen = [attend_point(encoder, picture, point) for encoder in encoders]
+        return seen_figure(picture, [("the patch", point)], encoders, [seen])
+
+    def open(self, data: bytes) -> Image.Image:
+        """The upright RGB picture in a file's bytes.
+
+        Raises:
+            GranvitError: it is no picture, or larger than the limits allow.
+        """
+        if len(data) > self.limits.max_upload_mb * 1_000_000:
+            raise GranvitError(f"The file is larger than {self.limits.max_upload_mb} MB.")
+        try:
+            picture = open_picture(data)
+        except ImageError as error:
+            raise GranvitError(f"This cannot be opened as a picture ({error}).") from error
+        if picture.width * picture.height > self.limits.max_pixels:
+            shown = f"{picture.width} x {picture.height}"
+            raise GranvitError(f"The picture has {shown} pixels; at most {self.limits.max_pixels:,} are taken.")
+        return picture
+
+    def _check(self, what: str, count: int) -> None:
+        if not count:
+            raise GranvitError("Draw at least one box." if what == "boxes" else "Write at least one phrase.")
+        if count > self.limits.max_questions:
+            raise GranvitError(f"{count} {what} at once; at most {self.limits.max_questions} are answered.")
+
+    def _ask(self, question: Callable[[GranViT], Any]) -> dict[str, Any]:
+        with self._turn:
+            return {name: question(model) for name, model in self.models.items()}
+
+
+@contextmanager
+def spoken() -> Iterator[None]:
+    """What a visitor did wrong is a sentence on the page; a bug stays one, in the server's log."""
+    try:
+        yield
+    except GranvitError as error:
+        text = str(error)
+        raise gr.Error(html.escape(text[:1].upper() + text[1:]), print_exception=False) from error
+
+
+def build(models: dict[str, GranViT], limits: Limits = Limits(), examples: Sequence[Path] = ()) -> gr.Blocks:  # noqa: B008
+    """The page, ready to be launched.
+
+    Args:
+        models: the checkpoints by the names to show; two or more are answered side by side.
+        examples: picture files that a visitor may start with.
+    """
+    desk = Desk(models, limits)
+    # Uploads that are ten minutes old are deleted; looked for every minute, and at the end.
+    with gr.Blocks(title="granvit", delete_cache=(60, 600), analytics_enabled=False) as page:
+        gr.Markdown("# granvit\nOpen a picture, draw boxes on it with the mouse, and ask what they hold.")
+        with gr.Row():
+            with gr.Column():
+                annotator = _annotator(desk)
+                if examples:
+                    shown = [[{"image": str(path), "boxes": []}] for path in examples]
+                    gr.Examples(shown, annotator, label="Pictures to start with")
+            with gr.Column():
+                _questions(desk, annotator)
+        _api(desk)
+    page.queue(max_size=limits.queue, default_concurrency_limit=2)
+    return page
+
+
+def _annotator(desk: Desk) -> Any:
+    annotator = image_annotator(
+        label="Picture",
+        image_type="pil",
+        sources=["upload", "clipboard"],
+        disable_edit_boxes=True,
+        box_min_size=1,
+        show_download_button=False,
+        show_share_button=False,
+        show_remove_button=True,
+        elem_id="picture",
+    )
+
+    # The component's own conversion drops transparency onto black and cuts 16 bits at 8: another picture than is asked.
+    def upright(file: FileData | None) -> Image.Image | None:
+        if file is None:
+            return None
+        with spoken():
+            return desk.open(Path(file.path).read_bytes())
+
+    annotator.preprocess_image = upright
+    return annotator
+
+
+def _questions(desk: Desk, annotator: Any) -> None:
+    names = list(desk.models)
+    with gr.Tab("What is in the boxes"):
+        with gr.Row():
+            describe = gr.Button("Describe", variant="primary", elem_id="describe")
+            read = gr.Button("Read text", elem_id="read")
+        said = gr.HTML(elem_id="said")
+    with gr.Tab("Find"):
+        phrases = gr.Textbox(label="Phrases, one on each line", lines=3, elem_id="phrases")
+        locate = gr.Button("Find", variant="primary", elem_id="locate")
+        found = gr.HTML(elem_id="found")
+        drawn = gr.Gallery(label="Where they are", columns=max(1, min(len(names), 2)), elem_id="drawn")
+    with gr.Tab("The whole picture"):
+        caption = gr.Button("Caption", variant="primary", elem_id="caption")
+        captions = gr.HTML(elem_id="captions")
+    with gr.Tab("Attention"):
+        show = gr.Button("Take the picture", elem_id="take")
+        clickable = gr.Image(label="Click on a patch", interactive=False, type="pil", elem_id="clickable")
+        seen = gr.Image(label="Where the encoder looks from there, and what is alike", interactive=False, elem_id="seen")
+
+    describe.click(lambda value: _answers(value, desk.describe), annotator, said, api_visibility="private")
+    read.click(lambda value: _answers(value, desk.read), annotator, said, api_visibility="private")
+    gr.on(
+        [locate.click, phrases.submit],
+        lambda value, text: _found(desk, value, text),
+        [annotator, phrases],
+        [found, drawn],
+        api_visibility="private",
+    )
+    caption.click(lambda value: _captions(desk, value), annotator, captions, api_visibility="private")
+    show.click(lambda value: _picture(value), annotator, clickable, api_visibility="private")
+
+    def look(event: gr.SelectData, value: Any) -> Image.Image:
+        with spoken():
+            x, y = event.index
+            return desk.attend(_picture(value), (float(x) + 0.5, float(y) + 0.5))
+
+    clickable.select(look, annotator, seen, api_visibility="private")
+
+
+def _picture(value: Any) -> Image.Image:
+    """The picture of the annotator's value, turned as the visitor turned it there."""
+    with spoken():
+        if not value or value.get("image") is None:
+            raise GranvitError("Open a picture first.")
+        picture: Image.Image = value["image"]
+        # The component counts quarter turns clockwise; Pillow turns the other way.
+        return picture.rotate(-90 * (value.get("orientation") or 0), expand=True)
+
+
+def _boxes(value: Any) -> list[Box]:
+    return [(box["xmin"], box["ymin"], box["xmax"], box["ymax"]) for box in value.get("boxes") or []]
+
+
+def _answers(value: Any, ask: Callable[[Image.Image, Sequence[Box]], dict[str, list[str]]]) -> str:
+    picture = _picture(value)
+    boxes = _boxes(value)
+    with spoken():
+        answers = ask(picture, boxes)
+    return _table(["box", *answers], [[_told(box), *texts] for box, *texts in zip(boxes, *answers.values(), strict=True)])
+
+
+def _found(desk: Desk, value: Any, text: str) -> tuple[str, list[tuple[Image.Image, str]]]:
+    picture = _picture(value)
+    phrases = [line.strip() for line in text.splitlines() if line.strip()]
+    with spoken():
+        answers = desk.locate(picture, phrases)
+    rows = [[phrase, *map(_told, boxes)] for phrase, *boxes in zip(phrases, *answers.values(), strict=True)]
+    return _table(["phrase", *answers], rows), [(_drawn(picture, phrases, boxes), name) for name, boxes in answers.items()]
+
+
+def _drawn(picture: Image.Image, phrases: Sequence[str], boxes: Sequence[Box | None]) -> Image.Image:
+    colors = colors_for(len(phrases))
+    there = [(box, phrase, color) for box, phrase, color in zip(boxes, phrases, colors, strict=True) if box]
+    return draw_boxes(
+        picture, np.reshape([b for b, _, _ in there], (-1, 4)), [p for _, p, _ in there], [c for _, _, c in there]
+    )
+
+
+def _captions(desk: Desk, value: Any) -> str:
+    picture = _picture(value)
+    with spoken():
+        return _table(["checkpoint", "caption"], [[name, text] for name, text in desk.caption(picture).items()])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as HTML; what a model or a visitor wrote stays text."""
+    cells = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _told(box: Box | None) -> str:
+    return "no box" if box is None else ", ".join(f"{side:.0f}" for side in box)
+
+
+def _api(desk: Desk) -> None:
+    """The questions as an HTTP API. Pictures travel as base64, so that no request names a file of the server's."""
+
+    def opened(image: str) -> Image.Image:
+        try:
+            encoded = image.partition(",")[2] if image.startswith("data:") else image
+            return desk.open(base64.b64decode(encoded, validate=True))
+        except binascii.Error as error:
+            raise GranvitError("image is not base64") from error
+
+    def describe(image: str, boxes: list[list[float]]) -> dict[str, list[str]]:
+        with spoken():
+            return desk.describe(opened(image), _quads(boxes))
+
+    def read(image: str, boxes: list[list[float]]) -> dict[str, list[str]]:
+        with spoken():
+            return desk.read(opened(image), _quads(boxes))
+
+    def locate(image: str, phrases: list[str]) -> dict[str, list[list[float] | None]]:
+        with spoken():
+            found = desk.locate(opened(image), phrases)
+        return {name: [None if box is None else list(box) for box in boxes] for name, boxes in found.items()}
+
+    def caption(image: str) -> dict[str, str]:
+        with spoken():
+            return desk.caption(opened(image))
+
+    for function in (describe, read, locate, caption):
+        gr.api(function, api_name=function.__name__)
+
+
+def _quads(boxes: Sequence[Sequence[float]]) -> list[Box]:
+    if not all(isinstance(box, Sequence) and len(box) == 4 for box in boxes):
+        raise GranvitError("a box is a list of four numbers: x1, y1, x2, y2 in pixels")
+    return [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes]
+
+
+def example_pictures(folder: Path, count: int = 3) -> list[Path]:
+    """Drawn pictures of held-out scenes, written to `folder`: what the demo's checkpoint knows."""
+    from granvit.corpus.synthesize import make
+
+    files = []
+    for index in range(count):
+        record = make(index, seed=1_000_001, size=160, documents=0.0)
+        file = folder / f"scene-{index + 1}.png"
+        file.write_bytes(record.image or b"")
+        files.append(file)
+    return files
