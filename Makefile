@@ -1,6 +1,7 @@
 # make demo [CORPUS=path]   train the small model through both stages and write a report
 # make test                 lint and tests (without those marked slow or gpu)
 # make bench                every speed comparison, each against its baseline
+# make docs                 the documentation as a site, in site/
 #
 # Each target sets up .venv when pyproject.toml or constraints.txt is newer than it.
 
@@ -13,7 +14,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # A short spin before sleeping: on two idle cores the small model's steps are a fifth faster for it.
 export GOMP_SPINCOUNT = 100000
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: .venv/core.stamp
 	$(BIN)/granvit demo $(if $(CORPUS),--out runs/own --corpus "$(CORPUS)",--out runs/demo)
@@ -29,8 +30,11 @@ lint: .venv/dev.stamp
 bench: .venv/core.stamp
 	@set -e; for file in $(filter-out %/sizes.py %/cluster_plan.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file"; done
 
+docs: .venv/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone: a pinned version can come from whichever index or wheel folder pip is pointed at (say
@@ -42,5 +46,5 @@ clean:
 	touch $@
 
 .venv/dev.stamp: .venv/core.stamp
-	$(PIP) install -q -c constraints.txt -e ".[dev,annotate,eval,gguf]"
+	$(PIP) install -q -c constraints.txt -e ".[dev,annotate,eval,gguf,app,docs]"
 	touch $@

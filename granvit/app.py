@@ -52,9 +52,9 @@ class Limits:
 
 @dataclass
 class Desk:
-    """The checkpoints that answer, by name, and what may be asked of them. Boxes are xyxy pixels of the upright picture.
+    """The checkpoints that answer, by name, and what may be asked of them.
 
-    One question is computed at a time, for any number of visitors.
+    Boxes are xyxy pixels of the upright picture. One question is computed at a time, for any number of visitors.
     """
 
     models: dict[str, GranViT]
@@ -197,7 +197,9 @@ def _questions(desk: Desk, annotator: Any) -> None:
     with gr.Tab("Attention"):
         show = gr.Button("Take the picture", elem_id="take")
         clickable = gr.Image(label="Click on a patch", interactive=False, type="pil", elem_id="clickable")
-        seen = gr.Image(label="Where the encoder looks from there, and what is alike", interactive=False, elem_id="seen")
+        seen = gr.Image(
+            label="Where the encoder looks from there, and what is alike", interactive=False, elem_id="seen"
+        )
 
     describe.click(lambda value: _answers(value, desk.describe), annotator, said, api_visibility="private")
     read.click(lambda value: _answers(value, desk.read), annotator, said, api_visibility="private")
@@ -238,7 +240,9 @@ def _answers(value: Any, ask: Callable[[Image.Image, Sequence[Box]], dict[str, l
     boxes = _boxes(value)
     with spoken():
         answers = ask(picture, boxes)
-    return _table(["box", *answers], [[_told(box), *texts] for box, *texts in zip(boxes, *answers.values(), strict=True)])
+    return _table(
+        ["box", *answers], [[_told(box), *texts] for box, *texts in zip(boxes, *answers.values(), strict=True)]
+    )
 
 
 def _found(desk: Desk, value: Any, text: str) -> tuple[str, list[tuple[Image.Image, str]]]:
@@ -247,7 +251,9 @@ def _found(desk: Desk, value: Any, text: str) -> tuple[str, list[tuple[Image.Ima
     with spoken():
         answers = desk.locate(picture, phrases)
     rows = [[phrase, *map(_told, boxes)] for phrase, *boxes in zip(phrases, *answers.values(), strict=True)]
-    return _table(["phrase", *answers], rows), [(_drawn(picture, phrases, boxes), name) for name, boxes in answers.items()]
+    return _table(["phrase", *answers], rows), [
+        (_drawn(picture, phrases, boxes), name) for name, boxes in answers.items()
+    ]
 
 
 def _drawn(picture: Image.Image, phrases: Sequence[str], boxes: Sequence[Box | None]) -> Image.Image:

@@ -41,7 +41,9 @@ class Echo:
     read = describe
 
     def locate(self, picture: Any, phrases: Any) -> list[Any]:
-        return [None if phrase == "nothing" else (1.0, 2.0, picture.width / 2, picture.height / 2) for phrase in phrases]
+        return [
+            None if phrase == "nothing" else (1.0, 2.0, picture.width / 2, picture.height / 2) for phrase in phrases
+        ]
 
     def caption(self, picture: Any) -> str:
         return f"<b>{self.name}</b> sees {picture.width} x {picture.height}"
