@@ -6,7 +6,6 @@ import contextlib
 import html
 import io
 import re
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -32,23 +31,24 @@ def _mathml(equation: str) -> str:
 
 def command_reference() -> str:
     """The help of every command, as the program prints it."""
-    from granvit.cli import build_app
+    from granvit.cli import parse
 
-    app, parts = build_app(), []
-    for path in command_paths(app):
+    parts = []
+    for path in command_paths():
         told = io.StringIO()
         with mock.patch.dict("os.environ", {"COLUMNS": "100", "TERM": "dumb"}), contextlib.redirect_stdout(told):
             with contextlib.suppress(SystemExit):
-                app.cli(prog="granvit", args=[*path, "--help"])
-        name = " ".join(path)
-        parts.append(f"## granvit {name}\n\n<pre>{html.escape(told.getvalue().strip())}</pre>\n")
+                parse([*path, "--help"])
+        parts.append(f"## granvit {' '.join(path)}\n\n<pre>{html.escape(told.getvalue().strip())}</pre>\n")
     return "\n".join(parts)
 
 
-def command_paths(app: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """("corpus", "import") and so on, for every command below a tyro app."""
-    for name, command in app._subcommands.items():
-        if hasattr(command.target, "_subcommands"):
-            yield from command_paths(command.target, (*path, name))
-        else:
-            yield (*path, name)
+def command_paths() -> list[tuple[str, ...]]:
+    """("corpus", "import") and so on, for every command."""
+    from granvit.cli import Group, command_tree
+
+    found: list[tuple[str, ...]] = []
+    for name, command in command_tree().items():
+        below = [(name, one) for one in command.commands] if isinstance(command, Group) else [(name,)]
+        found += below
+    return found
