@@ -139,17 +139,18 @@ def _named(text: str, option: str) -> tuple[str, Path]:
 
 
 def _print(result: Evaluation) -> None:
+    from granvit.evaluate.measures import SCORERS
     from granvit.evaluate.tables import GROUPS, heading
     from granvit.page import percent
 
     for task, scores in result.scores.items():
         print(heading(result, task))
-        for name, value in scores.values.items():
-            if name != "count":
-                low, high = scores.intervals.get(name, (None, None))
-                interval = "" if low is None or high is None else f"[{100 * low:5.1f}, {100 * high:5.1f}]"
-                beside = f"   best constant answer {percent(scores.constant[name])}" if name in scores.constant else ""
-                print(f"  {name:13s} {percent(value):>6s}  {interval:15s}{beside}".rstrip())
+        for name in SCORERS[result.tasks[task].scorer].measures:
+            value = "–" if name not in scores.values else percent(scores.values[name])
+            low, high = scores.intervals.get(name, (None, None))
+            interval = "" if low is None or high is None else f"[{100 * low:5.1f}, {100 * high:5.1f}]"
+            beside = f"   best constant answer {percent(scores.constant[name])}" if name in scores.constant else ""
+            print(f"  {name:13s} {value:>6s}  {interval:15s}{beside}".rstrip())
     for name, group in result.groups.items():
         print(f"{GROUPS[name]} average {percent(group.average.value)} of {', '.join(group.parts)}")
     for note in result.notes:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
-from rouge_score.tokenize import tokenize
+
+from granvit.words import composed, spaced, words
 
 Reference = str | Sequence[str]
 
@@ -33,20 +34,15 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any]) -> None:
 def rouge_l_each(predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
     """ROUGE-L F1 in [0, 1] of each prediction, as the `rouge-score` package computes it without stemming (tested).
 
-    Its tokenizer, used here, knows Latin letters and digits only: texts of other scripts score 0, use
-    `character_error_rate`. The common words are counted by rapidfuzz: the best constant answer takes 50 times as many
-    comparisons as there are questions.
+    Of texts in other than Latin letters, which that package passes over, the words are those of `granvit.words`. The
+    common words are counted by rapidfuzz: the best constant answer takes 50 times as many comparisons as there are
+    questions. A reference without any word, such as "%", scores 0 whatever is said (see `has_words`).
     """
     check_pairs(predictions, references)
     return [
-        max(_rouge_l(_words(p), _words(text)) for text in _alternatives(r))
+        max(_rouge_l(words(p), words(text)) for text in _alternatives(r))
         for p, r in zip(predictions, references, strict=True)
     ]
-
-
-@lru_cache(maxsize=1 << 16)
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(tokenize(text, stemmer=None))
 
 
 def _rouge_l(prediction: tuple[str, ...], reference: tuple[str, ...]) -> float:
@@ -56,13 +52,21 @@ def _rouge_l(prediction: tuple[str, ...], reference: tuple[str, ...]) -> float:
     return 2 * LCSseq.similarity(prediction, reference) / (len(prediction) + len(reference))
 
 
+def has_words(reference: Reference) -> bool:
+    """Whether a score that counts words is defined for a reference: one without any can't be met."""
+    return any(words(text) for text in _alternatives(reference))
+
+
 def rouge_l(predictions: Sequence[str], references: Sequence[Reference]) -> float:
     """The mean of `rouge_l_each`."""
     return float(np.mean(rouge_l_each(predictions, references)))
 
 
 def exact_each(predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
-    """1.0 for each prediction that equals its reference, but for letter case and white space, else 0.0."""
+    """1.0 for each prediction that equals its reference, but for letter case and white space, else 0.0.
+
+    A letter and its mark are the same written as one character or as two.
+    """
     check_pairs(predictions, references)
     pairs = zip(predictions, references, strict=True)
     return [float(_folded(p) in map(_folded, _alternatives(r))) for p, r in pairs]
@@ -70,7 +74,7 @@ def exact_each(predictions: Sequence[str], references: Sequence[Reference]) -> l
 
 @lru_cache(maxsize=1 << 16)
 def _folded(text: str) -> str:
-    return one_spaced(text).casefold()
+    return composed(one_spaced(text)).casefold()
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[Reference]) -> float:
@@ -86,7 +90,7 @@ def shared_words_each(predictions: Sequence[str], references: Sequence[Reference
         return len(said & right) / len(said | right) if said | right else 0.0
 
     return [
-        max(share(set(_words(p)), set(_words(text))) for text in _alternatives(r))
+        max(share(set(words(p)), set(words(text))) for text in _alternatives(r))
         for p, r in zip(predictions, references, strict=True)
     ]
 
@@ -94,15 +98,26 @@ def shared_words_each(predictions: Sequence[str], references: Sequence[Reference
 def edit_cost(prediction: str, reference: Reference, *, clipped: bool = True) -> tuple[int, int]:
     """(wrong characters, characters of the reference): the edit distance, and what to divide it by.
 
-    Letter case counts, the amount of white space doesn't. With `clipped` an answer costs at most the length of its
-    reference.
+    Letter case counts, the amount of white space doesn't; a letter and its mark are one character. With `clipped` an
+    answer costs at most the length of its reference.
     """
-    return _edit_cost(one_spaced(prediction), [one_spaced(t) for t in _alternatives(reference)], clipped)
+    return _edit_cost(_compared(prediction), [_compared(t) for t in _alternatives(reference)], clipped)
+
+
+def _compared(text: str) -> str:
+    return composed(one_spaced(text))
 
 
 def word_edit_cost(prediction: str, reference: Reference, *, clipped: bool = True) -> tuple[int, int]:
-    """`edit_cost` in words: (wrong words, words of the reference). Words are what white space separates."""
-    return _edit_cost(prediction.split(), [t.split() for t in _alternatives(reference)], clipped)
+    """`edit_cost` in words: (wrong words, words of the reference).
+
+    Words are what white space separates, and in scripts that write none between words every character.
+    """
+    return _edit_cost(_split(prediction), [_split(t) for t in _alternatives(reference)], clipped)
+
+
+def _split(text: str) -> list[str]:
+    return spaced(composed(text)).split()
 
 
 def _edit_cost(prediction: str | list[str], references: Sequence[str | list[str]], clipped: bool) -> tuple[int, int]:

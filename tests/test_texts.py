@@ -1,17 +1,22 @@
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
 
 from granvit.texts import (
     character_error_rate,
     edit_cost,
     exact_match,
+    has_words,
     rouge_l,
     rouge_l_each,
     shared_words_each,
     word_error_rate,
 )
+from granvit.words import words as words_of
 
 METRICS = [rouge_l, exact_match, character_error_rate, word_error_rate]
 
@@ -37,6 +42,56 @@ words = st.lists(st.sampled_from(["a", "Red", "red", "car's", "2.5", "ring,", "�
 def test_rouge_l_is_the_packages_own_for_any_text(prediction, references):
     own = RougeScorer(["rougeL"]).score_multi(references, prediction)["rougeL"].fmeasure
     assert rouge_l([prediction], [references]) == pytest.approx(own, abs=1e-12)
+
+
+LANGUAGES = {
+    "Chinese": ("红色的汽车", "红色的房子", 3 / 5),
+    "Japanese": ("赤いカメラ。", "赤い車", 2 * 2 / (5 + 3)),
+    "Thai": ("รถสีแดง", "รถสีขาว", None),
+    "Russian": ("Красная машина", "красный дом", 0),
+    "Greek": ("το κόκκινο σπίτι", "το ΣΠΊΤΙ", 2 * 2 / 5),
+    "Arabic": ("سيارة حمراء", "سيارة زرقاء", 1 / 2),
+    "Hebrew": ("בית אדום", "בית כחול", 1 / 2),
+    "Korean": ("빨간 자동차", "빨간 집", 1 / 2),
+    "Hindi": ("लाल गाड़ी", "लाल घर", 1 / 2),
+    "digits": ("٣٤ ٥", "٣٤", 2 / 3),
+    "full width": ("ＡＢＣ　１２", "abc 12", 1),
+    "mixed": ("a 红 car", "红 car", 4 / 5),
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_words_of_any_script_count(name):
+    text, other, shared = LANGUAGES[name]
+    assert rouge_l([text], [text]) == 1 and shared_words_each([text], [text]) == [1.0]
+    told = rouge_l([text], [other])
+    assert told == pytest.approx(shared) if shared is not None else 0 < told < 1
+
+
+def test_a_letter_and_its_mark_are_one_character_however_they_are_written():
+    for text in ("Й красный", "がらす", "café", "한국어"):
+        apart = unicodedata.normalize("NFD", text)
+        assert apart != text and exact_match([apart], [text]) == 1
+        assert character_error_rate([apart], [text]) == word_error_rate([apart], [text]) == 0
+    assert rouge_l([unicodedata.normalize("NFD", "Й")], ["й"]) == 1
+
+
+def test_words_of_scripts_without_blanks_are_characters():
+    assert word_error_rate(["红色的车"], ["红色的书"]) == 1 / 4
+    assert word_error_rate(["a car"], ["a cat"]) == 1 / 2
+
+
+latin = st.text(st.characters(max_codepoint=0x24F) | st.sampled_from("“”’–—…€™µ²½× abc"), max_size=20)
+
+
+@given(latin)
+def test_words_in_latin_letters_are_the_packages(text):
+    assert words_of(text) == tuple(tokenize(text, None))
+
+
+def test_a_text_without_any_word_is_told_apart():
+    assert not any(has_words(text) for text in ("%", "", "é", ["?", ""]))
+    assert all(has_words(text) for text in ("5", "书", ["?", "no"]))
 
 
 def test_word_error_rate_by_hand():

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from granvit.corpus.audit.bootstrap import DRAWS, resampled_sums
+from granvit.corpus.audit.bootstrap import DRAWS
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.measures import SCORERS
-from granvit.evaluate.scoring import by_image
+from granvit.evaluate.measures import SCORERS, Table
+from granvit.evaluate.scoring import by_image, draws
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class Difference:
 
     Attributes:
         first, second: the values of A and B over the `questions` that both answered.
-        low, high: the 95 % interval of the difference, paired: both are scored on the same drawn images.
-        p: two-sided, from the same drawings: how easily a difference of none would look like this. At least 2 / 1,001.
+        low, high: the 95 % interval of the difference, paired: both are scored on the same drawn images; None where
+            fewer than two images count.
+        p: two-sided, from the same drawings: how easily a difference of none would look like this; None as before. At
+            least 2 / 1,001, and of n images at least 2 / 2^n, as often as n coins fall alike.
     """
 
     task: str
@@ -30,9 +32,9 @@ class Difference:
     images: int
     first: float
     second: float
-    low: float
-    high: float
-    p: float
+    low: float | None
+    high: float | None
+    p: float | None
 
     @property
     def difference(self) -> float:
@@ -60,37 +62,51 @@ def compare(
             if (ours[key].truth, ours[key].box) != (theirs[key].truth, theirs[key].box):
                 raise GranvitError(f"{name}: question {key!r} has not the same right answer in both")
         if shared:
-            differences += _of_task(task, [ours[k] for k in shared], [theirs[k] for k in shared], seed)
+            told, undefined = _of_task(task, [ours[k] for k in shared], [theirs[k] for k in shared], seed)
+            differences += told
+            notes += undefined
+            if len({ours[key].id for key in shared}) < 2:
+                notes.append(f"{name}: one image tells nothing of others, so there is no interval and no p")
     if not differences:
         raise GranvitError("no question was answered in both evaluations")
     return differences, notes
 
 
-def _of_task(task: Task, first: list[Item], second: list[Item], seed: int) -> list[Difference]:
+def _of_task(task: Task, first: list[Item], second: list[Item], seed: int) -> tuple[list[Difference], list[str]]:
     images = list(dict.fromkeys(item.id for item in first))
-    told = []
+    told: list[Difference] = []
+    notes: list[str] = []
     for name, measure in SCORERS[task.scorer].measures.items():
         a, b = (by_image(measure.each(items), items, images) for items in (first, second))
         value_a, value_b = (float(measure.value(table.sum(0))) for table in (a, b))
-        # The same seed and length: both tables are drawn alike.
-        drawn = measure.value(resampled_sums(b, seed)) - measure.value(resampled_sums(a, seed))
-        drawn = drawn[~np.isnan(drawn)]
-        if np.isnan(value_a) or np.isnan(value_b) or not len(drawn):
+        if np.isnan(value_a) or np.isnan(value_b):
+            notes.append(f"{task.name}: {name} is left out: {measure.undefined}")
             continue
-        low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
-        tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-        p = min(1.0, 2 * (tail + 1) / (DRAWS + 1))
-        told.append(Difference(task.name, name, len(first), len(images), value_a, value_b, low, high, p))
-    return told
+        # The same seed and length: both tables are drawn alike.
+        drawn_a, drawn_b = draws(measure, a, seed), draws(measure, b, seed)
+        drawn = drawn_b - drawn_a if len(drawn_a) and len(drawn_b) else np.empty(0)
+        interval = _interval(drawn[~np.isnan(drawn)], len(images))
+        told.append(Difference(task.name, name, len(first), len(images), value_a, value_b, *interval))
+    return told, notes
+
+
+def _interval(drawn: Table, images: int) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Low, high and p of differences that were drawn."""
+    if not len(drawn):
+        return None, None, None
+    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return low, high, float(min(1.0, max(2 * (tail + 1) / (DRAWS + 1), 2.0 ** (1 - images))))
 
 
 def as_table(differences: Sequence[Difference]) -> str:
     """A Markdown table; the differences are in percentage points."""
     lines = ["| task | measure | questions | A | B | B - A | 95 % | p |", "|---|---|---|---|---|---|---|---|"]
     for d in differences:
-        change = f"{100 * d.difference:+.1f} | {100 * d.low:+.1f} to {100 * d.high:+.1f}"
+        interval = "–" if d.low is None or d.high is None else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+        p = "–" if d.p is None else f"{d.p:.3f}"
         lines.append(
-            f"| {d.task} | {d.measure} | {d.questions:,} | {100 * d.first:.1f} | {100 * d.second:.1f} | {change} "
-            f"| {d.p:.3f} |"
+            f"| {d.task} | {d.measure} | {d.questions:,} | {100 * d.first:.1f} | {100 * d.second:.1f} "
+            f"| {100 * d.difference:+.1f} | {interval} | {p} |"
         )
     return "\n".join(lines)

@@ -22,6 +22,8 @@ from granvit.evaluate.run import answer_all
 from granvit.evaluate.scoring import Scores, score
 from granvit.files import atomic_file
 from granvit.predict import GranViT
+from granvit.texts import has_words
+from granvit.words import in_other_scripts
 
 SCORES = "scores.json"
 ITEMS = "items.jsonl"
@@ -81,7 +83,7 @@ def run_evaluation(
             if mine:
                 # Tasks of one source are drawn together, those of different sources independently.
                 result.scores[task.name] = score(task, mine, images, seed=zlib.crc32(source.name.encode()))
-                result.notes += _incomplete(task, len(mine))
+                result.notes += _incomplete(task, len(mine)) + _on_measures(task, result.scores[task.name], mine)
     if not result.items:
         raise GranvitError(f"nothing to evaluate: no question for {', '.join(names)}")
     result.groups = group_scores(result.tasks, result.scores)
@@ -92,6 +94,25 @@ def _incomplete(task: Task, asked: int) -> list[str]:
     if task.expected in (None, asked):
         return []
     return [f"{task.name}: {asked:,} questions; published are {task.expected:,}, so this is not comparable"]
+
+
+def _on_measures(task: Task, scores: Scores, items: Sequence[Item]) -> list[str]:
+    """What a reader of the scores must know about texts that a measure is not made for."""
+    measures = SCORERS[task.scorer].measures
+    notes = [f"{task.name}: {name} has no value: {why}" for name, why in scores.undefined.items()]
+    by_words = [name for name in ("rouge_l", "shared_words", "bleu4", "cider", "wer") if name in measures]
+    if not by_words:
+        return notes
+    wordless = sum(not has_words(item.truth) for item in items)
+    if wordless and {"rouge_l", "shared_words"} & set(by_words):
+        notes.append(f"{task.name}: {wordless:,} true texts have no word, such as %; {by_words[0]} is of the others")
+    other = sum(any(in_other_scripts(text) for text in item.truth) for item in items)
+    if other:
+        notes.append(
+            f"{task.name}: {other:,} true texts are in other than Latin letters; for {', '.join(by_words)} their words "
+            "are runs of letters, and every character where no blanks part words (the reference packages see no words)"
+        )
+    return notes
 
 
 def group_scores(tasks: dict[str, Task], scores: dict[str, Scores]) -> dict[str, GroupScore]:
@@ -143,27 +164,56 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 
 
 def read_scores(place: Path) -> tuple[dict[str, Any], list[Item]]:
-    """What `write_scores` wrote: `place` is the folder or its scores.json.
+    """What `write_scores` wrote: `place` is the folder, or a file in it.
 
     Raises:
-        ValueError: one of the two files is missing or not what was written.
+        GranvitError: `place` or one of the two files is missing, or not what was written.
     """
+    if not place.exists():
+        raise GranvitError(f"{place}: no such file or folder; give the folder that `granvit eval --out` wrote")
     folder = place if place.is_dir() else place.parent
+    if not (folder / SCORES).is_file() or (place.is_file() and place.name not in (SCORES, ITEMS)):
+        wanted = f"compared are the single answers, which the folder of `granvit eval --out` holds ({SCORES}, {ITEMS})"
+        below = next((path.parent for path in sorted(folder.glob(f"*/{SCORES}"))), None)
+        raise GranvitError(f"{place}: no evaluation; {wanted}{'' if below is None else f': give {below}'}")
+    content, items = _read_tasks(folder / SCORES), _read_items(folder / ITEMS)
+    located = {name for name, task in content["tasks"].items() if task.scorer == "boxes"}
+    if any(item.box is None for item in items if item.task in located):
+        raise GranvitError(f"{folder / ITEMS}: an answer of {', '.join(sorted(located))} has no true box")
+    return content, items
+
+
+def _read_tasks(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / SCORES).read_bytes())
+        content = json.loads(path.read_bytes())
         tasks = {name: Task(**task) for name, task in content["tasks"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise GranvitError(f"{folder / SCORES}: not the scores of an evaluation: {error}") from error
-    items = []
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise GranvitError(f"{path}: not the scores of an evaluation: {error}") from error
+    if unknown := next((task.scorer for task in tasks.values() if task.scorer not in SCORERS), None):
+        raise GranvitError(f"{path}: not the scores of an evaluation: no scorer {unknown!r} is known")
+    return {**content, "tasks": tasks}
+
+
+def _read_items(path: Path) -> list[Item]:
+    items: list[Item] = []
     try:
-        with (folder / ITEMS).open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8") as lines:
             for line in lines:
-                row = json.loads(line)
-                box, found = ((tuple(row[n]) if row[n] else None) for n in ("box", "found"))
-                items.append(Item(**{**row, "size": tuple(row["size"]), "box": box, "found": found}))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise GranvitError(f"{folder / ITEMS}: answer {len(items) + 1}: {error}") from error
-    return {**content, "tasks": tasks}, items
+                items.append(_item(json.loads(line)))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise GranvitError(f"{path}: answer {len(items) + 1}: {type(error).__name__}: {error}") from error
+    return items
+
+
+def _item(row: dict[str, Any]) -> Item:
+    """One line of what was written, with its fields of the kinds that scoring counts on."""
+    box, found = ((tuple(map(float, row[name])) if row[name] else None) for name in ("box", "found"))
+    item = Item(**{**row, "size": tuple(map(int, row["size"])), "box": box, "found": found})
+    texts = [item.id, item.task, item.said, item.key, item.kind, *item.truth, *item.options]
+    wrong = not all(isinstance(text, str) for text in texts) or {len(b) for b in (box, found) if b} - {4}
+    if wrong or not isinstance(item.truth, list) or not item.truth or len(item.size) != 2:
+        raise ValueError("not what was written")
+    return item
 
 
 def open_journal(out: Path, checkpoint: str) -> Journal:

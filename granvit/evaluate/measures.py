@@ -26,12 +26,14 @@ class Measure:
     """A score as a function of sums over questions, so that it can be computed anew for any drawing of images.
 
     Attributes:
-        each: (N questions) -> (N, K), what each contributes.
-        value: (..., K) sums -> (...) scores.
+        each: (N questions) -> (N, K), what each contributes; zeros where the measure is not defined for it.
+        value: (..., K) sums -> (...) scores; NaN where nothing counts.
+        undefined: why there may be no value.
     """
 
     each: Callable[[Items], Table]
     value: Callable[[Table], Table] = ratio
+    undefined: str = "nothing to count"
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,19 @@ class Scorer:
     constants: tuple[str, ...] = ()
 
 
-def mean(each: Callable[[Items], ArrayLike]) -> Measure:
-    """The mean over questions of a score in [0, 1]."""
+def mean(
+    each: Callable[[Items], ArrayLike],
+    defined: Callable[[Items], ArrayLike] | None = None,
+    undefined: str = Measure.undefined,
+) -> Measure:
+    """The mean over questions of a score in [0, 1]; over those alone that `defined` has True for, where it is given."""
 
     def table(items: Items) -> Table:
         values = np.asarray(each(items), dtype=float)
-        return np.stack([values, np.ones_like(values)], axis=1)
+        counts = np.ones_like(values) if defined is None else np.asarray(defined(items), dtype=float)
+        return np.stack([values * counts, counts], axis=1)
 
-    return Measure(table)
+    return Measure(table, undefined=undefined)
 
 
 def _said(items: Items) -> list[str]:
@@ -79,11 +86,23 @@ def _found(items: Items) -> list[bool]:
 
 def _bleu(items: Items) -> Table:
     words = metrics.caption_words
-    return np.stack([metrics.bleu_counts(words(i.said), [words(text) for text in i.truth]) for i in items])
+    counts = np.stack([metrics.bleu_counts(words(i.said), [words(text) for text in i.truth]) for i in items])
+    long = any(len(words(text)) >= 4 for item in items for text in item.truth)
+    return counts if long else np.zeros_like(counts)
 
 
-def _costs(cost: Callable[[str, list[str]], tuple[int, int]]) -> Measure:
-    return Measure(lambda items: np.array([cost(item.said, item.truth) for item in items], dtype=float))
+def _bleu4(sums: Table) -> Table:
+    return np.where(sums.any(axis=-1), metrics.bleu(sums), np.nan)
+
+
+def _with_words(items: Items) -> list[bool]:
+    return [texts.has_words(item.truth) for item in items]
+
+
+def _costs(cost: Callable[[str, list[str]], tuple[int, int]], undefined: str) -> Measure:
+    return Measure(
+        lambda items: np.array([cost(item.said, item.truth) for item in items], dtype=float), undefined=undefined
+    )
 
 
 def _choice(item: Item) -> str | None:
@@ -123,10 +142,14 @@ def _f1(sums: Table) -> Table:
     return ratio(np.stack([2 * sums[..., 0], sums[..., 1] + sums[..., 2]], axis=-1))
 
 
-_ROUGE_L = mean(lambda items: texts.rouge_l_each(_said(items), _truth(items)))
+_ROUGE_L = mean(lambda items: texts.rouge_l_each(_said(items), _truth(items)), _with_words, "no true text has a word")
 _EXACT = mean(lambda items: texts.exact_each(_said(items), _truth(items)))
-_BLEU4 = Measure(_bleu, metrics.bleu)
-_CIDER = mean(lambda items: metrics.cider_each(_said(items), _truth(items)))
+_BLEU4 = Measure(_bleu, _bleu4, "no true caption has four words")
+_CIDER = mean(
+    lambda items: metrics.cider_each(_said(items), _truth(items)),
+    lambda items: np.full(len(items), metrics.cider_is_defined(_truth(items))),
+    "it weighs words by how few true captions have them, and there are no two different ones",
+)
 _ANLS = mean(lambda items: metrics.anls_each(_said(items), _truth(items)))
 _CHOICE = mean(_right_choice)
 _CHOSEN = mean(lambda items: [_choice(item) is not None for item in items])
@@ -156,8 +179,8 @@ SCORERS: dict[str, Scorer] = {
         measures={
             "rouge_l": _ROUGE_L,
             "exact": _EXACT,
-            "cer": _costs(texts.edit_cost),
-            "wer": _costs(texts.word_edit_cost),
+            "cer": _costs(texts.edit_cost, "all true texts are empty"),
+            "wer": _costs(texts.word_edit_cost, "all true texts are empty"),
         },
         constants=("rouge_l", "exact", "cer", "wer"),
     ),
@@ -166,7 +189,11 @@ SCORERS: dict[str, Scorer] = {
         quality="shared_words",
         measures={
             "exact": _EXACT,
-            "shared_words": mean(lambda items: texts.shared_words_each(_said(items), _truth(items))),
+            "shared_words": mean(
+                lambda items: texts.shared_words_each(_said(items), _truth(items)),
+                _with_words,
+                "no true text has a word",
+            ),
         },
         constants=("exact", "shared_words"),
     ),
@@ -196,9 +223,9 @@ SCORERS: dict[str, Scorer] = {
         quality="accuracy",
         measures={
             "accuracy": mean(lambda items: [metrics.yes_or_no(i.said) in i.truth for i in items]),
-            "f1": Measure(_yes_counts, _f1),
-            "precision": Measure(_yes_counts, _of(0, 1)),
-            "recall": Measure(_yes_counts, _of(0, 2)),
+            "f1": Measure(_yes_counts, _f1, "nothing was answered yes, and nothing should be"),
+            "precision": Measure(_yes_counts, _of(0, 1), "nothing was answered yes"),
+            "recall": Measure(_yes_counts, _of(0, 2), "no right answer is yes"),
             "yes_rate": Measure(_yes_counts, _of(1, 3)),
             "parse_rate": mean(lambda items: [metrics.yes_or_no(item.said) is not None for item in items]),
         },

@@ -8,29 +8,31 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from granvit.corpus.audit.bootstrap import estimate, resampled_sums
+from granvit.corpus.audit.bootstrap import enough_images, estimate, resampled_sums
 from granvit.evaluate import metrics
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.measures import LESS_IS_BETTER, SCORERS, Items, Scorer, Table
+from granvit.evaluate.measures import LESS_IS_BETTER, SCORERS, Items, Measure, Scorer, Table
 
 
 @dataclass
 class Scores:
     """The scores of one task: values, 95 % intervals over images, and what the best single answer would reach.
 
-    `drawn` holds the main measure in every drawing of images, (DRAWS,); empty where there is but one image.
+    `drawn` holds the main measure in every drawing of images, (DRAWS,); empty where there is but one image. `undefined`
+    says why a measure has no value here.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     constant: dict[str, float] = field(default_factory=dict)
     drawn: Table = field(default_factory=lambda: np.empty(0))
+    undefined: dict[str, str] = field(default_factory=dict)
 
 
 def score(task: Task, items: Items, images: Sequence[str] | None = None, seed: int = 0) -> Scores:
     """All measures of a task, with "count" among the values.
 
-    A measure that has no value here (precision where nothing was answered yes) is left out.
+    A measure that has no value here (precision where nothing was answered yes) is left out of the values.
 
     Args:
         images: the ids to draw from; those of `items` by default. Tasks with the same ones and seed are drawn together.
@@ -40,21 +42,32 @@ def score(task: Task, items: Items, images: Sequence[str] | None = None, seed: i
     """
     scorer = SCORERS[task.scorer]
     scores = Scores()
-    own = list(dict.fromkeys(item.id for item in items))
-    images = images or own
+    images = images or list(dict.fromkeys(item.id for item in items))
     for name, measure in scorer.measures.items():
         table_ik = by_image(measure.each(items), items, images)
-        drawn = measure.value(resampled_sums(table_ik, seed)) if len(own) > 1 else np.empty(0)
+        drawn = draws(measure, table_ik, seed)
         told = estimate(float(measure.value(table_ik.sum(0))), drawn[~np.isnan(drawn)])
         if told is not None:
             scores.values[name] = told.value
             if told.low is not None and told.high is not None:
                 scores.intervals[name] = (told.low, told.high)
+        else:
+            scores.undefined[name] = measure.undefined
         if name == scorer.main:
             scores.drawn = drawn
     scores.values["count"] = float(len(items))
     scores.constant = constant(scorer, items)
     return scores
+
+
+def draws(measure: Measure, table: Table, seed: int) -> Table:
+    """A measure in every drawing of images, (DRAWS,): of a table (images, K), equal tables drawn alike by a seed.
+
+    Nothing where fewer than two images count.
+    """
+    if not enough_images(table.any(axis=1)):
+        return np.empty(0)
+    return measure.value(resampled_sums(table, seed))
 
 
 def by_image(table: Table, items: Items, images: Sequence[str]) -> Table:

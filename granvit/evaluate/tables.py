@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from granvit.evaluate.evaluation import Evaluation
+from granvit.evaluate.measures import SCORERS
 from granvit.page import percent
 
 # name, meaning
@@ -13,7 +14,7 @@ MEASURES = {
     "acc75": ("Acc@0.75", "boxes with an IoU of 0.75 or more"),
     "miou": ("Mean IoU", "overlap with the true box, on average"),
     "parse_rate": ("Parse rate", "answers that could be read at all"),
-    "rouge_l": ("ROUGE-L", "words shared with the true text, F1"),
+    "rouge_l": ("ROUGE-L", "words shared with the true text, F1; single characters where no blanks part words"),
     "exact": ("Exact", "answers equal to a true text"),
     "bleu4": ("BLEU-4", "runs of up to four words in a true text"),
     "cider": ("CIDEr", "the same, rare ones counting more; 100 % is not the most"),
@@ -55,17 +56,16 @@ def rows_of(result: Evaluation, task: str) -> list[Row]:
     """The measures of a task, main ones first as its scorer has them."""
     scores = result.scores[task]
     rows = []
-    for name, value in scores.values.items():
-        if name == "count":
-            continue
+    for name in SCORERS[result.tasks[task].scorer].measures:
+        value = scores.values.get(name)
         low, high = scores.intervals.get(name, (None, None))
         rows.append(
             Row(
                 *MEASURES[name],
-                percent(value),
+                "–" if value is None else percent(value),
                 "" if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}",
                 percent(scores.constant[name]) if name in scores.constant else "",
-                min(max(value, 0), 1),
+                min(max(value or 0, 0), 1),
             )
         )
     return rows

@@ -5,6 +5,7 @@ import pytest
 
 from granvit.evaluate.compare import as_table, compare
 from granvit.evaluate.items import Item, Task
+from granvit.evaluate.measures import SCORERS
 
 TASKS = {"t": Task("t", "texts"), "b": Task("b", "boxes")}
 RNG = np.random.default_rng(0)
@@ -52,6 +53,27 @@ def test_whole_images_are_drawn():
     first, second = [0] * 40, [i % 40 < 20 for i in range(40)]
     many, few = (exact(answers(first, n), answers(second, n)) for n in (1, 10))
     assert few.images == 4 and few.high - few.low > 2 * (many.high - many.low)
+
+
+def test_one_image_has_no_interval_and_no_p():
+    """As in `granvit eval`: the difference is told, and that nothing follows from it."""
+    differences, notes = compare({"t": Task("t", "texts")}, answers([0] * 5, 5), answers([1] * 5, 5))
+    told = next(d for d in differences if d.measure == "exact")
+    assert (told.difference, told.low, told.high, told.p) == (1, None, None, None)
+    assert as_table([told]).endswith("| t | exact | 5 | 0.0 | 100.0 | +100.0 | – | – |")
+    assert notes == ["t: one image tells nothing of others, so there is no interval and no p"]
+
+
+@pytest.mark.parametrize(("images", "p"), [(2, 0.5), (3, 0.25), (6, 2 / 64), (20, 2 / 1001)])
+def test_few_images_that_agree_are_as_likely_as_coins_that_do(images, p):
+    assert exact(answers([0] * images), answers([1] * images)).p == pytest.approx(p)
+
+
+def test_what_is_not_defined_is_left_out_with_the_reason():
+    asked = [Item(f"img{i}", "t", (9, 9), ["a big brown dog"], said="a big brown dog", key=str(i)) for i in range(3)]
+    differences, notes = compare({"t": Task("t", "captions")}, asked, asked)
+    assert [d.measure for d in differences] == ["rouge_l", "bleu4", "exact"]
+    assert notes == [f"t: cider is left out: {SCORERS['captions'].measures['cider'].undefined}"]
 
 
 def test_only_what_both_answered_counts_and_the_rest_is_told():

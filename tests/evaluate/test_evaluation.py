@@ -6,10 +6,12 @@ import pytest
 from PIL import Image
 from tiny_model import make_model
 
+from granvit.errors import GranvitError
 from granvit.evaluate import evaluation, run
 from granvit.evaluate.cases import chosen, write_report
 from granvit.evaluate.evaluation import (
     Evaluation,
+    _on_measures,
     group_scores,
     open_journal,
     read_scores,
@@ -17,7 +19,7 @@ from granvit.evaluate.evaluation import (
     write_scores,
 )
 from granvit.evaluate.items import Item, Look, Source, Task
-from granvit.evaluate.scoring import Scores
+from granvit.evaluate.scoring import Scores, score
 from granvit.evaluate.tables import markdown
 from granvit.geometry import View
 from granvit.predict import Ask, GranViT, open_picture
@@ -191,7 +193,11 @@ def test_what_is_written_is_read_again(model, tmp_path):
         ("scores.json", "{", "scores.json: not the scores of an evaluation"),
         ("scores.json", "[]", "scores.json: not the scores of an evaluation"),
         ("scores.json", '{"tasks": {"a": {"colour": 1}}}', "scores.json: not the scores of an evaluation"),
+        ("scores.json", '{"tasks": {"a": {"name": "a", "scorer": "taste"}}}', "scores.json: .*no scorer 'taste'"),
+        ("scores.json", "[" * 100_000, "scores.json: not the scores of an evaluation"),
+        ("scores.json", None, "no evaluation; compared are the single answers"),
         ("items.jsonl", "{}\n", "items.jsonl: answer 1"),
+        ("items.jsonl", '{"box": [1], "found": null, "id": "a"}', "items.jsonl: answer 1"),
         ("items.jsonl", None, "items.jsonl: answer 1"),
     ],
 )
@@ -202,6 +208,35 @@ def test_damaged_scores_are_named(model, tmp_path, file, text, said):
         (tmp_path / file).write_text(text)
     with pytest.raises(ValueError, match=said):
         read_scores(tmp_path)
+
+
+def test_what_is_no_evaluation_is_named_as_typed_and_the_folder_to_give_is_told(model, tmp_path):
+    with pytest.raises(GranvitError, match=f"{tmp_path}/before.json: no such file or folder"):
+        read_scores(tmp_path / "before.json")
+    run = tmp_path / "run"
+    (run / "eval").mkdir(parents=True)
+    write_scores(evaluated(model, limit=2), run / "eval")
+    (run / "metrics.json").write_text("{}")
+    for place in (run, run / "metrics.json"):
+        with pytest.raises(GranvitError, match=f"{place}: no evaluation; .*items.jsonl.*give {run}/eval$"):
+            read_scores(place)
+    assert read_scores(run / "eval")[1]
+
+
+def test_texts_without_words_or_in_other_scripts_are_told_of():
+    items = [
+        Item(str(i), "t", (9, 9), [text], said=text, key=str(i))
+        for i, text in enumerate(["%", "a dog", "собака", "狗"])
+    ]
+    task = Task("t", "reading")
+    notes = _on_measures(task, score(task, items), items)
+    assert notes[0] == "t: 1 true texts have no word, such as %; rouge_l is of the others"
+    assert notes[1].startswith("t: 2 true texts are in other than Latin letters; for rouge_l, wer their words are")
+    task = Task("t", "captions")
+    assert [note[:24] for note in _on_measures(task, score(task, items[1:2]), items[1:2])] == [
+        "t: bleu4 has no value: n",
+        "t: cider has no value: i",
+    ]
 
 
 def test_markdown_tells_every_score_with_interval_and_constant(model):

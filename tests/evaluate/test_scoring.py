@@ -120,6 +120,32 @@ def test_the_same_seed_gives_the_same_interval():
     assert first == again != other
 
 
+def test_what_a_measure_is_not_defined_for_is_left_out_of_it_with_the_reason():
+    told = score(Task("t", "captions"), [text_item(0, "a dog", "a dog")])
+    assert "cider" not in told.values and "no two different ones" in told.undefined["cider"]
+    assert told.undefined["bleu4"] == "no true caption has four words"
+    alike = score(Task("t", "captions"), [text_item(i, "a big brown dog", "a big brown dog") for i in range(3)])
+    assert "cider" not in alike.values and alike.values["rouge_l"] == 1 == pytest.approx(alike.values["bleu4"])
+    signs = [text_item(0, "%", "%"), text_item(1, "a dog", "a dog"), text_item(2, "no", "a dog")]
+    told = score(Task("t", "reading"), signs)
+    assert (told.values["rouge_l"], told.values["exact"]) == (1 / 2, 2 / 3)
+    told = score(Task("t", "labels"), signs[:1])
+    assert told.values["exact"] == 1 and told.undefined == {"shared_words": "no true text has a word"}
+
+
+@pytest.mark.parametrize("scorer", ["texts", "captions", "reading", "labels", "anls", "vqa", "relaxed", "contains"])
+@pytest.mark.parametrize(
+    "text", ["红色的汽车", "赤い車です。", "красная машина", "سيارة حمراء؟", "빨간 자동차", "लाल गाड़ी"]
+)
+def test_a_right_answer_in_any_script_is_right(scorer, text):
+    text = " ".join([text, "2", text])  # four words, which BLEU-4 counts
+    items = [text_item(i, said, [said] * 3) for i, said in enumerate((text, f"three {text}"))]
+    told = score(Task("t", scorer), items)
+    best = {"cer": 0, "wer": 0, "count": 2, "vqa": 2 / 3}
+    cider = told.values.pop("cider", 1)
+    assert cider > 0 and told.values == pytest.approx({name: best.get(name, 1) for name in told.values})
+
+
 def test_one_image_has_no_interval():
     items = [box_item(i, BOX if i else None, "img") for i in range(5)]
     images = ["img", "another"]

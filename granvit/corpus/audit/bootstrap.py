@@ -34,7 +34,14 @@ def ratios(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> lis
     values_k = _divide(table_n2k.sum(axis=0))
     draws = [_divide(sums) for sums in resampled_sums(table_n2k, seed)] if len(table_n2k) > 1 else []
     drawn_dk = np.array(draws).reshape(len(draws), len(values_k))
+    drawn_dk[:, ~enough_images(table_n2k[:, 1])] = np.nan
     return [estimate(value, column[~np.isnan(column)]) for value, column in zip(values_k, drawn_dk.T, strict=True)]
+
+
+def enough_images(table: np.ndarray) -> np.ndarray:
+    """Whether two images or more contribute, (images, K) -> (K,): one drawn again tells nothing of others."""
+    enough: np.ndarray = np.count_nonzero(table, axis=0) >= 2
+    return enough
 
 
 def resampled_sums(table: np.ndarray, seed: int = 0) -> np.ndarray:

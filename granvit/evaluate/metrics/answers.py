@@ -10,9 +10,7 @@ from rapidfuzz.distance import Levenshtein
 
 from granvit.evaluate.metrics.vqa_words import plain_answer
 from granvit.texts import check_pairs, one_spaced
-
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
-
+from granvit.words import FULL_WIDTH
 
 # --- DocVQA, InfoVQA -------------------------------------------------------------------------------------------------
 
@@ -95,18 +93,18 @@ def _vqa(said: str, people: list[str]) -> float:
 def contains_each(
     predictions: Sequence[str], references: Sequence[Sequence[str]], datasets: Sequence[str]
 ) -> list[float]:
-    """OCRBench's score: 1 where the answer contains one of the right texts, else 0.
+    """OCRBench's score: 1 where the answer contains one of the right texts, else 0; an empty one is in no answer.
 
     Letter case does not count, a line break is a blank, and full-width letters are plain ones. For the data set
     "HME100k" (formulas) case does count, and blanks don't.
     """
     check_pairs(predictions, references)
     return [
-        float(any(_as_compared(r, name) in _as_compared(p, name) for r in texts))
+        float(any(_as_compared(r, name) in _as_compared(p, name) for r in texts if r.strip()))
         for p, texts, name in zip(predictions, references, datasets, strict=True)
     ]
 
 
 def _as_compared(text: str, dataset: str) -> str:
     text = re.sub("\n", " ", text.strip())
-    return text.replace(" ", "") if dataset == "HME100k" else text.translate(_FULL_WIDTH).lower().strip()
+    return text.replace(" ", "") if dataset == "HME100k" else text.translate(FULL_WIDTH).lower().strip()

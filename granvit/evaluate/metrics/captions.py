@@ -1,7 +1,8 @@
 """Scores of captions by n-grams: BLEU-4 and CIDEr-D, as the COCO caption evaluation computes them.
 
 That package cuts texts into words with Stanford's tokenizer, which needs Java; here it is NLTK's, which follows the
-same Penn Treebank rules. On equal words the scores are those of the package (tested).
+same Penn Treebank rules. On equal words the scores are those of the package (tested). Captions in scripts that it does
+not know are cut as `granvit.words` says.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import regex
 from nltk.tokenize.treebank import TreebankWordTokenizer  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike, NDArray
 
 from granvit.texts import check_pairs
+from granvit.words import composed, in_other_scripts, spaced
 
 ORDER = 4
 _SIGMA = 6.0  # of CIDEr-D's penalty for another length, in words
@@ -25,6 +28,7 @@ _TOKENIZER = TreebankWordTokenizer()
 # What the package drops, as NLTK writes it.
 _DROPPED = frozenset({"''", "'", "``", "`", "(", ")", "{", "}", ".", "?", "!", ",", ":", "-", "--", "...", ";"})
 # NLTK splits off the last full stop only; a caption may have several sentences.
+_SIGN = regex.compile(r"(?![\x00-\x7f])\p{P}")  # other scripts' punctuation, which those rules don't know
 _FULL_STOP = re.compile(r"\.(?=\s)")
 
 Gram = tuple[str, ...]
@@ -33,6 +37,8 @@ Gram = tuple[str, ...]
 @lru_cache(maxsize=1 << 16)
 def caption_words(text: str) -> tuple[str, ...]:
     """The lower-case words of a caption by Penn Treebank rules ("don't" is "do", "n't"), without punctuation."""
+    if in_other_scripts(text):
+        text = _SIGN.sub(" ", spaced(composed(text)))
     words = _TOKENIZER.tokenize(_FULL_STOP.sub(" . ", text.lower()))
     return tuple(word for word in words if word not in _DROPPED)
 
@@ -82,7 +88,8 @@ def cider_each(predictions: Sequence[str], references: Sequence[Sequence[str]]) 
     """CIDEr-D of each caption, in [0, 10]: the "CIDEr" of the COCO caption evaluation; a mean of 0.6 is told as 60.
 
     An n-gram counts the less the more pictures have it in their references; how many do is counted over `references`,
-    so that a score belongs to a test set, and a single picture scores 0.
+    so that a score belongs to a test set. It is not defined where no n-gram is rarer than another, as with a single
+    picture: everything scores 0 there, right answers too (see `cider_is_defined`).
     """
     check_pairs(predictions, references)
     said = [_grams(caption_words(text)) for text in predictions]
@@ -102,6 +109,12 @@ def cider_each(predictions: Sequence[str], references: Sequence[Sequence[str]]) 
         10 * float(np.mean([_similarity(vector(mine), vector(theirs), mine, theirs) for theirs in texts]))
         for mine, texts in zip(said, right, strict=True)
     ]
+
+
+def cider_is_defined(references: Sequence[Sequence[str]]) -> bool:
+    """Whether any n-gram tells pictures apart."""
+    grams = [set().union(*(_grams(caption_words(text)) for text in texts)) for texts in references]
+    return any(mine != grams[0] for mine in grams)
 
 
 def _similarity(

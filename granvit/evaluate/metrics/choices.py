@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from string import ascii_uppercase as LETTERS
 
 from granvit.texts import one_spaced
+from granvit.words import FULL_WIDTH, composed
 
-# "B", "(B)", "B.", "B) a cat", "B: a cat", but not "A cat".
-_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:,](?=\s|$)|$)")
+# "B", "(B)", "B.", "B) a cat", "B: a cat", but not "A cat"; full-width letters and signs are plain ones.
+_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:,](?=\s|$)|[。、]|$)")
+# A full-width sign has its blank in itself.
+_PLAIN = {code: chr(plain) + (" " if chr(plain) in ".:," else "") for code, plain in FULL_WIDTH.items()}
 
 
 def choice_of(answer: str, options: Sequence[str]) -> str | None:
@@ -19,12 +22,16 @@ def choice_of(answer: str, options: Sequence[str]) -> str | None:
     is one option's text, but for letter case, white space and a full stop.
     """
     text = one_spaced(answer)
-    letter = _LETTER.match(text)
+    letter = _LETTER.match(one_spaced(text.translate(_PLAIN)))
     if letter:
         return letter.group(1) if letter.group(1) in LETTERS[: len(options)] else None
-    plain = [one_spaced(option).casefold().removesuffix(".") for option in options]
-    said = text.casefold().removesuffix(".")
+    plain = [_without_stop(option) for option in options]
+    said = _without_stop(text)
     return LETTERS[plain.index(said)] if plain.count(said) == 1 else None
+
+
+def _without_stop(text: str) -> str:
+    return composed(one_spaced(text)).casefold().removesuffix(".").removesuffix("。")
 
 
 def yes_or_no(answer: str) -> str | None:
