@@ -38,10 +38,9 @@ def ratios(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> lis
     return [estimate(value, column[~np.isnan(column)]) for value, column in zip(values_k, drawn_dk.T, strict=True)]
 
 
-def enough_images(table: np.ndarray) -> np.ndarray:
-    """Whether two images or more contribute, (images, K) -> (K,): one drawn again tells nothing of others."""
-    enough: np.ndarray = np.count_nonzero(table, axis=0) >= 2
-    return enough
+def enough_images(counts: ArrayLike) -> np.ndarray:
+    """Whether two images or more count, (images, K) -> (K,): one drawn again tells nothing of others."""
+    return np.asarray(np.count_nonzero(np.asarray(counts), axis=0) >= 2)
 
 
 def resampled_sums(table: np.ndarray, seed: int = 0) -> np.ndarray:
