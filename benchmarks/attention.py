@@ -28,7 +28,7 @@ from granvit.corpus.synthetic import sample_texts
 from granvit.model.attention import PACKED
 from granvit.model.branch_attention import Branches
 from granvit.model.packing import Batch, pack
-from granvit.train.stages import Pretrain
+from granvit.train.stages.pretrain import Pretrain
 
 BRANCHES, WHOLE, SDPA = "branch by branch", "whole mask", "SDPA"
 ARMS = (BRANCHES, WHOLE, SDPA)

@@ -37,9 +37,9 @@ from granvit.evaluate.items import Look, Source
 from granvit.evaluate.region_tasks import region_looks, region_tasks
 from granvit.evaluate.run import answer_some, batched, decode_named
 from granvit.model.region_model import RegionModel
+from granvit.nano.recipes import nano
 from granvit.predict import GranViT
 from granvit.train.build import build_model
-from granvit.train.recipes.nano import nano
 
 TASKS = ("describe", "locate")
 WARM_UP = 64

@@ -38,16 +38,16 @@ from granvit.corpus.synthesize import make, synthesize
 from granvit.corpus.synthetic import sample_texts
 from granvit.images import decode
 from granvit.model.assemble import assemble
-from granvit.model.presets import nano_encoder, nano_language
 from granvit.model.region_model import RegionModel
 from granvit.model.settings import Settings
-from granvit.model.tokenizer import train_tokenizer
+from granvit.nano.models import nano_encoder, nano_language
+from granvit.nano.recipes import nano
+from granvit.nano.tokenizer import train_tokenizer
 from granvit.train.build import build_model
 from granvit.train.config import LoopConfig
 from granvit.train.feed import Feed
 from granvit.train.loop import train
 from granvit.train.prepare import Prepare
-from granvit.train.recipes.nano import nano
 from granvit.train.recipes.paper import paper
 from granvit.train.sampling import SampleConfig
 

@@ -22,13 +22,13 @@ import torch
 
 from granvit.corpus.synthesize import synthesize
 from granvit.model.packing import Batch
+from granvit.nano.recipes import nano
 from granvit.train.build import build_model
 from granvit.train.feed import Collate, Feed, Prepare, Records
 from granvit.train.loop import LoopConfig, train
 from granvit.train.optimizer import make_optimizer
 from granvit.train.prepare import Prepare as PrepareSample
-from granvit.train.recipes.nano import nano
-from granvit.train.stage import Stage
+from granvit.train.stages.base import Stage
 
 BATCH = 16
 

@@ -22,10 +22,10 @@ from sizes import machine
 
 from granvit.corpus.undrawn import Undrawn
 from granvit.model.packing import Batch
+from granvit.nano.recipes import nano_language
 from granvit.train.build import build_model
 from granvit.train.optimizer import make_optimizer, make_schedule
 from granvit.train.prepare import Prepare
-from granvit.train.recipes.nano import nano_language
 
 Arm = Literal["adamw", "muon"]
 ARMS: tuple[Arm, ...] = ("adamw", "muon")

@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_leaves
 from granvit.corpus.synthetic import sample_texts
 from granvit.model.forward import project
 from granvit.model.packing import Batch, Sample, pack
-from granvit.train.stages import Pretrain
+from granvit.train.stages.pretrain import Pretrain
 
 REGIONS = (1, 4, 8, 16, 32)
 PACKED, ONE_BY_ONE, ENCODED_ONCE = "packed", "one by one", "encoded once"

@@ -48,6 +48,7 @@ from granvit.loading import load, load_model
 from granvit.model.export import export
 from granvit.model.packing import IGNORE
 from granvit.model.region_model import RegionModel
+from granvit.nano.recipes import nano
 from granvit.questions import ask_caption
 from granvit.regions import RegionImage
 from granvit.train.build import build_model
@@ -55,9 +56,8 @@ from granvit.train.config import LoopConfig
 from granvit.train.feed import Feed
 from granvit.train.loop import train
 from granvit.train.prepare import Prepare
-from granvit.train.recipes.nano import nano
 from granvit.train.sampling import SampleConfig
-from granvit.train.stages import Pretrain
+from granvit.train.stages.pretrain import Pretrain
 
 GRANVIT, TRAINER, SWIFT = "granvit", "transformers.Trainer", "ms-swift"
 LR = 1e-5

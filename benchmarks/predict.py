@@ -38,10 +38,10 @@ from granvit.images import decode
 from granvit.loading import load, load_model
 from granvit.model.export import export
 from granvit.model.region_model import RegionModel
+from granvit.nano.recipes import nano
 from granvit.predict import Ask, GranViT
 from granvit.questions import ask_box
 from granvit.train.build import build_model
-from granvit.train.recipes.nano import nano
 
 GRANVIT, ONE_CALL, ALONE, ONE_BATCH = "granvit", "one call each", "generate alone", "one batch"
 ARMS = (GRANVIT, ONE_CALL, ALONE, ONE_BATCH)

@@ -20,9 +20,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, Sigl
 from granvit.coordinates import get_codec
 from granvit.model.assemble import assemble
 from granvit.model.packing import Branch, Sample
-from granvit.model.presets import nano_encoder, nano_language
 from granvit.model.region_model import RegionModel, Settings
-from granvit.model.tokenizer import train_tokenizer
+from granvit.nano.models import nano_encoder, nano_language
+from granvit.nano.tokenizer import train_tokenizer
 from granvit.questions import box_exchange, caption_exchange
 
 Size = Literal["nano", "paper"]

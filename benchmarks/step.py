@@ -46,7 +46,10 @@ from granvit.model.region_model import RegionModel
 from granvit.train.feature_cache import FeatureCache
 from granvit.train.flops import peak_flops
 from granvit.train.optimizer import make_optimizer
-from granvit.train.stages import Adapt, AnsweringStage, Finetune, Pretrain
+from granvit.train.stages.adapt import Adapt
+from granvit.train.stages.answering import AnsweringStage
+from granvit.train.stages.finetune import Finetune
+from granvit.train.stages.pretrain import Pretrain
 from granvit.train.timing import SECTIONS, HostClock, Timing, section
 
 FIRST, RECOMPUTED, COMPILED = "stage 1", "stage 1, recomputed", "stage 1, compiled"

@@ -23,7 +23,7 @@ from granvit.commands_looking import Attend, AttentionMass, Probe
 from granvit.commands_transfer import Transfer
 from granvit.corpus.commands import COMMANDS as CORPUS_COMMANDS
 from granvit.errors import GranvitError
-from granvit.train.recipes import RECIPES
+from granvit.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 
 

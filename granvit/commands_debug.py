@@ -51,9 +51,9 @@ def report(result: Result) -> list[str]:
     lines += [
         f"sample {id!r} alone: loss {loss:.6g}, gradient norm {norm:.6g}"
         for id, loss, norm in result.samples
-        if id in result.guilty
+        if id in result.offending
     ]
-    alone = f"{len(result.guilty)} of {len({id for id, *_ in result.samples})} samples do it alone"
+    alone = f"{len(result.offending)} of {len({id for id, *_ in result.samples})} samples do it alone"
     if result.reproduced:
         return [*lines, f"reproduced: step {result.step} is not finite again; {alone}"]
     return [*lines, f"not reproduced: step {result.step} is finite here; {alone}"]

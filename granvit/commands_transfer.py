@@ -12,17 +12,18 @@ from tyro.conf import Positional
 from granvit.commands import train_into
 from granvit.errors import GranvitError
 from granvit.geometry import Fit, Frame
-from granvit.train.config import LoopConfig
-from granvit.train.recipes.base import Recipe, StageRecipe
+from granvit.train.config import CachingLoop
+from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.paper import transfer
 from granvit.train.sampling import SampleConfig
+from granvit.train.stages.config import AdaptConfig
 
 
 def _questions() -> SampleConfig:
     return transfer().sample
 
 
-def _loop() -> LoopConfig:
+def _loop() -> CachingLoop:
     return transfer().loop
 
 
@@ -50,7 +51,7 @@ class Transfer:
     """How the whole image becomes the canvas; as in RUN by default, which is how the encoder learned to see."""
     sample: SampleConfig = field(default_factory=_questions)
     """What is asked."""
-    loop: LoopConfig = field(default_factory=_loop)
+    loop: CachingLoop = field(default_factory=_loop)
     """How it is trained."""
     epochs: float = 1.0
     """How often each image is seen, where --loop.steps names no number of steps."""
@@ -90,8 +91,7 @@ class Transfer:
             language=self.llm,
             settings=replace(read_settings(checkpoint), **given),
             stages=[
-                StageRecipe(
-                    "stage2",
+                AdaptConfig(
                     self.sample,
                     self.loop,
                     smoothing=self.smoothing,

@@ -24,14 +24,14 @@ from granvit.files import locked, write_text
 from granvit.images import decode
 from granvit.model.region_model import RegionModel
 from granvit.predict import GranViT
+from granvit.recipes import RECIPES
 from granvit.regions import RegionImage
 from granvit.train.build import embedded_corpora
 from granvit.train.feed import Records
+from granvit.train.launch import launch, processes_for
 from granvit.train.loop import TrainResult
-from granvit.train.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 from granvit.train.run import run_recipe
-from granvit.train.spread import processes_for, spread
 
 REPORT = "report.html"
 _SHOWN = 12
@@ -72,7 +72,7 @@ def run_demo(
         processes: that share each batch of the recipe; by default two where there are two cores and no GPU.
 
     Raises:
-        ValueError: a batch of the recipe cannot be shared by so many processes; see also `run_recipe` and `spread`.
+        ValueError: a batch of the recipe cannot be shared by so many processes; see also `run_recipe` and `launch`.
     """
     start = time.time()
     recipe = recipe or RECIPES["nano" if corpus is None else "nano-own"]()
@@ -80,7 +80,7 @@ def run_demo(
     shared = _share_batches(recipe, processes)
     sources, held_out = _corpora(recipe, corpus, limit)
     print(f"{_count(sources)} pictures to train on, {len(held_out)} to evaluate on; {processes} process(es)")
-    spread(_work, processes, (GranvitError, OSError), Path(out), corpus, shared, limit, start)
+    launch(_work, processes, (GranvitError, OSError), Path(out), corpus, shared, limit, start)
     return Path(out) / REPORT
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Literal
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from granvit.coordinates import Box, Codec
@@ -25,11 +24,6 @@ BBOX2CAPTION = (
     " in no more than 10 words.",
 )
 CAPTION2BBOX = "Please provide the bounding box coordinate of the region this sentence describes: "
-
-# How the warm-up of a from-scratch language model asks for a place. It learns to look things up, but in words and in an
-# order of coordinates of its own: Caption2Bbox is new to it in stage 2, as it is to the paper's pretrained model.
-WHERE = "Where in the image is this: "
-
 
 # How benchmarks are asked that the paper reports but doesn't word: as LLaVA does, so that numbers can be compared.
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -91,14 +85,6 @@ def caption_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
 def box_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
     """`box` is relative (x1, y1, x2, y2) in [0, 1]."""
     return Exchange("caption2bbox", ask_box(text), Coded(codec.encode(box)))
-
-
-def where_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
-    """The warm-up's way to ask for a region, answered as y1, x1, y2, x2 (PaliGemma's order).
-
-    `box` is relative (x1, y1, x2, y2) in [0, 1].
-    """
-    return Exchange("caption2bbox", WHERE + text, Coded(codec.encode(np.asarray(box)[[1, 0, 3, 2]])))
 
 
 def parse_box(answer: str, codec: Codec) -> Box | None:

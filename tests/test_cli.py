@@ -16,9 +16,9 @@ from granvit import commands, commands_eval
 from granvit.cli import main
 from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import synthesize
+from granvit.nano.recipes import nano
 from granvit.predict import GranViT
-from granvit.train.recipes import RECIPES
-from granvit.train.recipes.nano import nano
+from granvit.recipes import RECIPES
 
 COMMANDS = ["demo", "train", "eval", "benchmarks", "compare", "ap", "describe", "locate", "read", "caption", "corpus"]
 

@@ -18,8 +18,9 @@ from granvit.predict import GranViT
 from granvit.train.config import LoopConfig
 from granvit.train.feed import Feed
 from granvit.train.loop import train
-from granvit.train.prepare import Prepare, SampleConfig
-from granvit.train.stages import Pretrain
+from granvit.train.prepare import Prepare
+from granvit.train.sampling import CroppedSample
+from granvit.train.stages.pretrain import Pretrain
 
 DATA = (Path(__file__).parents[1] / "../shared/data").resolve()
 PACKS = {"sroie": 4, "voc_animals": 6}
@@ -57,7 +58,7 @@ def test_receipts_and_photographs_are_imported_whole(corpus):
 def test_a_step_of_training_with_windows_and_crops(corpus, tmp_path):
     model = make_model()
     chances = {"global": 1.0, "bbox2caption": 1.0}
-    prepare = Prepare(model, SampleConfig(chances, windows=0.7, crops=2, crop_size=32, max_regions=4))
+    prepare = Prepare(model, CroppedSample(chances, windows=0.7, crops=2, crop_size=32, max_regions=4))
     training, _ = train_and_held_out(corpus)
     feed = Feed([(training, 1.0)], prepare, prepare.collate, batch_size=4, seed=0)
     config = LoopConfig(steps=1, batch_size=4, precision="fp32", log_every=1, trackers=())
@@ -68,7 +69,7 @@ def test_a_step_of_training_with_windows_and_crops(corpus, tmp_path):
 def test_what_is_shown_in_a_window_is_what_is_asked_about(corpus):
     """The teacher's crops, cut from the picture, look like the same boxes cut from the canvas."""
     model = make_model(canvas=256)
-    prepare = Prepare(model, SampleConfig({"bbox2caption": 1.0}, windows=1.0, crops=3, crop_size=32))
+    prepare = Prepare(model, CroppedSample({"bbox2caption": 1.0}, windows=1.0, crops=3, crop_size=32))
     compared = 0
     for record in corpus:
         sample = prepare(record, np.random.default_rng(0))

@@ -28,7 +28,7 @@ from granvit.model.branch_attention import Branches
 from granvit.model.forward import answer_logits, project
 from granvit.model.packing import Batch, Sample, pack
 from granvit.model.region_model import RegionModel, Settings
-from granvit.model.tokenizer import train_tokenizer
+from granvit.nano.tokenizer import train_tokenizer
 from granvit.questions import box_exchange, caption_exchange, global_exchange
 
 CANVAS, PATCH = 64, 16

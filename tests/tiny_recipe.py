@@ -11,10 +11,11 @@ from granvit import predict
 from granvit.coordinates import get_codec
 from granvit.evaluate import region_tasks
 from granvit.model.region_model import Settings
-from granvit.model.tokenizer import train_tokenizer
-from granvit.train.config import LoopConfig
-from granvit.train.prepare import SampleConfig
-from granvit.train.recipes.base import EmbeddedCorpus, Recipe, StageRecipe
+from granvit.nano.tokenizer import train_tokenizer
+from granvit.train.config import CachingLoop, LoopConfig
+from granvit.train.recipes.base import EmbeddedCorpus, Recipe
+from granvit.train.sampling import CroppedSample, SampleConfig
+from granvit.train.stages.config import AdaptConfig, PretrainConfig
 
 CODEC = "loc:16"
 
@@ -38,15 +39,13 @@ def tiny_recipe(parts: Path, steps: int = 2) -> Recipe:
         settings=Settings(codec=CODEC),
         corpus=EmbeddedCorpus(train=8, val=4, size=CANVAS, documents=0.4),
         stages=[
-            StageRecipe(
-                "stage1",
-                SampleConfig({"global": 1.0, "bbox2caption": 1.0}, crops=1, crop_size=32),
+            PretrainConfig(
+                CroppedSample({"global": 1.0, "bbox2caption": 1.0}, crops=1, crop_size=32),
                 LoopConfig(**loop),
             ),
-            StageRecipe(
-                "stage2",
+            AdaptConfig(
                 SampleConfig({"global": 0.5, "bbox2caption": 0.5, "caption2bbox": 1.0}),
-                LoopConfig(**loop),
+                CachingLoop(**loop),
                 smoothing=1.0,
             ),
         ],

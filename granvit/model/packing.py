@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -33,13 +33,21 @@ class Branch:
     task: Task
 
 
-@dataclass
-class Grid:
-    """A symbolic image: entry k adds `weights[k]` of the embedding of token `words[k]` to patch `patches[k]`."""
+class SampleExtra(Protocol):
+    """What a stage of its own kind adds to a sample."""
 
-    patches: NDArray[np.int64]
-    words: NDArray[np.int64]
-    weights: NDArray[np.float32]
+    @staticmethod
+    def collate(extras: Sequence[Any], patches: int) -> BatchExtra:
+        """Those of the I images of a batch together; each image is of so many patches."""
+
+
+class BatchExtra(Protocol):
+    """What a stage of its own kind adds to a batch."""
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+    def of_image(self, image: int) -> Self:
+        """What belongs to the image-th image alone."""
 
 
 @dataclass
@@ -49,13 +57,13 @@ class Sample:
     Attributes:
         id: the record's id, named in every error about this sample.
         branches: at least one question.
-        pixels: the canvas, uint8 (H, W, 3), or None where `grid` stands in for it.
+        pixels: the canvas, uint8 (H, W, 3), or None where the stage needs none.
         crops: region crops for the teacher, uint8 (R, h, w, 3).
         crop_boxes: where these crops lie on the canvas, float32 (R, 4), xyxy canvas pixels.
-        grid: the symbolic image of `LanguageWarmup`.
-        digest: what tells its canvas from others, where wanted.
         view: how the image became the canvas, where that is known.
+        digest: what tells its canvas from others, where wanted.
         left_out: questions that a row had no room for.
+        extra: what its stage wants besides; nothing else looks at it.
     """
 
     id: str
@@ -63,10 +71,10 @@ class Sample:
     pixels: NDArray[np.uint8] | None = None
     crops: NDArray[np.uint8] | None = None
     crop_boxes: NDArray[np.float32] | None = None
-    grid: Grid | None = None
     view: View | None = None
     digest: str | None = None
     left_out: int = 0
+    extra: SampleExtra | None = None
 
 
 @dataclass
@@ -84,9 +92,9 @@ class Batch:
         tasks: the task of every branch, row by row.
         pixels: uint8 (I, H, W, 3). crops: uint8 (C, h, w, 3). crop_boxes: (C, 4) xyxy canvas pixels.
         crop_image: (C,) the image index of each crop.
-        grid_patches, grid_words, grid_weights: the symbolic images; patch indices run over I * P.
         views: how each of the I images became its canvas, where that is known.
         digests: what tells each of the I canvases from others, or nothing.
+        extra: what the stage wants besides; nothing else looks at it.
     """
 
     input_ids: Tensor
@@ -101,17 +109,15 @@ class Batch:
     crops: Tensor | None = None
     crop_boxes: Tensor | None = None
     crop_image: Tensor | None = None
-    grid_patches: Tensor | None = None
-    grid_words: Tensor | None = None
-    grid_weights: Tensor | None = None
     views: list[View | None] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
+    extra: BatchExtra | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors: dict[str, Any] = {k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        return replace(self, **tensors, extra=None if self.extra is None else self.extra.to(device))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -240,6 +246,7 @@ def pack(
                 labels[r, at + branch.answer_start - 1 : end - 1] = branch.ids[branch.answer_start :]
                 at = end
     ordered = [samples[i] for row in rows for i in row]
+    extras = [s.extra for s in ordered if s.extra is not None]
     return Batch(
         input_ids=torch.from_numpy(tokens),
         position_ids=torch.from_numpy(positions),
@@ -251,12 +258,13 @@ def pack(
         tasks=[b.task for s in ordered for b in s.branches],
         views=[s.view for s in ordered],
         digests=[s.digest for s in ordered if s.digest is not None],
-        **_pictures(ordered, int((prefix == image_token).sum())),
+        extra=extras[0].collate(extras, int((prefix == image_token).sum())) if extras else None,
+        **_pictures(ordered),
     )
 
 
-def _pictures(samples: Sequence[Sample], patches: int) -> dict[str, Tensor]:
-    """The picture side of a batch: canvases and crops, or symbolic grids of `patches` patches each."""
+def _pictures(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """The picture side of a batch: canvases and crops."""
     tensors: dict[str, Tensor] = {}
     pixels = [s.pixels for s in samples if s.pixels is not None]
     if pixels:
@@ -267,9 +275,4 @@ def _pictures(samples: Sequence[Sample], patches: int) -> dict[str, Tensor]:
         tensors["crop_boxes"] = torch.from_numpy(np.concatenate([b for _, _, b in with_crops if b is not None]))
         owner = np.repeat([i for i, _, _ in with_crops], [len(crops) for _, crops, _ in with_crops])
         tensors["crop_image"] = torch.from_numpy(owner)
-    grids = [(i, s.grid) for i, s in enumerate(samples) if s.grid is not None]
-    if grids:
-        tensors["grid_patches"] = torch.from_numpy(np.concatenate([i * patches + g.patches for i, g in grids]))
-        tensors["grid_words"] = torch.from_numpy(np.concatenate([g.words for _, g in grids]))
-        tensors["grid_weights"] = torch.from_numpy(np.concatenate([g.weights for _, g in grids]))
     return tensors

@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from granvit.coordinates import get_codec
 from granvit.corpus.select import training_part
 from granvit.corpus.store import Corpus
-from granvit.corpus.synthesize import make, synthesize
-from granvit.corpus.synthetic import sample_texts
+from granvit.corpus.synthesize import synthesize
 from granvit.corpus.undrawn import Undrawn
 from granvit.errors import GranvitError
 from granvit.files import locked
-from granvit.images import decode
 from granvit.model.assemble import assemble
-from granvit.model.encoders import Encoder, load_encoder
+from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
-from granvit.model.presets import SIZES, fit_projector, nano_encoder, nano_language
 from granvit.model.region_model import RegionModel
-from granvit.model.tokenizer import train_tokenizer
-from granvit.train.encoder_warmup import word_scores
 from granvit.train.feed import Records
-from granvit.train.recipes.base import EmbeddedCorpus, Recipe
+from granvit.train.recipes.base import NAMED_PARTS, EmbeddedCorpus, Recipe
 
-ASSETS = Path(__file__).parent.parent / "assets"
-NANO_LANGUAGE = ASSETS / "nano-language"
-NANO_ENCODERS = {"nano": ASSETS / "nano-encoder", "nano-reader": ASSETS / "nano-reader"}
-# What a warmed-up language model was shown as each patch's place, (patches, hidden).
-PLACES = "places.safetensors"
-# The head of the encoder's warm-up: which word is in which patch.
-WORDS = "words.safetensors"
-# Bytes and merges of the from-scratch tokenizer.
-_VOCABULARY = 1024
 # Seeds of held-out pictures are far from those of training pictures.
 _HELD_OUT_SEED = 1_000_000
 
@@ -50,52 +33,21 @@ def build_model(recipe: Recipe) -> RegionModel:
         ValueError: a part cannot be had, or the parts do not fit together; the message names it.
     """
     torch.manual_seed(recipe.seed)
-    if recipe.encoder in SIZES:
-        encoder = Encoder.of(nano_encoder(**SIZES[recipe.encoder].encoder))
-    else:
-        encoder = load_encoder(NANO_ENCODERS.get(recipe.encoder, recipe.encoder), recipe.canvas)
-    if recipe.language in SIZES:
-        codec = get_codec(recipe.settings.codec)
-        tokenizer = train_tokenizer(sample_texts(), _VOCABULARY, codec)
-        language = (nano_language(tokenizer, codec, **SIZES[recipe.language].language), tokenizer)
-    else:
-        language = load_language(NANO_LANGUAGE if recipe.language == "nano" else recipe.language)
-    model = assemble(encoder, language, recipe.settings, recipe.seed)
-    if recipe.language == "nano":
-        model.places = load_file(NANO_LANGUAGE / PLACES)["places"]
-        if len(model.places) != model.grid**2:
-            raise GranvitError(
-                f"the language model 'nano' knows {len(model.places)} places, {recipe.encoder} has {model.grid**2} "
-                "patches: set canvas to ten patches a side, or take another language model"
-            )
-        model.words = load_file(NANO_ENCODERS[recipe.encoder] / WORDS) if recipe.encoder in NANO_ENCODERS else None
-        start_projector(model)
-    return model
+    for name in (recipe.language, recipe.encoder):
+        if name in NAMED_PARTS:
+            model: RegionModel = import_module(NAMED_PARTS[name]).build_model(recipe)
+            return model
+    encoder = load_encoder(recipe.encoder, recipe.canvas)
+    return assemble(encoder, load_language(recipe.language), recipe.settings, recipe.seed)
 
 
-def start_projector(model: RegionModel, canvases: Tensor | None = None, pictures: int = 64) -> None:
-    """Fit the fresh projector to what the parts of a preset already know, on pictures of the embedded corpus.
-
-    Every patch says the place that the language model was shown for it (`model.places`) and, where the encoder comes
-    with the head of its warm-up (`model.words`), the words which that head finds there rather than elsewhere.
-
-    Args:
-        canvases: other pictures than those, uint8 (N, H, W, 3).
-        pictures: how many of the embedded corpus.
-    """
-    assert model.places is not None
-    if canvases is None:
-        drawn = (make(index, seed=0, size=model.canvas, documents=0.1).image or b"" for index in range(pictures))
-        canvases = torch.from_numpy(np.stack([np.asarray(decode(picture)) for picture in drawn]))
-    targets = model.places.expand(len(canvases), -1, -1)
-    if model.words is not None:
-        with torch.no_grad():
-            embeddings: Tensor = model.llava.get_input_embeddings().weight
-            found = word_scores(model.patches(model.features(canvases)), model.words).sigmoid()
-            # What all patches say alike tells nothing of the place.
-            found = 2 * (found - found.mean(dim=1, keepdim=True)).clamp(min=0)
-            targets = targets + found @ embeddings[: found.shape[-1]]
-    fit_projector(model.llava, model.normalise(canvases), targets)
+def earlier_folders(recipe: Recipe) -> list[Path]:
+    """Where parts of that name keep what stages go on from (`RunContext.earlier`); none for stock checkpoints."""
+    for name in (recipe.language, recipe.encoder):
+        if name in NAMED_PARTS:
+            folders: list[Path] = import_module(NAMED_PARTS[name]).earlier_folders(recipe)
+            return folders
+    return []
 
 
 def embedded_corpora(corpus: EmbeddedCorpus, folder: Path | str = "runs/corpora") -> tuple[Corpus, Corpus]:
@@ -113,13 +65,13 @@ def embedded_corpora(corpus: EmbeddedCorpus, folder: Path | str = "runs/corpora"
 def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, float]]:
     """What a run trains on: the training images of corpora given as DIR or DIR=WEIGHT, else the embedded corpus.
 
-    A recipe of symbolic images alone needs no pictures: its embedded corpus is laid out and never drawn.
+    Where no stage looks at pictures, the embedded corpus is laid out and never drawn.
 
     Raises:
         CorpusError: a folder is no corpus, or holds no training images. ValueError: a weight is not positive.
     """
     embedded = recipe.corpus
-    if not corpora and all(stage.sample.symbolic for stage in recipe.stages):
+    if not corpora and not any(stage.reads_pictures for stage in recipe.stages):
         drawn = (embedded.seed, embedded.size, embedded.documents, embedded.objects, embedded.prints)
         return [(Undrawn(embedded.train, *drawn), 1.0)]
     if not corpora:

@@ -26,10 +26,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from granvit.errors import CheckpointError
 from granvit.files import apply_umask, sync
+from granvit.train.fsdp import is_sharded
 from granvit.train.optimizer import expected_tensors, optimizer_parts, optimizer_state
-from granvit.train.sharding import is_sharded
-from granvit.train.shards import distinct, read_shards, write_shards
-from granvit.train.stage import Stage
+from granvit.train.sharded_checkpoint import distinct, read_shards, write_shards
+from granvit.train.stages.base import Stage
 from granvit.train.tensorfile import check_file, facts_of, read_expected, write_tensors
 
 __all__ = ["Progress", "latest", "load", "of_another_run", "save"]

@@ -8,7 +8,7 @@ from accelerate.utils import DistributedType
 from granvit.errors import GranvitError
 from granvit.train.config import LoopConfig
 from granvit.train.feed import Feed
-from granvit.train.stage import Stage
+from granvit.train.stages.base import Stage
 
 
 def check_feed(accelerator: Accelerator, feed: Feed, config: LoopConfig) -> None:

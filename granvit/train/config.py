@@ -52,9 +52,6 @@ class LoopConfig:
         gradient_checkpointing: of which parts only the blocks' inputs are kept for the backward pass, "encoder" and
             "language"; less memory for a third more arithmetic there.
         compile: run the blocks of encoder, teacher and language model through `torch.compile`; GPUs alone.
-        feature_cache: a folder for the features of a frozen encoder, which are then computed once per picture.
-        feature_cache_dtype: how they are kept; "fp32" changes no loss, "bf16" rounds them and takes half the space.
-        feature_cache_gb: the folder's largest size.
         workers: processes that prepare images for each that trains; None takes threads on a CPU, and beside a GPU its
             share of the machine's cores, eight at most. The images are the same.
         timing: measure the sections of each step; their shares go to speed.jsonl and the trackers.
@@ -81,9 +78,6 @@ class LoopConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     gradient_checkpointing: tuple[Literal["encoder", "language"], ...] = ()
     compile: bool = False
-    feature_cache: str | None = None
-    feature_cache_dtype: Literal["fp32", "bf16"] = "fp32"
-    feature_cache_gb: float = 100.0
     workers: int | None = None
     timing: bool = True
     first_batch: bool = True
@@ -91,3 +85,18 @@ class LoopConfig:
     def fixed(self) -> dict[str, Any]:
         """The settings that must be the same for a run to be resumed exactly."""
         return {name: value for name, value in asdict(self).items() if name not in _FREE}
+
+
+@dataclass
+class CachingLoop(LoopConfig):
+    """The same for a stage whose encoder is frozen.
+
+    Attributes:
+        feature_cache: a folder for the encoder's features, which are then computed once per picture.
+        feature_cache_dtype: how they are kept; "fp32" changes no loss, "bf16" rounds them and takes half the space.
+        feature_cache_gb: the folder's largest size.
+    """
+
+    feature_cache: str | None = None
+    feature_cache_dtype: Literal["fp32", "bf16"] = "fp32"
+    feature_cache_gb: float = 100.0

@@ -31,7 +31,7 @@ import grain  # noqa: E402
 
 from granvit.model.packing import Batch, Sample  # noqa: E402
 from granvit.regions import RegionImage  # noqa: E402
-from granvit.train.dealing import Rest, Share  # noqa: E402
+from granvit.train.rank_sharding import Rest, Share  # noqa: E402
 
 # So many refusals in a row mean that the corpus and the stage do not fit, not that a few records are bad.
 MAX_REJECTED_IN_A_ROW = 10_000

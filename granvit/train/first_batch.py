@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from granvit.coordinates import Box
@@ -20,22 +19,23 @@ from granvit.draw import PALETTE, draw_boxes
 from granvit.geometry import View, iou
 from granvit.model.packing import IGNORE, Batch
 from granvit.model.region_model import RegionModel
-from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, WHERE, parse_box
-from granvit.train.split import singles
+from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, parse_box
+from granvit.train.unpack import unpack
 
 _SIDE, _TEXT, _CROP, _GAP = 480, 720, 112, 16
 _GREY, _BLACK, _RED = "#6b7280", "#111827", "#b91c1c"
 _LINE = 22
 
 
-def draw_batch(model: RegionModel, batch: Batch, images: int = 6, lines: int = 14) -> Image.Image:
+def draw_batch(
+    model: RegionModel, batch: Batch, images: int = 6, lines: int = 14, reader: BatchReader | None = None
+) -> Image.Image:
     """The first `images` of a batch, each with at most `lines` questions and the teacher's crops.
 
     Solid frames: where the text of a question or an answer points to. Dashed frames: where the teacher's crop was cut.
-    A symbolic image is drawn as what covers each patch, a colour for each word.
     """
-    shown = singles(batch)[:images]
-    panels = [_panel(model, single, lines) for single in shown]
+    shown = unpack(batch)[:images]
+    panels = [_panel(model, reader or BatchReader(), single, lines) for single in shown]
     said = [
         f"{len(batch.ids)} images, {len(batch.tasks)} questions; shown: {len(shown)} images. Solid frames: where the "
         "coordinates in the text point to. Dashed: where the teacher's crop, below the text, was cut.",
@@ -45,6 +45,19 @@ def draw_batch(model: RegionModel, batch: Batch, images: int = 6, lines: int = 1
     for text in said:
         sheet.write(text, _GREY)
     return _stack([sheet.cut(), *panels])
+
+
+class BatchReader:
+    """How canvases and places are read back out of a batch; a stage whose batches hold other ones brings its own."""
+
+    def canvas(self, model: RegionModel, single: Batch) -> Image.Image:
+        """What the model sees of one image."""
+        assert single.pixels is not None
+        return Image.fromarray(single.pixels[0].cpu().numpy())
+
+    def located(self, model: RegionModel, question: str, answer: str) -> tuple[str, Box | None]:
+        """What a Caption2Bbox question asks for, and the relative box that its answer names."""
+        return question.partition(CAPTION2BBOX)[2].strip(), parse_box(answer, model.codec)
 
 
 @dataclass
@@ -57,9 +70,9 @@ class _Asked:
     number: int = 0
 
 
-def _panel(model: RegionModel, single: Batch, lines: int) -> Image.Image:
-    canvas = _canvas(model, single)
-    asked = [_asked(model, single, n) for n in range(1, len(single.tasks) + 1)]
+def _panel(model: RegionModel, reader: BatchReader, single: Batch, lines: int) -> Image.Image:
+    canvas = reader.canvas(model, single)
+    asked = [_asked(model, reader, single, n) for n in range(1, len(single.tasks) + 1)]
     boxes = _number(asked)
     labels = [str(number) for number in range(1, len(boxes) + 1)]
     colors = [PALETTE[i % len(PALETTE)] for i in range(len(boxes))]
@@ -89,27 +102,12 @@ def _panel(model: RegionModel, single: Batch, lines: int) -> Image.Image:
     return panel
 
 
-def _canvas(model: RegionModel, single: Batch) -> Image.Image:
-    if single.pixels is not None:
-        return Image.fromarray(single.pixels[0].cpu().numpy())
-    assert single.grid_patches is not None and single.grid_words is not None and single.grid_weights is not None
-    entries = [t.cpu().numpy() for t in (single.grid_patches, single.grid_words, single.grid_weights)]
-    ink, weight = np.zeros((model.grid**2, 3)), np.zeros((model.grid**2, 1))
-    for patch, word, share in zip(*entries, strict=True):
-        ink[patch] += share * np.array(ImageColor.getrgb(PALETTE[word % len(PALETTE)]))
-        weight[patch] += share
-    covered = weight / max(weight.max(), 1e-9)
-    colors = 255 * (1 - covered) + covered * ink / np.maximum(weight, 1e-9)
-    patches = Image.fromarray(colors.round().astype(np.uint8).reshape(model.grid, model.grid, 3))
-    return patches.resize((model.canvas, model.canvas), Image.Resampling.NEAREST)
-
-
 def _seen(single: Batch) -> str:
     view = single.views[0]
     return "" if view is None else f"pixels {view.source} of the image, padded to {view.padded}"
 
 
-def _asked(model: RegionModel, single: Batch, n: int) -> _Asked:
+def _asked(model: RegionModel, reader: BatchReader, single: Batch, n: int) -> _Asked:
     """The n-th question of an image."""
     question, answer = _texts(model, single, n)
     task = single.tasks[n - 1]
@@ -122,10 +120,7 @@ def _asked(model: RegionModel, single: Batch, n: int) -> _Asked:
         box = parse_box(asked_for, model.codec)
         text = f"{asked_for}  →  {answer}"
     else:
-        asked_for = question.partition(WHERE if WHERE in question else CAPTION2BBOX)[2].strip()
-        box = parse_box(answer, model.codec)
-        if box is not None and WHERE in question:
-            box = (box[1], box[0], box[3], box[2])  # the warm-up's own order
+        asked_for, box = reader.located(model, question, answer)
         text = f"{asked_for}  →  {answer}"
     return _Asked(text, _BLACK, box) if box is not None else _Asked(f"NO BOX CAN BE READ: {text}", _RED)
 
@@ -145,7 +140,7 @@ def _texts(model: RegionModel, single: Batch, n: int) -> tuple[str, str]:
 def _as_read(model: RegionModel, batch: Batch) -> list[str]:
     """One question of each kind as the model reads it, template and all."""
     first: dict[str, str] = {}
-    for single in singles(batch):
+    for single in unpack(batch):
         for n, task in enumerate(single.tasks, start=1):
             if task not in first:
                 ids: Tensor = single.input_ids[0][single.branch_ids[0] == n]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from granvit.model.distill import Teacher
 from granvit.model.families import body_of, family_of, patch_of, registers_of
 from granvit.model.packing import Batch
-from granvit.train.stage import Stage
+from granvit.train.stages.base import Stage
 
 # Dense bfloat16 of the tensor cores, from NVIDIA's data sheets; the first name that the device's holds.
 _PEAKS = (

@@ -37,12 +37,12 @@ from granvit.train.checks import check_feed, check_saved
 from granvit.train.config import LoopConfig, on_cpu
 from granvit.train.feed import Feed
 from granvit.train.flops import peak_flops
+from granvit.train.fsdp import clip_gradients, shard, whole_tensors
 from granvit.train.history import Curves, History, Speed
 from granvit.train.nonfinite import NonFiniteLoss
 from granvit.train.optimizer import make_optimizer, make_schedule
-from granvit.train.sharding import clip_gradients, shard, whole_tensors
 from granvit.train.signals import StopSignals
-from granvit.train.stage import Stage
+from granvit.train.stages.base import Stage
 from granvit.train.timing import Timing, section
 
 __all__ = ["LoopConfig", "NonFiniteLoss", "TrainResult", "train"]
@@ -75,14 +75,14 @@ def train(
     resume: bool = True,
     device: Literal["auto", "cpu"] = "auto",
     recipe: Mapping[str, Any] | None = None,
-    origin: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Trains a stage for `config.steps` steps, or for those that remain after the newest checkpoint in `run_dir`.
 
     A resumed run takes the very steps that the uninterrupted one would have taken. SIGTERM and SIGINT finish the
     step, save, and leave through `SystemExit`. Writes history.jsonl, checkpoints/, quarantine.jsonl (rejected
     records), speed.jsonl, first_batch.png and the trackers' files. `recipe` holds JSON-able facts that must be the
-    same when the run is resumed, `origin` those by which a step that failed finds its settings and data again.
+    same when the run is resumed, `provenance` those by which a step that failed finds its settings and data again.
 
     Raises:
         NonFiniteLoss: after writing what takes the step again to `run_dir/nonfinite`.
@@ -91,7 +91,7 @@ def train(
         GranvitError: `resume` is off and `run_dir` holds a run.
         ValueError: feed and config do not fit together, or nothing trains.
     """
-    return _Run(stage, feed, config, Path(run_dir), device, recipe or {}, origin or {}).train(resume)
+    return _Run(stage, feed, config, Path(run_dir), device, recipe or {}, provenance or {}).train(resume)
 
 
 class _Run:
@@ -105,7 +105,7 @@ class _Run:
         run_dir: Path,
         device: str,
         recipe: Mapping[str, Any],
-        origin: Mapping[str, Any],
+        provenance: Mapping[str, Any],
     ):
         self.accelerator = Accelerator(
             cpu=on_cpu(device),
@@ -116,7 +116,7 @@ class _Run:
         )
         check_feed(self.accelerator, feed, config)
         check_saved(stage)
-        self.stage, self.feed, self.config, self.run_dir, self.origin = stage, feed, config, run_dir, origin
+        self.stage, self.feed, self.config, self.run_dir, self.provenance = stage, feed, config, run_dir, provenance
         set_seed(config.seed, device_specific=True)
         self.device = self.accelerator.device
         bf16 = config.precision == "bf16" or (config.precision == "auto" and _cuda_bf16(self.device))
@@ -310,7 +310,7 @@ class _Run:
                 "metrics": {name: repr(value) for name, value in metrics.items()},
                 "precision": self.recipe["precision"],
                 "device": self.device.type,
-                "origin": self.origin,
+                "provenance": self.provenance,
             }
             nonfinite.save(self.run_dir, self.stage, *tensors, facts, ranks)
         self.accelerator.wait_for_everyone()

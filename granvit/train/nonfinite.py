@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from granvit.errors import GranvitError
-from granvit.train.stage import Stage
+from granvit.train.stages.base import Stage
 from granvit.train.tensorfile import write_tensors
 
 FOLDER = "nonfinite"
@@ -49,7 +49,7 @@ def save(
 
     Args:
         student, extra: whole tensors of the stage's model, and what the stage keeps besides.
-        facts: JSON-able facts of the run: "step", "metrics", "precision", "device", "origin".
+        facts: JSON-able facts of the run: "step", "metrics", "precision", "device", "provenance".
         ranks: per rank "ids" (of each micro-batch), "feed" (its state before the step) and "rng".
     """
     folder = run_dir / FOLDER

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from granvit.errors import CheckpointError, GranvitError
 from granvit.model.blocks import blocks_of
 from granvit.train.muon import MuonWithAdamW
-from granvit.train.stage import Stage
+from granvit.train.stages.base import Stage
 
 
 def make_optimizer(

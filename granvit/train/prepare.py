@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -19,11 +18,10 @@ from granvit.images import decode
 from granvit.model.dialog import Dialog
 from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.model.region_model import RegionModel
-from granvit.model.symbolic import symbolic_grid
-from granvit.questions import box_exchange, caption_exchange, global_exchange, where_exchange
+from granvit.questions import box_exchange, caption_exchange, global_exchange
 from granvit.regions import LEAST_VISIBLE, Region, RegionImage
 from granvit.train.feed import Reject
-from granvit.train.sampling import SampleConfig
+from granvit.train.sampling import CroppedSample, SampleConfig
 
 # Words that are wrong in a mirror.
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
@@ -31,6 +29,9 @@ _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 class Prepare:
     """Makes samples for one model and one stage; a picklable function object."""
+
+    # How a region is asked for by its text.
+    _locate = staticmethod(box_exchange)
 
     def __init__(self, model: RegionModel, config: SampleConfig, digests: bool = False):
         """Ready to be called for any record; with `digests` samples tell pictures apart (`Sample.digest`).
@@ -43,11 +44,11 @@ class Prepare:
         self.codec = get_codec(model.settings.codec)
         self.dialog: Dialog = model.dialog
         self.canvas, self.grid, self.patch, self.fill = model.canvas, model.grid, model.patch, model.fill
-        self._words: dict[str, list[int]] = {}
-        vocabulary: dict[str, int] = self.dialog.tokenizer.get_vocab()
-        self._vocabulary = {text: i for text, i in vocabulary.items() if i not in self.dialog.plain.ids}
-        if config.crop_size % model.patch:
-            raise GranvitError(f"sample.crop_size {config.crop_size} is not a multiple of the patch, {model.patch} px")
+        self.crops, self.crop_size = 0, 0
+        if isinstance(config, CroppedSample):
+            self.crops, self.crop_size = config.crops, config.crop_size
+        if self.crop_size % model.patch:
+            raise GranvitError(f"sample.crop_size {self.crop_size} is not a multiple of the patch, {model.patch} px")
         prefix = len(self.dialog.prefix_ids)
         if config.max_tokens is not None and config.max_tokens <= prefix:
             raise GranvitError(f"sample.max_tokens {config.max_tokens}: an image alone has {prefix} tokens")
@@ -58,7 +59,7 @@ class Prepare:
         Raises:
             Reject: there is nothing to ask about this record, or a row holds not even one of its questions.
         """
-        image = None if self.config.symbolic else self._decode(record)
+        image = self._decode(record)
         if self.config.mirror and rng.random() < self.config.mirror:
             record, image = _mirrored(record, image)
         view = self._choose_view(record, rng)
@@ -68,27 +69,26 @@ class Prepare:
         if not asked:
             raise Reject("nothing to ask: no caption and no usable region")
         branches = self._fitting(asked, rng)
-        left_out = len(asked) - len(branches)
-        grid = None
-        if self.config.symbolic or self.config.word_map:
-            # With what the view cuts: it is seen, though not asked about.
-            seen = replace(record, regions=[region for region in record.regions if not region.ignore])
-            grid = symbolic_grid(seen, view, self.grid, self._tokens)
-        if image is None:
-            return Sample(record.id, branches, grid=grid, view=view, left_out=left_out)
-        crops, crop_boxes = self._crops(image, view, boxes[chosen])
-        if self.config.word_map:
-            image = _covered(image, record, self.fill)
+        sample = self._sample(record, image, view, branches, boxes[chosen])
+        return replace(sample, left_out=len(asked) - len(branches))
+
+    def _sample(
+        self, record: RegionImage, image: Image.Image | None, view: View, branches: list[Branch], boxes: Boxes
+    ) -> Sample:
+        """The sample of what was chosen: its questions, and the boxes (image pixels) of the regions asked about."""
+        assert image is not None
+        crops, crop_boxes = self._crops(image, view, boxes)
         pixels = np.asarray(view.apply(image, self.fill))
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() if self.digests else None
-        return Sample(record.id, branches, pixels, crops, crop_boxes, grid, view, digest, left_out)
+        return Sample(record.id, branches, pixels, crops, crop_boxes, view, digest)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples -> one packed batch: rows of `max_tokens` tokens, or a row per image."""
         dialog = self.dialog
         return pack(samples, dialog.prefix_ids, dialog.image_token, dialog.pad_token, self.config.max_tokens)
 
-    def _decode(self, record: RegionImage) -> Image.Image:
+    def _decode(self, record: RegionImage) -> Image.Image | None:
+        """The picture; None where the stage looks at none."""
         if record.image is None:
             raise Reject("the record has no image bytes")
         return decode(record.image)
@@ -130,18 +130,17 @@ class Prepare:
         relative = view.to_relative(boxes, self.settings.frame)
         # A phrase that fits two regions has no one right box; ignored regions count too.
         texts = Counter(r.text.casefold() for r in record.regions)
-        locating = where_exchange if self.config.symbolic else box_exchange
         exchanges = []
         for i in chosen:
             region, box = shown[i], relative[i]
             if rng.random() < wanted.get("bbox2caption", 0):
                 exchanges.append(caption_exchange(box, region.text, self.codec))
             if rng.random() < wanted.get("caption2bbox", 0) and texts[region.text.casefold()] == 1:
-                exchanges.append(locating(box, region.text, self.codec))
+                exchanges.append(self._locate(box, region.text, self.codec))
             if rng.random() < self.config.subphrases:
                 part = subphrase(region, record.regions, rng)
                 if part is not None:
-                    exchanges.append(locating(box, part, self.codec))
+                    exchanges.append(self._locate(box, part, self.codec))
         whole = view.source == (0, 0, record.width, record.height)
         if record.caption and whole and rng.random() < wanted.get("global", 0):
             exchanges.append(global_exchange(record.caption))
@@ -167,9 +166,9 @@ class Prepare:
 
         A crop is stretched to a square, so that the teacher's grid and ROIAlign's bins cover the same ground.
         """
-        size = self.config.crop_size or self.canvas
+        size = self.crop_size or self.canvas
         whole = np.stack([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).reshape(-1, 4).astype(int)
-        rows = whole[: self.config.crops]
+        rows = whole[: self.crops]
         crops = [
             np.asarray(View.crop((int(box[0]), int(box[1]), int(box[2]), int(box[3])), size).apply(image))
             for box in rows
@@ -177,16 +176,6 @@ class Prepare:
         if not crops:
             return np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 4), np.float32)
         return np.stack(crops), view.to_canvas(rows).astype(np.float32)
-
-    def _tokens(self, region: Region) -> list[int]:
-        """The tokens of an object's words; of print those of each letter, for print is read letter by letter."""
-        parts = list(region.text) if region.kind == "text" else [region.text]
-        for part in parts:
-            if part not in self._words:
-                # Looked up first: encoding writes a space before a letter.
-                known = self._vocabulary.get(part)
-                self._words[part] = self.dialog.plain.encode([part])[0] if known is None else [known]
-        return [token for part in parts for token in self._words[part]]
 
 
 def _mirrored(record: RegionImage, image: Image.Image | None) -> tuple[RegionImage, Image.Image | None]:
@@ -199,16 +188,6 @@ def _mirrored(record: RegionImage, image: Image.Image | None) -> tuple[RegionIma
         for region in record.regions
     ]
     return replace(record, regions=regions), None if image is None else ImageOps.mirror(image)
-
-
-def _covered(image: Image.Image, record: RegionImage, fill: tuple[int, int, int]) -> Image.Image:
-    """The image with its ignored regions painted over: what is seen there is not nothing, and nobody may say what."""
-    hidden = [region.box for region in record.regions if region.ignore]
-    if hidden:
-        image = image.copy()
-        for x1, y1, x2, y2 in hidden:
-            image.paste(fill, (math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)))
-    return image
 
 
 def subphrase(region: Region, among: list[Region], rng: np.random.Generator) -> str | None:

@@ -24,13 +24,12 @@ from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel, read_settings
 from granvit.train import nonfinite, rng
 from granvit.train.config import on_cpu
-from granvit.train.feed import Feed
-from granvit.train.origin import reopen, stage_of
-from granvit.train.prepare import Prepare
-from granvit.train.recipes.base import StageRecipe
-from granvit.train.split import singles
-from granvit.train.stage import Stage
+from granvit.train.feed import Feed, Records
+from granvit.train.provenance import reopen, stage_of
+from granvit.train.stages.base import Stage
+from granvit.train.stages.config import StageConfig
 from granvit.train.tensorfile import read_expected, read_tensors
+from granvit.train.unpack import unpack
 from granvit.train.watch import Watch, nonfinite_weights
 
 
@@ -58,7 +57,7 @@ class Replay:
         return not all(math.isfinite(value) for value in self.now.values())
 
     @property
-    def guilty(self) -> list[str]:
+    def offending(self) -> list[str]:
         """The samples that alone are enough, each named once."""
         bad = [id for id, loss, norm in self.samples if not (math.isfinite(loss) and math.isfinite(norm))]
         return list(dict.fromkeys(bad))
@@ -75,10 +74,11 @@ def replay(folder: Path, corpora: Sequence[str] = (), device: Literal["auto", "c
         ValueError: the samples can't be made again, or come out as others; the message says why.
     """
     facts, ranks = _read(folder / nonfinite.BATCH), _read(folder / nonfinite.RANKS)
-    recipe = stage_of(facts["origin"])
+    provenance = facts.get("provenance", facts.get("origin", {}))  # its name in earlier versions
+    stage_config = stage_of(provenance)
     model = _load_model(folder)
-    batches = _batches(recipe, model, facts, ranks, corpora)
-    stage = recipe.build(model)
+    batches = _batches(stage_config, model, facts["ids"], ranks, reopen(provenance, corpora))
+    stage = stage_config.build(model)
     stage.load_extra_state(read_expected(folder / nonfinite.EXTRA, stage.extra_state()))
     place = torch.device("cpu") if on_cpu(device) else torch.accelerator.current_accelerator()
     assert place is not None
@@ -93,7 +93,7 @@ def replay(folder: Path, corpora: Sequence[str] = (), device: Literal["auto", "c
         (single.ids[0], taken["loss"], taken["grad_norm"])
         for micros, state in zip(batches, states, strict=True)
         for batch in micros
-        for single in singles(batch)
+        for single in unpack(batch)
         for taken in [step.take([[single]], [state])]
     ]
     return Replay(facts["step"], facts["metrics"], now, weights, watch, samples)
@@ -125,15 +125,18 @@ def _load_model(folder: Path) -> RegionModel:
 
 
 def _batches(
-    recipe: StageRecipe, model: RegionModel, facts: dict[str, Any], ranks: list[dict[str, Any]], corpora: Sequence[str]
+    config: StageConfig,
+    model: RegionModel,
+    ids_of: list[list[list[str]]],
+    ranks: list[dict[str, Any]],
+    sources: Sequence[tuple[Records, float]],
 ) -> list[list[Batch]]:
     """The micro-batches of each rank, made again."""
-    sources = reopen(facts["origin"], corpora)
-    prepare = Prepare(model, recipe.sample)
+    prepare = config.prepare(model)
     made = []
-    for number, (rank, ids) in enumerate(zip(ranks, facts["ids"], strict=True)):
-        size = recipe.loop.batch_size
-        seed, world = recipe.loop.seed, len(ranks)
+    for number, (rank, ids) in enumerate(zip(ranks, ids_of, strict=True)):
+        size = config.loop.batch_size
+        seed, world = config.loop.seed, len(ranks)
         with Feed(sources, prepare, prepare.collate, size, seed, number, world, prefetch=0) as feed:
             feed.restore(rank["feed"])
             batches = [next(feed) for _ in ids]

@@ -5,7 +5,7 @@ run/
   data.json            which corpora: images, weights, checksums
   stage1/              history.jsonl, tensorboard/, checkpoints/ (for resuming), model/ (when done)
   stage2/              the same
-  */alone/             what an encoder or language warm-up made, as a stock checkpoint of its own
+  */alone/             what a stage leaves besides, such as the part that a warm-up made as a checkpoint of its own
   checkpoint/          the last stage's model: a stock LLaVA with granvit.json
 """
 
@@ -13,42 +13,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from granvit.corpus.checksums import ShardCheck
-from granvit.corpus.select import Subset, evenly
+from granvit.corpus.select import Subset
 from granvit.corpus.store import Corpus
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import locked, read_json, staged_folder, write_text
-from granvit.model.assemble import save_encoder, save_language
 from granvit.model.region_model import RegionModel
-from granvit.train.build import PLACES, WORDS, build_model, start_projector
+from granvit.train.build import build_model, earlier_folders
 from granvit.train.checkpoint import of_another_run
 from granvit.train.config import LoopConfig, feed_workers, on_cpu
-from granvit.train.encoder_warmup import EncoderWarmup
-from granvit.train.feed import Feed, Records, Reject
+from granvit.train.feed import Feed, Records
+from granvit.train.fsdp import is_sharded, whole_tensors
 from granvit.train.loop import TrainResult, train
-from granvit.train.origin import origin_of
-from granvit.train.prepare import Prepare
-from granvit.train.recipes.base import Recipe, StageRecipe
-from granvit.train.savings import savings
-from granvit.train.sharding import is_sharded, whole_tensors
-from granvit.train.stages import LanguageWarmup
+from granvit.train.memory import memory_options
+from granvit.train.provenance import provenance_of
+from granvit.train.recipes.base import Recipe
+from granvit.train.stages.config import StageConfig
+from granvit.train.stages.context import RunContext
 
 # Fields of a stage that count in another form: two field by field, two as steps and micro-batches.
 _RESOLVED = ("sample", "loop", "epochs", "images_per_step")
 
-# On so many pictures of each corpus a projector is fitted.
-_FITTED_ON = 64
+# The folder of what a stage leaves besides its model (`Stage.finish`).
+ALONE = "alone"
 
 # How a step is cut.
 _CUT = ("batch_size", "accumulate")
@@ -103,10 +97,12 @@ def _run_recipe(
     _check_finished(recipe, data, run_dir, state.num_processes)
     model = RegionModel.load(init) if init is not None else build_model(recipe)
     for stage in recipe.stages:
-        Prepare(model, stage.sample)  # what doesn't fit the model is told now, not after hours of another stage
+        stage.check()
+        stage.prepare(model)  # what doesn't fit the model is told now, not after hours of another stage
     if state.is_main_process:  # only now: what can't begin leaves no folder
         recipe.save(run_dir / "recipe.json", state.num_processes)
         write_text(run_dir / "data.json", json.dumps(data, indent=1) + "\n")
+    earlier = [] if init is not None else earlier_folders(recipe)
     if on_stage is not None and state.is_main_process:
         on_stage("before", model, None)
     for stage in recipe.stages:
@@ -115,13 +111,16 @@ def _run_recipe(
         if done.exists():
             model = _load_finished(run_dir / stage.folder)
         else:
-            result = run_stage(stage, recipe, model, run_dir / stage.folder, sources, resume=resume, device=device)
+            result = run_stage(
+                stage, recipe, model, run_dir / stage.folder, sources, resume=resume, device=device, earlier=earlier
+            )
             weights = whole_tensors(model.llava.state_dict())
             if state.is_main_process:
                 _publish(model, done, weights)
         state.wait_for_everyone()
         if is_sharded(model.llava):
             model = _load_finished(run_dir / stage.folder)  # shards stay shards: the next stage begins with a whole one
+        earlier.append(run_dir / stage.folder / ALONE)
         if on_stage is not None and state.is_main_process:
             on_stage(stage.folder, model, result)
     if state.is_main_process:
@@ -130,18 +129,12 @@ def _run_recipe(
 
 
 def _load_finished(stage_dir: Path) -> RegionModel:
-    """The model that an earlier call left, with what only presets know."""
+    """The model that an earlier call left."""
     try:
-        model = RegionModel.load(stage_dir / "model")
+        return RegionModel.load(stage_dir / "model")
     except CheckpointError as error:
         way = f"remove {stage_dir / 'model'} to finish this stage again from its checkpoints"
         raise CheckpointError(f"{error}; {way}") from error
-    alone = stage_dir / "alone"
-    if (alone / PLACES).exists():
-        model.places = load_file(alone / PLACES)["places"]
-    if (alone / WORDS).exists():
-        model.words = load_file(alone / WORDS)
-    return model
 
 
 def _data_facts(sources: Sequence[tuple[Records, float]]) -> list[dict[str, Any]]:
@@ -201,7 +194,7 @@ def _decisive(facts: dict[str, Any], folders: Sequence[str], processes: int) -> 
 
 
 def run_stage(
-    stage: StageRecipe,
+    stage: StageConfig,
     recipe: Recipe,
     model: RegionModel,
     stage_dir: Path,
@@ -209,12 +202,15 @@ def run_stage(
     *,
     resume: bool = True,
     device: Literal["auto", "cpu"] = "auto",
+    earlier: Sequence[Path] = (),
 ) -> TrainResult:
-    """Train one stage in place, resuming from the newest checkpoint in `stage_dir`."""
+    """Train one stage in place, resuming from the newest checkpoint in `stage_dir`.
+
+    `earlier` are the folders in which earlier stages left what this one may go on from (`RunContext.earlier`).
+    """
     state = PartialState(cpu=on_cpu(device))
-    if stage.loop.parallel == "fsdp" and stage.kind in ("encoder", "warmup"):
-        raise GranvitError(f"{stage.folder}: loop.parallel is ddp for the presets' own parts, which fit on any machine")
-    prepare = Prepare(model, stage.sample, digests=stage.loop.feature_cache is not None)
+    stage.check()
+    prepare = stage.prepare(model)
     check = ShardCheck((records for records, _ in sources), state.process_index, state.num_processes)
     feed = Feed(
         sources,
@@ -226,45 +222,26 @@ def run_stage(
         world_size=state.num_processes,
         workers=feed_workers(stage.loop.workers, device),
     )
-    origin = origin_of(stage, sources)
     facts = {"recipe": recipe.name, "sample": _plain(stage), "settings": vars(recipe.settings)}
-    built = stage.build(model)
-    with check, savings(built, stage, state):
-        result = train(built, feed, stage.loop, stage_dir, resume=resume, device=device, recipe=facts, origin=origin)
+    built = stage.build(model, RunContext(sources, tuple(earlier)))
+    with check, memory_options(built, stage, state):
+        result = train(
+            *(built, feed, stage.loop, stage_dir),
+            resume=resume,
+            device=device,
+            recipe=facts,
+            provenance=provenance_of(stage, sources),
+        )
         check.finish()
     if state.is_main_process:
         for reason, count in sorted(result.left_out.items()):
             print(f"{stage.folder}: left out {count:,} x {reason}")
     model.llava.eval()
-    if isinstance(built, EncoderWarmup):
-        model.words = {k: v.cpu().contiguous() for k, v in built.extra_state().items()}
-        if state.is_main_process:
-            with staged_folder(stage_dir / "alone") as alone:
-                save_encoder(model, alone)
-                save_file(model.words, alone / WORDS)
-    if isinstance(built, LanguageWarmup):
-        model.places = built.places().detach().cpu()
-        model.llava.cpu()  # least squares are solved there
-        start_projector(model, _canvases(model, stage, sources))
-        if state.is_main_process:
-            with staged_folder(stage_dir / "alone") as alone:
-                save_language(model, alone)
-                save_file({"places": built.places().detach().cpu().contiguous()}, alone / PLACES)
+    built.finish(stage_dir / ALONE, state.is_main_process)
     return result
 
 
-def _canvases(model: RegionModel, stage: StageRecipe, sources: Sequence[tuple[Records, float]]) -> Tensor | None:
-    """Pictures of the corpora as the stage would see them; None where nothing is drawn."""
-    prepare, rng = Prepare(model, replace(stage.sample, symbolic=False)), np.random.default_rng(stage.loop.seed)
-    canvases = []
-    for records, _ in sources:
-        for index in evenly(range(len(records)), _FITTED_ON):
-            with suppress(Reject):
-                canvases.append(np.asarray(prepare(records[index], rng).pixels))
-    return torch.from_numpy(np.stack(canvases)) if canvases else None
-
-
-def _plain(stage: StageRecipe) -> dict[str, object]:
+def _plain(stage: StageConfig) -> dict[str, object]:
     """What of a stage, besides the loop, must stay the same when it is resumed."""
     rest = {k: v for k, v in vars(stage).items() if k not in _RESOLVED}
     return {**rest, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(stage.sample).items()}}

@@ -11,7 +11,7 @@ from granvit.regions import Kind
 
 @dataclass
 class SampleConfig:
-    """Which questions an image is asked, and what the teacher sees of it.
+    """Which questions an image is asked, and what of it is shown.
 
     Attributes:
         questions: the chance that a question is asked where it can be: "global" once per image with a caption,
@@ -19,17 +19,11 @@ class SampleConfig:
         max_regions: at most so many regions per image, drawn anew each time.
         subphrases: the chance that a region is also asked for by a part of its text, where that part fits no
             other region of the image.
-        crops: at most so many region crops per image for the teacher; 0 for none.
-        crop_size: side of the teacher's crop in pixels, a multiple of the patch; 0 takes the canvas.
         mirror: the chance that an image is mirrored where it holds no text and nothing said of it is "left" or "right".
         windows: the chance that a part of the image is shown in place of the whole (for small text).
         window_kind: parts are shown only of images with regions of this kind, around one of them; None shows any.
         window_side: the part's side, smallest and largest, in canvas sides.
         max_answer: answers are cut after so many tokens.
-        symbolic: show the symbolic image in place of pixels, and ask for places in the warm-up's own words
-            (`LanguageWarmup`).
-        word_map: beside the pixels, say which words lie in which patch (`EncoderWarmup`); what is ignored is painted
-            over.
         max_tokens: images share rows of at most so many tokens (best fit); of an image with more some questions are
             drawn anew each time, and the rest are counted as left out. None gives each image a row of its own.
     """
@@ -37,13 +31,22 @@ class SampleConfig:
     questions: Mapping[Task, float] = field(default_factory=lambda: {"global": 1.0, "bbox2caption": 1.0})
     max_regions: int = 16
     subphrases: float = 0.0
-    crops: int = 0
-    crop_size: int = 0
     mirror: float = 0.0
     windows: float = 0.0
     window_kind: Kind | None = None
     window_side: tuple[float, float] = (1.0, 2.0)
     max_answer: int = 96
-    symbolic: bool = False
-    word_map: bool = False
     max_tokens: int | None = None
+
+
+@dataclass
+class CroppedSample(SampleConfig):
+    """The same with crops of regions for the teacher of the self-distillation.
+
+    Attributes:
+        crops: at most so many region crops per image; 0 for none.
+        crop_size: side of a crop in pixels, a multiple of the patch; 0 takes the canvas.
+    """
+
+    crops: int = 0
+    crop_size: int = 0

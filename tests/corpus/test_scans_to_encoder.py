@@ -23,7 +23,7 @@ def loss_per_token(model, records, seeds: int = 1) -> float:
     """The cross-entropy of reading the text in the boxes, in a window around one of them, nats per token."""
     from granvit.train.prepare import Prepare
     from granvit.train.sampling import SampleConfig
-    from granvit.train.stages import Pretrain
+    from granvit.train.stages.pretrain import Pretrain
 
     prepare = Prepare(model, SampleConfig({"bbox2caption": 1.0}, max_regions=12, windows=1.0, window_side=(0.6, 0.6)))
     stage = Pretrain(model, distill_weight=0).eval()
@@ -39,7 +39,7 @@ def loss_per_token(model, records, seeds: int = 1) -> float:
 
 def recipe(words: int, steps: int, batch: int):
     """The words and stage 1 of `nano-own`, with so many steps."""
-    from granvit.train.recipes.nano import nano_own
+    from granvit.nano.recipes import nano_own
 
     made = nano_own()
     made.stages = [

@@ -7,7 +7,8 @@ from torch._dynamo.utils import counters
 
 from granvit.model.blocks import blocks_of, compiled, recomputed
 from granvit.train.optimizer import make_optimizer
-from granvit.train.stages import Adapt, Pretrain
+from granvit.train.stages.adapt import Adapt
+from granvit.train.stages.pretrain import Pretrain
 
 
 def step(stage, batch, *contexts):

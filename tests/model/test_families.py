@@ -17,10 +17,12 @@ from granvit.model.encoders import at_canvas, fix_size, load_encoder
 from granvit.model.families import ENCODERS, canvas_of, family_of, patch_of
 from granvit.model.forward import encode
 from granvit.model.region_model import RegionModel, Settings
-from granvit.model.tokenizer import train_tokenizer
+from granvit.nano.language_warmup import LanguageWarmup
+from granvit.nano.tokenizer import train_tokenizer
 from granvit.train.config import LoopConfig
 from granvit.train.optimizer import make_optimizer
-from granvit.train.stages import Adapt, LanguageWarmup, Pretrain
+from granvit.train.stages.adapt import Adapt
+from granvit.train.stages.pretrain import Pretrain
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 KINDS = [kind for kind in TOWERS if kind != "naflex"]

@@ -12,7 +12,7 @@ from granvit.model.assemble import assemble
 from granvit.model.families import LANGUAGES
 from granvit.model.languages import load_language
 from granvit.model.region_model import RegionModel, Settings
-from granvit.train.stages import Adapt
+from granvit.train.stages.adapt import Adapt
 
 CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>")

@@ -10,7 +10,8 @@ from tiny_model import collate, make_model, make_samples, packed_logits, packed_
 from granvit.model.attention import use_packed_attention
 from granvit.model.branch_attention import Branches
 from granvit.model.forward import answer_logits, project
-from granvit.model.packing import IGNORE, Branch, Grid, Sample, best_fit, pack, rows_of
+from granvit.model.packing import IGNORE, Branch, Sample, best_fit, pack, rows_of
+from granvit.nano.symbolic import Grid
 
 KINDS = ["qwen2", "llama"]
 
@@ -200,7 +201,7 @@ def test_pictures_crops_and_grids_stay_with_their_image():
             np.full((4, 4, 3), i, np.uint8),
             np.full((0 if i == 1 else 1 + i % 2, 2, 2, 3), i, np.uint8),
             np.full((0 if i == 1 else 1 + i % 2, 4), i, np.float32),
-            grid(i),
+            extra=grid(i),
         )
         for i in range(6)
     ]
@@ -212,8 +213,8 @@ def test_pictures_crops_and_grids_stay_with_their_image():
     assert batch.counts == {**counts, "tokens": 6 * 3 + 2 * (3 + 8 + 13)}, "padding is no token"
     owners = batch.pixels[batch.crop_image, 0, 0, 0]
     assert owners.tolist() == batch.crops[:, 0, 0, 0].tolist() == batch.crop_boxes[:, 0].tolist()
-    assert batch.grid_patches.tolist() == [3 * at + i % 3 for at, i in enumerate(order)]
-    assert batch.grid_words.tolist() == [10 + i for i in order]
+    assert batch.extra.patches.tolist() == [3 * at + i % 3 for at, i in enumerate(order)]
+    assert batch.extra.words.tolist() == [10 + i for i in order]
 
 
 def test_to_moves_every_tensor():

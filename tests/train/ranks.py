@@ -48,7 +48,7 @@ def train_stage1(run_dir: Path, config: LoopConfig, kill: tuple[int, int] = (-1,
     """
     from granvit.model.blocks import recomputed
     from granvit.train.loop import train
-    from granvit.train.stages import Pretrain
+    from granvit.train.stages.pretrain import Pretrain
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     model = make_model()

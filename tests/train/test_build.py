@@ -3,14 +3,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.synthesize import synthesize
 from granvit.corpus.undrawn import Undrawn
 from granvit.model.region_model import stock_weights
-from granvit.train.build import build_model, embedded_corpora, sources_of
-from granvit.train.recipes import RECIPES
+from granvit.recipes import RECIPES
+from granvit.train.build import build_model, earlier_folders, embedded_corpora, sources_of
+from granvit.train.stages.context import RunContext
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,9 @@ def test_a_language_model_that_knows_other_places_is_refused(parts):
 def test_shipped_encoders_come_with_the_words_they_know(parts, name):
     nano = RECIPES["nano"]()
     model = build_model(replace(nano, encoder=name))
-    assert model.words is not None and model.words["score.weight"].shape[1] == 160
+    words = RunContext(earlier=earlier_folders(replace(nano, encoder=name))).newest("words.safetensors")
+    assert words is not None and load_file(words)["score.weight"].shape[1] == 160
+    assert earlier_folders(tiny_recipe(parts)) == []
     other = build_model(replace(nano, encoder={"nano": "nano-reader", "nano-reader": "nano"}[name]))
     assert changed(model, other) == {"vision_tower", "multi_modal_projector"}
 

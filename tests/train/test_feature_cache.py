@@ -1,18 +1,21 @@
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import get_type_hints
 
 import pytest
 import torch
 from accelerate import PartialState
 from tiny_model import collate, make_model, make_samples
+from tiny_recipe import tiny_recipe
 
-from granvit.errors import CheckpointError
-from granvit.train.config import LoopConfig
+from granvit.errors import CheckpointError, GranvitError
+from granvit.train.config import CachingLoop
 from granvit.train.feature_cache import FeatureCache
-from granvit.train.recipes.base import StageRecipe
+from granvit.train.memory import memory_options
+from granvit.train.run import run_stage
 from granvit.train.sampling import SampleConfig
-from granvit.train.savings import savings
-from granvit.train.stages import Adapt
+from granvit.train.stages.adapt import Adapt
+from granvit.train.stages.config import KINDS, AdaptConfig
 
 QUESTIONS = {"global": 1.0, "caption2bbox": 1.0}
 
@@ -136,14 +139,14 @@ def test_a_damaged_file_is_named(model, tmp_path):
 # --- by choice of a stage's settings ---------------------------------------------------------------------------------
 
 
-def recipe(kind="stage2", windows=0.0, **loop):
-    return StageRecipe(kind, SampleConfig(QUESTIONS, windows=windows), LoopConfig(**loop))
+def recipe(windows=0.0, **loop):
+    return AdaptConfig(SampleConfig(QUESTIONS, windows=windows), CachingLoop(**loop))
 
 
 def test_a_stage_trains_with_what_its_recipe_chooses(model, tmp_path):
     chosen = recipe(gradient_checkpointing=("language",), feature_cache=str(tmp_path / "features"), compile=True)
     stage = chosen.build(model).train()
-    with savings(stage, chosen, PartialState(cpu=True)):
+    with memory_options(stage, chosen, PartialState(cpu=True)):
         assert all(layer.gradient_checkpointing for layer in model.llava.model.language_model.layers)
         assert not any(layer.gradient_checkpointing for layer in model.llava.model.vision_tower.encoder.layers)
         assert model.llava.model.language_model.layers[0]._compiled_call_impl is None  # no compiling for a CPU
@@ -153,15 +156,13 @@ def test_a_stage_trains_with_what_its_recipe_chooses(model, tmp_path):
     assert facts["kept in"] == "fp32" and len(list((tmp_path / "features").glob("*.safetensors"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"kind": "stage1"}, "stage1: loop.feature_cache is for stage2, whose encoder is frozen"),
-        ({"windows": 0.5}, "stage2: .* with sample.windows: no window comes up twice"),
-    ],
-)
-def test_features_that_change_are_not_kept(model, tmp_path, fields, reason):
-    chosen = recipe(feature_cache=str(tmp_path / "features"), **fields)
-    with pytest.raises(ValueError, match=reason), savings(chosen.build(model), chosen, PartialState(cpu=True)):
-        pass
+def test_features_of_pictures_that_change_are_not_kept(model, tmp_path):
+    chosen = recipe(feature_cache=str(tmp_path / "features"), windows=0.5)
+    with pytest.raises(GranvitError, match="stage2: .* with sample.windows: no window comes up twice"):
+        run_stage(chosen, tiny_recipe(tmp_path), model, tmp_path / "run", [], device="cpu")
     assert not (tmp_path / "features").exists()
+
+
+def test_only_the_stage_whose_encoder_is_frozen_has_a_cache():
+    loops = {kind: {field.name for field in fields(get_type_hints(config)["loop"])} for kind, config in KINDS.items()}
+    assert [kind for kind, names in loops.items() if "feature_cache" in names] == ["stage2"]

@@ -10,10 +10,13 @@ from tiny_stage import TinyStage, make_feed
 
 from granvit.draw import PALETTE
 from granvit.model.packing import IGNORE
+from granvit.nano.drawing import SymbolicReader
+from granvit.nano.prepare import SymbolicPrepare
 from granvit.regions import Region, RegionImage
-from granvit.train.first_batch import _GAP, _SIDE, _panel, draw_batch
+from granvit.train.first_batch import _GAP, _SIDE, BatchReader, _panel, draw_batch
 from granvit.train.loop import LoopConfig, train
-from granvit.train.prepare import Prepare, SampleConfig
+from granvit.train.prepare import Prepare
+from granvit.train.sampling import CroppedSample, SampleConfig
 
 BOX = (20.0, 10.0, 80.0, 40.0)  # of an image of 100 x 50 pixels
 
@@ -24,9 +27,9 @@ def record(text="small red star", box=BOX):
     return RegionImage("a/1", buffer.getvalue(), 100, 50, [Region(box, text)], caption="a night without stars")
 
 
-def batch_of(model, **settings):
+def batch_of(model, kind=Prepare, **settings):
     questions = {"global": 1.0, "bbox2caption": 1.0, "caption2bbox": 1.0}
-    prepare = Prepare(model, SampleConfig(**{"questions": questions, **settings}))
+    prepare = kind(model, CroppedSample(**{"questions": questions, **settings}))
     return prepare.collate([prepare(record(), np.random.default_rng(0))])
 
 
@@ -42,7 +45,7 @@ def drawn_at(panel, color):
 @pytest.mark.parametrize("fit", ["letterbox", "squash"])
 def test_boxes_are_drawn_where_the_text_says(codec, near, frame, fit):
     model = make_model(codec=codec, frame=frame, fit=fit)
-    panel = _panel(model, batch_of(model), 9)
+    panel = _panel(model, BatchReader(), batch_of(model), 9)
     bottom = (25 + 40) / 100 if fit == "letterbox" else 40 / 50
     assert drawn_at(panel, PALETTE[0]) == pytest.approx((0.2, 0.8, bottom), abs=near)
 
@@ -51,13 +54,13 @@ def test_a_frame_taken_for_the_other_shows():
     model = make_model(codec="decimal", frame="image")
     batch = batch_of(model)
     model.settings = replace(model.settings, frame="canvas")
-    bottom = drawn_at(_panel(model, batch, 9), PALETTE[0])[2]
+    bottom = drawn_at(_panel(model, BatchReader(), batch, 9), PALETTE[0])[2]
     assert bottom == pytest.approx(75 / 100, abs=0.01), "0.8 of the picture's 50 rows would be at 0.65"
 
 
 def test_a_symbolic_image_is_covered_where_its_boxes_are():
     model = make_model(codec="decimal")
-    panel = _panel(model, batch_of(model, symbolic=True), 9)
+    panel = _panel(model, SymbolicReader(), batch_of(model, SymbolicPrepare), 9)
     assert drawn_at(panel, PALETTE[0]) == pytest.approx((0.2, 0.8, 0.65), abs=0.005), "y, x, y, x is read as such"
     canvas = np.asarray(panel)[:_SIDE, _GAP : _GAP + _SIDE]
     assert (canvas[_SIDE // 2, _SIDE // 2] != 255).any() and (canvas[5, 5] == 255).all()
@@ -95,7 +98,7 @@ def test_the_crops_of_the_teacher_stand_beside(monkeypatch):
     model = make_model(codec="decimal")
     plain, batch = batch_of(model), batch_of(model, crops=1, crop_size=32)
     batch.crops[:] = 7
-    panels = [np.asarray(_panel(model, b, 9)) for b in (plain, batch)]
+    panels = [np.asarray(_panel(model, BatchReader(), b, 9)) for b in (plain, batch)]
     assert [int((panel == 7).all(-1).sum()) > 100 * 100 for panel in panels] == [False, True]
     dashed = panels[1][:_SIDE, _GAP : _GAP + _SIDE]
     assert (dashed == 255).all(-1).any() and not (panels[0][:_SIDE, _GAP : _GAP + _SIDE] == 255).all(-1)[60:].any()

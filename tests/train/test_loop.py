@@ -17,7 +17,7 @@ from granvit.model.packing import Branch, Sample, pack
 from granvit.train import checkpoint
 from granvit.train.feed import LEFT_OUT, Feed, FeedError, Reject
 from granvit.train.loop import LoopConfig, NonFiniteLoss, train
-from granvit.train.stage import Stage, Term
+from granvit.train.stages.base import Stage, Term
 
 CONFIG = LoopConfig(steps=8, batch_size=4, lr=0.01, log_every=1, trackers=(), warmup_steps=2, weight_decay=0.1)
 

@@ -8,7 +8,8 @@ from tiny_model import make_model
 
 from granvit.train.muon import MuonWithAdamW
 from granvit.train.optimizer import make_optimizer
-from granvit.train.stages import Adapt, Pretrain
+from granvit.train.stages.adapt import Adapt
+from granvit.train.stages.pretrain import Pretrain
 
 
 @pytest.mark.parametrize("stage", [Pretrain, Adapt])

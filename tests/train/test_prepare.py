@@ -14,10 +14,12 @@ from granvit.corpus.synthesize import make
 from granvit.corpus.undrawn import Undrawn
 from granvit.geometry import View
 from granvit.model.attention import bucket
+from granvit.nano.prepare import SymbolicPrepare, WordMapPrepare
 from granvit.questions import box_exchange, caption_exchange, global_exchange
 from granvit.regions import Region, RegionImage
 from granvit.train.feed import Reject
-from granvit.train.prepare import Prepare, SampleConfig, subphrase
+from granvit.train.prepare import Prepare, subphrase
+from granvit.train.sampling import CroppedSample, SampleConfig
 
 MODEL = make_model()
 WIDTH, HEIGHT = 200, 100
@@ -43,8 +45,8 @@ REGIONS = [
 ]
 
 
-def prepare(config=None, model=MODEL, **fields):
-    return Prepare(model, config or SampleConfig(**fields))
+def prepare(config=None, model=MODEL, kind=Prepare, **fields):
+    return kind(model, config or CroppedSample(**fields))
 
 
 def ask(made, rec, seed=0):
@@ -90,7 +92,7 @@ def test_asked_is_what_the_config_says(questions, expected):
 
 
 def test_chances_between():
-    made = prepare(questions={"global": 0.3, "bbox2caption": 0.5}, symbolic=True)
+    made = prepare(questions={"global": 0.3, "bbox2caption": 0.5}, kind=SymbolicPrepare)
     rec, counts = record(REGIONS), {"global": 0, "bbox2caption": 0}
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -241,11 +243,11 @@ def test_no_crops(fields):
 
 def test_crops_that_do_not_hold_whole_patches_are_refused():
     with pytest.raises(ValueError, match="crop_size 40 is not a multiple of the patch, 16 px"):
-        Prepare(make_model(), SampleConfig(crops=1, crop_size=40))
+        Prepare(make_model(), CroppedSample(crops=1, crop_size=40))
 
 
 def test_a_sample_depends_on_record_and_rng_alone():
-    config = SampleConfig({"global": 0.5, "bbox2caption": 0.7}, max_regions=2, subphrases=0.5, crops=2, windows=0.5)
+    config = CroppedSample({"global": 0.5, "bbox2caption": 0.7}, max_regions=2, subphrases=0.5, crops=2, windows=0.5)
     made, rec = prepare(config), record(REGIONS)
     again = pickle.loads(pickle.dumps(prepare(config)))  # as worker processes get it
     different = 0
@@ -277,11 +279,11 @@ def samples_of_the_embedded_corpus(made, count):
 @pytest.mark.parametrize("images", [32, 64])
 def test_rows_of_a_fixed_budget_hold_little_padding(images):
     corpus, rng = Undrawn(images, seed=0, size=160, documents=0.15), np.random.default_rng(0)
-    made = prepare(questions=EVERYTHING, max_tokens=4096, symbolic=True)
+    made = prepare(questions=EVERYTHING, max_tokens=4096, kind=SymbolicPrepare)
     samples = [made(corpus[i], rng) for i in range(images)]
     assert len({sum(len(b.ids) for b in s.branches) for s in samples}) > images / 2  # of all lengths
     shared = made.collate(samples)
-    alone = prepare(questions=EVERYTHING, symbolic=True).collate(samples)
+    alone = prepare(questions=EVERYTHING, kind=SymbolicPrepare).collate(samples)
     assert 1 < len(shared.input_ids) < images / 4 and shared.input_ids.shape[1] <= 4096
     on_a_gpu = shared.lengthened(bucket(shared.input_ids.shape[1]))
     assert shared.padding <= on_a_gpu.padding < 0.05 < 0.3 < alone.padding
@@ -351,7 +353,7 @@ def test_mirrored_images_have_mirrored_boxes_and_text_stays():
 
 def test_word_maps_paint_over_what_is_ignored():
     hidden = Region((100, 20, 140, 60), "?", "text", ignore=True)
-    plain, covered = (ask(prepare(word_map=flag), record([REGIONS[0], hidden])) for flag in (False, True))
+    plain, covered = (ask(prepare(kind=kind), record([REGIONS[0], hidden])) for kind in (Prepare, WordMapPrepare))
     view = View.fit(MODEL.settings.fit, (WIDTH, HEIGHT), MODEL.canvas)
     x1, y1, x2, y2 = view.to_canvas(hidden.box)[0].round().astype(int)
     inside = np.zeros(plain.pixels.shape[:2], bool)
@@ -377,13 +379,13 @@ def test_word_maps_show_the_letters_of_a_line_that_a_window_cuts():
     """Thirty letters of six pixels each: a window shows some of them, at the places where they are."""
     line = Region((10, 40, 190, 52), "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123", "text")
     around = Region((95, 56, 99, 60), "7", "text")
-    sample = ask(prepare(windows=1.0, window_side=(0.75, 0.75), word_map=True), record([line, around]), 4)
+    sample = ask(prepare(windows=1.0, window_side=(0.75, 0.75), kind=WordMapPrepare), record([line, around]), 4)
     x1, y1, x2, y2 = sample.view.source
     assert x2 - x1 == 48 and y1 < 40 and y2 > 60 and len(sample.branches) == 1
     vocabulary = MODEL.dialog.tokenizer.get_vocab()
     for place, letter in enumerate(line.text):
         left, right = 10 + 6 * place, 16 + 6 * place
-        patches = sample.grid.patches[sample.grid.words == vocabulary[letter]]
+        patches = sample.extra.patches[sample.extra.words == vocabulary[letter]]
         if left < x2 - 1 and right > x1 + 1:
             centre = (np.clip((left + right) / 2, x1, x2 - 1) - x1) / 48 * sample.pixels.shape[1] // MODEL.patch
             assert int(centre) in (patches % MODEL.grid).tolist(), letter
@@ -396,8 +398,10 @@ def test_control_tokens_in_an_annotation_are_text(mark):
     """In the caption, in a region's text, and in the words that the symbolic image shows."""
     control = {MODEL.dialog.tokenizer.convert_tokens_to_ids(mark)}
     regions = [Region((20, 10, 60, 50), f"a {mark} mug"), Region((100, 20, 200, 100), mark)]
-    sample = ask(prepare(symbolic=True, questions={**EVERYTHING, "caption2bbox": 0.0}), record(regions, f"a{mark}b"))
-    assert len(sample.branches) == 3 and not control & set(sample.grid.words.tolist())
+    sample = ask(
+        prepare(kind=SymbolicPrepare, questions={**EVERYTHING, "caption2bbox": 0.0}), record(regions, f"a{mark}b")
+    )
+    assert len(sample.branches) == 3 and not control & set(sample.extra.words.tolist())
     for branch in sample.branches:
         said = branch.ids[branch.answer_start : -1]
         assert not control & set(said) and mark in MODEL.dialog.tokenizer.decode(said)
@@ -437,11 +441,11 @@ def test_subphrases_are_found_where_there_are_any():
 
 def test_a_word_map_lies_beside_the_pixels():
     regions = [Region((5, 5, 30, 30), "a red star"), Region((30, 40, 60, 50), "TOTAL", "text")]
-    both, symbolic = (ask(prepare(**{name: True}), record(regions)) for name in ("word_map", "symbolic"))
-    assert both.pixels is not None and ask(prepare(), record(regions)).grid is None
+    both, symbolic = (ask(prepare(kind=kind), record(regions)) for kind in (WordMapPrepare, SymbolicPrepare))
+    assert both.pixels is not None and ask(prepare(), record(regions)).extra is None
     assert both.branches == ask(prepare(), record(regions)).branches
     for field in ("patches", "words", "weights"):
-        assert np.array_equal(getattr(both.grid, field), getattr(symbolic.grid, field))
+        assert np.array_equal(getattr(both.extra, field), getattr(symbolic.extra, field))
 
 
 def words_of(region: Region) -> list[int]:
@@ -454,9 +458,9 @@ def words_of(region: Region) -> list[int]:
 
 def test_the_symbolic_image_shows_usable_regions_and_describes_the_same():
     regions = [*REGIONS, Region((0, 0, 200, 100), "a striped heart", ignore=True)]
-    symbolic = ask(prepare(symbolic=True, crops=2), record(regions))
+    symbolic = ask(prepare(kind=SymbolicPrepare, crops=2), record(regions))
     assert symbolic.pixels is None and symbolic.crops is None
     assert symbolic.branches == ask(prepare(), record(regions)).branches
     shown = {t for r in REGIONS for t in words_of(r)}
-    assert set(symbolic.grid.words.tolist()) == shown
-    assert 0 <= symbolic.grid.patches.min() and symbolic.grid.patches.max() < 16
+    assert set(symbolic.extra.words.tolist()) == shown
+    assert 0 <= symbolic.extra.patches.min() and symbolic.extra.patches.max() < 16

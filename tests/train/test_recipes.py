@@ -13,17 +13,15 @@ from transformers import LlavaForConditionalGeneration
 from granvit.cli import main
 from granvit.commands_transfer import Transfer
 from granvit.coordinates import get_codec
-from granvit.corpus.synthesize import make, synthesize
-from granvit.model import presets
+from granvit.corpus.synthesize import synthesize
 from granvit.model.region_model import RegionModel
-from granvit.model.tokenizer import train_tokenizer
+from granvit.nano.tokenizer import train_tokenizer
 from granvit.train import config
 from granvit.train.config import LoopConfig, feed_workers
-from granvit.train.recipes.base import StageRecipe, cpu_precision
+from granvit.train.recipes.base import cpu_precision
 from granvit.train.recipes.paper import paper, paper_transfer
-from granvit.train.recipes.tiny import BINS, tiny
-from granvit.train.run import run_recipe
-from granvit.train.sampling import SampleConfig
+from granvit.train.sampling import CroppedSample
+from granvit.train.stages.config import PretrainConfig
 
 # Libraries that take seconds to import.
 SLOW = ("torch", "transformers", "accelerate", "grain", "matplotlib", "scipy", "datasets")
@@ -60,7 +58,7 @@ def test_an_epoch_is_the_same_steps_on_any_number_of_processes(images, processes
 
 
 def test_numbers_that_are_named_count():
-    stage = StageRecipe("stage1", SampleConfig(), LoopConfig(steps=7, batch_size=4, accumulate=3), epochs=5)
+    stage = PretrainConfig(CroppedSample(), LoopConfig(steps=7, batch_size=4, accumulate=3), epochs=5)
     assert stage.resolved(1000, 2) == stage
     half = replace(stage, loop=replace(stage.loop, steps=0), epochs=0.5)
     assert half.resolved(1000, 2).loop.steps == 21  # 500 images, 24 at a time
@@ -140,38 +138,3 @@ def test_the_papers_recipe_from_stock_checkpoints_to_a_transfer(stock, tmp_path)
     command = Transfer(run, str(stock / "llama"), (str(stock / "corpus"),)).recipe()
     recipe = replace(paper_transfer(), encoder=str(run / "checkpoint"), language=str(stock / "llama"))
     assert replace(command, name=recipe.name) == recipe
-
-
-# --- everything from nothing on one GPU ------------------------------------------------------------------------------
-
-
-def test_tiny_is_as_large_as_it_says_and_fits_an_hour():
-    size, codec = presets.SIZES[tiny().encoder], get_codec(tiny().settings.codec)
-    with torch.device("meta"):
-        encoder = presets.nano_encoder(**size.encoder)
-        language = presets.nano_language(train_tokenizer(TEXTS, 300, codec), codec, **size.language)
-    grid = encoder.config.image_size // encoder.config.patch_size
-    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (encoder, language)]
-    assert 21 < millions[0] < 23 and 14 < millions[1] < 16
-    assert grid == 16 and len(codec.tokens) == BINS == 8 * grid
-    # 6 operations per weight and token, an image with 16 questions of 40 tokens; a GPU that reaches 30 TFLOP/s.
-    image = 6e6 * (millions[0] * grid**2 + millions[1] * (grid**2 + 16 * 40))
-    images = sum(stage.loop.steps * stage.loop.batch_size for stage in tiny().stages)
-    assert images * image / 30e12 < 3600
-
-
-@pytest.mark.slow
-def test_tiny_trains_through_all_its_stages(monkeypatch, tmp_path):
-    small = {"width": 32, "layers": 2, "heads": 2}
-    monkeypatch.setitem(presets.SIZES, "tiny-untrained", presets.Size({"canvas": 32, **small}, small))
-    recipe = tiny()
-    for stage in recipe.stages:
-        stage.loop = replace(stage.loop, steps=2, batch_size=2, warmup_steps=1, save_every=0, trackers=())
-        stage.sample.crop_size //= 8
-    records = [make(i, seed=1, size=48, documents=0.4) for i in range(6)]
-    model = run_recipe(recipe, tmp_path / "run", [(records, 1.0)], device="cpu")
-    assert model.words is not None and model.places is not None and len(model.places) == 4
-    weights = load_file(tmp_path / "run" / "checkpoint" / "model.safetensors")
-    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
-    kinds = [stage.kind for stage in recipe.stages]
-    assert kinds == ["encoder", *["warmup"] * 4, "stage1", "stage2"]

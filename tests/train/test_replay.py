@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ from granvit.corpus.store import Corpus
 from granvit.corpus.synthesize import synthesize
 from granvit.corpus.undrawn import Undrawn
 from granvit.errors import CheckpointError
+from granvit.nano.config import EncoderWarmupConfig, LanguageWarmupConfig
 from granvit.train import loop
 from granvit.train.loop import LoopConfig, NonFiniteLoss, train
 from granvit.train.prepare import Prepare, SampleConfig
-from granvit.train.recipes.base import StageRecipe
 from granvit.train.replay import replay
 from granvit.train.run import run_stage
+from granvit.train.stages.config import AdaptConfig, PretrainConfig
 
 QUESTIONS = {"global": 0.8, "bbox2caption": 0.8, "caption2bbox": 0.8}
 
@@ -34,9 +36,12 @@ def corpus(tmp_path_factory):
     return synthesize(tmp_path_factory.mktemp("corpus") / "c", 8, 0, CANVAS, 0.4, workers=1, progress=False)
 
 
-def stage_recipe(kind="stage1", **sample):
+def stage_recipe(config=PretrainConfig, **sample):
     settings = LoopConfig(steps=4, batch_size=2, accumulate=2, lr=1e-2, precision="fp32", trackers=(), seed=3)
-    return StageRecipe(kind, SampleConfig(**{"questions": QUESTIONS, "crops": 1, "crop_size": 32, **sample}), settings)
+    crops = {"crops": 1, "crop_size": 32} if config is PretrainConfig else {}
+    kinds = get_type_hints(config)
+    loop = kinds["loop"](**vars(settings))
+    return config(kinds["sample"](**{"questions": QUESTIONS, **crops, **sample}), loop)
 
 
 def stopped(stage, model, folder, records):
@@ -55,12 +60,12 @@ def poisoned(corpus):
         sample = prepare(record, np.random.default_rng(0))
         captions = [branch for branch in sample.branches if branch.task == "global"]
         used[record.id] = {token for branch in captions for token in branch.ids[:-1]}
-    for guilty, tokens in used.items():
-        others = set().union(*(used[other] for other in used if other != guilty))
+    for offending, tokens in used.items():
+        others = set().union(*(used[other] for other in used if other != offending))
         for token in sorted(tokens - others):
             with torch.no_grad():
                 model.llava.get_input_embeddings().weight[token, 5] = torch.nan
-            return model, guilty
+            return model, offending
     raise AssertionError("every token is in two captions")
 
 
@@ -68,10 +73,10 @@ CAPTIONS = {"questions": {"global": 1.0}}
 
 
 def test_the_module_and_the_sample_are_named(tmp_path, corpus, capsys):
-    model, guilty = poisoned(corpus)
+    model, offending = poisoned(corpus)
     folder = stopped(stage_recipe(**CAPTIONS), model, tmp_path, corpus)
     result = replay(folder, device="cpu")
-    assert result.reproduced and result.guilty == [guilty]
+    assert result.reproduced and result.offending == [offending]
     assert [id for id, *_ in result.samples] == sum(json.loads((folder / "batch.json").read_text())["ids"][0], [])
     assert result.watch.output.startswith("model.model.language_model.embed_tokens (Embedding): ")
     assert [weight.split(":")[0] for weight in result.weights] == ["model.model.language_model.embed_tokens.weight"]
@@ -83,7 +88,7 @@ def test_the_module_and_the_sample_are_named(tmp_path, corpus, capsys):
     told = capsys.readouterr().out.splitlines()
     assert exit.value.code == 0
     assert told[-1] == f"reproduced: step {result.step} is not finite again; 1 of 4 samples do it alone"
-    assert sum(repr(guilty) in line for line in told) == 1
+    assert sum(repr(offending) in line for line in told) == 1
 
     # Without the poison the same step is finite, and the exit status says so.
     student = load_file(folder / "student.safetensors")
@@ -95,33 +100,33 @@ def test_the_module_and_the_sample_are_named(tmp_path, corpus, capsys):
 
 @pytest.mark.slow
 def test_a_fresh_process_finds_the_same(tmp_path, corpus):
-    model, guilty = poisoned(corpus)
+    model, offending = poisoned(corpus)
     folder = stopped(stage_recipe(**CAPTIONS), model, tmp_path, corpus)
     command = [sys.executable, "-m", "granvit", "debug", "replay", str(folder), "--device", "cpu"]
     child = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert child.returncode == 0, child.stderr
-    assert child.stdout.splitlines()[-1].startswith("reproduced: ") and repr(guilty) in child.stdout
+    assert child.stdout.splitlines()[-1].startswith("reproduced: ") and repr(offending) in child.stdout
 
 
 @pytest.mark.parametrize(
     "kind, sample",
     [
-        ("stage1", {"windows": 0.5, "max_regions": 2}),
-        ("warmup", {"symbolic": True}),
-        pytest.param("stage2", {"subphrases": 0.5}, marks=pytest.mark.slow),
-        pytest.param("encoder", {}, marks=pytest.mark.slow),
+        (PretrainConfig, {"windows": 0.5, "max_regions": 2}),
+        (LanguageWarmupConfig, {}),
+        pytest.param(AdaptConfig, {"subphrases": 0.5}, marks=pytest.mark.slow),
+        pytest.param(EncoderWarmupConfig, {}, marks=pytest.mark.slow),
     ],
 )
 def test_the_step_is_taken_again_to_the_last_bit(tmp_path, corpus, monkeypatch, kind, sample):
     """A healthy second step is declared ill; what its replay gives must be what the run had."""
     calls = itertools.count()
-    healthy = 3 if kind == "stage1" else 2  # the first step's metrics but one: its terms, with the loss
+    healthy = 3 if kind is PretrainConfig else 2  # the first step's metrics but one: its terms, with the loss
     ill = SimpleNamespace(isfinite=lambda _: next(calls) <= healthy, fsum=math.fsum, inf=math.inf)
     monkeypatch.setattr(loop, "math", ill)
-    records = Undrawn(50, 0, CANVAS, 0.2) if kind == "warmup" else corpus
+    records = Undrawn(50, 0, CANVAS, 0.2) if kind is LanguageWarmupConfig else corpus
     folder = stopped(stage_recipe(kind, **sample), make_model("qwen2"), tmp_path, records)
     result = replay(folder, device="cpu")
-    assert result.step == 2 and not result.reproduced and not result.guilty
+    assert result.step == 2 and not result.reproduced and not result.offending
     assert {name: repr(value) for name, value in result.now.items()} == result.before
 
 
@@ -158,7 +163,7 @@ def take_part(folder, corpus_path):
 def test_one_process_takes_the_step_of_two_ranks_again(tmp_path, corpus):
     assert run_ranks(2, take_part, tmp_path, corpus.path) == [1, 1]
     result = replay(tmp_path / "run" / "nonfinite", device="cpu")
-    assert result.reproduced and result.guilty == [poisoned(corpus)[1]] and len(result.samples) == 8
+    assert result.reproduced and result.offending == [poisoned(corpus)[1]] and len(result.samples) == 8
     assert result.now["distill"] == pytest.approx(float(result.before["distill"]), rel=1e-6)
 
 

@@ -15,13 +15,14 @@ from granvit.corpus.synthesize import make, synthesize
 from granvit.corpus.undrawn import Undrawn
 from granvit.errors import CheckpointError, GranvitError
 from granvit.model.region_model import RegionModel, stock_weights
+from granvit.nano.config import LanguageWarmupConfig
 from granvit.train import run as running
 from granvit.train.build import build_model
 from granvit.train.checkpoint import latest
 from granvit.train.prepare import Prepare, SampleConfig
-from granvit.train.recipes.base import StageRecipe
 from granvit.train.run import run_recipe
-from granvit.train.stages import Adapt, Pretrain
+from granvit.train.stages.adapt import Adapt
+from granvit.train.stages.pretrain import Pretrain
 
 SOURCES = [([make(i, seed=1, size=64, documents=0.4) for i in range(8)], 1.0)]
 
@@ -146,8 +147,8 @@ def test_a_run_interrupted_between_stages_goes_on_to_the_same_end(done, parts, t
 
 def test_a_second_warm_up_goes_on_from_the_first_ones_places_though_interrupted_between_them(parts, tmp_path):
     recipe = tiny_recipe(parts)
-    sample = SampleConfig({"bbox2caption": 1.0}, symbolic=True)
-    recipe.stages = [StageRecipe("warmup", sample, recipe.stages[0].loop, name=name) for name in ("clear", "blurred")]
+    sample = SampleConfig({"bbox2caption": 1.0})
+    recipe.stages = [LanguageWarmupConfig(sample, recipe.stages[0].loop, name=name) for name in ("clear", "blurred")]
 
     def stop(name, model, result):
         if name == "clear":
@@ -164,13 +165,13 @@ def test_a_second_warm_up_goes_on_from_the_first_ones_places_though_interrupted_
 
 def test_after_a_warm_up_the_projector_is_fitted_on_the_corpus_as_it_is_shown(parts, tmp_path, monkeypatch):
     fitted = []
-    monkeypatch.setattr("granvit.train.run.start_projector", lambda model, canvases: fitted.append(canvases))
+    monkeypatch.setattr("granvit.nano.language_warmup.start_projector", lambda *given: fitted.append(given[3]))
     recipe = tiny_recipe(parts)
     for name, sample in (
-        ("whole", SampleConfig({"bbox2caption": 1.0}, symbolic=True)),
-        ("parts", SampleConfig({"bbox2caption": 1.0}, symbolic=True, windows=1.0, window_side=(0.5, 0.5))),
+        ("whole", SampleConfig({"bbox2caption": 1.0})),
+        ("parts", SampleConfig({"bbox2caption": 1.0}, windows=1.0, window_side=(0.5, 0.5))),
     ):
-        recipe.stages = [StageRecipe("warmup", sample, recipe.stages[0].loop, name=name)]
+        recipe.stages = [LanguageWarmupConfig(sample, recipe.stages[0].loop, name=name)]
         run_recipe(recipe, tmp_path / name, SOURCES, device="cpu")
     run_recipe(recipe, tmp_path / "undrawn", [(Undrawn(8, 0, 64, 0.5), 1.0)], device="cpu")
     whole, windows, undrawn = fitted

@@ -17,9 +17,9 @@ from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.corpus.synthesize import make
 from granvit.errors import CheckpointError
+from granvit.nano.config import EncoderWarmupConfig, WordMapSample
 from granvit.train import checkpoint
 from granvit.train.config import LoopConfig
-from granvit.train.recipes.base import StageRecipe
 from granvit.train.run import run_recipe
 
 
@@ -181,7 +181,9 @@ def test_a_sharded_run_leaves_the_checkpoint_of_one_process(tmp_path):
 
 def test_warm_ups_are_not_sharded(tmp_path):
     recipe = tiny_recipe(save_parts(tmp_path / "parts"))
-    recipe.stages = [StageRecipe("encoder", recipe.stages[0].sample, replace(recipe.stages[0].loop, parallel="fsdp"))]
+    recipe.stages = [
+        EncoderWarmupConfig(WordMapSample({"bbox2caption": 1.0}), replace(recipe.stages[0].loop, parallel="fsdp"))
+    ]
     with pytest.raises(ValueError, match="encoder: loop.parallel is ddp"):
         run_recipe(recipe, tmp_path / "run", [([make(0, seed=1, size=64, documents=0.4)], 1.0)], device="cpu")
 

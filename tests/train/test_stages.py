@@ -4,9 +4,13 @@ import torch
 from tiny_model import collate, make_model, make_samples
 
 from granvit.model.distill import distillation_loss
-from granvit.model.packing import Grid, Sample
-from granvit.model.presets import patch_code
-from granvit.train.stages import Adapt, Finetune, LanguageWarmup, Pretrain
+from granvit.model.packing import Sample
+from granvit.nano.language_warmup import LanguageWarmup
+from granvit.nano.models import patch_code
+from granvit.nano.symbolic import Grid
+from granvit.train.stages.adapt import Adapt
+from granvit.train.stages.finetune import Finetune
+from granvit.train.stages.pretrain import Pretrain
 
 TOWER, PROJECTOR, LANGUAGE = (
     "model.vision_tower.",
@@ -29,7 +33,7 @@ def symbolic_batch(model, counts=(3, 2)):
     samples = []
     for sample in make_samples(model, counts):
         grid = Grid(rng.integers(0, 16, 20), rng.integers(20, 200, 20), rng.random(20).astype(np.float32))
-        samples.append(Sample(sample.id, sample.branches, grid=grid))
+        samples.append(Sample(sample.id, sample.branches, extra=grid))
     return collate(model, samples)
 
 
@@ -182,7 +186,8 @@ def test_symbolic_images_are_sums_of_word_embeddings(model):
     batch = symbolic_batch(model)
     words = model.llava.get_input_embeddings().weight
     expected = stage.place(patch_code(4)).repeat(2, 1)
-    for patch, word, weight in zip(batch.grid_patches, batch.grid_words, batch.grid_weights, strict=True):
+    grids = batch.extra
+    for patch, word, weight in zip(grids.patches, grids.words, grids.weights, strict=True):
         expected[patch] = expected[patch] + weight * words[word]
     torch.testing.assert_close(stage.symbolic_embeds(batch), expected.reshape(2, 16, -1))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.regions import RegionImage
 from granvit.train.feed import Feed
-from granvit.train.stage import Stage, Term
+from granvit.train.stages.base import Stage, Term
 
 
 class Corpus:

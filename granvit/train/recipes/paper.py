@@ -18,11 +18,13 @@ after 100 steps of warm-up, no weight decay, gradients clipped at 1, up to 16 re
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from granvit.model.settings import Settings
-from granvit.train.config import LoopConfig
-from granvit.train.recipes.base import Recipe, StageRecipe
-from granvit.train.sampling import SampleConfig
+from granvit.train.config import CachingLoop, LoopConfig
+from granvit.train.recipes.base import Recipe
+from granvit.train.sampling import CroppedSample, SampleConfig
+from granvit.train.stages.config import AdaptConfig, PretrainConfig
 
 ENCODER = "google/siglip2-so400m-patch16-512"
 LANGUAGE = "Qwen/Qwen2.5-1.5B-Instruct"
@@ -30,25 +32,27 @@ LARGER_LANGUAGE = "Qwen/Qwen2.5-7B-Instruct"
 SETTINGS = Settings(codec="decimal", frame="image", fit="letterbox")
 REGIONS = 16
 
-
-def _loop() -> LoopConfig:
-    """One epoch in steps of `StageRecipe.images_per_step` images (both follow from the corpus and the processes)."""
-    return LoopConfig(steps=0, accumulate=0, batch_size=4, lr=1e-5, warmup_steps=100, precision="bf16", save_every=500)
+Loop = TypeVar("Loop", bound=LoopConfig)
 
 
-def pretraining() -> StageRecipe:
+def _loop(kind: type[Loop]) -> Loop:
+    """One epoch in steps of `StageConfig.images_per_step` images (both follow from the corpus and the processes)."""
+    return kind(steps=0, accumulate=0, batch_size=4, lr=1e-5, warmup_steps=100, precision="bf16", save_every=500)
+
+
+def pretraining() -> PretrainConfig:
     """Stage 1: Global and Bbox2Caption through the frozen language model, and localized self-distillation."""
-    questions = SampleConfig({"global": 1.0, "bbox2caption": 1.0}, max_regions=REGIONS, crops=REGIONS)
-    return StageRecipe("stage1", questions, _loop(), distill_weight=1.0, alpha=0.9)
+    questions = CroppedSample({"global": 1.0, "bbox2caption": 1.0}, max_regions=REGIONS, crops=REGIONS)
+    return PretrainConfig(questions, _loop(LoopConfig), distill_weight=1.0, alpha=0.9)
 
 
-def adaptation() -> StageRecipe:
+def adaptation() -> AdaptConfig:
     """Stage 2: Global and Caption2Bbox, the encoder frozen."""
     questions = SampleConfig({"global": 1.0, "bbox2caption": 0.0, "caption2bbox": 1.0}, max_regions=REGIONS)
-    return StageRecipe("stage2", questions, _loop())
+    return AdaptConfig(questions, _loop(CachingLoop))
 
 
-def transfer() -> StageRecipe:
+def transfer() -> AdaptConfig:
     """Stage 2 for a language model of billions of parameters, spread over all GPUs and its blocks computed anew."""
     stage = adaptation()
     return replace(stage, loop=replace(stage.loop, parallel="fsdp", gradient_checkpointing=("language",)))

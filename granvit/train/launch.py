@@ -22,13 +22,13 @@ def processes_for(batch_size: int) -> int:
     return 2 if cores >= 2 and batch_size % 2 == 0 and not torch.cuda.is_available() else 1
 
 
-def spread(work: Callable[..., None], processes: int, told: tuple[type[Exception], ...], *args: Any) -> None:
+def launch(work: Callable[..., None], processes: int, reported: tuple[type[Exception], ...], *args: Any) -> None:
     """Call `work(*args)` in so many processes that know each other as ranks; one process is this one.
 
     `work` and `args` travel to spawned processes. The threads of this process are shared out among them.
 
     Raises:
-        Exception: the first that one of them raised, if it is of the kinds `told`.
+        Exception: the first that one of them raised, if it is of the kinds `reported`.
         torch.multiprocessing.ProcessRaisedException: one of them raised another; it carries the traceback.
         SystemExit: one of them left so. KeyboardInterrupt: this process was interrupted, and all of them have ended.
     """
@@ -37,7 +37,7 @@ def spread(work: Callable[..., None], processes: int, told: tuple[type[Exception
         return
     errors = mp.get_context("spawn").SimpleQueue()
     threads = max(1, torch.get_num_threads() // processes)
-    ranks = mp.spawn(_rank, (processes, _free_port(), threads, told, errors, work, args), processes, join=False)
+    ranks = mp.spawn(_rank, (processes, _free_port(), threads, reported, errors, work, args), processes, join=False)
     interrupted = False
     try:
         while True:
@@ -66,7 +66,7 @@ def _rank(
     processes: int,
     port: int,
     threads: int,
-    told: tuple[type[Exception], ...],
+    reported: tuple[type[Exception], ...],
     errors: Any,
     work: Callable[..., None],
     args: tuple[Any, ...],
@@ -83,7 +83,7 @@ def _rank(
     torch.set_num_threads(threads)
     try:
         work(*args)
-    except told as error:
+    except reported as error:
         errors.put(error)
         raise SystemExit(1) from error
     finally:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from granvit.files import staged_folder
+from granvit.model.assemble import save_encoder
 from granvit.model.packing import IGNORE, Batch
 from granvit.model.region_model import RegionModel
-from granvit.train.stage import Term
-from granvit.train.stages import AnsweringStage
+from granvit.nano.assets import WORDS
+from granvit.nano.projector import word_scores
+from granvit.nano.symbolic import Grids
+from granvit.train.stages.answering import AnsweringStage
+from granvit.train.stages.base import Term
+from granvit.train.stages.context import NO_RUN, RunContext
 from granvit.train.timing import section
 
 # How sharp the pooling is: the log-mean-exp of patch scores lies between their mean and their maximum.
@@ -26,13 +34,13 @@ class EncoderWarmup(AnsweringStage):
     targets are the tokens of all its answers, as a set. Like the image-text pretraining of SigLIP it knows only
     whole images; what belongs to which region is left for stage 1.
 
-    With word maps (`SampleConfig.word_map`) every patch learns the words that lie in it instead: much more to learn
+    With word maps (`WordMapSample.word_map`) every patch learns the words that lie in it instead: much more to learn
     from, for corpora of a thousand images in place of millions.
     """
 
     name = "encoder"
 
-    def __init__(self, region_model: RegionModel):
+    def __init__(self, region_model: RegionModel, context: RunContext = NO_RUN):
         super().__init__(region_model)
         self._train_encoder()
         width, tokens = self.model.config.vision_config.hidden_size, self.model.config.text_config.vocab_size
@@ -40,8 +48,8 @@ class EncoderWarmup(AnsweringStage):
         nn.init.normal_(score.weight, std=0.02)
         nn.init.constant_(score.bias, -4.0)  # most words are absent from most pictures
         self.head = nn.ModuleDict({"norm": nn.LayerNorm(width), "score": score})
-        if region_model.words is not None:  # an earlier warm-up's
-            self.head.load_state_dict(region_model.words)
+        if (earlier := context.newest(WORDS)) is not None:
+            self.head.load_state_dict(load_file(earlier))
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         """The binary cross-entropy of all tokens, per answer token of the batch; of word maps, per word in them."""
@@ -49,7 +57,7 @@ class EncoderWarmup(AnsweringStage):
         with section("encode"):
             features = self.region_model.patches(self.region_model.features(batch.pixels))
         scores = word_scores(features, dict(self.head.named_parameters()))
-        if batch.grid_patches is not None:
+        if batch.extra is not None:
             maps = word_maps(batch, *scores.shape[1:])
             errors = F.binary_cross_entropy_with_logits(scores.float(), maps, reduction="none").sum((1, 2))
             # A photo is covered with words, a page but with lines: each image counts as much as the next.
@@ -69,18 +77,21 @@ class EncoderWarmup(AnsweringStage):
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         self.head.load_state_dict(dict(state))
 
-
-def word_scores(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
-    """How much each patch looks like each word, as logits: features (N, P, D) -> (N, P, tokens)."""
-    normed = F.layer_norm(features, features.shape[-1:], head["norm.weight"], head["norm.bias"])
-    return F.linear(normed, head["score.weight"], head["score.bias"])
+    def finish(self, folder: Path, write: bool) -> None:
+        """Leaves the encoder alone, and the head by which its patches name words."""
+        if write:
+            words = {name: tensor.cpu().contiguous() for name, tensor in self.extra_state().items()}
+            with staged_folder(folder) as unfinished:
+                save_encoder(self.region_model, unfinished)
+                save_file(words, unfinished / WORDS)
 
 
 def word_maps(batch: Batch, patches: int, tokens: int) -> Tensor:
     """How much of each patch each token takes up, in [0, 1], float (I, patches, tokens)."""
-    assert batch.grid_patches is not None and batch.grid_words is not None and batch.grid_weights is not None
+    grids = batch.extra
+    assert isinstance(grids, Grids)
     maps = torch.zeros(len(batch.ids) * patches, tokens, device=batch.labels.device)
-    maps.index_put_((batch.grid_patches, batch.grid_words), batch.grid_weights, accumulate=True)
+    maps.index_put_((grids.patches, grids.words), grids.weights, accumulate=True)
     return maps.clamp(max=1).unflatten(0, (-1, patches))
 
 

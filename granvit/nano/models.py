@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import (
-    LlavaForConditionalGeneration,
     PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -17,26 +15,9 @@ from transformers import (
 )
 
 from granvit.coordinates import Codec
-from granvit.model.families import body_of, patches_of
-from granvit.model.forward import encode
+from granvit.model.families import body_of
 
 _FREQUENCIES = 12
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a from-scratch model is: what `nano_encoder` and `nano_language` are called with."""
-
-    encoder: dict[str, int] = field(default_factory=dict)
-    language: dict[str, int] = field(default_factory=dict)
-
-
-SIZES = {
-    "nano-untrained": Size(),  # 1.7 and 1 million parameters
-    "tiny-untrained": Size(  # 22 and 15 million
-        {"canvas": 256, "width": 384, "layers": 12, "heads": 6}, {"width": 384, "layers": 8, "heads": 6}
-    ),
-}
 
 
 def place_code(places: Tensor) -> Tensor:
@@ -111,36 +92,3 @@ def nano_encoder(
             layer.self_attn.out_proj.weight.div_(math.sqrt(2 * layers))
             layer.mlp.fc2.weight.div_(math.sqrt(2 * layers))
     return tower
-
-
-@torch.no_grad()
-def fit_projector(llava: LlavaForConditionalGeneration, pictures: Tensor, targets: Tensor) -> None:
-    """Set a fresh projector so that it says `targets` of `pictures`, as well as least squares can.
-
-    The first layer mixes what a linear map of the features predicts of the targets, the last one is fitted behind it.
-
-    Args:
-        pictures: normalised canvases, (N, 3, H, W).
-        targets: the image embedding wanted of each patch, (N, P, hidden).
-    """
-    projector = llava.model.multi_modal_projector
-    features = patches_of(llava.config.vision_config, encode(llava.model.vision_tower, pictures)).flatten(0, 1)
-    wanted = targets.flatten(0, 1)
-    linear = _least_squares(features, wanted)
-    predicted = _with_one(features) @ linear
-    mix = torch.linalg.qr(torch.randn(predicted.shape[1], predicted.shape[1])).Q / predicted.std(0)[:, None]
-    first = (linear - torch.cat([torch.zeros_like(linear[:-1]), predicted.mean(0, keepdim=True)])) @ mix
-    projector.linear_1.weight.copy_(first[:-1].T)
-    projector.linear_1.bias.copy_(first[-1])
-    last = _least_squares(projector.act(projector.linear_1(features)), wanted)
-    projector.linear_2.weight.copy_(last[:-1].T)
-    projector.linear_2.bias.copy_(last[-1])
-
-
-def _with_one(inputs: Tensor) -> Tensor:
-    return torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
-
-
-def _least_squares(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Weights and, in the last row, the bias of the best linear map: (D + 1, H)."""
-    return torch.linalg.lstsq(_with_one(inputs), outputs, driver="gelsd").solution

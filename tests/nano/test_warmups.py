@@ -6,17 +6,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tiny_model import collate, make_model, make_samples
 
 from granvit.corpus.synthesize import make
 from granvit.corpus.undrawn import Undrawn
-from granvit.model.presets import fit_projector, patch_code
-from granvit.train.build import start_projector
-from granvit.train.encoder_warmup import EncoderWarmup, present_tokens, word_maps, word_scores
-from granvit.train.prepare import Prepare, SampleConfig
-from granvit.train.recipes import RECIPES
+from granvit.nano.assets import PLACES
+from granvit.nano.encoder_warmup import EncoderWarmup, present_tokens, word_maps
+from granvit.nano.language_warmup import LanguageWarmup
+from granvit.nano.models import patch_code
+from granvit.nano.prepare import SymbolicPrepare, WordMapPrepare
+from granvit.nano.projector import fit_projector, start_projector, word_scores
+from granvit.recipes import RECIPES
+from granvit.train.prepare import Prepare
 from granvit.train.recipes.base import Recipe
-from granvit.train.stages import LanguageWarmup
+from granvit.train.sampling import SampleConfig
+from granvit.train.stages.context import RunContext
 
 PICTURES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 QUESTIONS = {"bbox2caption": 1.0, "caption2bbox": 1.0}
@@ -28,7 +33,7 @@ def model():
 
 
 def symbolic_batch(model, rng):
-    prepare = Prepare(model, SampleConfig(QUESTIONS, symbolic=True))
+    prepare = SymbolicPrepare(model, SampleConfig(QUESTIONS))
     corpus = Undrawn(4, seed=0, size=64, documents=0.0)
     return prepare.collate([prepare(corpus[i], rng) for i in range(4)])
 
@@ -53,13 +58,11 @@ def test_the_encoder_warmup_trains_the_encoder_and_its_head_alone(model, rng):
     assert stage.head["score"].weight.grad.abs().sum() > 0
 
 
-def test_a_second_encoder_warmup_goes_on_from_the_first_ones_head(model):
+def test_a_second_encoder_warmup_goes_on_from_the_first_ones_head(model, tmp_path):
     first = EncoderWarmup(model)
-    model.words = first.extra_state()
-    assert all(
-        torch.equal(second, first.extra_state()[name]) for name, second in EncoderWarmup(model).extra_state().items()
-    )
-    model.words = None
+    first.finish(tmp_path, write=True)
+    second = EncoderWarmup(model, RunContext(earlier=(tmp_path, tmp_path / "of a stage that left nothing")))
+    assert all(torch.equal(tensor, first.extra_state()[name]) for name, tensor in second.extra_state().items())
     fresh = EncoderWarmup(model).extra_state()["score.weight"]
     assert not torch.equal(fresh, first.extra_state()["score.weight"])
 
@@ -76,7 +79,7 @@ def test_the_encoder_warmup_knows_words_and_no_places(model, rng):
 
 
 def word_map_batch(model, rng):
-    prepare = Prepare(model, SampleConfig({"bbox2caption": 1.0}, word_map=True))
+    prepare = WordMapPrepare(model, SampleConfig({"bbox2caption": 1.0}))
     return prepare.collate([prepare(make(i, 0, 64, 0.0), rng) for i in range(3)])
 
 
@@ -86,7 +89,8 @@ def test_word_maps_say_how_much_of_a_patch_a_word_covers(model, rng):
     maps = word_maps(batch, 16, tokens)
     assert maps.shape == (3, 16, tokens) and maps.max() <= 1
     expected = torch.zeros(48, tokens)
-    for patch, word, weight in zip(batch.grid_patches, batch.grid_words, batch.grid_weights, strict=True):
+    grids = batch.extra
+    for patch, word, weight in zip(grids.patches, grids.words, grids.weights, strict=True):
         expected[patch, word] += weight
     assert torch.equal(maps.flatten(0, 1), expected.clamp(max=1))
 
@@ -129,7 +133,7 @@ def test_blur_leaves_a_clear_image_clear_and_mixes_an_unclear_one(model, rng):
     torch.manual_seed(0)
     apart = (blurred.symbolic_embeds(batch) - clear.symbolic_embeds(batch)).abs().amax(-1)
     covered = torch.zeros(apart.numel(), dtype=torch.bool)
-    covered[batch.grid_patches] = True
+    covered[batch.extra.patches] = True
     assert (apart.flatten()[covered] > 1e-6).any()
     assert torch.equal(apart.flatten()[~covered], torch.zeros(int((~covered).sum())))  # nothing is there to blur
 
@@ -149,35 +153,37 @@ def test_a_fresh_projector_says_what_it_is_fitted_to(model):
 
 def test_a_projector_starts_with_places_and_the_words_found_there(model):
     size, width = len(model.dialog.tokenizer), 32
-    model.places = torch.randn(16, 32) * 0.1
-    start_projector(model)
+    places = torch.randn(16, 32) * 0.1
+    start_projector(model, places)
     without = model.embed(PICTURES).detach()
     torch.manual_seed(0)
-    model.words = {
+    words = {
         "norm.weight": torch.ones(width),
         "norm.bias": torch.zeros(width),
         "score.weight": torch.randn(size, width),
         "score.bias": torch.zeros(size),
     }
-    start_projector(model)
+    start_projector(model, places, words)
     assert (model.embed(PICTURES).detach() - without).abs().mean() > 0.01
 
 
 def test_a_projector_is_fitted_on_other_pictures_where_some_are_given(model):
-    model.places = torch.randn(16, 32) * 0.1
+    places = torch.randn(16, 32) * 0.1
     flat = torch.stack([torch.full_like(PICTURES[0], grey) for grey in (0, 127, 255)])
-    start_projector(model)
+    start_projector(model, places)
     drawn = model.embed(PICTURES).detach()
-    start_projector(model, flat)
+    start_projector(model, places, canvases=flat)
     assert (model.embed(PICTURES).detach() - drawn).abs().mean() > 0.01
     # Every one of these patches has been seen.
-    assert (model.embed(flat).detach() - model.places).square().mean() < 0.2 * model.places.var()
+    assert (model.embed(flat).detach() - places).square().mean() < 0.2 * places.var()
 
 
-def test_a_second_warmup_goes_on_from_the_first_ones_places(model):
+def test_a_second_warmup_goes_on_from_the_first_ones_places(model, tmp_path):
     first = LanguageWarmup(model)
-    model.places = first.places().detach()
-    second = LanguageWarmup(model)
+    places = first.places().detach().clone()
+    first.finish(tmp_path, write=True)
+    torch.testing.assert_close(load_file(tmp_path / PLACES)["places"], places, atol=0, rtol=0)
+    second = LanguageWarmup(model, context=RunContext(earlier=(tmp_path,)))
     torch.testing.assert_close(second.places(), first.places(), atol=1e-4, rtol=1e-4)
 
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from granvit.coordinates import Codec
 from granvit.model.chat import PLAIN
-from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL, WHERE
+from granvit.nano.questions import WHERE
+from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
 
 BEGIN, END, PAD, ANSWER, IMAGE = "<|begin|>", "<|end|>", "<|pad|>", "<|answer|>", "<image>"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,14 @@ from granvit.corpus.select import Subset, training_part
 from granvit.corpus.store import Corpus
 from granvit.corpus.undrawn import Undrawn
 from granvit.errors import GranvitError
-from granvit.train.config import LoopConfig
 from granvit.train.feed import Records
-from granvit.train.recipes.base import StageRecipe
-from granvit.train.sampling import SampleConfig
+from granvit.train.recipes.saved import read_stage
+from granvit.train.stages.config import StageConfig
 
 
-def origin_of(stage: StageRecipe, sources: Sequence[tuple[Records, float]]) -> dict[str, Any]:
+def provenance_of(stage: StageConfig, sources: Sequence[tuple[Records, float]]) -> dict[str, Any]:
     """The settings of a stage, and its corpora: where each lies, its share, and what tells it from others."""
-    return {"stage": asdict(stage), "sources": [{**source_of(records), "weight": w} for records, w in sources]}
+    return {"stage": stage.facts(), "sources": [{**source_of(records), "weight": w} for records, w in sources]}
 
 
 def source_of(records: Records) -> dict[str, Any]:
@@ -32,36 +30,25 @@ def source_of(records: Records) -> dict[str, Any]:
     return {"path": str(whole.path.resolve()), "images": len(records), "shards": _checksums(whole)}
 
 
-def stage_of(origin: Mapping[str, Any]) -> StageRecipe:
-    """The settings that `origin_of` took down.
+def stage_of(provenance: Mapping[str, Any]) -> StageConfig:
+    """The settings that `provenance_of` took down.
 
     Raises:
-        ValueError: there are none, or another version of this package wrote them.
+        GranvitError: there are none, or none that this version knows; the message names the setting.
     """
-    if "stage" not in origin:
+    if "stage" not in provenance:
         raise GranvitError("the run was not started from a recipe, so nothing tells how its samples are made")
-    facts = dict(origin["stage"])
-    try:
-        sample, loop = _made(SampleConfig, facts.pop("sample")), _made(LoopConfig, facts.pop("loop"))
-        return StageRecipe(**{**facts, "sample": sample, "loop": loop})
-    except (KeyError, TypeError) as error:
-        raise GranvitError(f"the stage's settings are of another version: {error}") from error
+    return read_stage(provenance["stage"], "the run's stage")
 
 
-def _made(kind: type, facts: Mapping[str, Any]) -> Any:
-    """A dataclass from JSON, which knows lists and no tuples."""
-    tuples = {field.name for field in fields(kind) if isinstance(field.default, tuple)}
-    return kind(**{name: tuple(value) if name in tuples else value for name, value in facts.items()})
-
-
-def reopen(origin: Mapping[str, Any], corpora: Sequence[str] = ()) -> list[tuple[Records, float]]:
-    """The sources that `origin_of` took down; `corpora`, in the same order, say where the folders are now.
+def reopen(provenance: Mapping[str, Any], corpora: Sequence[str] = ()) -> list[tuple[Records, float]]:
+    """The sources that `provenance_of` took down; `corpora`, in the same order, say where the folders are now.
 
     Raises:
         CorpusError: a folder is no corpus.
         ValueError: a corpus is not the one that was there, or `corpora` are not as many.
     """
-    facts = origin["sources"]
+    facts = provenance["sources"]
     if corpora and len(corpora) != len(facts):
         raise GranvitError(f"--corpus names {len(corpora)} folder(s), the run read {len(facts)}")
     folders = list(corpora) or [fact.get("path") for fact in facts]

@@ -1,12 +1,22 @@
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 import numpy as np
 import pytest
 import torch
 from tiny_model import collate, make_model, make_samples
 
-from granvit.model.packing import Grid, Sample
-from granvit.train.split import singles
+from granvit.model.packing import Sample
+from granvit.nano.symbolic import Grid
+from granvit.train.unpack import unpack
+
+
+def compare(one, other):
+    for field in fields(one):
+        ours, theirs = getattr(one, field.name), getattr(other, field.name)
+        if is_dataclass(ours) and field.name == "extra":
+            compare(ours, theirs)
+        else:
+            assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs, field.name
 
 
 @pytest.mark.parametrize("max_tokens", [None, 400])
@@ -18,12 +28,11 @@ def test_every_image_alone_is_what_packing_it_alone_gives(symbolic, max_tokens):
     if symbolic:
         rng = np.random.default_rng(0)
         grids = [Grid(rng.integers(0, 16, 9), rng.integers(20, 200, 9), rng.random(9, np.float32)) for _ in samples]
-        samples = [Sample(s.id, s.branches, grid=grid) for s, grid in zip(samples, grids, strict=True)]
+        samples = [Sample(s.id, s.branches, extra=grid) for s, grid in zip(samples, grids, strict=True)]
     batch = collate(model, samples, max_tokens)
     alone = {sample.id: collate(model, [sample]) for sample in samples}
-    found = singles(batch)
+    found = unpack(batch)
     assert [single.ids[0] for single in found] == batch.ids
     for single in found:
-        for field in fields(single):
-            ours, theirs = getattr(single, field.name), getattr(alone[single.ids[0]], field.name)
-            assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs, field.name
+        compare(single, alone[single.ids[0]])
+        assert (single.extra is not None) == symbolic

@@ -18,10 +18,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from granvit.model.settings import Settings
+from granvit.nano.config import EncoderWarmupConfig, LanguageWarmupConfig, WordMapSample
 from granvit.questions import Task
-from granvit.train.config import LoopConfig
-from granvit.train.recipes.base import EmbeddedCorpus, Recipe, StageRecipe, cpu_precision
-from granvit.train.sampling import SampleConfig
+from granvit.train.config import CachingLoop, LoopConfig
+from granvit.train.recipes.base import EmbeddedCorpus, Recipe, cpu_precision
+from granvit.train.sampling import CroppedSample, SampleConfig
+from granvit.train.stages.config import AdaptConfig, PretrainConfig
 
 BINS = 80
 _PRECISION = cpu_precision()
@@ -36,10 +38,10 @@ def _warmup(
     subphrases: float = 0.0,
     locate: float = 1.0,
     smear: float = 0.0,
-) -> StageRecipe:
+) -> LanguageWarmupConfig:
     questions: dict[Task, float] = {"global": 0.3, "bbox2caption": 1.0, "caption2bbox": locate}
-    sample = SampleConfig(questions, subphrases=subphrases, symbolic=True)
-    return StageRecipe("warmup", sample, loop, smoothing=1.0, noise=noise, blur=blur, smear=smear, name=name)
+    sample = SampleConfig(questions, subphrases=subphrases)
+    return LanguageWarmupConfig(sample, loop, smoothing=1.0, noise=noise, blur=blur, smear=smear, name=name)
 
 
 def nano_language() -> Recipe:
@@ -102,7 +104,7 @@ def nano_encoder_recipe() -> Recipe:
         precision=_PRECISION,
         save_every=500,
     )
-    words = SampleConfig({"bbox2caption": 1.0})
+    words = WordMapSample({"bbox2caption": 1.0})
     return Recipe(
         name="nano-encoder",
         encoder="nano-untrained",
@@ -110,8 +112,8 @@ def nano_encoder_recipe() -> Recipe:
         settings=SETTINGS,
         corpus=EmbeddedCorpus(train=40_000, val=200, documents=0.05, objects=(1, 2), seed=3),
         stages=[
-            StageRecipe("encoder", words, first),
-            StageRecipe("encoder", words, replace(first, seed=1), name="again"),
+            EncoderWarmupConfig(words, first),
+            EncoderWarmupConfig(words, replace(first, seed=1), name="again"),
         ],
     )
 
@@ -139,14 +141,14 @@ def nano_reader() -> Recipe:
     pictures are scenes, whose words it learns likewise.
     """
     loop = replace(_by_muon(steps=3000, batch_size=16), warmup_steps=100, save_every=500)
-    sample = SampleConfig({"bbox2caption": 1.0}, max_regions=1, word_map=True)
+    sample = WordMapSample({"bbox2caption": 1.0}, max_regions=1, word_map=True)
     return Recipe(
         name="nano-reader",
         encoder="nano-untrained",
         language="nano",
         settings=SETTINGS,
         corpus=EmbeddedCorpus(train=24_000, val=200, documents=0.0, prints=0.9, seed=11),
-        stages=[StageRecipe("encoder", sample, loop)],
+        stages=[EncoderWarmupConfig(sample, loop)],
     )
 
 
@@ -165,9 +167,8 @@ def nano() -> Recipe:
         settings=SETTINGS,
         corpus=EmbeddedCorpus(train=12_000, documents=0.1),
         stages=[
-            StageRecipe(
-                "stage1",
-                SampleConfig({"global": 0.2, "bbox2caption": 1.0}, crops=1, crop_size=64),
+            PretrainConfig(
+                CroppedSample({"global": 0.2, "bbox2caption": 1.0}, crops=1, crop_size=64),
                 LoopConfig(
                     steps=900,
                     batch_size=16,
@@ -182,10 +183,9 @@ def nano() -> Recipe:
                     precision=_PRECISION,
                 ),
             ),
-            StageRecipe(
-                "stage2",
+            AdaptConfig(
                 SampleConfig({"global": 0.2, "bbox2caption": 0.1, "caption2bbox": 1.0}),
-                LoopConfig(
+                CachingLoop(
                     steps=320,
                     batch_size=16,
                     lr=8e-4,
@@ -204,8 +204,9 @@ def nano_paper() -> Recipe:
     """`nano` with stage 2 in the paper's plain form: Global + Caption2Bbox only, plain cross-entropy."""
     recipe = nano()
     recipe.name = "nano-paper"
-    recipe.stages[1].sample.questions = {"global": 1.0, "caption2bbox": 1.0}
-    recipe.stages[1].smoothing = 0.0
+    adapt = recipe.stages[1]
+    assert isinstance(adapt, AdaptConfig)
+    adapt.sample.questions, adapt.smoothing = {"global": 1.0, "caption2bbox": 1.0}, 0.0
     return recipe
 
 
@@ -219,8 +220,8 @@ def nano_own() -> Recipe:
     """
     recipe = nano()
     recipe.name, recipe.encoder, recipe.text_tile = "nano-own", "nano-reader", 100
-    sample = SampleConfig({"bbox2caption": 1.0}, word_map=True)
-    patches = StageRecipe("encoder", sample, _by_muon(steps=1200, batch_size=32), name="patches")
+    sample = WordMapSample({"bbox2caption": 1.0}, word_map=True)
+    patches = EncoderWarmupConfig(sample, _by_muon(steps=1200, batch_size=32), name="patches")
     words = _warmup("words", _by_muon(steps=2000, batch_size=16), noise=0.3, blur=0.1, locate=1.0)
     recipe.stages = [patches, words, *recipe.stages]
     for stage in recipe.stages:

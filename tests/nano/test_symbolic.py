@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granvit.geometry import View
-from granvit.model.symbolic import symbolic_grid
+from granvit.nano.symbolic import symbolic_grid
 from granvit.regions import Region, RegionImage
 
 PATCHES, SIDE = 4, 64

@@ -11,8 +11,8 @@ from granvit.model.packing import Batch
 _SEQUENCES = ("input_ids", "position_ids", "block_ids", "branch_ids", "labels", "is_image")
 
 
-def singles(batch: Batch) -> list[Batch]:
-    """Each image with its questions, crops and symbolic entries as a batch of its own, in the batch's order."""
+def unpack(batch: Batch) -> list[Batch]:
+    """Each image with its questions and crops as a batch of its own, in the batch's order."""
     found: list[Batch] = []
     first_task = 0
     for row, blocks in enumerate(batch.block_ids):
@@ -24,13 +24,14 @@ def singles(batch: Batch) -> list[Batch]:
             first_task += len(tasks)
             image = len(found)
             named = {"views": batch.views[image : image + 1], "digests": batch.digests[image : image + 1]}
-            rest = {**sequences, **named, **_pictures_of(batch, image, int(sequences["is_image"].sum()))}
+            extra = None if batch.extra is None else batch.extra.of_image(image)
+            rest = {**sequences, **named, **_pictures_of(batch, image), "extra": extra}
             found.append(Batch(ids=[batch.ids[image]], tasks=tasks, **rest))
     return found
 
 
-def _pictures_of(batch: Batch, image: int, patches: int) -> dict[str, Tensor]:
-    """What belongs to one image besides its tokens; `patches` is how many a symbolic image has."""
+def _pictures_of(batch: Batch, image: int) -> dict[str, Tensor]:
+    """What belongs to one image besides its tokens."""
     parts: dict[str, Any] = {}
     if batch.pixels is not None:
         parts["pixels"] = batch.pixels[image : image + 1]
@@ -39,8 +40,4 @@ def _pictures_of(batch: Batch, image: int, patches: int) -> dict[str, Tensor]:
         if mine.any():
             parts |= {"crops": batch.crops[mine], "crop_boxes": batch.crop_boxes[mine]}
             parts["crop_image"] = batch.crop_image[mine] * 0
-    if batch.grid_patches is not None and batch.grid_words is not None and batch.grid_weights is not None:
-        mine = batch.grid_patches // patches == image
-        parts |= {"grid_words": batch.grid_words[mine], "grid_weights": batch.grid_weights[mine]}
-        parts["grid_patches"] = batch.grid_patches[mine] % patches
     return parts

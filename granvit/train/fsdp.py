@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import SUPPORTED_NODES
 
-from granvit.train.stage import Stage, Term
+from granvit.train.stages.base import Stage, Term
 
 
 def shard(stage: Stage, device: torch.device, bf16: bool) -> None:

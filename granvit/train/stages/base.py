@@ -60,6 +60,12 @@ class Stage(nn.Module):
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes back what `extra_state` gave."""
 
+    def finish(self, folder: Path, write: bool) -> None:
+        """Runs on every rank when the stage is trained, and may change the model that the next stage begins with.
+
+        What a later stage goes on from is left as files in `folder`, by the rank that is told to `write`.
+        """
+
     def describe(self, folder: Path) -> None:
         """Writes what of the model no tensor tells (config, tokenizer), so that a failing step can be taken again."""
 

@@ -7,16 +7,54 @@ weighted by coverage. It stands in for the paper's pretrained language model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from granvit.geometry import View
-from granvit.model.packing import Grid
 from granvit.regions import Region, RegionImage
 
 _LEAST_COVERAGE = 0.02
+
+
+@dataclass
+class Grid:
+    """A symbolic image: entry k adds `weights[k]` of the embedding of token `words[k]` to patch `patches[k]`."""
+
+    patches: NDArray[np.int64]
+    words: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+    @staticmethod
+    def collate(grids: Sequence[Grid], patches: int) -> Grids:
+        """The symbolic images of a batch, of so many patches each."""
+        return Grids(
+            torch.from_numpy(np.concatenate([i * patches + g.patches for i, g in enumerate(grids)])),
+            torch.from_numpy(np.concatenate([g.words for g in grids])),
+            torch.from_numpy(np.concatenate([g.weights for g in grids])),
+            patches,
+        )
+
+
+@dataclass
+class Grids:
+    """The symbolic images of a batch: K entries, whose patches run over all images of `per_image` patches each."""
+
+    patches: Tensor
+    words: Tensor
+    weights: Tensor
+    per_image: int
+
+    def to(self, device: torch.device | str) -> Grids:
+        return Grids(self.patches.to(device), self.words.to(device), self.weights.to(device), self.per_image)
+
+    def of_image(self, image: int) -> Grids:
+        mine = self.patches // self.per_image == image
+        return Grids(self.patches[mine] % self.per_image, self.words[mine], self.weights[mine], self.per_image)
 
 
 def symbolic_grid(record: RegionImage, view: View, patches: int, tokenize: Callable[[Region], list[int]]) -> Grid:

@@ -1,0 +1,168 @@
+"""What a stage is told: which type its config has says which stage it is, so that each shows its own settings alone.
+
+Without torch, because the program's help shows every recipe with all its stages.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from granvit.errors import GranvitError
+from granvit.train.config import CachingLoop, LoopConfig
+from granvit.train.sampling import CroppedSample, SampleConfig
+from granvit.train.stages.context import NO_RUN, RunContext
+
+if TYPE_CHECKING:
+    from granvit.model.region_model import RegionModel
+    from granvit.train.prepare import Prepare
+    from granvit.train.stages.answering import AnsweringStage
+
+# The type of each kind of stage. A recipe that was saved names the kind; who reads it has imported the types.
+KINDS: dict[str, type[StageConfig]] = {}
+
+
+@dataclass
+class StageConfig:
+    """What all stages are told.
+
+    Attributes:
+        kind: how saved recipes name the stage's type.
+        reads_pictures: whether the stage looks at pictures; for regions alone the embedded corpus is never drawn.
+        sample: what is asked, and what of an image is shown.
+        loop: how the stage is trained.
+        epochs: how often each image is seen; counts where `loop.steps` is 0.
+        images_per_step: the global batch, over all processes; counts where `loop.accumulate` is 0, so that a recipe
+            stays the same on any number of GPUs.
+        name: the stage's folder and its name in tables; the kind where empty.
+    """
+
+    kind: ClassVar[str] = ""
+    reads_pictures: ClassVar[bool] = True
+
+    sample: SampleConfig
+    loop: LoopConfig
+    epochs: float = 1.0
+    images_per_step: int = 256
+    name: str = ""
+
+    def __init_subclass__(cls) -> None:
+        if "kind" in cls.__dict__:
+            KINDS[cls.kind] = cls
+
+    @property
+    def folder(self) -> str:
+        """The stage's folder in a run, unique in its recipe."""
+        return self.name or self.kind
+
+    def resolved(self, images: int, processes: int) -> Self:
+        """The same stage with its steps and micro-batches as numbers, for a corpus and a number of processes.
+
+        Raises:
+            GranvitError: so many processes cannot share `images_per_step` evenly.
+        """
+        loop, together = self.loop, self.loop.batch_size * processes
+        accumulate = loop.accumulate or self.images_per_step // together
+        if not loop.accumulate and accumulate * together != self.images_per_step:
+            raise GranvitError(
+                f"{self.folder}: {self.images_per_step} images per step are no whole number of batches of "
+                f"{loop.batch_size} on {processes} process(es); choose another loop.batch-size"
+            )
+        steps = loop.steps or max(1, math.ceil(self.epochs * images / (accumulate * together)))
+        return replace(self, loop=replace(loop, steps=steps, accumulate=accumulate))
+
+    def facts(self) -> dict[str, Any]:
+        """The stage as plain data (`granvit.train.recipes.saved.read_stage` takes it back)."""
+        return {"kind": self.kind, **asdict(self)}
+
+    def check(self) -> None:
+        """Refuses settings that do not go together.
+
+        Raises:
+            GranvitError: the message names them.
+        """
+
+    def prepare(self, model: RegionModel) -> Prepare:
+        """What makes this stage's samples of records."""
+        from granvit.train.prepare import Prepare
+
+        return Prepare(model, self.sample)
+
+    def build(self, model: RegionModel, context: RunContext = NO_RUN) -> AnsweringStage:
+        """The stage object for a model."""
+        raise NotImplementedError
+
+
+@dataclass
+class PretrainConfig(StageConfig):
+    """Stage 1: encoder and projector learn to describe regions through the frozen language model.
+
+    Attributes:
+        smoothing: label smoothing over location bins: the spread of a location token's target, in bins (0: the paper's
+            plain loss).
+        distill_weight: lambda, the weight of the localized self-distillation beside the captions' loss (paper: 1); 0
+            trains without a teacher.
+        alpha: the share of itself that the teacher, a moving average of the encoder, keeps at each step (paper: 0.9).
+    """
+
+    kind: ClassVar[str] = "stage1"
+
+    sample: CroppedSample
+    smoothing: float = 0.0
+    distill_weight: float = 1.0
+    alpha: float = 0.9
+
+    def build(self, model: RegionModel, context: RunContext = NO_RUN) -> AnsweringStage:
+        from granvit.train.stages.pretrain import Pretrain
+
+        return Pretrain(model, self.smoothing, self.distill_weight, self.alpha)
+
+
+@dataclass
+class AdaptConfig(StageConfig):
+    """Stage 2: the encoder is frozen, projector and language model learn to find regions.
+
+    Attributes:
+        smoothing: label smoothing over location bins: the spread of a location token's target, in bins (0: the paper's
+            plain loss).
+    """
+
+    kind: ClassVar[str] = "stage2"
+
+    loop: CachingLoop
+    smoothing: float = 0.0
+
+    def check(self) -> None:
+        if self.loop.feature_cache is not None and self.sample.windows:
+            raise GranvitError(f"{self.folder}: loop.feature_cache with sample.windows: no window comes up twice")
+
+    def prepare(self, model: RegionModel) -> Prepare:
+        from granvit.train.prepare import Prepare
+
+        return Prepare(model, self.sample, digests=self.loop.feature_cache is not None)
+
+    def build(self, model: RegionModel, context: RunContext = NO_RUN) -> AnsweringStage:
+        from granvit.train.stages.adapt import Adapt
+
+        return Adapt(model, self.smoothing)
+
+
+@dataclass
+class FinetuneConfig(StageConfig):
+    """Supervised fine-tuning: projector and language model learn all questions, the encoder too by choice.
+
+    Attributes:
+        smoothing: label smoothing over location bins: the spread of a location token's target, in bins (0: plain).
+        train_encoder: whether the encoder trains too.
+    """
+
+    kind: ClassVar[str] = "finetune"
+
+    smoothing: float = 0.0
+    train_encoder: bool = False
+
+    def build(self, model: RegionModel, context: RunContext = NO_RUN) -> AnsweringStage:
+        from granvit.train.stages.finetune import Finetune
+
+        return Finetune(model, self.smoothing, self.train_encoder)

@@ -1,0 +1,33 @@
+"""Supervised fine-tuning after the two stages."""
+
+from __future__ import annotations
+
+import torch
+
+from granvit.model.forward import project
+from granvit.model.packing import Batch
+from granvit.model.region_model import RegionModel
+from granvit.train.stages.answering import AnsweringStage
+from granvit.train.stages.base import Term
+from granvit.train.timing import section
+
+
+class Finetune(AnsweringStage):
+    """Supervised fine-tuning: projector and language model learn all questions; the encoder too by choice."""
+
+    name = "finetune"
+
+    def __init__(self, region_model: RegionModel, smoothing: float = 0.0, train_encoder: bool = False):
+        super().__init__(region_model, smoothing)
+        self.train_encoder = train_encoder
+        self._train(self.projector, self.model.model.language_model, self.model.lm_head)
+        if train_encoder:
+            self._train_encoder()
+
+    def forward(self, batch: Batch) -> dict[str, Term]:
+        assert batch.pixels is not None
+        with section("encode"):
+            with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+                features = self.region_model.features(batch.pixels)
+            embeds = project(self.model, features)
+        return {"answer": self.answers(batch, embeds)}
