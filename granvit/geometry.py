@@ -118,6 +118,18 @@ def stretch(quad: ArrayLike, start: float, end: float) -> NDArray[np.float64]:
     return np.roll(part, 1, axis=0) if vertical else part
 
 
+def turned_back(points: ArrayLike, turns: int, width: float, height: float) -> NDArray[np.float64]:
+    """Points of a picture that was turned, where they lie on it as it was, shape (N, 2).
+
+    Args:
+        turns: quarters by which it was turned counterclockwise, 0 to 3.
+        width, height: of the turned picture, pixels.
+    """
+    x, y = np.asarray(points, dtype=np.float64).T
+    back = {0: (x, y), 1: (height - y, x), 2: (width - x, height - y), 3: (y, width - x)}
+    return np.stack(back[turns], axis=1)
+
+
 def cells(grid: int, side: float) -> Boxes:
     """The cells of a grid of `grid` x `grid` squares of `side` pixels, row by row, shape (grid * grid, 4)."""
     y, x = np.divmod(np.arange(grid * grid), grid)

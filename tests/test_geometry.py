@@ -9,7 +9,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from granvit import geometry
-from granvit.geometry import View, area, as_boxes, clip, intersection, iou, whole_pixels
+from granvit.geometry import View, area, as_boxes, clip, hull, intersection, iou, turned_back, whole_pixels
 
 CANVAS = 224
 sides = st.integers(1, 5000)
@@ -258,3 +258,13 @@ def test_the_covered_share_is_that_of_the_pixels(corners):
     for x1, y1, x2, y2 in boxes:
         pixels[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = True
     assert geometry.covered_share(boxes, 10, 8) == pytest.approx(pixels.mean())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_points_of_a_turned_picture_lie_on_it_as_it_was(turns):
+    picture = np.zeros((30, 50), np.uint8)
+    picture[4:10, 7:20] = 1
+    turned = np.rot90(picture, turns)
+    (top, bottom), (left, right) = ((found.min(), found.max() + 1) for found in np.nonzero(turned))
+    corners = turned_back([[left, top], [right, bottom]], turns, turned.shape[1], turned.shape[0])
+    assert hull(corners) == (7, 4, 20, 10)

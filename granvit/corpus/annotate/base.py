@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -22,12 +23,14 @@ class Item:
         picture: the decoded, upright RGB picture, so that it is decoded once for all annotators.
         rejections: what was refused on the way: boxes, texts, answers.
         kind: "natural" or "text" once it was routed, "" before.
+        changes: what is kept, but was not taken as it came, like a page that lies upside down.
     """
 
     record: RegionImage
     picture: Image.Image
     rejections: list[Rejection] = field(default_factory=list)
     kind: str = ""
+    changes: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, reason: str, detail: str = "", region: int | None = None) -> None:
         """Note that something of this image was refused; `region` is an index into the regions as they were."""

@@ -7,33 +7,36 @@ The weights of PP-OCRv6-small come with the `rapidocr` package and run on a CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from granvit import geometry
 from granvit.corpus.annotate.base import AnnotateError, Annotator, Item
+from granvit.corpus.annotate.ocr_boxes import Quad
+from granvit.corpus.annotate.ocr_reading import Line, Reader
 from granvit.corpus.importers.textlines import outlined
 from granvit.regions import Region
 
 Level = Literal["line", "word", "both"]
-Quad = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class OcrConfig:
     """Text lines or words with their boxes, by PP-OCR.
 
-    Boxes are float pixels of the upright image. Tilted text also gets its four corners as polygon.
+    Boxes are float pixels of the upright image. Text that is tilted or turned also gets its four corners as polygon,
+    clockwise from the top left one of the text: the first side is its upper edge.
     """
 
     level: Level = "line"
     """What becomes a region: lines, the words of the lines, or both."""
     max_side: int = 960
-    """Longer pictures are scaled down to this side, in pixels, to find lines; they are never scaled up."""
+    """Longer pictures are scaled down to this side, in pixels, to find lines; they are never scaled up. Long strips
+    are looked at in parts, and so are pages whose print would become too small."""
+    any_way_up: bool = True
+    """Also read pages and lines that are turned by 90, 180 or 270 degrees."""
     box_score: float = 0.5
     """Lines that the detector is less sure of, 0 to 1, are not seen."""
     text_score: float = 0.5
@@ -113,27 +116,12 @@ def _onnxruntime_has_cuda() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line as it was read.
-
-    Attributes:
-        quad: corners in pixels, from the top left clockwise, shape (4, 2).
-        words: quad, text and score of each word; empty where only lines are asked for.
-    """
-
-    quad: Quad
-    text: str
-    score: float
-    words: list[tuple[Quad, str, float]] = field(default_factory=list)
-
-
 class OcrAnnotator:
     """Replaces the regions of each item by the text that is read in its picture."""
 
     def __init__(self, config: OcrConfig, engine: Any) -> None:
         self._config = config
-        self._engine = engine
+        self._reader = Reader(engine, config.max_side, config.any_way_up)
 
     def __call__(self, items: Sequence[Item]) -> list[Item]:
         for item in items:
@@ -143,11 +131,13 @@ class OcrAnnotator:
     def _annotate(self, item: Item) -> None:
         item.record.regions = []
         try:
-            lines = self.read(item.picture)
+            reading = self._reader.read(item.picture)
         except _engine_errors() as error:
             item.refuse("ocr-failed", f"{type(error).__name__}: {error}")
             return
-        for number, line in enumerate(lines):
+        if reading.turned:
+            item.changes[f"page-turned-{reading.turned}"] += 1
+        for number, line in enumerate(reading.lines):
             if not line.text.strip():
                 item.refuse("unread-text", f"box {_corners(line.quad)}", number)
             elif line.score < self._config.text_score:
@@ -162,49 +152,9 @@ class OcrAnnotator:
     def _region(self, quad: Quad, text: str, score: float) -> Region:
         name = self._config.name
         region = outlined(quad.ravel().tolist(), text)
+        if region.polygon is None and quad[0].tolist() != list(region.box[:2]):
+            region = replace(region, polygon=quad.ravel().tolist())  # which way the text runs
         return replace(region, score=min(max(score, 0.0), 1.0), box_by=name, text_by=name)
-
-    def read(self, picture: Image.Image) -> list[Line]:
-        """The lines of an RGB picture in reading order, whatever their score."""
-        from rapidocr.utils.process_img import map_boxes_to_original
-
-        bgr_hw3 = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
-        scaled, scaling = self._engine.preprocess_img(bgr_hw3)
-        found, _, read, _ = self._engine.run_ocr_steps(scaled, scaling)
-        if found.boxes is None or read.txts is None:
-            return []
-        quads_n42 = map_boxes_to_original(found.boxes, scaling, picture.height, picture.width).astype(np.float64)
-        return [
-            Line(quad, text, float(score), words_of(quad, text, cut) if cut else [])
-            for quad, text, score, cut in zip(quads_n42, read.txts, read.scores, read.word_results, strict=True)
-        ]
-
-
-def words_of(line: Quad, text: str, cut: Any) -> list[tuple[Quad, str, float]]:
-    """Quad, text and score of each word of a line.
-
-    The recognizer reads a line as a row of `cut.line_txt_len` columns and names for each character the column where
-    it saw it: a word reaches half a character's width beyond its first and last one, and not into its neighbour.
-    """
-    columns = [np.asarray(word) + 0.5 for word in cut.word_cols]
-    if not columns:
-        return []
-    steps = np.concatenate([np.diff(word) for word in columns])
-    half = (float(steps.mean()) if len(steps) else cut.line_txt_len / len(text)) / 2
-    starts = np.array([word[0] - half for word in columns])
-    ends = np.array([word[-1] + half for word in columns])
-    middles = (ends[:-1] + starts[1:]) / 2
-    ends[:-1] = np.minimum(ends[:-1], middles)
-    starts[1:] = np.maximum(starts[1:], middles)
-    sure = iter([score for char, score in zip(text, cut.confs, strict=True) if not char.isspace()])
-    return [
-        (
-            geometry.stretch(line, start / cut.line_txt_len, end / cut.line_txt_len),
-            "".join(chars),
-            float(np.mean([next(sure) for _ in chars])),
-        )
-        for start, end, chars in zip(starts, ends, cut.words, strict=True)
-    ]
 
 
 def _corners(quad: Quad) -> list[int]:

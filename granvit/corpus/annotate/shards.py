@@ -181,7 +181,8 @@ def _annotate(task: Task, positions: Sequence[int], source: Source, stages: Stag
     annotated = stages(list(items.values())) if items else []
     for position, item in zip(items, annotated, strict=True):
         checked = check_record(item.record, decoded=item.picture.size)
-        outcomes[position] = Outcome(checked.record, item.rejections + checked.rejections, item.kind, checked.changes)
+        changes = item.changes + checked.changes
+        outcomes[position] = Outcome(checked.record, item.rejections + checked.rejections, item.kind, changes)
     return [outcomes[position] for position in positions]
 
 

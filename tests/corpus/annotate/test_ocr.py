@@ -2,13 +2,15 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from granvit import geometry
 from granvit.corpus.annotate.base import AnnotateError, Item
-from granvit.corpus.annotate.ocr import OcrConfig, words_of
+from granvit.corpus.annotate.ocr import OcrConfig
+from granvit.corpus.annotate.ocr_reading import words_of
 from granvit.regions import Region, RegionImage
 
 pytest.importorskip("rapidocr")
@@ -105,9 +107,147 @@ def test_a_blank_page_has_no_regions_and_an_unsure_line_is_refused():
     assert [(r.reason, r.region) for r in unsure.rejections] == [("low-text-score", n) for n in range(3)]
 
 
-def test_a_picture_that_cannot_be_scaled_is_refused():
-    thin = read(Image.new("RGB", (9000, 8), "white"))
-    assert [r.reason for r in thin.rejections] == ["ocr-failed"] and thin.record.regions == []
+def test_a_picture_that_the_engine_cannot_cut_is_refused(monkeypatch):
+    def fail(*_):
+        raise cv2.error("no such size")
+
+    annotator = OcrConfig().build()
+    monkeypatch.setattr(annotator._reader._engine, "detect_and_crop", fail)
+    (refused,) = annotator([item(page()[0])])
+    assert [r.reason for r in refused.rejections] == ["ocr-failed"] and refused.record.regions == []
+
+
+@pytest.mark.parametrize("size", [(9000, 8), (8, 9000), (30, 4000), (20, 20)])
+def test_a_blank_strip_however_thin_holds_nothing(size):
+    blank = read(Image.new("RGB", size, "white"))
+    assert blank.record.regions == [] and blank.rejections == []
+
+
+def clockwise(box, turned, size):
+    """A box of a picture of `size` where it lies once the picture is turned clockwise."""
+    (x1, y1, x2, y2), (width, height) = box, size
+    return {
+        0: (x1, y1, x2, y2),
+        90: (height - y2, x1, height - y1, x2),
+        180: (width - x2, height - y2, width - x1, height - y1),
+        270: (y1, width - x2, y2, width - x1),
+    }[turned]
+
+
+@pytest.mark.parametrize("turned", [90, 180, 270])
+def test_a_turned_page_is_read_and_its_boxes_are_of_the_page_as_it_is(turned):
+    picture, lines, words = page()
+    lying = picture.rotate(-turned, expand=True)
+    annotated = read(lying)
+    regions = annotated.record.regions
+    assert [region.text for region in regions] == list(LINES)
+    assert annotated.changes == {f"page-turned-{turned}": 1} and annotated.rejections == []
+    right = [clockwise(box, turned, picture.size) for box in lines]
+    assert np.diag(geometry.iou([region.box for region in regions], right)).min() > 0.6
+    for region in regions:  # from the text's own top left: along its upper edge, then down its right one
+        corners = np.reshape(region.polygon, (4, 2))
+        along, down = corners[1] - corners[0], corners[3] - corners[0]
+        angle = np.degrees(np.arctan2(along[1], along[0])) % 360
+        assert angle == pytest.approx(turned, abs=3) and along[0] * down[1] - along[1] * down[0] > 0
+        assert region.box == pytest.approx(geometry.hull(region.polygon))
+    first = [region.box for region in read(lying, level="word").record.regions[:3]]
+    assert np.diag(geometry.iou(first, [clockwise(box, turned, picture.size) for box in words])).min() > 0.6
+
+
+def test_a_page_is_not_turned_where_that_is_not_wanted():
+    annotated = read(page()[0].rotate(180), any_way_up=False)
+    assert annotated.changes == {} and [r.text for r in annotated.record.regions] != list(LINES)
+
+
+def test_a_line_that_stands_on_its_head_is_read_and_the_page_stays():
+    picture, lines, _ = page()
+    x1, y1, x2, y2 = (int(v) for v in lines[2])
+    spot = (x1 - 8, y1 - 8, x2 + 8, y2 + 8)
+    picture.paste(picture.crop(spot).rotate(180), spot)
+    annotated = read(picture)
+    assert [region.text for region in annotated.record.regions] == list(LINES) and annotated.changes == {}
+    first, _, last = annotated.record.regions
+    assert np.reshape(first.polygon, (4, 2))[0] == pytest.approx(first.box[:2], abs=5)
+    assert np.reshape(last.polygon, (4, 2))[0] == pytest.approx(last.box[2:], abs=5)
+
+
+def strip(lines: list[str], length: int) -> Image.Image:
+    picture = Image.new("RGB", (500, length), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(22)
+    for number, text in enumerate(lines):
+        draw.text((20, 10 + 40 * number), text, fill="black", font=font)
+    return picture
+
+
+NAMES = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet")
+
+
+def unspaced(regions) -> list[str]:
+    return [region.text.replace(" ", "") for region in regions]
+
+
+def test_a_long_strip_is_read_as_pages_that_fit_are():
+    texts = [f"{NAMES[n % 10]} {NAMES[n // 10 % 10]} {100 + n}" for n in range(45)]
+    whole = strip(texts, 1800)
+    regions = read(whole).record.regions
+    pages = [read(whole.crop((0, top, 500, top + 600))).record.regions for top in range(0, 1800, 600)]
+    assert unspaced(regions) == [text.replace(" ", "") for text in texts]
+    assert unspaced(regions) == [text for one in pages for text in unspaced(one)]
+    boxes = [
+        (x1, y1 + 600 * n, x2, y2 + 600 * n) for n, one in enumerate(pages) for x1, y1, x2, y2 in [r.box for r in one]
+    ]
+    assert np.diag(geometry.iou([region.box for region in regions], boxes)).min() > 0.7
+
+
+@pytest.mark.slow
+def test_a_strip_of_twelve_thousand_pixels_is_read_to_its_end():
+    texts = [f"{NAMES[n % 10]} {NAMES[n // 10 % 10]} {100 + n}" for n in range(300)]
+    assert unspaced(read(strip(texts, 12_000)).record.regions) == [text.replace(" ", "") for text in texts]
+
+
+def test_lines_of_a_wide_banner_are_whole_however_often_windows_cut_them():
+    texts = [" ".join(NAMES[(n + row) % 10] for n in range(24)) for row in range(2)]
+    picture = Image.new("RGB", (2600, 120), "white")
+    for row, text in enumerate(texts):
+        ImageDraw.Draw(picture).text((20, 12 + 52 * row), text, fill="black", font=ImageFont.load_default(28))
+    regions = read(picture).record.regions
+    assert unspaced(regions) == [text.replace(" ", "") for text in texts]
+    ends = [ImageDraw.Draw(picture).textlength(text, font=ImageFont.load_default(28)) + 20 for text in texts]
+    assert [region.box[2] for region in regions] == pytest.approx(ends, abs=10)
+
+
+@pytest.mark.slow
+def test_print_that_a_large_scan_makes_too_small_is_read_from_nearer_by():
+    picture = Image.new("RGB", (3600, 4400), "white")
+    texts = [f"{NAMES[n % 10]} {NAMES[(n + 3) % 10]} {100 + n}" for n in range(40)]
+    for n, text in enumerate(texts):
+        ImageDraw.Draw(picture).text((200 + 1000 * (n % 3), 200 + 100 * n), text, "black", ImageFont.load_default(26))
+    found = unspaced(read(picture).record.regions)
+    right = [text.replace(" ", "") for text in texts]
+    assert len(found) == 40 and len(set(right) & {text.lower() for text in found}) >= 38
+
+
+@pytest.mark.parametrize("gap", [4, 16, 30])
+def test_a_word_written_letter_below_letter_is_one_region(gap):
+    picture, font, y = Image.new("RGB", (400, 760), "white"), ImageFont.load_default(36), 40
+    draw = ImageDraw.Draw(picture)
+    for letter in "RESTAURANT":
+        x1, y1, x2, y2 = draw.textbbox((0, 0), letter, font=font)
+        draw.text((200 - (x1 + x2) / 2, y - y1), letter, fill="black", font=font)
+        y += y2 - y1 + gap
+    (region,) = read(picture).record.regions
+    assert region.text == "RESTAURANT"
+    assert geometry.iou(region.box, (185, 40, 215, y - gap))[0, 0] > 0.6
+
+
+def test_single_figures_of_a_table_are_no_word():
+    picture, font = Image.new("RGB", (640, 400), "white"), ImageFont.load_default(30)
+    draw = ImageDraw.Draw(picture)
+    for row, name in enumerate(("apples", "pears", "plums", "cherries")):
+        for x, text in ((60, str(row + 2)), (160, name), (500, f"{row + 3}.40")):
+            draw.text((x, 50 + 50 * row), text, fill="black", font=font)
+    found = [region.text for region in read(picture).record.regions]
+    assert {"2", "3", "4", "5", "apples", "pears", "plums", "cherries"} <= set(found)
 
 
 def test_words_of_a_line_by_hand():

@@ -69,7 +69,7 @@ def test_they_load_run_and_name_themselves(checkpoints):
 def test_what_the_networks_put_out_lands_on_the_page(checkpoints, monkeypatch):
     """The detector's map is 1 where the page is black; the recognizer's probabilities spell CAB."""
     annotator = OcrConfig(detector=checkpoints[0], recognizer=checkpoints[1]).build()
-    engine = annotator._engine
+    engine = annotator._reader._engine
     seen = {}
 
     def darkness(pixels):
@@ -97,8 +97,8 @@ def test_the_networks_are_those_of_transformers(checkpoints):
     """The session's output is the stock model's own, for the detector and for the recognizer."""
     annotator = OcrConfig(detector=checkpoints[0], recognizer=checkpoints[1]).build()
     for name, height, session, auto in (
-        (checkpoints[0], 64, annotator._engine.text_det.session, transformers.AutoModelForObjectDetection),
-        (checkpoints[1], 48, annotator._engine.text_rec.session, transformers.AutoModelForTextRecognition),
+        (checkpoints[0], 64, annotator._reader._engine.text_det.session, transformers.AutoModelForObjectDetection),
+        (checkpoints[1], 48, annotator._reader._engine.text_rec.session, transformers.AutoModelForTextRecognition),
     ):
         pixels = np.random.default_rng(0).normal(size=(1, 3, height, 320)).astype(np.float32)
         with torch.inference_mode():

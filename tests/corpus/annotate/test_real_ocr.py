@@ -40,3 +40,31 @@ def test_receipts():
                     edits += Levenshtein.distance(read, said)
     assert found / people > 0.75
     assert edits / letters < 0.1
+
+
+@pytest.mark.slow
+def test_a_receipt_is_read_alike_whichever_way_it_lies():
+    if not (PACK / "annotations.jsonl").exists():
+        pytest.skip("real data pack not present: ../shared/data/sroie")
+    annotator = OcrConfig().build()
+    with (PACK / "annotations.jsonl").open() as lines:
+        row = json.loads(next(lines))
+    upright = Image.open(PACK / row["image"]).convert("RGB")
+    width, height = upright.size
+    back = {
+        90: lambda x1, y1, x2, y2: (y1, height - x2, y2, height - x1),
+        180: lambda x1, y1, x2, y2: (width - x2, height - y2, width - x1, height - y1),
+        270: lambda x1, y1, x2, y2: (width - y2, x1, width - y1, x2),
+    }
+
+    def read(picture):
+        return annotator([Item(RegionImage("r", None, *picture.size, []), picture)])[0].record.regions
+
+    right = read(upright)
+    text = "\n".join(region.text for region in right)
+    for turned, of_upright in back.items():
+        regions = read(upright.rotate(-turned, expand=True))
+        edits = Levenshtein.distance("\n".join(region.text for region in regions), text)
+        assert edits <= 0.02 * len(text)
+        overlap = geometry.iou([of_upright(*region.box) for region in regions], [region.box for region in right])
+        assert (overlap.max(axis=1) > 0.7).mean() > 0.95
