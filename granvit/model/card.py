@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from granvit.errors import CheckpointError
+from granvit.model.older import OLDEST
 from granvit.model.region_model import RegionModel
 from granvit.page import percent
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
@@ -20,7 +21,9 @@ _METRICS = {
     "rouge_l": "ROUGE-L",
     "exact": "exact",
     "cer": "character errors (less is better)",
+    "wer": "word errors (less is better)",
     "acc50": "Acc@0.5",
+    "acc75": "Acc@0.75",
     "miou": "mean IoU",
     "parse_rate": "answers that are a box",
 }
@@ -107,13 +110,15 @@ def write_card(
         text=text,
         millions={
             "encoder": _millions(model.llava.model.vision_tower),
-            "language": _millions(model.llava.model.language_model),
+            "language": _millions(model.llava.model.language_model, model.llava.lm_head),
         },
         precision=str(model.llava.dtype).removeprefix("torch."),
         newline=line_break(model),
         mean=model.processor.image_processor.image_mean,
         questions={"global": GLOBAL, "before": BBOX2CAPTION[0], "after": BBOX2CAPTION[1], "find": CAPTION2BBOX},
         recipe=recipe,
+        batches=[_batch(recipe, stage["loop"]) for stage in recipe["stages"]] if recipe else [],
+        oldest=OLDEST,
         parts={part: _public(recipe[part]) for part in ("encoder", "language")} if recipe else {},
         data=source.data,
         scores=_rows(source.metrics or {}),
@@ -123,8 +128,16 @@ def write_card(
     path.write_text(page, encoding="utf-8")
 
 
-def _millions(module: Any) -> str:
-    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M"
+def _millions(*modules: Any) -> str:
+    """What modules hold, a weight that they share counted once."""
+    weights = {id(p): p.numel() for module in modules for p in module.parameters()}
+    return f"{sum(weights.values()) / 1e6:.1f} M"
+
+
+def _batch(recipe: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
+    """Images a step, over all processes; runs of before did not write down how many those were."""
+    mine = loop["batch_size"] * loop["accumulate"]
+    return f"{mine * recipe['processes']:,}" if "processes" in recipe else f"{mine:,} a process"
 
 
 def line_break(model: RegionModel) -> bool:

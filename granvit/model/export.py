@@ -14,11 +14,14 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoProcessor, LlavaConfig
 
 from granvit.errors import GranvitError
 from granvit.files import refuse_filled, staged_folder
+from granvit.loading import hub_answers, load, one_line
 from granvit.model.assemble import save_encoder
 from granvit.model.card import Source, read_source, write_card
+from granvit.model.older import for_older, name_rope
 from granvit.model.region_model import RegionModel
 from granvit.questions import ask_global
 
@@ -32,6 +35,7 @@ _FITS = {"letterbox": "pictures padded to a square", "squash": "pictures stretch
 _SAME_PIXELS = 1e-5
 # Of the largest value.
 _SAME_FEATURES = 1e-4
+_QUESTION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask_global()}]}]
 
 
 class ExportError(GranvitError):
@@ -89,8 +93,11 @@ def _write(model: RegionModel, found: Source, folder: Path, name: str, form: For
     """The files of one form; what had to be left out."""
     if form == "llava":
         model.save(folder)
+        for_older(model, folder)
+        _check_written(model, folder)
     elif form == "encoder":
         save_encoder(model, folder)
+        name_rope(folder)
     else:
         try:
             from granvit.model.gguf import write_language, write_mmproj
@@ -102,6 +109,22 @@ def _write(model: RegionModel, found: Source, folder: Path, name: str, form: For
         except ExportError as error:
             return [f"the language model: {error}"]
     return []
+
+
+def _check_written(model: RegionModel, folder: Path) -> None:
+    """Hold what the files say to what the model was trained with.
+
+    Raises:
+        ExportError: they say something else.
+    """
+    config, processor = load(LlavaConfig, folder), load(AutoProcessor, folder)
+    if config.text_config.rope_parameters != model.llava.config.text_config.rope_parameters:
+        raise ExportError(f"{folder}/config.json: other rotary positions than the model was trained with")
+    text = model.processor.apply_chat_template(_QUESTION, add_generation_prompt=True, tokenize=False)
+    if processor.chat_template != model.processor.chat_template or (
+        processor.tokenizer(text)["input_ids"] != model.processor.tokenizer(text)["input_ids"]
+    ):
+        raise ExportError(f"{folder}/tokenizer_config.json: makes other tokens of a question than training did")
 
 
 def _make_public(model: RegionModel, precision: Precision) -> None:
@@ -118,12 +141,22 @@ def _make_public(model: RegionModel, precision: Precision) -> None:
 
 
 def push(folder: Path, repository: str, private: bool = True) -> str:
-    """Upload an exported folder to the hub under NAMESPACE/NAME; its address. Needs a login (`hf auth login`)."""
+    """Upload an exported folder to the hub under NAMESPACE/NAME; its address. Needs a login (`hf auth login`).
+
+    Raises:
+        ExportError: the hub cannot be reached or refuses; the folder stays.
+    """
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    address = str(api.create_repo(repository, private=private, exist_ok=True))
-    api.upload_folder(repo_id=repository, folder_path=folder)
+    failed = f"{folder} is written, but not uploaded to {repository}"
+    if not hub_answers():
+        raise ExportError(f"{failed}: the hub cannot be reached")
+    try:
+        api = HfApi()
+        address = str(api.create_repo(repository, private=private, exist_ok=True))
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except Exception as error:  # of the hub's client, its transport or its answer
+        raise ExportError(f"{failed}: {one_line(error)}") from error
     return address
 
 
@@ -149,10 +182,7 @@ def check_stock(model: RegionModel, where: Path | str) -> None:
     features = model.llava.model.get_image_features(pixel_values=stock.to(model.llava.dtype)).pooler_output[0]
     if (features - model.embed(canvas)[0]).abs().max() > _SAME_FEATURES * features.abs().max():
         raise ExportError(f"{where}: the stock LlavaForConditionalGeneration computes other image features")
-    content = [{"type": "image"}, {"type": "text", "text": ask_global()}]
-    text = model.processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
+    text = model.processor.apply_chat_template(_QUESTION, add_generation_prompt=True, tokenize=False)
     tokens = list(model.processor(images=picture, text=text)["input_ids"][0])
     if tokens != model.dialog.prefix_ids + model.dialog.ask(ask_global()):
         raise ExportError(f"{where}: the stock LlavaProcessor makes other tokens of a question than training did")
