@@ -14,9 +14,10 @@ import base64
 import io
 
 import numpy as np
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 from PIL import Image
 
+from granvit.errors import GranvitError
 from granvit.model.card import line_break
 from granvit.predict import Ask, GranViT, open_picture
 from granvit.questions import ask_box
@@ -33,7 +34,7 @@ def main() -> int:
     given = parser.parse_args()
     granvit = GranViT.load(given.checkpoint)
     server = OpenAI(base_url=given.address, api_key="none")
-    name = given.model or server.models.list().data[0].id
+    name = given.model or only_model(server)
     total = same = 0
     for path in given.pictures:
         picture = open_picture(path)
@@ -55,6 +56,18 @@ def main() -> int:
     return int(same < total)
 
 
+def only_model(server: OpenAI) -> str:
+    """The name of the one model that a server lists; with none or several on its list it must be named.
+
+    `transformers serve` lists the models of the hub's cache, which a folder that it was given is not among.
+    """
+    listed = [model.id for model in server.models.list().data or []]
+    if len(listed) != 1:
+        there = ", ".join(listed) or "none (transformers serve: give it the folder that it was started with)"
+        raise SystemExit(f"--model NAME is needed: the server lists {there}")
+    return listed[0]
+
+
 def ask(server: OpenAI, name: str, picture: Image.Image, question: str, tokens: int) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG")
@@ -70,4 +83,7 @@ def ask(server: OpenAI, name: str, picture: Image.Image, question: str, tokens: 
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except (GranvitError, OSError, OpenAIError) as error:
+        raise SystemExit(f"check_served: {' '.join(str(error).split())}") from None

@@ -24,6 +24,8 @@ def for_older(model: RegionModel, folder: Path) -> None:
     tokenizer = read_json(folder / "tokenizer_config.json")
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # By default that class gave types of tokens too, which no model here takes.
+        tokenizer["model_input_names"] = ["input_ids", "attention_mask"]
     if isinstance(tokenizer.get("extra_special_tokens"), list):
         tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
     for name in ("backend", "is_local", "local_files_only"):  # of this machine

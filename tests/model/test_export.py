@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import random
 import re
 import subprocess
@@ -100,9 +101,9 @@ def ours(model, job):
     return [e.question for e in exchanges], described, box, logits.split(lengths)
 
 
-def check_parity(folder, models, jobs):
+def check_parity(folder, models, jobs, python=sys.executable):
     """The child's answers equal ours; the largest difference of a logit, of the largest logit."""
-    subprocess.run([sys.executable, "-I", CHILD, folder], cwd=folder, check=True)
+    subprocess.run([python, "-I", CHILD, folder], cwd=folder, check=True)
     worst = 0.0
     for name, model in models.items():
         place = folder / "models" / name
@@ -153,6 +154,85 @@ def test_50_pictures_of_mixed_sizes_through_the_shipped_parts(tmp_path):
     export(tmp_path / "trained", tmp_path / "models" / "nano")
     jobs = scenes(tmp_path, 50, model.codec, 48, "<|end|>")
     print("worst relative difference of a logit:", check_parity(tmp_path, {"nano": model}, jobs))
+
+
+# --- transformers 4.57 -----------------------------------------------------------------------------------------------
+
+ROPES = {
+    "qwen2": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    "qwen3": {"rope_type": "default", "rope_theta": 5_000.0},
+    "llama": {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+def with_rope(kind, folder, **settings):
+    """A checkpoint whose rotary positions are not the default; far from it, so that logits tell."""
+    make_model(kind, **settings).save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"] = ROPES[kind]
+    (folder / "config.json").write_text(json.dumps(config))
+    return RegionModel.load(folder)
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_what_older_versions_look_for_is_written_beside_what_is_read_now(tmp_path, kind):
+    model = with_rope(kind, tmp_path / "trained")
+    assert model.llava.config.text_config.rope_parameters == ROPES[kind]
+    folder = export(tmp_path / "trained", tmp_path / "out").folder
+    config, tokenizer, images, processor = (
+        json.loads((folder / f"{name}.json").read_text())
+        for name in ("config", "tokenizer_config", "preprocessor_config", "processor_config")
+    )
+    text = config["text_config"]
+    assert text["rope_theta"] == ROPES[kind]["rope_theta"] and text["rope_parameters"] == ROPES[kind]
+    scaling = {name: value for name, value in ROPES[kind].items() if name != "rope_theta"}
+    assert text["rope_scaling"] == (scaling if kind == "llama" else None)
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["additional_special_tokens"] == ["<|answer|>", "<image>"]
+    assert not {"extra_special_tokens", "is_local", "backend", "local_files_only"} & tokenizer.keys()
+    assert images == {**processor["image_processor"], "processor_class": "LlavaProcessor"}
+    again = RegionModel.load(folder)
+    assert again.llava.config.text_config.rope_parameters == ROPES[kind]
+    assert again.processor.tokenizer.get_vocab() == model.processor.tokenizer.get_vocab()
+    assert again.dialog.prefix_ids == model.dialog.prefix_ids
+    assert "transformers from 4.57 on loads it" in (folder / "README.md").read_text()
+
+
+def test_files_that_say_other_than_the_model_are_not_exported(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("granvit.model.export.for_older", lambda model, folder: spoil(folder))
+
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"]["rope_parameters"]["rope_theta"] = 77.0
+        (folder / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(ExportError, match="config.json: other rotary positions"):
+        export(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_transformers_4_57_and_the_card_give_the_same_logits_answers_and_boxes(tmp_path, monkeypatch):
+    python = os.environ.get("TRANSFORMERS_4_57_PYTHON")
+    if python is None:
+        pytest.skip("TRANSFORMERS_4_57_PYTHON names no interpreter that has transformers 4.57, torch and Pillow")
+    monkeypatch.setattr(predict, "LONGEST_DESCRIPTION", 6)
+    monkeypatch.setattr(predict, "LONGEST_BOX", 6)
+    models = {
+        "qwen2": with_rope("qwen2", tmp_path / "trained/qwen2"),
+        "llama": with_rope("llama", tmp_path / "trained/llama", fit="squash"),
+        "qwen3": with_rope("qwen3", tmp_path / "trained/qwen3"),
+    }
+    jobs = scenes(tmp_path, 3, models["qwen2"].codec, 6, "<|end|>")
+    for name in models:
+        export(tmp_path / "trained" / name, tmp_path / "models" / name)
+    print("worst relative difference of a logit:", check_parity(tmp_path, models, jobs, python))
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -230,6 +310,7 @@ RECIPE = {
     "encoder": "/home/me/encoder",
     "language": "nobody/language",
     "seed": 3,
+    "processes": 1,
     "stages": [
         {
             "kind": "stage1",
@@ -252,6 +333,22 @@ EVAL = {
     "intervals": {"locate": {"acc50": [0.3, 0.4]}},
     "baseline": DEMO["baseline"],
 }
+
+
+def test_the_card_states_the_images_of_a_step_over_all_processes_and_every_weight(tmp_path):
+    model = make_model("llama")  # whose head is a matrix of its own
+    run = run_folder(tmp_path / "run", model)
+    for processes, stated in ((2, "64"), (1, "32"), (None, "32 a process")):
+        facts = {name: value for name, value in {**RECIPE, "processes": processes}.items() if value is not None}
+        (run / "recipe.json").write_text(json.dumps(facts))
+        card = (export(run, tmp_path / str(processes)).folder / "README.md").read_text()
+        assert f"| stage1 | 1,200 | {stated} | 1e-05 |" in card
+    weights = load_file(tmp_path / "2/model.safetensors")
+    language = sum(w.numel() for n, w in weights.items() if n.startswith("language_model.")) / 1e6
+    encoder = sum(w.numel() for n, w in weights.items() if n.startswith("vision_tower.")) / 1e6
+    assert f"32 wide, {language:.1f} M parameters" in card and f"32 wide, {encoder:.1f} M parameters" in card
+    layers = {n.split("layers.")[1].split(".")[0] for n in weights if "language_model.model.layers." in n}
+    assert f"| Language model | llama, {len(layers)} layers," in card
 
 
 def run_folder(folder, model):
@@ -348,6 +445,7 @@ def test_the_command_tells_what_it_wrote_and_uploads_when_asked(checkpoint, tmp_
             calls.append(("upload", named))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("granvit.model.export.hub_answers", lambda: True)
     assert Export(checkpoint, tmp_path / "out", "encoder", push_to_hub="me/mine").run() == 0
     assert calls == [
         ("create", ("me/mine",), {"private": True, "exist_ok": True}),
@@ -358,6 +456,21 @@ def test_the_command_tells_what_it_wrote_and_uploads_when_asked(checkpoint, tmp_
     calls.clear()
     assert Export(checkpoint, tmp_path / "again").run() == 0
     assert calls == []
+
+
+def test_an_upload_that_fails_is_told_in_one_line_and_the_folder_stays(checkpoint, tmp_path, monkeypatch):
+    class Hub:
+        def create_repo(self, *given, **named):
+            raise RuntimeError("401 Client Error.\n\nInvalid username or password.")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    for answers, said in ((True, "401 Client Error. Invalid username or password."), (False, "cannot be reached")):
+        monkeypatch.setattr("granvit.model.export.hub_answers", lambda answers=answers: answers)
+        out = tmp_path / str(answers)
+        with pytest.raises(GranvitError) as caught:
+            Export(checkpoint, out, "encoder", push_to_hub="me/mine").run()
+        assert said in str(caught.value) and "\n" not in str(caught.value) and "is written" in str(caught.value)
+        assert (out / "model.safetensors").exists()
 
 
 def test_settings_are_left_as_they_were(checkpoint, tmp_path):

@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,40 @@ from granvit.model.region_model import Settings
 ASSETS = Path(predict.__file__).parent / "assets"
 CHECK = Path(__file__).parents[2] / "docs" / "check_served.py"
 START = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
+
+
+def checker():
+    pytest.importorskip("openai")
+    spec = importlib.util.spec_from_file_location("check_served", CHECK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ([], "--model NAME is needed: the server lists none .transformers serve: give it the folder"),
+        (None, "the server lists none"),
+        (["a", "b"], "the server lists a, b$"),
+    ],
+)
+def test_a_server_that_does_not_list_one_model_is_told_of(listed, said):
+    models = listed and [SimpleNamespace(id=name) for name in listed]
+    server = SimpleNamespace(models=SimpleNamespace(list=lambda: SimpleNamespace(data=models)))
+    with pytest.raises(SystemExit, match=said):
+        checker().only_model(server)
+
+
+def test_the_one_model_of_a_server_is_asked():
+    server = SimpleNamespace(models=SimpleNamespace(list=lambda: SimpleNamespace(data=[SimpleNamespace(id="own")])))
+    assert checker().only_model(server) == "own"
+
+
+def test_no_server_and_no_checkpoint_are_one_line(tmp_path):
+    pytest.importorskip("openai")
+    done = subprocess.run([sys.executable, CHECK, "http://127.0.0.1:9/v1", tmp_path, "x.png"], capture_output=True)
+    assert done.returncode == 1 and done.stderr.decode().count("\n") == 1 and b"granvit.json" in done.stderr
 
 
 @pytest.mark.slow
