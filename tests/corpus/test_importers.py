@@ -115,7 +115,7 @@ def test_jsonl_bad_lines_are_named_by_their_number(tmp_path):
         b"[" * 100_000: "not-json",
         json.dumps({k: v for k, v in row().items() if k != "width"}).encode(): "missing-field",
         json.dumps({**row(), "regions": None}).encode(): "bad-field",
-        json.dumps(row(width="40")).encode(): "bad-field",
+        json.dumps(row(width="forty")).encode(): "bad-field",
         json.dumps(row(image=7)).encode(): "bad-field",
         json.dumps(row("/etc/passwd")).encode(): "path-outside",
         json.dumps(row("images/../../secret.jpg")).encode(): "path-outside",

@@ -150,18 +150,26 @@ def parse_json(data: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] 
         )
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """The JSON object that `data` holds.
+def parse_object(data: bytes | str) -> dict[str, Any]:
+    """The JSON object that `data` holds, in which no key is there twice: which of the two is meant cannot be told.
 
     Raises:
         Refused: "not-json".
     """
     try:
-        row = parse_json(data)
+        row = parse_json(data, _unique)
     except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
         raise Refused("not-json", str(error)) from error
     if not isinstance(row, dict):
         raise Refused("not-json", f"an object is expected, got {type(row).__name__}")
+    return row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in row if keys.count(key) > 1)!r:.100} is there twice")
     return row
 
 

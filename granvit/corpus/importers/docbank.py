@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from granvit.corpus.importers.base import as_split, from_canvas, importer, read_image, size_of
+from granvit.corpus.importers.base import Found, as_split, from_canvas, importer, read_image, size_of
+from granvit.corpus.importers.pictures import listing
+from granvit.corpus.importers.split_lists import splits_of
 from granvit.corpus.importers.textlines import Word, joined, numbers, read_lines, unreadable
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Refused, Rejection
@@ -16,6 +18,7 @@ from granvit.regions import Region, RegionImage
 
 _TEXTS, _PICTURES = "DocBank_500K_txt", "DocBank_500K_ori_img"
 _INDEX = {"train": "500K_train.txt", "val": "500K_dev.txt", "test": "500K_test.txt"}
+_PICTURE = "_ori.jpg"
 _CANVAS = 1000
 _FIELDS = 10
 _LABELS = (
@@ -30,8 +33,8 @@ _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi",
 
 @importer("docbank")
 def read(
-    src: Path, *, source: str = "docbank", licence: str = "Apache-2.0", split: str = ""
-) -> Iterator[RegionImage | Rejection]:
+    src: Path, *, source: str = "docbank", licence: str = "Apache-2.0", split: str = "", encoding: str = ""
+) -> Iterator[Found]:
     """`src` holds ``DocBank_500K_txt/*.txt`` and ``DocBank_500K_ori_img/*_ori.jpg``, or both kinds of file directly.
 
     Each line of a text file is a word: ``token x0 y0 x1 y1 R G B font label``, separated by tabs, in reading order.
@@ -39,22 +42,30 @@ def read(
     "figure"; the other shapes (``##LTLine##`` ...) are ruling lines and no regions. Ligatures are written out. Lines
     whose text is not what is printed are kept as ignore: equations, lone symbols, characters that the PDF does not
     name, ``(cid:32)``, and accents beside their letter. Splits: of ``indexed_files/500K_train.txt`` (dev, test) in
-    `src` where that is there, else `split`.
+    `src` where that is there, else `split`; lines of these lists that name no page are counted. Files that are not
+    UTF-8 are in `encoding`.
 
     Boxes: x0, y0, x1, y1 on a canvas of 1000 x 1000 over the page. Terms: Apache-2.0, "please do not re-distribute";
     the papers have licences of their own.
 
     Raises:
-        CorpusError: `src` holds no such files.
+        CorpusError: `src` holds no such files, or a list that is damaged.
     """
     texts, pictures = (src / _TEXTS, src / _PICTURES) if (src / _TEXTS).is_dir() else (src, src)
     files = sorted(texts.glob("*.txt"))
     if not files or not pictures.is_dir():
         raise CorpusError(f"{src} holds neither {_TEXTS}/ and {_PICTURES}/ nor *.txt with *_ori.jpg")
-    splits = _splits(src)
+    lists = {name: [src / "indexed_files" / file] for name, file in _INDEX.items()}
+    present = {name: found for name, [file] in lists.items() if (found := [file] if file.is_file() else [])}
+    split_of, unused = splits_of(present, [file.name for file in files], encoding, as_split(split))
+    yield from unused
+    pages = {name for name, kind in listing(pictures) if kind == "picture" and name.endswith(_PICTURE)}
     for file in files:
-        name = f"{file.stem}_ori.jpg"
+        name, count = f"{file.stem}{_PICTURE}", 0
+        pages.discard(name)
         try:
+            lines = read_lines(file, encoding)
+            count = len(_regions(lines, View.squash((_CANVAS, _CANVAS), _CANVAS)))
             data = read_image(pictures, name)
             width, height = size_of(data)
             yield RegionImage(
@@ -62,20 +73,16 @@ def read(
                 image=data,
                 width=width,
                 height=height,
-                regions=_regions(read_lines(file), View.squash((width, height), _CANVAS)),
+                regions=_regions(lines, View.squash((width, height), _CANVAS)),
                 uri=name,
                 source=source,
                 licence=licence,
-                split=splits.get(file.name, as_split(split)),
+                split=split_of.get(file.stem, as_split(split)),
             )
         except Refused as refused:
-            yield Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail)
-
-
-def _splits(src: Path) -> dict[str, str]:
-    """The split by text file, where the published lists are there."""
-    lists = {split: src / "indexed_files" / name for split, name in _INDEX.items()}
-    return {line.strip(): split for split, file in lists.items() if file.is_file() for line in read_lines(file)}
+            yield Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail, count)
+    for name in sorted(pages):
+        yield Rejection("missing-annotation", f"{source}/{name}", name, None, f"no {name.removesuffix(_PICTURE)}.txt")
 
 
 def _regions(lines: list[str], view: View) -> list[Region]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from granvit.corpus.importers import rows, tars
 from granvit.corpus.importers.base import (
+    Found,
     as_box,
     as_number,
     as_split,
@@ -21,7 +22,7 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.pictures import SUFFIXES as PICTURES
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection
 from granvit.geometry import View
 from granvit.regions import Region, RegionImage
 
@@ -30,9 +31,7 @@ _TABLES = (".parquet", ".jsonl", ".jsonl.gz")
 
 
 @importer("grit")
-def read(
-    src: Path, *, source: str = "grit", licence: str = "", split: str = "train"
-) -> Iterator[RegionImage | Rejection]:
+def read(src: Path, *, source: str = "grit", licence: str = "", split: str = "train") -> Iterator[Found]:
     """`src` is a folder that img2dataset made of GRIT's table, or one shard or table in it.
 
     img2dataset, told ``--save_additional_columns '["id","noun_chunks","ref_exps"]'``, writes tar shards ``00000.tar``,
@@ -57,7 +56,11 @@ def read(
         raise CorpusError(f"{src} holds neither {' nor '.join(f'*{name}' for name in (*tars.SUFFIXES, *_TABLES))}")
     for shard in shards:
         samples = _from_tar(shard) if shard.name.endswith(tars.SUFFIXES) else _from_table(shard)
-        for uri, sample in samples:
+        for item in samples:
+            if isinstance(item, LeftOut):
+                yield item
+                continue
+            uri, sample = item
             try:
                 if isinstance(sample, Refused):
                     raise sample
@@ -69,8 +72,12 @@ def read(
 _Sample = tuple[dict[str, Any], bytes]
 
 
-def _from_tar(shard: Path) -> Iterator[tuple[str, _Sample | Refused]]:
-    for key, parts in tars.samples(shard):
+def _from_tar(shard: Path) -> Iterator[tuple[str, _Sample | Refused] | LeftOut]:
+    for item in tars.samples(shard, lambda ending: ending == "json" or f".{ending}" in PICTURES):
+        if isinstance(item, LeftOut):
+            yield item
+            continue
+        key, parts = item
         uri = f"{shard.name}:{key}"
         try:
             files = {ending: tars.unless_refused(content) for ending, content in parts.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, get_args
 from granvit.coordinates import Codec, get_codec
 from granvit.corpus.importers.base import (
     NO_BOX,
+    Found,
     as_split,
     as_text,
     from_canvas,
@@ -19,8 +19,9 @@ from granvit.corpus.importers.base import (
     read_json,
     size_of,
 )
+from granvit.corpus.importers.rows import json_lines
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection
 from granvit.geometry import Frame, View
 from granvit.questions import GLOBAL
 from granvit.regions import Region, RegionImage
@@ -40,16 +41,17 @@ def read(
     source: str = "llava",
     licence: str = "",
     split: str = "train",
-) -> Iterator[RegionImage | Rejection]:
+) -> Iterator[Found]:
     """`src` is a JSON list, or JSON lines, of ``{"id", "image", "conversations": [{"from", "value"}, ...]}``.
 
     ``from`` is human and gpt by turns; ``image`` is relative to `images`, by default the folder of `src`. What is
-    said of one picture in several entries becomes one record; entries without picture are passed over. A question
+    said of one picture in several entries becomes one record. Entries without a picture are counted; one of several
+    pictures is refused as "several-images". A question
     with one box in it, answered in words, gives a region with the answer as its text. An answer that is one box gives a
     region with the phrase asked for as its text, which is what follows the question's colon. The same box and text
     give one region. The answer to this project's question for a caption becomes the caption. Other turns are no
-    regions; those with boxes that belong to no one phrase are refused as "empty-text", boxes that can't be read as
-    "bad-box". All regions become objects: the layout doesn't tell transcriptions from captions.
+    regions, and counted; those with boxes that belong to no one phrase are refused as "empty-text", boxes that can't be
+    read as "bad-box". All regions become objects: the layout doesn't tell transcriptions from captions.
 
     Boxes: text, written as `coordinates` says (see `granvit.coordinates`). What they are relative to is nowhere written
     down, so `frame` must say it: "image" (0 to 1 of width and height) or "canvas" (of the picture padded to a centred
@@ -67,7 +69,8 @@ def read(
         raise CorpusError(f"llava: {error}") from error
     turns_of: dict[str, list[tuple[str, str]]] = {}
     for index, entry in enumerate(_entries(src)):
-        if isinstance(entry, dict) and "conversations" in entry and entry.get("image") is None:
+        if isinstance(entry, dict) and "conversations" in entry and entry.get("image") in (None, "", []):
+            yield LeftOut("entries without a picture", 1, f"{src.name}:{index}")
             continue
         try:
             name, turns = _turns(entry)
@@ -75,6 +78,11 @@ def read(
         except Refused as refused:
             yield Rejection(refused.reason, "", f"{src.name}:{index}", None, refused.detail)
     for name, turns in turns_of.items():
+        captions = [answer for question, answer in turns if question == GLOBAL]
+        spoken = sum(question != GLOBAL and not any(_spoken_of(question, answer, codec)) for question, answer in turns)
+        count = len({spoken for question, answer in turns for spoken in _spoken_of(question, answer, codec)})
+        yield LeftOut("turns of a conversation without a box", spoken, name)
+        yield LeftOut("further captions of a picture", max(0, len(captions) - 1), name)
         try:
             data = read_image(images or src.parent, name)
             width, height = size = size_of(data)
@@ -88,11 +96,11 @@ def read(
                 uri=name,
                 source=source,
                 licence=licence,
-                caption=next((answer for question, answer in turns if question == GLOBAL), None),
+                caption=next(iter(captions), None),
                 split=as_split(split),
             )
         except Refused as refused:
-            yield Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail)
+            yield Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail, count)
 
 
 def _entries(file: Path) -> Iterator[Any]:
@@ -104,12 +112,7 @@ def _entries(file: Path) -> Iterator[Any]:
         return
     if not file.is_file():
         raise CorpusError(f"{file} is missing")
-    with file.open("rb") as lines:
-        for line in filter(bytes.strip, lines):
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield Refused("not-json", str(error))
+    yield from (row for _, row in json_lines(file))
 
 
 def _turns(entry: Any) -> tuple[str, list[tuple[str, str]]]:
@@ -118,14 +121,19 @@ def _turns(entry: Any) -> tuple[str, list[tuple[str, str]]]:
         raise entry
     if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list):
         raise Refused("missing-field", "conversations should be a list")
-    if not isinstance(entry.get("image"), str):
+    image = entry.get("image")
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
+    if isinstance(image, list):
+        raise Refused("several-images", f"{len(image)} pictures in one entry, a record has one")
+    if not isinstance(image, str):
         raise Refused("bad-field", f"image should be one path, got {entry.get('image')!r:.100}")
     said = [turn if isinstance(turn, dict) else {} for turn in entry["conversations"]]
     pairs = list(zip(said[::2], said[1::2], strict=False))
     if len(said) % 2 or any((q.get("from"), a.get("from")) != ("human", "gpt") for q, a in pairs):
         raise Refused("bad-field", "conversations should be turns of human and gpt")
     values = [(as_text(question.get("value")), as_text(answer.get("value"))) for question, answer in pairs]
-    return entry["image"], [(question.replace("<image>", "").strip(), answer.strip()) for question, answer in values]
+    return image, [(question.replace("<image>", "").strip(), answer.strip()) for question, answer in values]
 
 
 def _regions(turns: list[tuple[str, str]], codec: Codec, view: View) -> list[Region]:

@@ -8,22 +8,27 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from granvit.corpus.importers import parquet_rows
+from granvit.corpus.importers.base import MAX_FILE_BYTES, MAX_TABLE_BYTES, decode_text, parse_object
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Refused
+from granvit.errors import GranvitError
+from granvit.files import open_regular, read_regular
+from granvit.links import LinkOutsideError
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json")
 
+# A picture's annotations have some kB; a table's row may hold the picture itself, in Parquet.
+MAX_LINE_BYTES = MAX_FILE_BYTES
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_rows(file: Path) -> Iterator[Any]:
     """The rows of a table by its suffix, one of `SUFFIXES`, as parsed; what each should hold is the caller's to check.
 
-    In place of a row stands a `Refused`: "not-json" for a line that is none, and, as the last one, "damaged-file"
-    where a Parquet or compressed file cannot be read on.
+    In place of a row stands a `Refused`, see `json_lines` and `parquet_rows.read_rows`.
 
     Raises:
         CorpusError: a JSON file that is no list or is cut off.
@@ -31,27 +36,48 @@ def read_rows(file: Path) -> Iterator[Any]:
     name = file.name.lower()
     if name.endswith(".parquet"):
         return parquet_rows.read_rows(file)
-    return _array(file) if name.endswith(".json") else _lines(file)
+    return _array(file) if name.endswith(".json") else (row for _, row in json_lines(file))
 
 
-def _lines(file: Path) -> Iterator[Any]:
+def json_lines(file: Path, encoding: str = "") -> Iterator[tuple[int, dict[str, Any] | Refused]]:
+    """The objects of a file of JSON lines, compressed by gzip or not, each with its line's number from 1.
+
+    In place of an object stands a `Refused`: "not-json" for a line that is none or has a key twice, "too-large" for one
+    beyond `MAX_LINE_BYTES`, "bad-encoding", and, as the last one, "damaged-file" or "link-outside" where the file
+    cannot be read on.
+    """
     try:
-        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as lines:
-            for line in filter(bytes.strip, lines):
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
-                    row = Refused("not-json", str(error))
-                yield row
-    except (OSError, EOFError, zlib.error) as error:
-        yield Refused("damaged-file", f"{file.name}: {error}")
+        with open_regular(file) as raw:
+            lines: IO[bytes] = gzip.GzipFile(fileobj=raw) if file.name.lower().endswith(".gz") else raw  # type: ignore[assignment]
+            number = 0
+            while line := lines.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    yield number, Refused("too-large", f"a line of more than {MAX_LINE_BYTES} bytes")
+                    while line and not line.endswith(b"\n"):
+                        line = lines.readline(MAX_LINE_BYTES)
+                elif line.strip():
+                    yield number, _object(line, encoding)
+    except LinkOutsideError as error:
+        yield 0, Refused("link-outside", str(error))
+    except (GranvitError, OSError, EOFError, zlib.error) as error:
+        yield 0, Refused("damaged-file", f"{file.name}: {error}")
+
+
+def _object(line: bytes, encoding: str) -> dict[str, Any] | Refused:
+    try:
+        return parse_object(decode_text(line, encoding) if encoding else line)
+    except Refused as refused:
+        return refused
+    except UnicodeError as error:
+        return Refused("bad-encoding", f"not {encoding}: {error!s:.100}")
 
 
 def _array(file: Path) -> Iterator[Any]:
     """The entries of a list, each parsed when it is asked for: as objects, a whole file takes many times its size."""
     decoder = json.JSONDecoder()
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = decode_text(read_regular(file, MAX_TABLE_BYTES))
         at = _skip(text, _behind(text, "[", 0))
         if text[at] == "]":
             return
@@ -59,6 +85,8 @@ def _array(file: Path) -> Iterator[Any]:
             row, at = decoder.raw_decode(text, _skip(text, at))
             yield row
             at = _behind(text, ",]", at)
+    except LinkOutsideError as error:
+        raise CorpusError(str(error)) from error
     except (OSError, ValueError, RecursionError, IndexError) as error:
         raise CorpusError(f"{file}: a list in JSON is expected: {error}") from error
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from granvit.corpus.importers.base import as_split, importer, read_image
-from granvit.corpus.importers.textlines import numbers, outlined, read_lines, unreadable
+from granvit.corpus.importers.base import Found, as_split, importer, read_image
+from granvit.corpus.importers.pictures import LEFT_OUT, listing
+from granvit.corpus.importers.textlines import count_lines, numbers, outlined, read_lines, unquoted, unreadable
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
+from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection
 from granvit.regions import Region, RegionImage
 
 _BOX_FILES = (".csv", ".txt")
 
 
 @importer("sroie")
-def read(src: Path, *, source: str = "sroie", licence: str = "", split: str = "") -> Iterator[RegionImage | Rejection]:
+def read(
+    src: Path, *, source: str = "sroie", licence: str = "", split: str = "", encoding: str = ""
+) -> Iterator[Found]:
     """`src` is a folder with ``img/*.jpg`` and for each of them ``box/*.csv`` (or ``*.txt``) of the same name.
 
-    Each line of a box file: ``x1,y1,x2,y2,x3,y3,x4,y4,text``; the text may itself hold commas. The files are
-    UTF-8 or Latin-1. `split` is the split that this folder is, for the layout does not say.
+    Each line of a box file: ``x1,y1,x2,y2,x3,y3,x4,y4,text``; the text may itself hold commas, and be quoted as in CSV.
+    The files are UTF-8, or in `encoding`; one that is neither is refused as "bad-encoding". `split` is the split that
+    this folder is, for the layout does not say.
 
     Boxes: the four corners in pixels, of which the upright hull is taken; corners that are no upright rectangle
     are kept as polygon. Texts are upper-case whatever the print. Terms: SROIE is offered for research.
@@ -31,26 +35,32 @@ def read(src: Path, *, source: str = "sroie", licence: str = "", split: str = ""
         if not (src / name).is_dir():
             raise CorpusError(f"{src} lacks the folder {name}/; the layout is img/*.jpg and box/*.csv")
     box_files = {p.stem: p for p in sorted((src / "box").iterdir()) if p.suffix.lower() in _BOX_FILES}
-    for picture in sorted((src / "img").iterdir()):
-        uri = f"img/{picture.name}"
+    for name, kind in listing(src / "img"):
+        uri, stem, count = f"img/{name}", Path(name).stem, 0
+        if kind in LEFT_OUT:
+            yield LeftOut(LEFT_OUT[kind], 1, uri)
+            continue
         try:
-            if picture.stem not in box_files:
-                raise Refused("missing-annotation", f"no file box/{picture.stem}.csv or .txt")
+            if stem not in box_files:
+                raise Refused("missing-annotation", f"no file box/{stem}.csv or .txt")
+            lines = read_lines(box_files.pop(stem), encoding)
+            count = len(lines)
             yield RegionImage(
                 id=f"{source}/{uri}",
                 image=read_image(src, uri),
                 width=UNKNOWN_SIZE[0],
                 height=UNKNOWN_SIZE[1],
-                regions=[_region(line) for line in read_lines(box_files.pop(picture.stem))],
+                regions=[_region(line) for line in lines],
                 uri=uri,
                 source=source,
                 licence=licence,
                 split=as_split(split),
             )
         except Refused as refused:
-            yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail)
+            yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, count)
     for file in box_files.values():
-        yield Rejection("missing-image", "", f"box/{file.name}", None, f"no picture img/{file.stem}.*")
+        count = count_lines(file, encoding)
+        yield Rejection("missing-image", "", f"box/{file.name}", None, f"no picture img/{file.stem}.*", count)
 
 
 def _region(line: str) -> Region:
@@ -59,4 +69,4 @@ def _region(line: str) -> Region:
     points = numbers(parts[:8])
     if len(points) != 8:
         return unreadable(line)
-    return outlined(points, text=parts[8] if len(parts) == 9 else "")
+    return outlined(points, text=unquoted(parts[8]) if len(parts) == 9 else "")

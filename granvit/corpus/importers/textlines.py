@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from granvit import geometry
-from granvit.corpus.importers.base import NO_BOX, Box
+from granvit.corpus.importers.base import NO_BOX, Box, read_text
+from granvit.corpus.quarantine import Refused
 from granvit.regions import Region
 
 # Two neighbours share a line where the lower one of the two overlaps the other by half its height ...
 _SAME_LINE = 0.5
 # ... and where no more than this many heights lie between them: beyond it there is another column.
 _LARGEST_GAP = 2.0
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 @dataclass(frozen=True)
@@ -24,23 +27,36 @@ class Word:
     text: str
 
 
-def read_lines(file: Path) -> list[str]:
-    """The lines of a text file that hold something; UTF-8 with or without a mark, or else Latin-1."""
-    data = file.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
+def read_lines(file: Path, encoding: str = "") -> list[str]:
+    """The lines of a text file that hold something, see `read_text`.
+
+    Raises:
+        Refused: "bad-encoding", or it cannot be read.
+    """
     # Not `splitlines`, which also cuts at characters that occur inside texts; the gate strips what is left of CRLF.
-    return [line for line in text.split("\n") if line.strip()]
+    return [line for line in read_text(file, encoding).split("\n") if line.strip()]
+
+
+def count_lines(file: Path, encoding: str = "") -> int:
+    """How many regions a file of one on each line states, where its picture is missing; none if it cannot be read."""
+    try:
+        return len(read_lines(file, encoding))
+    except Refused:
+        return 0
 
 
 def numbers(parts: Sequence[str]) -> list[float]:
     """The parts as numbers, or an empty list where one is none."""
     try:
-        return [float(part) for part in parts]
+        return [float(part) for part in parts] if "_" not in "".join(parts) else []  # Python's 1_000 is no number here
     except ValueError:
         return []
+
+
+def unquoted(text: str) -> str:
+    """A text without the quotation marks that CSV writes around one that holds commas or such marks, these doubled."""
+    quoted = _QUOTED.fullmatch(text.strip())
+    return quoted[1].replace('""', '"') if quoted else text
 
 
 def outlined(points: list[float], text: str, ignore: bool = False) -> Region:

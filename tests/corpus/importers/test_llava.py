@@ -5,6 +5,7 @@ import json
 import pytest
 from importing import bring, save
 
+from granvit.corpus.importers import import_corpus
 from granvit.corpus.store import CorpusError
 from granvit.questions import GLOBAL
 from granvit.regions import Region
@@ -113,9 +114,26 @@ def test_damaged_entries(tmp_path):
     [got], refused = bring("llava", src, tmp_path / "out", frame="image")
     assert len(got.regions) == 1
     assert [r.reason for r in refused] == [
-        "bad-field", "bad-field", "missing-field", "bad-field", "missing-field", "not-json", "missing-image",
+        "bad-field", "bad-field", "missing-field", "several-images", "not-json", "not-json", "missing-image",
         "path-outside",
     ]  # fmt: skip
     with pytest.raises(CorpusError, match="a list of conversations is expected"):
         (tmp_path / "object.json").write_text("{}")
         bring("llava", tmp_path / "object.json", tmp_path / "other", frame="image")
+
+
+def test_what_a_record_has_no_place_for_is_counted(tmp_path):
+    src = llava(
+        tmp_path,
+        entry((DESCRIBE + "[0.1, 0.2, 0.3, 0.4]", "kept"), ("What colour is it?", "Red."), ("And now?", "Blue.")),
+        {"id": "text", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+        entry((GLOBAL, "A cup."), (GLOBAL, "A mug.")),
+        entry(("Hi", "Hi")) | {"image": ["vg/VG_100K/2.jpg"]},
+        entry((DESCRIBE + "[0.1, 0.2, 0.3, 0.4]", "lost"), image="gone.jpg"),
+    )
+    summary = import_corpus("llava", src, tmp_path / "out", frame="image")
+    assert summary.left_out == {
+        "turns of a conversation without a box": 3, "entries without a picture": 1, "further captions of a picture": 1
+    }  # fmt: skip
+    assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (2, 1, 1)
+    assert "left out           3  turns of a conversation without a box" in str(summary)

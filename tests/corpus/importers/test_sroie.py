@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from importing import bring, save
 
+from granvit.corpus.importers import import_corpus
+from granvit.corpus.importers.textlines import unquoted
 from granvit.corpus.store import CorpusError
 from granvit.regions import Region
 
@@ -24,8 +26,9 @@ def sroie(folder: Path, box_suffix: str = ".csv", encoding: str = "utf-8") -> Pa
 @pytest.mark.parametrize(("suffix", "encoding"), [(".csv", "utf-8"), (".txt", "latin-1"), (".txt", "utf-8-sig")])
 def test_sroie(tmp_path, suffix, encoding):
     (first, second), refused = bring(
-        "sroie", sroie(tmp_path / "raw", suffix, encoding), tmp_path / "out", split="train"
-    )
+        "sroie", sroie(tmp_path / "raw", suffix, encoding), tmp_path / "out", split="train",
+        encoding="latin-1" if encoding == "latin-1" else "",
+    )  # fmt: skip
     assert (first.id, first.width, first.height, first.split) == ("sroie/img/000.jpg", 40, 30, "train")
     assert first.regions == [Region((2, 3, 30, 10), "CAFÉ SDN, BHD", "text")]
     assert second.regions == [Region((1, 3, 30, 12), "TOTAL: 1,234.00", "text", polygon=[2, 3, 30, 5, 29, 12, 1, 10])]
@@ -45,3 +48,39 @@ def test_without_partner_or_folder(tmp_path):
     assert told[-1] == ("missing-image", "box/002.csv", None)
     with pytest.raises(CorpusError, match="lacks the folder img/"):
         bring("sroie", src / "box", tmp_path / "other")
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "cp1251", "shift_jis", "latin-1", "utf-16"])
+def test_text_of_another_encoding_is_refused_with_its_file_unless_it_is_named(tmp_path, encoding):
+    text = {"cp1251": "Чек", "latin-1": "CAFÉ"}.get(encoding, "領収書")
+    src = tmp_path / "raw"
+    for name in ("0", "1"):
+        save(src / f"img/{name}.jpg")
+    (src / "box").mkdir()
+    (src / "box/0.csv").write_bytes(f"2,3,30,3,30,10,2,10,{text}\n".encode(encoding))
+    (src / "box/1.csv").write_bytes(b"2,3,30,3,30,10,2,10,PLAIN\n")
+    records, [refused] = bring("sroie", src, tmp_path / "out")
+    assert ([r.regions[0].text for r in records], refused.reason) == (["PLAIN"], "bad-encoding")
+    assert refused.detail.startswith("0.csv is not UTF-8")
+    if encoding == "utf-16":  # in it, the plain file is none
+        (src / "box/1.csv").write_bytes("2,3,30,3,30,10,2,10,PLAIN\n".encode(encoding))
+    records, refused = bring("sroie", src, tmp_path / "named", encoding=encoding)
+    assert ([r.regions[0].text for r in records], refused) == ([text, "PLAIN"], [])
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ('"TAN, WOON ""YANN"""', 'TAN, WOON "YANN"'), ('14" DISC', '14" DISC'), ('"A" AND "B"', '"A" AND "B"'),
+        ('""', ""), ('"SAID, "NO"', '"SAID, "NO"'), ("TOTAL, RM", "TOTAL, RM"), ('1/4",5/32"', '1/4",5/32"'),
+    ],
+)  # fmt: skip
+def test_quotation_marks_are_those_of_csv_or_of_the_text(written, text):
+    assert unquoted(written) == text
+
+
+def test_the_lines_of_a_picture_that_is_missing_are_counted(tmp_path):
+    src = sroie(tmp_path / "raw")
+    (src / "img/001.jpg").unlink()
+    summary = import_corpus("sroie", src, tmp_path / "out", split="train")
+    assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (5, 1, 4)

@@ -7,8 +7,9 @@ import tarfile
 import pytest
 from importing import bring, picture
 
-from granvit.corpus.importers import tars
-from granvit.corpus.store import CorpusError
+from granvit.corpus.importers import import_corpus, tars
+from granvit.corpus.quarantine import read_quarantine
+from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
 
 PICTURE = picture()
@@ -94,13 +95,13 @@ def test_a_shard_that_is_cut_anywhere_gives_whole_samples_only(tmp_path, ending)
         for kind, content in (("jpg", PICTURE), ("json", ROW | {"id": f"{n}"}))
     ]
     whole = shard(tmp_path / f"whole.{ending}", *files, mode="w:gz" if ending == "tgz" else "w").read_bytes()
-    good = shard(tmp_path / "wds/b.tar", ("good.jpg", PICTURE))
+    good = shard(tmp_path / "wds/b.tar", ("good.jpg", PICTURE), ("good.json", ROW | {"id": "wds/good"}))
     cut = good.with_name(f"a.{ending}")
     kept = set()
     for size in range(0, len(whole) - 9, max(len(whole) // 23, 1)):
         cut.write_bytes(whole[:size])
         records, refused = bring("webdataset", cut.parent, tmp_path / "out", overwrite=True)
-        assert all(len(r.regions) == 1 for r in records if r.id != "wds/good")
+        assert all(len(r.regions) == 1 for r in records)
         assert records[-1].id == "wds/good"
         assert [r.reason for r in refused] in (["damaged-tar"], [])
         assert refused or len(records) == 4
@@ -126,17 +127,16 @@ def test_damaged_samples(tmp_path, monkeypatch):
         ("a.jpg", PICTURE), ("a.json", b"{"),
         ("b.jpg", PICTURE), ("b.json", [1]),
         ("c.jpg", PICTURE), ("c.json", ROW | {"regions": None}),
-        ("d.jpg", PICTURE), ("d.json", ROW | {"width": "40"}),
+        ("d.jpg", PICTURE), ("d.json", ROW | {"width": [40]}),
         ("e.json", ROW),
         ("f.jpg", b"no picture"),
         ("g.jpg", PICTURE + bytes(6_000)),
         ("h.jpg", PICTURE), ("h.json", ROW | {"width": 41}),
         ("i.jpg", PICTURE),
         ("i.json", ROW | {"regions": [{"bbox": [1, 2]}, 7, {"bbox": [1, 2, 9, 9], "caption": "x"}]}),
-        ("i.jpg", PICTURE),
     )  # fmt: skip
     records, refused = bring("webdataset", src, tmp_path / "out", source="mine")
-    assert [(r.id, len(r.regions)) for r in records] == [("shop/7", 1), ("mine/i", 0)]
+    assert [(r.id, len(r.regions)) for r in records] == [("shop/7", 1)]
     assert [r.reason for r in refused] == [
         "not-json", "not-json", "bad-field", "bad-field", "missing-image", "not-an-image", "too-large",
         "size-mismatch", "empty-text", "empty-text",
@@ -146,3 +146,81 @@ def test_damaged_samples(tmp_path, monkeypatch):
 def test_no_shards(tmp_path):
     with pytest.raises(CorpusError, match="holds no shards"):
         bring("webdataset", tmp_path, tmp_path / "out")
+
+
+def test_samples_whose_files_are_not_together_are_refused_whole(tmp_path):
+    src = shard(
+        tmp_path / "wds/a.tar",
+        ("0.jpg", PICTURE), ("1.jpg", PICTURE), ("2.jpg", PICTURE), ("2.json", ROW | {"id": "2"}),
+        ("0.json", ROW | {"id": "0"}), ("1.json", ROW | {"id": "1"}),
+    )  # fmt: skip
+    summary = import_corpus("webdataset", src, tmp_path / "out")
+    assert [record.id for record in Corpus(tmp_path / "out")] == ["2"]
+    refused = read_quarantine(tmp_path / "out/quarantine.jsonl")
+    assert [(r.reason, r.uri, r.regions) for r in refused] == [
+        ("not-grouped", "a.tar:0", 0), ("not-grouped", "a.tar:1", 0),
+        ("not-grouped", "a.tar:0", 1), ("not-grouped", "a.tar:1", 1),
+    ]  # fmt: skip
+    assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (3, 1, 2)
+
+
+def test_what_macos_and_pax_add_parts_no_sample_and_is_counted(tmp_path):
+    double = b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(40)
+    src = shard(
+        tmp_path / "wds/a.tar",
+        ("._0.jpg", double), ("0.jpg", PICTURE), ("._0.json", double), ("0.json", ROW), (".DS_Store", b"\0\0\0\1Bud1"),
+        ("__MACOSX/._0.jpg", double), ("PaxHeaders.7/0.jpg", b"30 mtime=1\n"), ("0.cls", b"3"), ("1.jpg", PICTURE),
+    )  # fmt: skip
+    summary = import_corpus("webdataset", src, tmp_path / "out")
+    first, second = Corpus(tmp_path / "out")
+    assert (first.id, len(first.regions), second.uri) == ("shop/7", 1, "a.tar:1")
+    assert summary.left_out == {
+        "files that macOS adds": 4, "headers of pax that were unpacked as files": 1, "members .cls": 1
+    }  # fmt: skip
+    assert summary.images_quarantined == 0
+
+
+def test_the_same_key_in_two_shards_is_two_samples(tmp_path):
+    for name in ("a", "b"):
+        shard(tmp_path / f"wds/{name}.tar", ("0.jpg", PICTURE))
+    records, refused = bring("webdataset", tmp_path / "wds", tmp_path / "out")
+    assert ([r.id for r in records], refused) == (["wds/0", "wds/b/0"], [])
+
+
+def test_the_members_of_a_sample_have_a_sum(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "MAX_SAMPLE_BYTES", 20_000)
+    many = [(f"0.{n}.txt", bytes(9_000)) for n in range(20)]
+    src = shard(tmp_path / "wds/a.tgz", ("0.jpg", PICTURE), *many, ("0.json", bytes(15_000)), ("0.png", bytes(15_000)),
+                ("1.jpg", PICTURE), mode="w:gz")  # fmt: skip
+    records, refused = bring("webdataset", src, tmp_path / "out")
+    assert ([r.uri for r in records], [(r.reason, r.uri) for r in refused]) == (["a.tgz:1"], [("too-large", "a.tgz:0")])
+
+
+def test_a_shard_that_unpacks_to_too_much_is_left_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "_MAX_UNPACKED_BYTES", 100_000)
+    src = shard(tmp_path / "wds/a.tgz", ("0.jpg", PICTURE), ("1.npy", bytes(1 << 20)), ("2.jpg", PICTURE), mode="w:gz")
+    shard(tmp_path / "wds/b.tgz", ("3.jpg", PICTURE), mode="w:gz")
+    records, refused = bring("webdataset", tmp_path / "wds", tmp_path / "out")
+    assert [r.uri for r in records] == ["b.tgz:3"]
+    assert [r.reason for r in refused] == ["too-costly"]
+    assert src.stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_claims_gigabytes_is_not_read(tmp_path, kind):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 3 << 20
+    file = tmp_path / "wds/b.tar"
+    shard(tmp_path / "wds/a.tar", ("0.jpg", PICTURE))
+    file.write_bytes(info.tobuf() + b"0" * (3 << 20) + bytes(1024))
+    records, refused = bring("webdataset", tmp_path / "wds", tmp_path / "out")
+    assert (len(records), [r.reason for r in refused]) == (1, ["damaged-tar"])
+
+
+def test_a_caption_in_another_encoding(tmp_path):
+    text = "收据".encode("gb18030")
+    src = shard(tmp_path / "a.tar", ("0.jpg", PICTURE), ("0.txt", text), ("1.jpg", PICTURE), ("1.txt", b"plain"))
+    records, refused = bring("webdataset", src, tmp_path / "out")
+    assert ([r.caption for r in records], [r.reason for r in refused]) == (["plain"], ["bad-encoding"])
+    records, refused = bring("webdataset", src, tmp_path / "named", encoding="gb18030")
+    assert ([r.caption for r in records], refused) == (["收据", "plain"], [])

@@ -1,0 +1,95 @@
+"""Values as people write them: taken where they can be meant in one way only, refused by name where not."""
+
+import json
+
+import pytest
+from importing import bring, save
+
+from granvit.corpus.importers import import_corpus
+from granvit.corpus.importers.rows import json_lines
+from granvit.corpus.quarantine import Refused
+
+BOX = {"bbox": [1, 2, 20, 10], "caption": "a cup"}
+
+
+def pack(folder, *rows):
+    save(folder / "a.jpg")
+    lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    (folder / "annotations.jsonl").write_bytes(b"\n".join(lines))
+    return folder
+
+
+def row(**changes):
+    return {"image": "a.jpg", "width": 40, "height": 30, "regions": [BOX]} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"width": "40", "height": "30"}, ""), ({"width": 40.0}, ""), ({"width": -1, "height": None}, ""),
+        ({"width": float("nan")}, ""), ({"width": [40]}, "bad-field"), ({"width": 40.5}, "bad-field"),
+        ({"width": True}, "bad-field"), ({"split": ["test"]}, "bad-split"), ({"split": "test"}, ""),
+        ({"split": 3}, "bad-split"), ({"source": 3}, "bad-field"), ({"licence": ["x"]}, "bad-field"),
+        ({"caption": float("nan")}, ""), ({"caption": ["x"]}, ""), ({"image": ["a.jpg"]}, "bad-field"),
+        ({"regions": {"0": BOX}}, "bad-field"), ({"width": 41}, "size-mismatch"),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_picture(tmp_path, changes, reason):
+    good = row(image="b.jpg")
+    save(tmp_path / "p/b.jpg")
+    records, refused = bring("jsonl", pack(tmp_path / "p", good, row(**changes)), tmp_path / "out")
+    assert [r.reason for r in refused] == ([reason] if reason else [])
+    if not reason:
+        assert (records[1].width, records[1].height, records[1].caption) == (40, 30, None)
+        assert records[1].split == changes.get("split", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ignore": "false"}, ""), ({"ignore": "maybe"}, "bad-field"), ({"ignore": [0]}, "bad-field"),
+        ({"caption": float("nan")}, "empty-text"), ({"caption": ["a"]}, "empty-text"), ({"captions": "a"}, "bad-field"),
+        ({"score": "0.5"}, "bad-score"), ({"score": float("inf")}, "bad-score"), ({"bbox": ["1", 2, 3, 4]}, "bad-box"),
+        ({"bbox": [1, 2, float("inf"), 4]}, "bad-box"), ({"bbox": [True, 2, 20, 10]}, "bad-box"),
+        ({"bbox": [1, 2, 20, 10**400]}, "bad-box"), ({"kind": ["text"]}, "bad-kind"), ({"box_by": 7}, "bad-field"),
+        ({"captions": ["b", float("nan")]}, ""),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_region(tmp_path, changes, reason):
+    src = pack(tmp_path / "p", row(regions=[BOX, {**BOX, "bbox": [1, 2, 21, 10], **changes}]))
+    [record], refused = bring("jsonl", src, tmp_path / "out")
+    assert [(r.reason, r.region) for r in refused] == ([(reason, 1)] if reason else [])
+    assert not any(region.ignore for region in record.regions)
+
+
+def test_a_key_that_is_there_twice(tmp_path):
+    twice = b'{"image": "a.jpg", "width": 40, "height": 30, "regions": [{"bbox": [1,2,3,4], "bbox": [5,6,9,9]}]}'
+    src = pack(tmp_path / "p", row(), twice)
+    _, [refused] = bring("jsonl", src, tmp_path / "out")
+    assert (refused.reason, "'bbox' is there twice" in refused.detail) == ("not-json", True)
+
+
+def test_regions_of_a_picture_that_is_missing_are_counted(tmp_path):
+    src = pack(tmp_path / "p", row(), row(image="gone.jpg", regions=[BOX] * 3), row(width="wide", regions=[BOX] * 2))
+    summary = import_corpus("jsonl", src, tmp_path / "out")
+    assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (6, 1, 5)
+    assert "1 of 6 written (5 went with their quarantined image)" in str(summary)
+
+
+def test_another_encoding(tmp_path):
+    line = json.dumps(row(regions=[{**BOX, "caption": "чашка"}]), ensure_ascii=False).encode("cp1251")
+    src = pack(tmp_path / "p", row(image="b.jpg"), line)
+    save(src / "b.jpg")
+    _, [refused] = bring("jsonl", src, tmp_path / "out")
+    assert refused.reason == "not-json"
+    records, refused = bring("jsonl", src, tmp_path / "named", encoding="cp1251")
+    assert ([r.regions[0].text for r in records], refused) == (["a cup", "чашка"], [])
+
+
+def test_a_line_without_an_end_is_not_held_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("granvit.corpus.importers.rows.MAX_LINE_BYTES", 1000)
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + b"[" * 5000 + b'\n{"b": 2}\n')
+    found = list(json_lines(tmp_path / "a.jsonl"))
+    assert [n for n, _ in found] == [1, 2, 3]
+    assert (found[0][1], found[2][1]) == ({"a": 1}, {"b": 2})
+    assert isinstance(found[1][1], Refused) and found[1][1].reason == "too-large"
