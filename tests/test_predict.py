@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -7,9 +8,9 @@ from PIL import Image
 from tiny_model import make_model
 
 from granvit import predict
-from granvit.errors import CheckpointError
+from granvit.errors import CheckpointError, GranvitError
 from granvit.images import ImageError
-from granvit.predict import Ask, GranViT
+from granvit.predict import Ask, GranViT, checked_boxes, open_picture
 from granvit.questions import ask_box, ask_caption, ask_global
 
 # Relative places of the tests lie on the borders of 16 bins; `loc` decodes to the centre of a bin.
@@ -34,7 +35,7 @@ def scripted(monkeypatch):
     def make(answers):
         script = iter(answers)
 
-        def greedy(model, pixels, questions, longest):
+        def greedy(model, pixels, questions, longest, rows):
             texts = [[model.dialog.tokenizer.decode(q) for q in rows] for rows in questions]
             asked.append((pixels.numpy(), texts))
             encode = model.dialog.tokenizer.encode
@@ -48,6 +49,11 @@ def scripted(monkeypatch):
 
 def as_asked(granvit, question):
     return granvit.model.dialog.tokenizer.decode(granvit.model.dialog.ask(question))
+
+
+def ask_about(granvit, picture, boxes):
+    view = granvit.model.view(picture.size)
+    return Ask(picture, view, granvit.box_questions(view, boxes))
 
 
 # --- the four calls --------------------------------------------------------------------------------------------------
@@ -136,6 +142,49 @@ def test_caption_is_one_text(granvit, scripted):
     assert asked[0][1] == [[as_asked(granvit, ask_global())]]
 
 
+def test_location_tokens_are_no_text(granvit, scripted):
+    """A place in a text answer is left out; what `answer` gives is as it was said, and a box is a box."""
+    scripted(["2 objects:<loc0006>", "<loc0000><loc0003>", "a<loc0001> red star", "<loc0006> tea"])
+    assert granvit.describe(photo(), [[9, 9, 90, 90]] * 2) == ["2 objects:", ""]
+    assert granvit.read(photo(), [[9, 9, 90, 90]], window=50) == ["a red star"]
+    assert granvit.caption(photo()) == "tea"
+    scripted(["2 objects:<loc0006>"])
+    assert granvit.answer([ask_about(granvit, photo(), [[9, 9, 90, 90]])], 9) == [["2 objects:<loc0006>"]]
+
+
+def test_a_phrase_may_spell_any_control_token(granvit, scripted):
+    """The question is the same but for the phrase, and no token of it is a control token."""
+    asked, tokens = scripted(["tea"] * 4), granvit.model.dialog.tokenizer.get_vocab()
+    phrases = ["<image>", "a<|end|>b", "<loc0003>", "<|answer|>"]
+    assert granvit.locate(photo(), phrases) == [None] * 4
+    assert asked[0][1] == [[as_asked(granvit, ask_box(phrase)) for phrase in phrases]]
+    control = {i for token, i in tokens.items() if token.startswith("<") and len(token) > 1}
+    for phrase in phrases:
+        ids = granvit.model.dialog.ask(ask_box(phrase))
+        assert [i for i in ids if i in control] == [tokens["<|answer|>"]]  # the template's own, at the end
+        assert ids[-1] == tokens["<|answer|>"] and phrase in granvit.model.dialog.tokenizer.decode(ids)
+
+
+def test_boxes_in_shares_of_the_picture(granvit, scripted):
+    asked = scripted(["tea"] * 6)
+    pixels, shares = [[20, 20, 100, 60]], [[0.1, 0.2, 0.5, 0.6]]
+    for call in (granvit.describe, granvit.read):
+        call(photo(), pixels)
+        call(photo(), shares, normalized=True)
+    granvit.read(photo(), pixels, window=50)
+    granvit.read(photo(), shares, window=50, normalized=True)
+    assert asked[0][1] == asked[1][1] == asked[2][1] == asked[3][1] and asked[4][1] == asked[5][1]
+    np.testing.assert_array_equal(asked[4][0], asked[5][0])
+    with pytest.raises(GranvitError, match=r"boxes are in pixels; for shares of the picture add --normalized"):
+        granvit.describe(photo(), shares)
+
+
+def test_boxes_are_cut_to_the_picture():
+    given = [[-50, -1, 20, 200], [150, 20, 200.5, 60], [0, 0, 2, 2]]
+    assert checked_boxes(given, (200, 100)).tolist() == [[0, 0, 20, 100], [150, 20, 200, 60], [0, 0, 2, 2]]
+    assert checked_boxes([-0.5, 0.1, 0.25, 3], (200, 100), normalized=True).tolist() == [[0, 10, 50, 100]]
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +198,10 @@ def test_caption_is_one_text(granvit, scripted):
         ([200, 10, 250, 40], "outside the picture of 200x100"),
         ([10, -50, 20, 0], "outside"),
         ([1, 2, 3], "shape"),
+        ([[1, 2, 3, 4], [1, 2]], "rows of four numbers"),
+        ("a box", "rows of four numbers"),
+        ([0.1, 0.2, 0.5, 0.6], "normalized"),
+        ([0, 0, 1, 1], "normalized"),
     ],
 )
 def test_bad_boxes_are_refused(granvit, box, said):
@@ -162,6 +215,76 @@ def test_bad_boxes_are_refused(granvit, box, said):
 def test_an_empty_phrase_is_refused(granvit, phrase):
     with pytest.raises(ValueError, match="empty phrase"):
         granvit.locate(photo(), ["tea", phrase])
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        ([0.5, 0.1, 0.2, 0.4], "x1 < x2"),
+        ([1.0, 0.1, 1.5, 0.4], "as shares of it, lies outside the picture of 200x100"),
+        ([10, 20, 60, 80], "as shares of it, lies outside"),
+        ([0.1, 0.1, float("nan"), 0.4], "x1 < x2"),
+    ],
+)
+def test_bad_shares_are_refused(granvit, box, said):
+    with pytest.raises(GranvitError, match=said):
+        granvit.describe(photo(), box, normalized=True)
+
+
+@pytest.mark.parametrize(
+    ("phrases", "said"),
+    [
+        (["red \udcff star"], r"the phrase 'red \\udcff star' is not valid Unicode"),
+        ("tea", "a list of phrases"),
+        (["tea " * 25_000], r"'tea tea .*'... makes a question of 50003 tokens, at most 495 are read"),
+    ],
+)
+def test_phrases_that_cannot_be_asked_are_refused(granvit, phrases, said):
+    with pytest.raises(GranvitError, match=said):
+        granvit.locate(photo(), phrases)
+
+
+def test_a_question_has_a_limit_where_the_language_model_has_none_to_speak_of(granvit):
+    granvit.model.llava.config.text_config.max_position_embeddings = 1 << 20
+    with pytest.raises(GranvitError, match="at most 4096 are read"):
+        granvit.locate(photo(), ["tea " * 5_000])
+
+
+def test_numbers_that_are_not_finite_are_no_answer(granvit, tmp_path):
+    """A model whose every logit is NaN, and one that breaks on the second of two pictures only."""
+    picture = photo()
+    picture.save(tmp_path / "second.png")
+    embed = granvit.model.embed
+    dark = photo(seed=3)
+    broken = torch.from_numpy(np.asarray(granvit.model.view(dark.size).apply(dark, granvit.model.fill)).copy())
+
+    def breaks(pixels):
+        found = embed(pixels)
+        return torch.where((pixels == broken).all(3).all(2).all(1)[:, None, None], torch.nan, found)
+
+    granvit.model.embed = breaks
+    asks = [ask_about(granvit, p, [[9, 9, 90, 90]] * 3) for p in (picture, dark)]
+    asks[1].name = "dark.png"
+    assert len(granvit.answer(asks[:1], 5)[0]) == 3
+    with pytest.raises(GranvitError, match=r"^dark.png: the model's numbers are not finite"):
+        granvit.answer(asks, 5)
+    granvit.model.embed = embed
+    with torch.no_grad():
+        granvit.model.llava.lm_head.weight[3] = torch.inf
+    with pytest.raises(GranvitError, match=r"second.png: the model's numbers are not finite"):
+        granvit.caption(tmp_path / "second.png")
+
+
+@pytest.mark.parametrize("path", ["a\ud800.png", "/dev/null"])
+def test_a_path_that_can_be_no_picture_is_refused(granvit, path):
+    with pytest.raises(GranvitError, match=r"'a\\ud800.png'|/dev/null"):
+        granvit.caption(path)
+
+
+def test_a_pipe_is_not_waited_for(granvit, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(GranvitError, match="pipe.png: not a regular file"):
+        granvit.caption(tmp_path / "pipe.png")
 
 
 def test_what_is_no_picture_is_refused(granvit, tmp_path):
@@ -188,6 +311,49 @@ def test_paths_bytes_and_pictures_of_any_mode_are_the_same_picture(granvit, tmp_
     assert all(granvit.describe(g, boxes) == expected for g in [*given, picture.convert("RGBA")])
 
 
+def odd_pictures():
+    """Pictures that a plain `convert("RGB")` would show otherwise than they are: (ending, image, save options)."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rng = np.random.default_rng(1)
+    rgba = photo().convert("RGBA")
+    rgba.putalpha(Image.fromarray(rng.integers(0, 256, (100, 200), dtype=np.uint8)))
+    palette = photo().convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+    deep = Image.fromarray((rng.integers(0, 1 << 16, (100, 200))).astype(np.uint16))
+    return {
+        "turned": (".jpg", photo(), {"exif": turned}),
+        "turned png": (".png", photo(), {"exif": turned}),
+        "transparent": (".png", rgba, {}),
+        "transparent grey": (".png", rgba.convert("LA"), {}),
+        "sixteen bits": (".png", deep, {}),
+        "transparent palette": (".png", palette, {"transparency": 3}),
+        "animation": (".gif", palette, {"save_all": True, "append_images": [photo(seed=2).convert("P")]}),
+        "cmyk": (".jpg", photo().convert("CMYK"), {}),
+        "one bit": (".png", photo().convert("1"), {}),
+    }
+
+
+@pytest.mark.parametrize("kind", odd_pictures())
+def test_a_picture_is_the_same_from_a_path_from_bytes_and_opened(granvit, scripted, tmp_path, kind):
+    ending, image, options = odd_pictures()[kind]
+    path = tmp_path / f"picture{ending}"
+    image.save(path, **options)
+    asked = scripted(["tea"] * 5)
+    given = [path, str(path), path.read_bytes()]
+    for picture in given:
+        granvit.describe(picture, [9, 9, 90, 90])
+    with Image.open(path) as opened:
+        granvit.describe(opened, [9, 9, 90, 90])
+    with Image.open(path) as opened:
+        opened.load()
+        granvit.describe(opened, [9, 9, 90, 90])
+    for pixels, questions in asked:
+        np.testing.assert_array_equal(pixels, asked[0][0])
+        assert questions == asked[0][1]
+    if kind.startswith("turned"):
+        assert open_picture(path).size == (100, 200)
+
+
 def test_boxes_are_pixels_of_the_upright_picture(granvit, scripted):
     asked = scripted(["tea"])
     file, exif = io.BytesIO(), Image.Exif()
@@ -206,11 +372,12 @@ def test_many_boxes_share_one_look_at_the_picture(granvit, monkeypatch):
     answers = granvit.describe(photo(), boxes)
     assert len(answers) == 40 and looks == [1]
     looks.clear()
-    # Pictures in groups of at most so many questions; the groups change no answer.
+    # Pictures in groups of at most so many questions, the questions of one picture too; that changes no answer.
     monkeypatch.setattr(granvit, "rows", 5)
-    view = granvit.model.view((200, 100))
-    asks = [Ask(photo(), view, granvit.box_questions(view, boxes[i : i + 2])) for i in range(0, 8, 2)]
-    assert sum(granvit.answer(asks, predict.LONGEST_DESCRIPTION), []) == answers[:8]
+    assert granvit.describe(photo(), boxes) == answers and looks == [1]
+    looks.clear()
+    asks = [ask_about(granvit, photo(), boxes[i : i + 2]) for i in range(0, 8, 2)]
+    assert granvit._texts(asks, predict.LONGEST_DESCRIPTION) == [answers[i : i + 2] for i in range(0, 8, 2)]
     assert looks == [2, 2]
 
 

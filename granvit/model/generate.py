@@ -2,74 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from granvit.errors import GranvitError
 from granvit.model.region_model import RegionModel
 
 # float32 kernels of another batch size round logits otherwise: by up to 2e-5 where the largest logit is 23. Two words
 # that lie closer than this share of the largest logit count as a tie that rounding may decide.
 _TIE = 1e-5
+# Entries of an attention mask: where questions are long, fewer of them go on at once.
+_MASK = 1 << 26
+
+
+class NonFiniteAnswer(GranvitError):
+    """A model whose logits are not finite: any word would be as good an answer.
+
+    Attributes:
+        image: which of the images was asked about.
+    """
+
+    def __init__(self, image: int) -> None:
+        super().__init__("the model's numbers are not finite here, so it has no answer: its weights are damaged")
+        self.image = image
 
 
 @torch.inference_mode()
 def greedy(
-    model: RegionModel, pixels: Tensor, questions: Sequence[Sequence[list[int]]], max_new_tokens: int
+    model: RegionModel,
+    pixels: Tensor,
+    questions: Sequence[Sequence[list[int]]],
+    max_new_tokens: int,
+    rows: int = 256,
 ) -> list[list[list[int]]]:
     """Answer tokens for each question of each image, without the end token.
 
-    The image prefix runs once per image; its keys and values are then shared by all its questions, which go on as a
-    batch. The answers are those that one stock `generate` call per question gives: in float32 a question whose answer
-    hung on rounding at some word is asked again by itself, so that no answer depends on what else was asked beside it.
+    The image prefix runs once per image; its keys and values are then shared by all its questions, which go on as
+    batches of at most `rows`. The answers are those that one stock `generate` call per question gives: in float32 a
+    question whose answer hung on rounding at some word is asked again by itself, so that no answer depends on what else
+    was asked beside it.
 
     Args:
         pixels: canvases, uint8 (I, H, W, 3).
         questions: I lists of tokenised questions (`Dialog.ask`).
         max_new_tokens: answers end there at the latest.
+
+    Raises:
+        NonFiniteAnswer: the model's logits are NaN or infinite.
     """
     image_of = [i for i, asked in enumerate(questions) for _ in asked]
     if not image_of:
         return [[] for _ in questions]
     pixels = pixels.to(model.device)
     flat = [question for asked in questions for question in asked]
-    rows, ties = _decode(model, pixels, flat, image_of, max_new_tokens)
-    if model.llava.dtype == torch.float32 and len(pixels) + len(flat) > 2:
-        for tie in ties:
-            one = image_of[tie]
-            rows[tie] = _decode(model, pixels[one : one + 1], [flat[tie]], [0], max_new_tokens)[0][0]
+    prefilled, prefix = _prefill(model, pixels)
+    said: list[list[int]] = []
+    for part in _parts(flat, prefix, rows):
+        # The whole of a small batch takes the prefix's place in memory; parts of a larger one copy from it.
+        cache = prefilled if len(part) == len(flat) else _copy(prefilled)
+        asked, images = [flat[n] for n in part], [image_of[n] for n in part]
+        found, ties = _decode(model, cache, prefix, asked, images, max_new_tokens)
+        if model.llava.dtype == torch.float32 and len(pixels) + len(flat) > 2:
+            for tie in ties:
+                alone, _ = _prefill(model, pixels[images[tie] : images[tie] + 1])
+                again, _ = _decode(model, alone, prefix, [asked[tie]], [0], max_new_tokens)
+                found[tie] = again[0]
+        said += found
     answers: list[list[list[int]]] = [[] for _ in questions]
-    for image, row in zip(image_of, rows, strict=True):
+    for image, row in zip(image_of, said, strict=True):
         answers[image].append(row)
     return answers
 
 
+def _parts(questions: Sequence[list[int]], prefix: int, rows: int) -> Iterator[range]:
+    """Which questions go on together: at most `rows`, and fewer of long ones, whose masks grow by their square."""
+    start = width = 0
+    for n, question in enumerate(questions):
+        wider = max(width, len(question))
+        if n > start and (n - start == rows or (n - start + 1) * wider * (prefix + wider) > _MASK):
+            yield range(start, n)
+            start, wider = n, len(question)
+        width = wider
+    yield range(start, len(questions))
+
+
+def _copy(cache: DynamicCache) -> DynamicCache:
+    """The same keys and values, to be selected from and added to without a change to `cache`."""
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    return other
+
+
 def _decode(
-    model: RegionModel, pixels: Tensor, questions: list[list[int]], image_of: list[int], max_new_tokens: int
+    model: RegionModel,
+    cache: DynamicCache,
+    prefix: int,
+    questions: list[list[int]],
+    image_of: list[int],
+    max_new_tokens: int,
 ) -> tuple[list[list[int]], list[int]]:
-    """An answer for each question, and which of them passed a tie on their way."""
-    cache, prefix = _prefill(model, pixels)
-    cache.batch_select_indices(torch.tensor(image_of, device=pixels.device))
+    """An answer for each question, and which of them passed a tie on their way; `cache` is used up."""
+    device = model.device
+    cache.batch_select_indices(torch.tensor(image_of, device=device))
     dialog, count, width = model.dialog, len(questions), max(map(len, questions))
     # Padded on the left, so that all answers begin in the same column.
-    pads = torch.tensor([width - len(q) for q in questions], device=pixels.device)
-    tokens = torch.tensor([[dialog.pad_token] * (width - len(q)) + q for q in questions], device=pixels.device)
-    column = torch.arange(width, device=pixels.device)
-    seen = torch.cat([torch.ones(count, prefix, device=pixels.device), column >= pads[:, None]], dim=1).long()
+    pads = torch.tensor([width - len(q) for q in questions], device=device)
+    tokens = torch.tensor([[dialog.pad_token] * (width - len(q)) + q for q in questions], device=device)
+    column = torch.arange(width, device=device)
+    seen = torch.cat([torch.ones(count, prefix, device=device), column >= pads[:, None]], dim=1).long()
     positions = (prefix + column - pads[:, None]).clamp(min=prefix)
 
     rows: list[list[int]] = [[] for _ in questions]
-    active = torch.arange(count, device=pixels.device)
-    tied = torch.zeros(count, dtype=torch.bool, device=pixels.device)
+    active = torch.arange(count, device=device)
+    tied = torch.zeros(count, dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
         hidden = model.llava.model.language_model(
             input_ids=tokens, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
         logits = model.llava.lm_head(hidden[:, -1])
         chosen = logits.argmax(-1)
-        tied[active] |= _near_tie(logits)
+        largest = logits.abs().amax(-1)
+        if not (finite := largest.isfinite()).all():
+            raise NonFiniteAnswer(image_of[int(active[~finite][0])])
+        tied[active] |= _near_tie(logits, largest)
         going = chosen != dialog.end_token
         for row, token in zip(active[going].tolist(), chosen[going].tolist(), strict=True):
             rows[row].append(token)
@@ -84,10 +143,13 @@ def _decode(
     return rows, tied.nonzero()[:, 0].tolist()
 
 
-def _near_tie(logits: Tensor) -> Tensor:
-    """Whether rounding may decide which of the two largest of (N, V) logits is the larger: (N,) bool."""
+def _near_tie(logits: Tensor, largest: Tensor) -> Tensor:
+    """Whether rounding may decide which of the two largest of (N, V) logits is the larger: (N,) bool.
+
+    `largest` are their magnitudes' largest, (N,).
+    """
     first, second = logits.float().topk(2).values.unbind(-1)
-    return first - second <= _TIE * logits.abs().amax(-1)
+    return first - second <= _TIE * largest
 
 
 def _prefill(model: RegionModel, pixels: Tensor) -> tuple[DynamicCache, int]:
