@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -104,6 +105,9 @@ def main(args: Sequence[str] | None = None) -> None:
     What a user did wrong is told in one line; anything else is a bug and keeps its traceback.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What a terminal's encoding cannot show is shown as an escape.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = sys.argv[1:] if args is None else args
     if list(args) == ["--version"]:
         print(f"granvit {version('granvit')}")

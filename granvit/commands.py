@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,21 +131,24 @@ class Ask:
     """Write the picture with boxes and texts drawn on it."""
     device: Device = "auto"
 
-    def start(self) -> tuple[Any, Any]:
-        """The model and the picture; what can't work is told before anything is computed."""
+    def open(self) -> Any:
+        """The picture; a --draw that can't work is told before anything is computed."""
         from PIL import Image
 
         from granvit.images import ImageError
         from granvit.predict import open_picture
 
         if self.draw is not None:
-            if self.draw.suffix.lower() not in Image.registered_extensions():
+            if Image.registered_extensions().get(self.draw.suffix.lower()) not in Image.SAVE:
                 raise GranvitError(f"--draw {self.draw}: the name must end as a picture's does, such as .png")
+            if self.draw.exists() and self.image.exists() and self.draw.samefile(self.image):
+                raise GranvitError(f"--draw {self.draw} is the picture itself; name another file")
         try:
-            picture = open_picture(self.image)
+            picture: Any = open_picture(self.image)
         except ImageError as error:
             raise GranvitError(f"{self.image}: {error}") from error
-        return load_model(self.model, self.device), picture
+        picture.filename = str(self.image)  # for errors
+        return picture
 
     def finish(self, picture: Any, boxes: Sequence[Sequence[float] | None], texts: Sequence[str]) -> int:
         """Print and draw the answers; boxes are xyxy pixels of the picture."""
@@ -153,7 +157,7 @@ class Ask:
             print(json.dumps(rows))
         else:
             for box, text in zip(boxes, texts, strict=True):
-                print(f"{'no box' if box is None else ','.join(f'{v:.0f}' for v in box)}\t{text}")
+                print(f"{'no box' if box is None else ','.join(f'{v:.0f}' for v in box)}\t{_in_one_line(text)}")
         if self.draw is not None:
             from granvit.draw import colors_for, draw_boxes, save_picture
 
@@ -163,16 +167,22 @@ class Ask:
         return 0
 
 
+def _in_one_line(text: str) -> str:
+    """A line break or another control character in an answer is shown, not sent to the terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 Boxes = Annotated[
-    list[str], tyro.conf.arg(name="box", metavar="X1,Y1,X2,Y2", help="A box in pixels; give --box once for each.")
+    list[str],
+    tyro.conf.arg(name="box", metavar="X1,Y1,X2,Y2", help="A box, in pixels; give --box once for each."),
 ]
 
 
 def parse_box_option(text: str) -> tuple[float, float, float, float]:
-    """`x1,y1,x2,y2` in pixels.
+    """`x1,y1,x2,y2`, in pixels or shares.
 
     Raises:
-        ValueError: that is not four numbers.
+        GranvitError: that is not four numbers.
     """
     try:
         x1, y1, x2, y2 = (float(v) for v in text.split(","))
@@ -182,36 +192,46 @@ def parse_box_option(text: str) -> tuple[float, float, float, float]:
 
 
 @dataclass
-class Describe(Ask):
-    """Say what is in each box of a picture."""
+class AskBoxes(Ask):
+    """What the commands share that ask about boxes."""
 
     box: tyro.conf.UseAppendAction[Boxes] = field(default_factory=list)
+    normalized: bool = False
+    """Boxes are shares of the picture's width and height, from 0 to 1, in place of pixels. Answers are in pixels."""
 
-    def run(self) -> int:
-        boxes = _some_boxes(self.box)
-        model, picture = self.start()
-        return self.finish(picture, boxes, model.describe(picture, boxes))
+    def open_with_boxes(self) -> tuple[Any, list[tuple[float, float, float, float]], Any]:
+        """The picture, the boxes as given, and the same (N, 4) in its pixels, cut to it."""
+        from granvit.predict import checked_boxes
+
+        if not self.box:
+            raise GranvitError("give at least one --box x1,y1,x2,y2 (pixels)")
+        boxes = [parse_box_option(text) for text in self.box]
+        picture = self.open()
+        return picture, boxes, checked_boxes(boxes, picture.size, self.normalized)
 
 
 @dataclass
-class Read(Ask):
+class Describe(AskBoxes):
+    """Say what is in each box of a picture."""
+
+    def run(self) -> int:
+        picture, boxes, cut = self.open_with_boxes()
+        model = load_model(self.model, self.device)
+        return self.finish(picture, cut.tolist(), model.describe(picture, boxes, self.normalized))
+
+
+@dataclass
+class Read(AskBoxes):
     """Transcribe the text in each box of a picture."""
 
-    box: tyro.conf.UseAppendAction[Boxes] = field(default_factory=list)
     window: int | None = None
     """Read each box in a window of so many pixels around it, for small print."""
 
     def run(self) -> int:
-        boxes = _some_boxes(self.box)
         check_window(self.window)
-        model, picture = self.start()
-        return self.finish(picture, boxes, model.read(picture, boxes, self.window))
-
-
-def _some_boxes(options: Sequence[str]) -> list[tuple[float, float, float, float]]:
-    if not options:
-        raise GranvitError("give at least one --box x1,y1,x2,y2 (pixels)")
-    return [parse_box_option(text) for text in options]
+        picture, boxes, cut = self.open_with_boxes()
+        model = load_model(self.model, self.device)
+        return self.finish(picture, cut.tolist(), model.read(picture, boxes, self.window, self.normalized))
 
 
 @dataclass
@@ -224,7 +244,8 @@ class Locate(Ask):
     def run(self) -> int:
         if not self.phrases:
             raise GranvitError("give at least one phrase to locate")
-        model, picture = self.start()
+        picture = self.open()
+        model = load_model(self.model, self.device)
         return self.finish(picture, model.locate(picture, self.phrases), self.phrases)
 
 
@@ -233,5 +254,6 @@ class Caption(Ask):
     """Describe the whole picture."""
 
     def run(self) -> int:
-        model, picture = self.start()
+        picture = self.open()
+        model = load_model(self.model, self.device)
         return self.finish(picture, [(0, 0, *picture.size)], [model.caption(picture)])

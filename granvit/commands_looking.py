@@ -47,6 +47,8 @@ class Attend:
     box: tyro.conf.UseAppendAction[Boxes] = field(default_factory=list)
     point: tyro.conf.UseAppendAction[Points] = field(default_factory=list)
     phrase: tyro.conf.UseAppendAction[Phrases] = field(default_factory=list)
+    normalized: bool = False
+    """Boxes are shares of the picture's width and height, from 0 to 1, in place of pixels; points are pixels always."""
     out: Path = Path("runs/attend")
     """Where attend.html and the PNGs go."""
     device: Device = "auto"
@@ -66,7 +68,7 @@ class Attend:
             picture = open_picture(self.image)
         except ImageError as error:
             raise GranvitError(f"{self.image}: {error}") from error
-        checked_boxes(boxes, picture.size)
+        cut = [tuple(box) for box in checked_boxes(boxes, picture.size, self.normalized).tolist()]
         for x, y in points:
             if not (0 <= x < picture.width and 0 <= y < picture.height):
                 raise GranvitError(
@@ -75,7 +77,7 @@ class Attend:
         encoders = _encoders(self.model, self.device)
         title = f"What it sees: {self.image.name}"
         with locked(self.out):
-            print(f"page: {write_picture(self.out, picture, encoders, boxes, points, self.phrase, title)}")
+            print(f"page: {write_picture(self.out, picture, encoders, cut, points, self.phrase, title)}")
         return 0
 
 

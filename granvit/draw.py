@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from granvit.errors import GranvitError
 from granvit.files import atomic_file
 from granvit.geometry import as_boxes
 
@@ -121,6 +123,15 @@ def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format of the name's ending; the file is there as a whole, or not at all."""
-    with atomic_file(path) as unfinished:
-        picture.save(unfinished, Image.registered_extensions()[path.suffix.lower()])
+    """Write a picture in the format of the name's ending; the file is there as a whole, or not at all.
+
+    Raises:
+        GranvitError: the format cannot hold the picture, or the file cannot be written.
+    """
+    try:
+        with atomic_file(path) as unfinished:
+            picture.save(unfinished, Image.registered_extensions()[path.suffix.lower()])
+    except GranvitError:
+        raise
+    except (OSError, ValueError, KeyError, struct.error) as error:  # what Pillow's encoders raise for sizes and modes
+        raise GranvitError(f"{path}: {error}") from error

@@ -230,8 +230,10 @@ def open_picture(image: Picture) -> Image.Image:
 
 
 def name_of(image: Picture) -> str:
-    """What errors call a picture."""
-    return str(image) if isinstance(image, str | Path) else "the picture"
+    """What errors call a picture: its path, where it is known."""
+    if isinstance(image, Image.Image):
+        return str(getattr(image, "filename", "") or "the picture")
+    return "the picture" if isinstance(image, bytes) else str(image)
 
 
 def checked_boxes(boxes: ArrayLike, size: tuple[int, int], normalized: bool = False) -> np.ndarray:

@@ -1,8 +1,10 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -251,6 +253,61 @@ def test_read_with_a_window(granvit):
     assert json.loads(granvit(*asked, "--window", "64")[1]) == [{"box": [10, 20, 60, 80], "text": answers[0]}]
 
 
+def test_boxes_in_shares_and_boxes_partly_outside_are_told_in_pixels(granvit):
+    for command in ("describe", "read"):
+        asked = [command, "photo.png", "--model", "model", "--json"]
+        status, out, _ = granvit(*asked, "--box=-5,20,60,400")
+        assert status == 0 and json.loads(out)[0]["box"] == [0, 20, 60, 100]
+        inside = granvit(*asked, "--box", "20,20,100,60")[1]
+        assert granvit(*asked, "--box", "0.1,0.2,0.5,0.6", "--normalized") == (0, inside, "")
+    # Less than a pixel, in shares, is what was asked for.
+    assert granvit(*asked, "--box", "0,0,0.004,0.009", "--normalized")[0] == 0
+    status, out, _ = granvit("attend", "photo.png", "--model", "model", "--box", "0.1,0.2,0.5,0.6", "--normalized")
+    assert status == 0 and "attend.html" in out
+
+
+def test_an_answer_that_the_terminal_cannot_show_is_shown_as_escapes(granvit, shelf, monkeypatch):
+    monkeypatch.setattr(GranViT, "caption", lambda self, image: "caf\xe9 \x1b[2J\nok")
+    assert granvit("caption", "photo.png", "--model", "model")[1] == "0,0,200,100\tcaf\xe9 \\x1b[2J\\nok\n"
+    assert json.loads(granvit("caption", "photo.png", "--model", "model", "--json")[1])[0]["text"].endswith("[2J\nok")
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(Path(__file__).parents[1])}
+    said = "import sys; from granvit import cli; cli.build_app = lambda: App(); cli.main([])"
+    app = "class App:\n def cli(self, **_): return self\n def run(self): print('caf\xe9 \u661f'); return 0\n"
+    program = subprocess.run([sys.executable, "-c", app + said], env=ascii_only, capture_output=True)
+    assert program.returncode == 0 and program.stdout == b"caf\\xe9 \\u661f\n" and not program.stderr
+
+
+def test_a_drawing_is_whole_and_never_the_picture_itself(granvit, tmp_path):
+    shutil.copy("photo.png", tmp_path / "own.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "own.png")
+    before = (tmp_path / "own.png").read_bytes()
+    for name in ("own.png", "link.png"):
+        asked = ["describe", tmp_path / "own.png", *BOX, *MODEL, "--draw", tmp_path / name]
+        status, _, err = granvit(*asked)
+        assert status == 1 and "is the picture itself" in err and (tmp_path / "own.png").read_bytes() == before
+    Image.new("RGB", (20000, 10)).save(tmp_path / "wide.png")
+    status, out, err = granvit("caption", tmp_path / "wide.png", *MODEL, "--draw", tmp_path / "drawn.webp")
+    assert status == 1 and out.startswith("0,0,20000,10") and "drawn.webp: encoding error" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.png", "own.png", "wide.png"]
+
+
+def test_a_model_whose_numbers_are_not_finite_has_no_answer(granvit, tmp_path, monkeypatch):
+    load = GranViT.load.__func__
+
+    def damaged(cls, *given):
+        model = load(cls, *given)
+        torch.nn.init.constant_(model.model.llava.lm_head.weight, torch.nan)
+        return model
+
+    monkeypatch.setattr(GranViT, "load", classmethod(damaged))
+    for command in (["describe", "photo.png", *BOX], ["locate", "photo.png", "tea"], ["caption", "photo.png"]):
+        status, out, err = granvit(*command, *MODEL)
+        assert status == 1 and not out and err.startswith("granvit: photo.png: the model's numbers are not finite")
+    status, out, err = granvit("eval", "model", "--corpus", "corpus")
+    last = err.splitlines()[-1]
+    assert status == 1 and last.startswith("granvit: ") and "-0000000: the model's numbers are not finite" in last
+
+
 def test_locate_gives_pixels_or_no_box(granvit, monkeypatch, tmp_path):
     answers = iter([["<loc0004><loc0004><loc0007><loc0015>", "nowhere"]] * 2)
     monkeypatch.setattr(GranViT, "answer", lambda self, asks, longest: [next(answers)])
@@ -308,6 +365,13 @@ MODEL = ["--model", "model"]
         (["describe", "photo.png", "--box", "1,2,3,x", *MODEL], "--box '1,2,3,x' is not x1,y1,x2,y2"),
         (["read", "photo.png", "--box", "60,20,10,80", *MODEL], "box [60.0, 20.0, 10.0, 80.0] is not x1 < x2"),
         (["describe", "photo.png", "--box", "200,0,300,9", *MODEL], "lies outside the picture of 200x100 pixels"),
+        (["describe", "photo.png", "--box", "0.1,0.2,0.5,0.6", *MODEL], "for shares of the picture add --normalized"),
+        (["read", "photo.png", *BOX, *MODEL, "--normalized"], "lies outside the picture of 200x100 pixels"),
+        (["attend", "photo.png", "--box", "0.1,0.2,0.5,0.6", *MODEL], "for shares of the picture add --normalized"),
+        (["locate", "photo.png", "red \udcff star", *MODEL], r"the phrase 'red \udcff star' is not valid Unicode"),
+        (["locate", "photo.png", "tea " * 25_000, *MODEL], "makes a question of 50003 tokens, at most 495 are read"),
+        (["caption", "photo.png", *MODEL, "--draw", "drawn.psd"], "--draw drawn.psd"),
+        (["caption", "/dev/null", *MODEL], "/dev/null: not a regular file"),
         (["describe", "photo.png", *MODEL], "give at least one --box"),
         (["read", "photo.png", *MODEL], "give at least one --box"),
         (["read", "photo.png", *BOX, *MODEL, "--window", "0"], "--window 0"),

@@ -74,7 +74,7 @@ def answer_some(model: GranViT, asked: Sequence[tuple[Image.Image, list[Item]]],
         for picture, items in asked:
             mine = [item for item in items if tasks[item.task].longest == longest]
             for view, some in _views(model, picture, mine, tasks):
-                asks.append(Ask(picture, view, [_question(model, item, view) for item in some]))
+                asks.append(Ask(picture, view, [_question(model, item, view) for item in some], some[0].id))
                 waiting.append(some)
         for ask, some, answers in zip(asks, waiting, model.answer(asks, longest), strict=True):
             for item, said in zip(some, answers, strict=True):
