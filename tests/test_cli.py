@@ -271,8 +271,8 @@ def test_an_answer_that_the_terminal_cannot_show_is_shown_as_escapes(granvit, sh
     assert granvit("caption", "photo.png", "--model", "model")[1] == "0,0,200,100\tcaf\xe9 \\x1b[2J\\nok\n"
     assert json.loads(granvit("caption", "photo.png", "--model", "model", "--json")[1])[0]["text"].endswith("[2J\nok")
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(Path(__file__).parents[1])}
-    said = "import sys; from granvit import cli; cli.build_app = lambda: App(); cli.main([])"
-    app = "class App:\n def cli(self, **_): return self\n def run(self): print('caf\xe9 \u661f'); return 0\n"
+    said = "import sys; from granvit import cli; cli.parse = lambda args: App(); cli.main([])"
+    app = "class App:\n def run(self): print('caf\xe9 \u661f'); return 0\n"
     program = subprocess.run([sys.executable, "-c", app + said], env=ascii_only, capture_output=True)
     assert program.returncode == 0 and program.stdout == b"caf\\xe9 \\u661f\n" and not program.stderr
 
