@@ -1,5 +1,6 @@
 # make demo [CORPUS=path]   train the small model through both stages and write a report
 # make test                 lint and tests (without those marked slow or gpu)
+# make fuzz [CASES=10000]   damaged data sets, corpora and checkpoints: nothing lost, no traceback
 # make bench                every speed comparison, each against its baseline
 # make docs                 the documentation as a site, in site/
 #
@@ -14,7 +15,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # A short spin before sleeping: on two idle cores the small model's steps are a fifth faster for it.
 export GOMP_SPINCOUNT = 100000
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint fuzz bench docs clean
 
 demo: .venv/core.stamp
 	$(BIN)/granvit demo $(if $(CORPUS),--out runs/own --corpus "$(CORPUS)",--out runs/demo)
@@ -26,6 +27,11 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy granvit
+
+CASES ?= 10000
+
+fuzz: .venv/dev.stamp
+	$(BIN)/python tests/fuzz/run.py --cases $(CASES)
 
 bench: .venv/core.stamp
 	@set -e; for file in $(filter-out %/sizes.py %/cluster_plan.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file"; done
