@@ -140,7 +140,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise LoadError(path, "no such file") from None
     except RecursionError:
         raise LoadError(path, "not readable as JSON: nested too deep") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except LoadError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: also bytes that are no UTF-8, and endless numbers
         raise LoadError(path, f"not readable as JSON: {error}") from error
     if not isinstance(content, dict):
         raise LoadError(path, "expected a JSON object")

@@ -19,6 +19,7 @@ import numpy as np
 
 from granvit import geometry, images
 from granvit.corpus.layout import CorpusError
+from granvit.files import open_regular
 from granvit.regions import SPLITS, UNWANTED, Kind, Region, RegionImage
 
 MAX_TEXT = 2_000
@@ -271,11 +272,20 @@ def each_rejection(path: str | Path) -> Iterator[Rejection]:
     """The rejections that a `Quarantine` wrote to `path`, one at a time.
 
     Raises:
-        CorpusError: a line is no rejection.
+        CorpusError: a line is no rejection. GranvitError: `path` is no regular file.
     """
-    with Path(path).open("rb") as file:
+    with open_regular(Path(path)) as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield Rejection(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                yield _rejection(json.loads(line))
+            except (ValueError, TypeError, RecursionError) as error:
                 raise CorpusError(f"{path}:{number}: damaged: {error}") from error
+
+
+def _rejection(row: Any) -> Rejection:
+    rejection = Rejection(**row)
+    texts = (rejection.reason, rejection.id, rejection.uri, rejection.detail)
+    numbers = (rejection.regions, 0 if rejection.region is None else rejection.region)
+    if not all(isinstance(text, str) for text in texts) or any(type(number) is not int for number in numbers):
+        raise TypeError("a field is of another type than it should be")
+    return rejection

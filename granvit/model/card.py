@@ -73,7 +73,7 @@ def _read(path: Path, kind: type) -> Any:
         return None
     try:
         content = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8, and endless numbers
         raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(content, kind):
         raise CheckpointError(f"{path}: expected a JSON {'object' if kind is dict else 'array'}")

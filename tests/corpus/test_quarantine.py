@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import MAX_TEXT, Quarantine, Rejection, check_record, read_quarantine
+from granvit.errors import GranvitError
 from granvit.regions import Region, RegionImage
 
 WIDTH, HEIGHT = 40, 30
@@ -185,3 +188,21 @@ def test_the_account_is_readable_and_counted(tmp_path):
     }
     assert read_quarantine(tmp_path / "quarantine.jsonl") == rejections
     assert quarantine.reasons == {"inverted": 2, "bad-name": 1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", '{"id": "a"}', '{"reason": 5}', '{"reason": "a", "region": "1"}', '{"reason": "a", "regions": null}',
+     '{"reason": "a", "more": 1}', "[" * 100_000, "1" * 5000, "\udcff"],
+)  # fmt: skip
+def test_a_damaged_account_is_told_with_its_line(tmp_path, line):
+    file = tmp_path / "quarantine.jsonl"
+    file.write_bytes(b'{"reason": "inverted"}\n' + line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(CorpusError, match=r"quarantine.jsonl:2: damaged: "):
+        read_quarantine(file)
+
+
+def test_a_pipe_in_place_of_an_account_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "quarantine.jsonl")
+    with pytest.raises(GranvitError, match="not a regular file"):
+        read_quarantine(tmp_path / "quarantine.jsonl")

@@ -48,7 +48,7 @@ def read(src: Path, *, encoding: str = "", source: str = "voc", licence: str = "
     left_out = Counter[str]()
     for part in _parts(src):
         pictures, annotations = part.pictures(), part.annotations()
-        left_out["file that is neither picture nor annotation"] += part.count_others()
+        left_out["file that is neither picture nor annotation"] += part.others()
         default = part.split or as_split(split)
         names = [file.name for files in pictures.values() for file in files]
         split_of, unused = splits_of(_lists(part.folder), names, encoding, default)
@@ -105,12 +105,16 @@ class _Part:
 
     def pictures(self) -> dict[str, list[Path]]:
         """The pictures by the name up to the ending: whatever is in a folder for them, else what is named as one."""
-        files = sorted((self.folder / self.jpg).iterdir())
-        return _by_stem([file for file in files if self.jpg or file.name.lower().endswith(SUFFIXES)])
+        return _by_stem([file for file in sorted((self.folder / self.jpg).iterdir()) if self._is_picture(file)])
 
-    def count_others(self) -> int:
-        files = [file for file in (self.folder / self.xml).iterdir() if not _is_xml(file)]
-        return sum(bool(self.jpg) or not file.name.lower().endswith(SUFFIXES) for file in files)
+    def others(self) -> int:
+        """How many files are neither, as macOS adds some."""
+        files = {*(self.folder / self.xml).iterdir(), *(self.folder / self.jpg).iterdir()}
+        return sum(not _is_xml(file) and not self._is_picture(file) for file in files)
+
+    def _is_picture(self, file: Path) -> bool:
+        named = bool(self.jpg) and file.parent.name == self.jpg.strip("/")
+        return not _is_macos(file) and (named or file.name.lower().endswith(SUFFIXES))
 
 
 def _parts(src: Path) -> list[_Part]:
@@ -138,7 +142,12 @@ def _part(folder: Path, name: str) -> _Part | None:
 
 
 def _is_xml(file: Path) -> bool:
-    return file.suffix.lower() == ".xml"
+    return file.suffix.lower() == ".xml" and not _is_macos(file)
+
+
+def _is_macos(file: Path) -> bool:
+    """Whether macOS put the file beside another one."""
+    return file.name.startswith("._") or file.name == ".DS_Store"
 
 
 def _by_stem(files: list[Path]) -> dict[str, list[Path]]:

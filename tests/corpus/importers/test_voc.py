@@ -314,14 +314,15 @@ def test_folders_named_after_their_splits_hold_pictures_and_annotations_side_by_
     for name in ("train", "valid", "test"):
         save(tmp_path / name / "1.jpg")
         (tmp_path / name / "1.xml").write_text(DOG)
-    (tmp_path / "train/notes.txt").write_text("")
+    for other in ("notes.txt", "._1.jpg", "._1.xml", ".DS_Store"):
+        (tmp_path / "train" / other).write_bytes(b"\0\5\x16\7")
     voc(tmp_path / "dev", d=DOG)
     records, refused = bring("voc", tmp_path, tmp_path / "out")
     assert {r.uri: r.split for r in records} == {
         "train/1.jpg": "train", "valid/1.jpg": "val", "test/1.jpg": "test", "dev/JPEGImages/d.jpg": "val",
     }  # fmt: skip
     assert refused == []
-    assert Corpus(tmp_path / "out").manifest["meta"]["left_out"]["file that is neither picture nor annotation"] == 1
+    assert Corpus(tmp_path / "out").manifest["meta"]["left_out"]["file that is neither picture nor annotation"] == 4
     records, _ = bring("voc", tmp_path / "valid", tmp_path / "one")
     assert [(r.uri, r.split) for r in records] == [("1.jpg", "val")]
 
