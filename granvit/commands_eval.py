@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -207,6 +208,8 @@ class AveragePrecision:
     """The human-annotated corpus; images are joined by id, else by their file."""
     by_text: bool = False
     """Take every text for a class of its own, as in corpora of class names; without it, where a box is alone counts."""
+    kind: Literal["object", "text"] = "object"
+    """Which regions are judged: objects, or printed text."""
 
     def run(self) -> int:
         from granvit.corpus.audit.join import join
@@ -218,12 +221,16 @@ class AveragePrecision:
         human = join(found, Corpus(self.true)).human
         pairs = [
             (
-                [r for r in record.regions if r.kind == "object"],
-                [r for r in human[record.id].regions if r.kind == "object"],
+                [r for r in record.regions if r.kind == self.kind],
+                [r for r in human[record.id].regions if r.kind == self.kind],
             )
             for record in found.records()
             if record.id in human
         ]
+        true = Counter(r.kind for record in human.values() for r in record.regions if not r.ignore)
+        if not true[self.kind]:
+            others = "".join(f"; it has {count:,} of kind {kind}: --kind {kind}" for kind, count in true.items())
+            raise GranvitError(f"{self.true} has no true box of kind {self.kind} on these images{others}")
         try:
             scores = average_precision([mine for mine, _ in pairs], [true for _, true in pairs], self.by_text)
         except ImportError as error:

@@ -228,6 +228,19 @@ def test_an_evaluation_goes_on_where_it_was_and_is_compared(granvit, tmp_path, m
     assert {row["p"] for row in told} == {1, None}  # of one image alone there is none
 
 
+def test_average_precision_says_what_kind_there_is(granvit, tmp_path):
+    pytest.importorskip("pycocotools")
+    for name, documents in (("scenes", 0.0), ("pages", 1.0)):
+        synthesize(tmp_path / name, 4, 1, 64, documents, workers=1, progress=False)
+    status, out, err = granvit("ap", tmp_path / "pages", tmp_path / "pages")
+    assert (status, out) == (1, "") and "no true box of kind object" in err and err.endswith("--kind text\n")
+    assert granvit("ap", tmp_path / "pages", tmp_path / "pages", "--kind", "text")[1].splitlines()[1].split() == [
+        "ap",
+        "100.0%",
+    ]
+    assert "--kind object" in granvit("ap", tmp_path / "scenes", tmp_path / "scenes", "--kind", "text")[2]
+
+
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from granvit.draw import draw_boxes
+from granvit.errors import GranvitError
 from granvit.evaluate.evaluation import Evaluation
-from granvit.evaluate.items import Item, Source
+from granvit.evaluate.items import Item, Look, Source
 from granvit.evaluate.measures import SCORERS
 from granvit.evaluate.run import decode_named
 from granvit.evaluate.tables import GROUPS, MEASURES, heading, rows_of
@@ -98,11 +99,19 @@ def _pictures(sources: Sequence[Source], wanted: set[tuple[str, str]]) -> Iterab
         for look in looks:
             if look.id in left:
                 left.discard(look.id)
-                picture = decode_named(look)
+                picture = _picture(look)
                 picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
                 yield from (((name, look.id), picture) for name in names)
             if not left:
                 break
+
+
+def _picture(look: Look) -> Image.Image:
+    """The picture of a look; grey where it was answered in an earlier run and can't be opened any more."""
+    try:
+        return decode_named(look)
+    except GranvitError:
+        return Image.new("RGB", look.items[0].size if look.items[0].size[0] else (LONGEST_SIDE, LONGEST_SIDE), "grey")
 
 
 def _card(case: Case, picture: Image.Image) -> dict[str, object]:

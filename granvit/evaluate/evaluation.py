@@ -72,11 +72,14 @@ def run_evaluation(
     result = Evaluation(facts, {task.name: task for source in sources for task in source.tasks})
     for source in sources:
         total = source.images if limit is None else min(limit, source.images or limit)
-        items = answer_all(
-            model, islice(source.looks(), limit), source.tasks, journal, total, progress, name=source.name
-        )
+        unreadable: dict[str, str] = {}
+        looks = islice(source.looks(), limit)
+        items = answer_all(model, looks, source.tasks, journal, total, progress, source.name, unreadable)
         result.items += items
         result.notes += source.notes
+        if unreadable:
+            told = next(iter(unreadable.values()))
+            result.notes.append(f"{source.name}: {len(unreadable):,} pictures can't be opened and are left out: {told}")
         images = list(dict.fromkeys(item.id for item in items))
         for task in source.tasks:
             mine = [item for item in items if item.task == task.name]
@@ -85,7 +88,7 @@ def run_evaluation(
                 result.scores[task.name] = score(task, mine, images, seed=zlib.crc32(source.name.encode()))
                 result.notes += _incomplete(task, len(mine)) + _on_measures(task, result.scores[task.name], mine)
     if not result.items:
-        raise GranvitError(f"nothing to evaluate: no question for {', '.join(names)}")
+        raise GranvitError("; ".join([f"nothing to evaluate: no question for {', '.join(names)}", *result.notes]))
     result.groups = group_scores(result.tasks, result.scores)
     return result
 

@@ -27,27 +27,43 @@ def answer_all(
     total: int | None = None,
     progress: bool = True,
     name: str = "evaluate",
+    unreadable: dict[str, str] | None = None,
 ) -> list[Item]:
     """All items of all looks, answered; their order is that of the looks.
 
     Questions that `journal` knows are not asked again, and images without others are not even opened. `total` is the
-    number of images, for the progress bar.
+    number of images, for the progress bar. An image that cannot be opened goes to `unreadable` with the reason, and
+    what is asked about it is left out.
 
     Raises:
-        ValueError: an image cannot be opened; the message names it.
+        GranvitError: an image cannot be opened, and there is no `unreadable`; the message names it.
     """
     by_name = {task.name: task for task in tasks}
     answered: list[Item] = []
     with tqdm(total=total, desc=name, unit="img", disable=not progress) as bar:
         for some in batched(iter(looks), _IMAGES_AT_ONCE):
             open_items = [(look, _unanswered(look, by_name, journal)) for look in some]
-            asked = [(decode_named(look), items) for look, items in open_items if items]
+            asked = []
+            for look, items in open_items:
+                if items and (picture := _opened(look, unreadable)) is not None:
+                    asked.append((picture, items))
+            some = [look for look in some if look.id not in (unreadable or {})]
             answer_some(model, asked, by_name)
             if journal is not None:
                 journal.write([item for _, items in asked for item in items], by_name)
             answered += [item for look in some for item in look.items]
-            bar.update(len(some))
+            bar.update(len(open_items))
     return answered
+
+
+def _opened(look: Look, unreadable: dict[str, str] | None) -> Image.Image | None:
+    try:
+        return decode_named(look)
+    except GranvitError as error:
+        if unreadable is None:
+            raise
+        unreadable[look.id] = str(error)
+        return None
 
 
 def _unanswered(look: Look, tasks: dict[str, Task], journal: Journal | None) -> list[Item]:

@@ -139,6 +139,24 @@ def test_a_picture_that_cannot_be_opened_is_named(model):
         run_evaluation(model, [source(looks=broken)], {}, progress=False)
 
 
+def test_one_absent_picture_is_counted_and_named_and_the_rest_is_scored(model, tmp_path):
+    def some():
+        for look in looks(4):
+            yield Look("img2", lambda: b"no picture", look.items) if look.id == "img2" else look
+
+    made = source(looks=some)
+    with open_journal(tmp_path, "me") as journal:
+        result = run_evaluation(model, [made], dict(FACTS), journal, progress=False)
+    assert {item.id for item in result.items} == {"img0", "img1", "img3"}
+    [note] = [note for note in result.notes if "left out" in note]
+    assert "1 pictures can't be opened and are left out: img2: not-an-image" in note
+    assert result.scores["cups-testA"].values["count"] == 5 == len(result.of("cups-testA"))
+    # A picture that vanished after it was asked about is grey on the page.
+    gone = source(looks=lambda: (Look(look.id, lambda: b"", look.items) for look in looks(4)))
+    write_report(result, [gone], tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size > 1000
+
+
 def test_nothing_or_the_same_task_twice_is_an_error(model):
     with pytest.raises(ValueError, match="nothing to evaluate: no question for cups-testA, what, read"):
         run_evaluation(model, [source(looks=lambda: iter(()))], {}, progress=False)

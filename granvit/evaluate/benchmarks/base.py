@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +16,16 @@ from granvit.corpus.quarantine import Refused
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Look, Source, Task
 
+# So many pictures are looked for in a folder, since some may be absent.
+_PROBED = 100
+
 
 class Reader(Protocol):
     """A function that reads one benchmark's published files.
 
     Its docstring states the layout, in its first line what SRC is. It takes the place and the folder of the pictures,
-    None where they lie as published. It raises `ValueError` that names the file and what is wrong with it: a benchmark
-    is read whole or not at all.
+    None where they lie as published. A row that is damaged is left out, counted and named in the source's notes; where
+    nothing is left, or the file is of another layout, it raises `GranvitError` that names the file and what is wrong.
     """
 
     def __call__(self, src: Path, images: Path | None) -> Source: ...
@@ -54,6 +58,29 @@ def open_benchmark(name: str, src: Path, images: Path | None = None) -> Source:
     return BENCHMARKS[name](src, images)
 
 
+class BadRow(GranvitError):
+    """A question that can't be asked; the message says where it is and why."""
+
+
+class LeftOut:
+    """The rows of a benchmark that can't be asked; each is read within `row`."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    @contextmanager
+    def row(self) -> Iterator[None]:
+        """Notes a `BadRow` that is raised within, and goes on behind."""
+        try:
+            yield
+        except BadRow as error:
+            self.reasons.append(str(error))
+
+    def note(self, name: str) -> str:
+        """How many, and the first of them."""
+        return f"{name}: {len(self.reasons):,} damaged rows are left out, such as {self.reasons[0]}"
+
+
 def find(src: Path, *patterns: str) -> list[Path]:
     """`src` itself where it is a file, or the files in it or right below by the first pattern that matches any.
 
@@ -68,18 +95,19 @@ def find(src: Path, *patterns: str) -> list[Path]:
     raise GranvitError(f"{src} holds none of {', '.join(patterns)}")
 
 
-def picture_root(images: Path | None, base: Path, folders: Iterable[str], example: str) -> Path:
-    """The folder of the pictures: `images`, or the first of `folders` below `base` that has `example`.
+def picture_root(images: Path | None, base: Path, folders: Iterable[str], names: Iterable[str]) -> Path:
+    """The folder of the pictures: `images`, or the first of `folders` below `base` that has any of the first ones.
 
     Raises:
-        ValueError: none has it.
+        GranvitError: none has one.
     """
+    some = list(islice(dict.fromkeys(names), _PROBED))
     places = [images] if images else [base / folder for folder in folders]
     for place in places:
-        if (place / example).is_file():
+        if any((place / name).is_file() for name in some):
             return place
     told = ", ".join(str(place) for place in places)
-    raise GranvitError(f"no picture {example!r} in {told}; name the pictures' folder with --images")
+    raise GranvitError(f"no picture {some[0]!r} in {told}; name the pictures' folder with --images")
 
 
 def file_loader(root: Path, name: str) -> Callable[[], bytes]:
@@ -107,29 +135,27 @@ def rows_of(file: Path, key: str | None = None) -> list[Any]:
     return rows
 
 
-def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """Where each line that isn't empty is, for messages, and what it holds.
-
-    Raises:
-        ValueError: a line is no JSON.
-    """
+def json_lines(file: Path, left_out: LeftOut) -> Iterator[tuple[str, Any]]:
+    """Where each line that isn't empty is, for messages, and what it holds; what is no JSON is left out."""
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         if line.strip():
             where = f"{file}: line {number}"
             try:
-                yield where, json.loads(line)
+                row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise GranvitError(f"{where}: {error}") from error
+                left_out.reasons.append(f"{where}: {error}")
+            else:
+                yield where, row
 
 
 def value(row: Any, name: str, kinds: type | tuple[type, ...], where: str) -> Any:
     """A field of a question.
 
     Raises:
-        ValueError: it is missing or of another type.
+        BadRow: it is missing or of another type.
     """
     if not isinstance(row, dict) or not isinstance(row.get(name), kinds) or isinstance(row[name], bool):
-        raise GranvitError(f"{where}: the field {name!r} is missing or not as published")
+        raise BadRow(f"{where}: the field {name!r} is missing or not as published")
     return row[name]
 
 
@@ -137,24 +163,45 @@ def texts(row: Any, name: str, where: str) -> list[str]:
     """A field that holds one text or several, all of them right answers.
 
     Raises:
-        ValueError: it is missing, empty or holds something else.
+        BadRow: it is missing, empty or holds something else.
     """
     found = value(row, name, (str, list, int, float), where)
     answers = found if isinstance(found, list) else [found]
-    if not answers or not all(isinstance(answer, str | int | float) for answer in answers):
-        raise GranvitError(f"{where}: the field {name!r} holds no answers")
+    plain = all(isinstance(answer, str | int | float) and not isinstance(answer, bool) for answer in answers)
+    if not plain or not any(str(answer).strip() for answer in answers):
+        raise BadRow(f"{where}: the field {name!r} holds no answers")
     return [str(answer) for answer in answers]
 
 
+def check_some(items: Sequence[Item], left_out: LeftOut, none: str) -> None:
+    """Whether anything of a file can be asked.
+
+    Raises:
+        GranvitError: nothing can; because of the last damaged row, or as `none` says where there is no such.
+    """
+    if not items:
+        raise GranvitError(left_out.reasons[-1] if left_out.reasons else none)
+
+
 def source_of(
-    name: str, tasks: Sequence[Task], items: Sequence[Item], loader: Callable[[str], Callable[[], bytes]]
+    name: str,
+    tasks: Sequence[Task],
+    items: Sequence[Item],
+    left_out: LeftOut,
+    loader: Callable[[str], Callable[[], bytes]],
 ) -> Source:
     """Items gathered by image, images in order of their first question. `loader` tells how an image's file is read."""
     by_image: dict[str, list[Item]] = defaultdict(list)
+    keys: set[tuple[str, str]] = set()
     for item in items:
-        by_image[item.id].append(item)
+        if (item.task, item.key) in keys:
+            left_out.reasons.append(f"{item.task}: the question {item.key!r}, of which there are several")
+        else:
+            keys.add((item.task, item.key))
+            by_image[item.id].append(item)
 
     def looks() -> Iterator[Look]:
         return (Look(image, loader(image), [replace(item) for item in mine]) for image, mine in by_image.items())
 
-    return Source(name, tasks, looks, images=len(by_image))
+    notes = [left_out.note(name)] if left_out.reasons else []
+    return Source(name, tasks, looks, images=len(by_image), notes=notes)

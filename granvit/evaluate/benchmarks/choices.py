@@ -15,7 +15,18 @@ from granvit.corpus.importers.base import read_json
 from granvit.corpus.importers.rows import read_rows
 from granvit.corpus.quarantine import Refused
 from granvit.errors import GranvitError
-from granvit.evaluate.benchmarks.base import benchmark, file_loader, find, picture_root, rows_of, source_of, value
+from granvit.evaluate.benchmarks.base import (
+    BadRow,
+    LeftOut,
+    benchmark,
+    check_some,
+    file_loader,
+    find,
+    picture_root,
+    rows_of,
+    source_of,
+    value,
+)
 from granvit.evaluate.items import Item, Source, Task
 from granvit.questions import ask_choice, ask_short
 
@@ -42,28 +53,39 @@ def mmbench(src: Path, images: Path | None) -> Source:
     [file, *_] = find(src, "*mmbench*dev*.tsv", "*MMBench*.tsv", "*.tsv")
     csv.field_size_limit(_LONGEST_FIELD)
     pictures: dict[str, str] = {}
+    items: list[Item] = []
+    left_out = LeftOut()
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            for number, row in enumerate(csv.DictReader(lines, delimiter="\t"), start=1):
+                with left_out.row():
+                    items += _mmbench_items(row, pictures, f"{file}: question {number}")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise GranvitError(f"{file}: {error}") from error
+    check_some(items, left_out, f"{file} holds no question")
+    task = Task("mmbench", "circular", "vqa")
+    return source_of("mmbench", [task], items, left_out, lambda index: _from_base64(file, pictures, index))
+
+
+def _mmbench_items(row: dict[Any, Any], pictures: dict[str, str], where: str) -> list[Item]:
+    """A question once for every place that its first option can have; its picture goes to `pictures`."""
+    if None in row or any(not row.get(name) for name in ("index", "question", "A", "B", "answer", "image")):
+        raise BadRow(f"{where}: one of index, question, A, B, answer, image is missing")
+    index = row["index"].strip()
+    pictures[index] = row["image"]
+    options = [row[letter] for letter in "ABCD" if _told(row.get(letter))]
+    if row["answer"] not in LETTERS[: len(options)]:
+        raise BadRow(f"{where}: the answer {row['answer']!r} is none of its {len(options)} options")
+    if index.isdecimal() and int(index) >= _COPY:
+        return []
+    hint = row["hint"] if _told(row.get("hint")) else ""
+    right = LETTERS.index(row["answer"])
     items = []
-    with file.open(newline="", encoding="utf-8") as lines:
-        for number, row in enumerate(csv.DictReader(lines, delimiter="\t"), start=1):
-            where = f"{file}: question {number}"
-            if None in row or any(not row.get(name) for name in ("index", "question", "A", "B", "answer", "image")):
-                raise GranvitError(f"{where}: one of index, question, A, B, answer, image is missing")
-            index = row["index"].strip()
-            pictures[index] = row["image"]
-            options = [row[letter] for letter in "ABCD" if _told(row.get(letter))]
-            if row["answer"] not in LETTERS[: len(options)]:
-                raise GranvitError(f"{where}: the answer {row['answer']!r} is none of its {len(options)} options")
-            if index.isdigit() and int(index) >= _COPY:
-                continue
-            hint = row["hint"] if _told(row.get("hint")) else ""
-            right = LETTERS.index(row["answer"])
-            for turn in range(len(options)):
-                turned = options[turn:] + options[:turn]
-                letter = LETTERS[(right - turn) % len(options)]
-                items.append(_choice_item("mmbench", index, f"{index}/{turn}", row["question"], turned, letter, hint))
-    if not items:
-        raise GranvitError(f"{file} holds no question")
-    return source_of("mmbench", [Task("mmbench", "circular", "vqa")], items, lambda i: _from_base64(file, pictures, i))
+    for turn in range(len(options)):
+        turned = options[turn:] + options[:turn]
+        letter = LETTERS[(right - turn) % len(options)]
+        items.append(_choice_item("mmbench", index, f"{index}/{turn}", row["question"], turned, letter, hint))
+    return items
 
 
 def _told(text: str | None) -> bool:
@@ -90,20 +112,22 @@ def seed(src: Path, images: Path | None) -> Source:
     those about a single image ("image") are asked; the pictures are in `images` or SEED-Bench-image/.
     """
     [file, *_] = find(src, "SEED*Bench*.json", "*.json")
-    items = []
+    items, left_out = [], LeftOut()
     for number, row in enumerate(rows_of(file, "questions")):
-        where = f"{file}: question {number}"
-        if value(row, "data_type", str, where) != "image":
-            continue
-        options = [str(value(row, f"choice_{letter}", (str, int, float), where)) for letter in "abcd"]
-        key, image = value(row, "question_id", (int, str), where), value(row, "data_id", str, where)
-        question, right = value(row, "question", str, where), value(row, "answer", str, where)
-        items.append(_choice_item("seed", image, key, question, options, right))
-    if not items:
-        raise GranvitError(f"{file} holds no question about an image")
-    root = picture_root(images, file.parent, ("SEED-Bench-image", "images", ""), items[0].id)
+        with left_out.row():
+            where = f"{file}: question {number}"
+            if value(row, "data_type", str, where) != "image":
+                continue
+            options = [str(value(row, f"choice_{letter}", (str, int, float), where)) for letter in "abcd"]
+            key, image = value(row, "question_id", (int, str), where), value(row, "data_id", str, where)
+            question, right = value(row, "question", str, where), value(row, "answer", str, where)
+            if right not in LETTERS[: len(options)]:
+                raise BadRow(f"{where}: the answer {right!r} is none of its {len(options)} options")
+            items.append(_choice_item("seed", image, key, question, options, right))
+    check_some(items, left_out, f"{file} holds no question about an image")
+    root = picture_root(images, file.parent, ("SEED-Bench-image", "images", ""), (item.id for item in items))
     task = Task("seed", "choice", "vqa", expected=14_233)
-    return source_of("seed", [task], items, lambda image: file_loader(root, image))
+    return source_of("seed", [task], items, left_out, lambda image: file_loader(root, image))
 
 
 @benchmark("scienceqa")
@@ -116,23 +140,24 @@ def scienceqa(src: Path, images: Path | None) -> Source:
     problems = read_json(file)
     if not isinstance(problems, dict):
         raise GranvitError(f"{file}: an object of problems by id is expected")
-    items = []
+    items, left_out = [], LeftOut()
     for key, row in problems.items():
-        where = f"{file}: problem {key}"
-        if value(row, "split", str, where) != "test" or not row.get("image"):
-            continue
-        options = [str(option) for option in value(row, "choices", list, where)]
-        answer = value(row, "answer", int, where)
-        if not 0 <= answer < len(options):
-            raise GranvitError(f"{where}: the answer {answer} is none of its {len(options)} choices")
-        image, hint = f"{key}/{value(row, 'image', str, where)}", str(row.get("hint") or "")
-        question = value(row, "question", str, where)
-        items.append(_choice_item("scienceqa", image, key, question, options, LETTERS[answer], hint))
-    if not items:
-        raise GranvitError(f"{file} holds no test question with a picture")
-    root = picture_root(images, file.parent, ("test", "images/test", "images", ""), items[0].id)
+        with left_out.row():
+            where = f"{file}: problem {key}"
+            if value(row, "split", str, where) != "test" or not row.get("image"):
+                continue
+            options = [str(option) for option in value(row, "choices", list, where)]
+            answer = value(row, "answer", int, where)
+            if not 0 <= answer < min(len(options), len(LETTERS)):
+                raise BadRow(f"{where}: the answer {answer} is none of its {len(options)} choices")
+            image, hint = f"{key}/{value(row, 'image', str, where)}", str(row.get("hint") or "")
+            question = value(row, "question", str, where)
+            items.append(_choice_item("scienceqa", image, key, question, options, LETTERS[answer], hint))
+    check_some(items, left_out, f"{file} holds no test question with a picture")
+    folders = ("test", "images/test", "images", "")
+    root = picture_root(images, file.parent, folders, (item.id for item in items))
     task = Task("scienceqa", "choice", "reasoning", expected=2_017)
-    return source_of("scienceqa", [task], items, lambda image: file_loader(root, image))
+    return source_of("scienceqa", [task], items, left_out, lambda image: file_loader(root, image))
 
 
 @benchmark("mmmu")
@@ -145,21 +170,24 @@ def mmmu(src: Path, images: Path | None) -> Source:
     """
     items: list[Item] = []
     pictures: dict[str, bytes] = {}
-    several = 0
+    several, left_out = 0, LeftOut()
     for file in find(src, "validation-*.parquet", "*.parquet"):
         for number, row in enumerate(read_rows(file)):
-            where = f"{file}: question {number}"
-            if isinstance(row, Refused):
-                raise GranvitError(f"{file}: {row.detail}")
-            if row.get("image_2") is not None:
-                several += 1
-                continue
-            key = value(row, "id", str, where)
-            pictures[key] = value(value(row, "image_1", dict, where), "bytes", bytes, where)
-            items.append(_mmmu_item(row, key, where))
-    if not items:
-        raise GranvitError(f"{src} holds no question about one picture")
-    source = source_of("mmmu", [Task("mmmu", "choice", "reasoning")], items, lambda key: lambda: pictures[key])
+            with left_out.row():
+                where = f"{file}: question {number}"
+                if isinstance(row, Refused):
+                    raise BadRow(f"{file}: {row.detail}")
+                if row.get("image_2") is not None:
+                    several += 1
+                    continue
+                key = value(row, "id", str, where)
+                picture = value(value(row, "image_1", dict, where), "bytes", bytes, where)
+                items.append(_mmmu_item(row, key, where))
+                pictures.setdefault(key, picture)
+    check_some(items, left_out, f"{src} holds no question about one picture")
+    source = source_of(
+        "mmmu", [Task("mmmu", "choice", "reasoning")], items, left_out, lambda key: lambda: pictures[key]
+    )
     if several:
         source.notes.append(f"mmmu: {several} questions about several pictures are left out")
     return source
@@ -172,7 +200,7 @@ def _mmmu_item(row: dict[str, Any], key: str, where: str) -> Item:
         return Item(key, "mmmu", (0, 0), right, key=key, asked=ask_short(question))
     options = _listed(value(row, "options", str, where), where)
     if right[0] not in LETTERS[: len(options)]:
-        raise GranvitError(f"{where}: the answer {right[0]!r} is none of its {len(options)} options")
+        raise BadRow(f"{where}: the answer {right[0]!r} is none of its {len(options)} options")
     return _choice_item("mmmu", key, key, question, options, right[0])
 
 
@@ -181,6 +209,9 @@ def _listed(text: str, where: str) -> list[str]:
     if not text.startswith("["):
         return [text]
     try:
-        return [str(entry) for entry in ast.literal_eval(text)]
-    except (ValueError, SyntaxError) as error:
-        raise GranvitError(f"{where}: {text!r:.80} is no list") from error
+        entries = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise BadRow(f"{where}: {text!r:.80} is no list") from error
+    if not entries:
+        raise BadRow(f"{where}: {text!r:.80} is empty")
+    return [str(entry) for entry in entries]

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from granvit.evaluate.benchmarks.base import (
+    LeftOut,
     benchmark,
+    check_some,
     file_loader,
     find,
     picture_root,
@@ -39,13 +41,14 @@ def infovqa(src: Path, images: Path | None) -> Source:
 
 def _anls(name: str, src: Path, images: Path | None, patterns: tuple[str, ...], picture: str, expected: int) -> Source:
     [file, *_] = find(src, *patterns)
-    rows = rows_of(file, "data")
-    items = []
-    for number, row in enumerate(rows):
-        where = f"{file}: question {number}"
-        image, answers = value(row, picture, str, where), texts(row, "answers", where)
-        items.append(_item(name, image, value(row, "questionId", (int, str), where), row, "question", answers, where))
-    return _source(items, [Task(name, "anls", "ocr", expected=expected)], images, file.parent, _FOLDERS)
+    items, left_out = [], LeftOut()
+    for number, row in enumerate(rows_of(file, "data")):
+        with left_out.row():
+            where = f"{file}: question {number}"
+            image, answers = value(row, picture, str, where), texts(row, "answers", where)
+            key = value(row, "questionId", (int, str), where)
+            items.append(_item(name, image, key, row, "question", answers, where))
+    return _source(items, left_out, [Task(name, "anls", "ocr", expected=expected)], images, file.parent, _FOLDERS)
 
 
 @benchmark("textvqa")
@@ -55,13 +58,14 @@ def textvqa(src: Path, images: Path | None) -> Source:
     Ten answers each; the pictures are IMAGE_ID.jpg in `images` or train_images/. Scored by VQA accuracy.
     """
     [file, *_] = find(src, "TextVQA*val*.json", "*val*.json")
-    items = []
+    items, left_out = [], LeftOut()
     for number, row in enumerate(rows_of(file, "data")):
-        where = f"{file}: question {number}"
-        image, answers = value(row, "image_id", str, where) + ".jpg", texts(row, "answers", where)
-        key = value(row, "question_id", (int, str), where)
-        items.append(_item("textvqa", image, key, row, "question", answers, where))
-    return _source(items, [Task("textvqa", "vqa", "ocr", expected=5_000)], images, file.parent, _FOLDERS)
+        with left_out.row():
+            where = f"{file}: question {number}"
+            image, answers = value(row, "image_id", str, where) + ".jpg", texts(row, "answers", where)
+            key = value(row, "question_id", (int, str), where)
+            items.append(_item("textvqa", image, key, row, "question", answers, where))
+    return _source(items, left_out, [Task("textvqa", "vqa", "ocr", expected=5_000)], images, file.parent, _FOLDERS)
 
 
 @benchmark("chartqa")
@@ -71,16 +75,20 @@ def chartqa(src: Path, images: Path | None) -> Source:
     Scored by relaxed accuracy, questions by people and made ones each by themselves.
     """
     files = find(src, "test_*.json")
-    items, tasks = [], []
+    items: list[Item] = []
+    tasks, left_out = [], LeftOut()
     for file in files:
         kind = file.stem.removeprefix("test_")
         task = f"chartqa-{kind}"
         tasks.append(Task(task, "relaxed", "ocr", expected=1_250))
+        before = len(items)
         for number, row in enumerate(rows_of(file)):
-            where = f"{file}: question {number}"
-            image, answers = value(row, "imgname", str, where), texts(row, "label", where)
-            items.append(_item(task, image, number, row, "query", answers, where))
-    return _source(items, tasks, images, files[0].parent, ("png", "images", ""))
+            with left_out.row():
+                where = f"{file}: question {number}"
+                image, answers = value(row, "imgname", str, where), texts(row, "label", where)
+                items.append(_item(task, image, number, row, "query", answers, where))
+        check_some(items[before:], left_out, f"{file} holds no question")
+    return _source(items, left_out, tasks, images, files[0].parent, ("png", "images", ""))
 
 
 @benchmark("ocrbench")
@@ -91,15 +99,16 @@ def ocrbench(src: Path, images: Path | None) -> Source:
     asked as it stands.
     """
     [file, *_] = find(src, "OCRBench.json", "*.json")
-    items = []
+    items, left_out = [], LeftOut()
     for number, row in enumerate(rows_of(file)):
-        where = f"{file}: question {number}"
-        image, answers = value(row, "image_path", str, where), texts(row, "answers", where)
-        item = _item("ocrbench", image, number, row, "question", answers, where)
-        item.asked, item.kind = value(row, "question", str, where), value(row, "dataset_name", str, where)
-        items.append(item)
+        with left_out.row():
+            where = f"{file}: question {number}"
+            image, answers = value(row, "image_path", str, where), texts(row, "answers", where)
+            item = _item("ocrbench", image, number, row, "question", answers, where)
+            item.asked, item.kind = value(row, "question", str, where), value(row, "dataset_name", str, where)
+            items.append(item)
     task = Task("ocrbench", "contains", "ocr", longest=128, expected=1_000)
-    return _source(items, [task], images, file.parent, ("OCRBench_Images", "images", ""))
+    return _source(items, left_out, [task], images, file.parent, ("OCRBench_Images", "images", ""))
 
 
 _FOLDERS = ("", "images", "train_images", "train_val_images/train_images", "infographicsvqa_images")
@@ -110,6 +119,14 @@ def _item(task: str, image: str, key: Any, row: Any, question: str, answers: lis
     return Item(image, task, (0, 0), answers, key=str(key), asked=asked)
 
 
-def _source(items: list[Item], tasks: list[Task], images: Path | None, base: Path, folders: tuple[str, ...]) -> Source:
-    root = picture_root(images, base, folders, items[0].id)
-    return source_of(tasks[0].name.partition("-")[0], tasks, items, lambda image: file_loader(root, image))
+def _source(
+    items: list[Item],
+    left_out: LeftOut,
+    tasks: list[Task],
+    images: Path | None,
+    base: Path,
+    folders: tuple[str, ...],
+) -> Source:
+    check_some(items, left_out, f"{base} holds no question")
+    root = picture_root(images, base, folders, (item.id for item in items))
+    return source_of(tasks[0].name.partition("-")[0], tasks, items, left_out, lambda image: file_loader(root, image))

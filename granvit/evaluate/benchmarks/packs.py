@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from granvit.corpus.importers.jsonl import ANNOTATIONS
-from granvit.errors import GranvitError
 from granvit.evaluate.benchmarks.base import (
+    LeftOut,
     benchmark,
+    check_some,
     file_loader,
     find,
     json_lines,
@@ -43,19 +44,22 @@ def f30k_vqa(src: Path, images: Path | None) -> Source:
 def _pack(name: str, src: Path, images: Path | None, task: Task, short: bool) -> Source:
     [file, *_] = find(src, ANNOTATIONS)
     items: dict[str, list[Item]] = {}
-    for where, row in json_lines(file):
-        picture = value(row, "image", str, where)
-        for index, qa in enumerate(row.get("qa") or []):
-            question = value(qa, "question", str, where)
-            item = Item(picture, task.name, (0, 0), texts(qa, "answer", where), key=f"{picture}#{index}")
-            item.asked = ask_short(question) if short else question
-            items.setdefault(str(row.get("split") or ""), []).append(item)
+    left_out = LeftOut()
+    for where, row in json_lines(file, left_out):
+        with left_out.row():
+            picture = value(row, "image", str, where)
+            asked_here = value({"qa": [], **row}, "qa", list, where)
+            for index, qa in enumerate(asked_here):
+                with left_out.row():
+                    question = value(qa, "question", str, where)
+                    item = Item(picture, task.name, (0, 0), texts(qa, "answer", where), key=f"{picture}#{index}")
+                    item.asked = ask_short(question) if short else question
+                    items.setdefault(str(row.get("split") or ""), []).append(item)
     held_out = [item for split in ("val", "test") for item in items.get(split, [])]
     asked = held_out or [item for some in items.values() for item in some]
-    if not asked:
-        raise GranvitError(f'{file}: no row has questions ("qa")')
-    root = picture_root(images, file.parent, ("",), asked[0].id)
-    source = source_of(name, [task], asked, lambda image: file_loader(root, image))
+    check_some(asked, left_out, f'{file}: no row has questions ("qa")')
+    root = picture_root(images, file.parent, ("",), (item.id for item in asked))
+    source = source_of(name, [task], asked, left_out, lambda image: file_loader(root, image))
     if not held_out:
         source.notes.append(f"{name}: no split is held out, all {len(asked)} questions are asked")
     return source

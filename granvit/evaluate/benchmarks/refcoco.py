@@ -9,7 +9,7 @@ from pathlib import Path
 from granvit.corpus.importers.refcoco import photo_folder, references
 from granvit.corpus.quarantine import Rejection
 from granvit.errors import GranvitError
-from granvit.evaluate.benchmarks.base import benchmark, file_loader, source_of
+from granvit.evaluate.benchmarks.base import LeftOut, benchmark, file_loader, source_of
 from granvit.evaluate.items import Item, Source, Task
 from granvit.predict import LONGEST_BOX
 
@@ -34,14 +34,14 @@ def refcoco(src: Path, images: Path | None) -> Source:
     several mirrors merge other splits into it. An expression for a box that was also said in other words stays the
     question that it is. The photos are COCO's train2014.
     """
-    found = []
+    found, left_out = [], LeftOut()
     for row in references(src):
         if isinstance(row, Rejection):
-            raise GranvitError(f"{src}: {row.uri}: row {row.region}: {row.reason}: {row.detail}")
-        if row.split.startswith("test"):
+            left_out.reasons.append(f"{src}: {row.uri}: row {row.region}: {row.reason}: {row.detail}")
+        elif row.split.startswith("test"):
             found.append(row)
     if not found:
-        raise GranvitError(f"{src} holds no split testA, testB or test")
+        raise GranvitError((left_out.reasons or [f"{src} holds no split testA, testB or test"])[0])
     root = images or photo_folder(src, [row.photo for row in found if row.data is None])
     counts = Counter(f"{row.data_set}-{row.split}" for row in found for _ in row.texts)
     tasks = [
@@ -63,4 +63,4 @@ def refcoco(src: Path, images: Path | None) -> Source:
         stored = data[photo]
         return file_loader(root, photo) if stored is None else lambda: stored
 
-    return source_of("refcoco", tasks, items, loader)
+    return source_of("refcoco", tasks, items, left_out, loader)

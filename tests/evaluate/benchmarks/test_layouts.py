@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from granvit.errors import GranvitError
 from granvit.evaluate.benchmarks import BENCHMARKS, open_benchmark
 from granvit.images import decode
 from granvit.questions import ONE_LETTER, SHORT_ANSWER
@@ -105,7 +106,8 @@ def test_ocrbench_is_asked_as_it_stands(tmp_path):
     ("rows", "said"),
     [
         ([{**DOCVQA, "answers": []}], "question 0: the field 'answers' holds no answers"),
-        ([DOCVQA, {**DOCVQA, "answers": [None]}], "question 1: the field 'answers' holds no answers"),
+        ([{**DOCVQA, "answers": [None]}], "question 0: the field 'answers' holds no answers"),
+        ([{**DOCVQA, "answers": [" "]}], "question 0: the field 'answers' holds no answers"),
         ([{k: v for k, v in DOCVQA.items() if k != "question"}], "question 0: the field 'question' is missing"),
         ([{**DOCVQA, "image": 5}], "question 0: the field 'image' is missing or not as published"),
         (["text"], "question 0: the field 'image' is missing"),
@@ -116,6 +118,66 @@ def test_ocrbench_is_asked_as_it_stands(tmp_path):
 def test_what_is_wrong_with_a_question_is_named(tmp_path, rows, said):
     with pytest.raises(ValueError, match=said):
         open_benchmark("docvqa", docvqa(tmp_path, rows))
+
+
+@pytest.mark.parametrize("bad", [5, {"questionId": 9}, {**DOCVQA, "questionId": 9, "answers": []}, dict(DOCVQA)])
+def test_a_damaged_row_is_counted_and_named_and_the_rest_is_asked(tmp_path, bad):
+    """The last one is the id of another question, by which answers would be confused."""
+    rows = [DOCVQA, bad, {**DOCVQA, "questionId": 8, "image": "documents/absent.png"}]
+    source = open_benchmark("docvqa", docvqa(tmp_path, rows))
+    assert [item.key for item in items_of(source)] == ["7", "8"]
+    [note] = source.notes
+    assert note.startswith("docvqa: 1 damaged rows are left out, such as ") and ("question 1" in note or "'7'" in note)
+
+
+def test_the_first_picture_may_be_the_absent_one(tmp_path):
+    rows = [{**DOCVQA, "image": "documents/absent.png"}, {**DOCVQA, "questionId": 8}]
+    source = open_benchmark("docvqa", docvqa(tmp_path, rows))
+    absent, there = source.looks()
+    assert decode(there.load()).getpixel((0, 0)) == RED
+    with pytest.raises(GranvitError, match="missing-image"):
+        absent.load()
+
+
+def lines(*rows):
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+POPE = {"question_id": 1, "image": "1.jpg", "text": "Is there a dog?", "label": "yes"}
+SEED = {"question_id": "1", "question": "Which?", "answer": "C", "data_id": "1.jpg", "data_type": "image"}
+SEED |= {f"choice_{letter}": f"option {letter}" for letter in "abcd"}
+QA = {"question": "?", "answer": "a"}
+PROBLEM = {"question": "Which?", "choices": ["x", "y"], "answer": 1, "split": "test", "image": "image.png"}
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text"),
+    [
+        ("pope", "coco_pope_random.json", lines(POPE, "{", {**POPE, "question_id": 2, "label": "maybe"}, [1])),
+        ("seed", "SEED-Bench.json", json.dumps([SEED, {**SEED, "answer": "E"}, {**SEED, "choice_d": None}, None])),
+        ("scienceqa", "problems.json", json.dumps({"5": PROBLEM, "6": {**PROBLEM, "answer": 9}, "7": [], "8": 5})),
+        (
+            "f30k_vqa",
+            "annotations.jsonl",
+            lines({"image": "1.jpg", "qa": [QA, 5]}, "x", 7),
+        ),
+        ("chartqa", "test_human.json", json.dumps([{"imgname": "1.jpg", "query": "?", "label": "1"}, {}, 5, None])),
+    ],
+)
+def test_damaged_rows_of_every_layout_are_left_out(tmp_path, name, file, text):
+    put(tmp_path / "1.jpg")
+    put(tmp_path / "5" / "image.png")
+    (tmp_path / file).write_text(text)
+    source = open_benchmark(name, tmp_path)
+    assert len(items_of(source)) == 1
+    assert any(note.startswith(f"{name}: 3 damaged rows are left out, such as ") for note in source.notes), source.notes
+
+
+def test_damaged_rows_of_tables_are_left_out(tmp_path):
+    image = base64.b64encode(picture("blue")).decode()
+    rows = [{**MMBENCH, "answer": "B", "image": image}, {**MMBENCH, "index": "4", "answer": "D", "image": image}]
+    source = open_benchmark("mmbench", mmbench(tmp_path, rows))
+    assert {item.id for item in items_of(source)} == {"3"} and "question 2: the answer 'D'" in source.notes[0]
 
 
 def test_what_is_wrong_with_a_file_is_named(tmp_path):
