@@ -20,6 +20,9 @@ MAX_PREAMBLE = 1 << 20  # bytes in front of the first frame of a GIF, which Pill
 MAX_HEADER = 1 << 16  # bytes of a PPM, which Pillow reads one by one
 MAX_DIRECTORY = 64 << 20  # bytes that the entries of an EXIF or TIFF directory may refer to, beyond its own length
 MAX_SLOW_BYTES = 8 << 20  # of what Pillow decodes in Python: run lengths in BMP, PPM as text or of odd depths
+MAX_JPEG2000_SAMPLES = 120_000_000  # of all components; decoding takes 12 bytes for each
+MAX_PRECINCTS = 100_000  # of a JPEG 2000, in all components; usually there are some tens, or thousands in tiles
+MAX_PACKETS = 5_000_000  # one for each precinct in each layer
 SLOW_CODECS = ("bmp_rle", "ppm_plain", "ppm")
 
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -134,6 +137,34 @@ def _of_ppm(data: bytes) -> str:
     return ""
 
 
+def _of_jpeg2000(data: bytes) -> str:
+    """Of the first code stream, which is the picture: its size, tiles and components, then its levels and precincts."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    if at < 0:
+        return ""
+    length, _, x1, y1, x0, y0, tile_width, tile_height, _, _, parts = struct.unpack_from(">HHLLLLLLLLH", data, at + 4)
+    width, height = x1 - x0, y1 - y0
+    if width * height * parts > MAX_JPEG2000_SAMPLES:
+        return f"{parts} components of {width}x{height}, the limit is {MAX_JPEG2000_SAMPLES} samples"
+    if not tile_width or not tile_height:
+        return ""
+    tiles = -(-width // tile_width) * -(-height // tile_height)
+    coding = data.find(b"\xff\x52", at + 4 + length)
+    if coding < 0:
+        return ""
+    style, _, layers, _, levels = struct.unpack_from(">BBHBB", data, coding + 4)
+    precincts = 0
+    for level in range(levels + 1):
+        size = data[coding + 14 + level] if style & 1 else 0xFF  # the logarithms of width and height
+        across, down = (
+            -(-side >> (levels - level)) >> bits for side, bits in ((width, size & 15), (height, size >> 4))
+        )
+        precincts += max(tiles, (across + 1) * (down + 1))
+    if precincts * parts > MAX_PRECINCTS or precincts * parts * layers > MAX_PACKETS:
+        return f"{precincts} precincts in {layers} layers of {parts} components"
+    return ""
+
+
 def _of_webp(data: bytes) -> str:
     at, chunks = 12, 0
     while at + 8 <= len(data):
@@ -155,4 +186,6 @@ _CHECKS = {
     b"II": directory_excess,
     b"MM": directory_excess,
     b"RIFF": _of_webp,
+    b"\0\0\0\x0cjP": _of_jpeg2000,
+    b"\xff\x4f\xff\x51": _of_jpeg2000,
 }

@@ -129,3 +129,23 @@ def test_any_cut_is_left_to_the_decoder(form):
     data = encode(Image.effect_noise((64, 48), 60).convert("RGB"), form, exif=exif)
     assert image_limits.excess(data) == ""
     assert not any(image_limits.excess(data[:end]) for end in range(0, len(data), 7))
+
+
+def test_a_jpeg2000_of_more_samples_than_its_decoder_has_memory_for():
+    data = bytearray(encode(Image.new("RGB", (64, 64)), "JPEG2000"))
+    size = data.index(b"\xff\x4f\xff\x51") + 8
+    header = data.index(b"ihdr") + 4
+    struct.pack_into(">LL", data, size, 8000, 8000)
+    struct.pack_into(">LL", data, header, 8000, 8000)
+    assert "3 components of 8000x8000" in refused_soon(bytes(data))
+
+
+def test_a_jpeg2000_of_tiny_precincts():
+    data = bytearray(encode(Image.new("RGB", (1000, 800)), "JPEG2000", precinct_size=(64, 64)))
+    coding = data.index(b"\xff\x52")
+    levels = data[coding + 9]
+    assert image_limits.excess(bytes(data)) == ""
+    data[coding + 14 : coding + 15 + levels] = b"\x11" * (levels + 1)
+    assert "precincts in 1 layers of 3 components" in refused_soon(bytes(data))
+    tiled = encode(Image.new("RGB", (1000, 800), (255, 0, 0)), "JPEG2000", tile_size=(64, 64))
+    assert decode(tiled).size == (1000, 800)

@@ -16,7 +16,7 @@ from granvit.corpus.importers.base import as_split
 from granvit.corpus.importers.pictures import SUFFIXES
 from granvit.corpus.layout import CorpusError, group_ends
 from granvit.corpus.quarantine import SPLITS, Refused, Rejection
-from granvit.links import walk
+from granvit.links import LinkOutsideError, check_link, walk
 from granvit.regions import RegionImage
 
 _USUAL_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp", "bytes")
@@ -152,6 +152,11 @@ class TarSource:
         for name in [self.only] if self.only else self.names(self.root):
             if not name.lower().endswith(".tar"):
                 yield Rejection("compressed-tar", "", name, None, "images are read from anywhere in a tar: unpack it")
+                continue
+            try:
+                check_link(self.root / name)
+            except LinkOutsideError as error:
+                yield Rejection("link-outside", "", name, None, str(error))
                 continue
             found, refused = _pictures_in(self.root / name)
             for member, why in refused:

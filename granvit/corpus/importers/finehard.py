@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from granvit.corpus.importers.base import (
+    Found,
     as_box,
+    as_caption,
     as_number,
     as_split,
     as_text,
     from_canvas,
     importer,
     read_image,
-    read_json,
     size_of,
 )
+from granvit.corpus.importers.rows import read_rows
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection
 from granvit.geometry import View
 from granvit.regions import Region, RegionImage
 
@@ -30,12 +32,13 @@ _MAKER = "model:FineHARD"
 @importer("finehard")
 def read(
     src: Path, *, images: Path | None = None, source: str = "finehard", licence: str = "", split: str = "train"
-) -> Iterator[RegionImage | Rejection]:
+) -> Iterator[Found]:
     """`src` is the data set's folder with ``jsonfiles/*.json``, that folder, or one of the files.
 
     A file is a list of ``{"f_path", "caption", "short_caption", "bbox_info": [{"bbox", "short_expr", "long_expr",
     "flag_short_neg", "short_expr_negs", ...}]}``. The caption is the picture's; a region's text is the short
-    expression, the long one an alternative. The hard negatives are not read: they are wrong on purpose. The pictures,
+    expression, the long one an alternative. The hard negatives, which are wrong on purpose, and the short captions are
+    counted and not read. The pictures,
     which img2dataset downloads, are in `images`, by default ``data/grit-12m/`` or ``grit-12m/`` beside the data set;
     ``f_path`` is relative to it behind its first two folders, ``grit-20m/data-12m/``. What is no longer on the web is
     quarantined as "missing-image".
@@ -52,15 +55,26 @@ def read(
     if root is None:
         raise CorpusError(f"{src}: found no folder grit-12m beside it: name the folder of the pictures")
     for file in files:
-        for index, entry in enumerate(_entries(file)):
-            uri = f"{file.name}:{index}"
+        for index, entry in enumerate(read_rows(file)):
+            uri, count = f"{file.name}:{index}", 0
             try:
+                if isinstance(entry, Refused):
+                    raise entry
                 if not isinstance(entry, dict) or not as_text(entry.get("f_path")):
                     raise Refused("missing-field", "f_path")
                 uri = as_text(entry["f_path"]).removeprefix(_PREFIX)
-                yield _record(entry, uri, root, source, licence, as_split(split))
+                listed = entry.get("bbox_info")
+                if listed is not None and not isinstance(listed, list):
+                    raise Refused("bad-field", f"bbox_info should be a list, got {listed!r:.100}")
+                listed = listed or []
+                count = len(listed)
+                yield _record(entry, listed, uri, root, source, licence, as_split(split))
             except Refused as refused:
-                yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail)
+                yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, count)
+                continue
+            rows = [row for row in listed if isinstance(row, dict)]
+            yield LeftOut("short captions", int(bool(entry.get("caption") and entry.get("short_caption"))), uri)
+            yield LeftOut("regions' hard negatives", sum(bool(row.get("short_expr_negs")) for row in rows), uri)
 
 
 def _files(src: Path) -> tuple[list[Path], Path]:
@@ -73,28 +87,22 @@ def _files(src: Path) -> tuple[list[Path], Path]:
     return files, inner.parent if inner.name == "jsonfiles" else inner
 
 
-def _entries(file: Path) -> list[Any]:
-    data = read_json(file)
-    if not isinstance(data, list):
-        raise CorpusError(f"{file}: not in FineHARD's layout: a list of pictures is expected")
-    return data
-
-
-def _record(entry: dict[str, Any], uri: str, root: Path, source: str, licence: str, split: str) -> RegionImage:
+def _record(
+    entry: dict[str, Any], listed: list[Any], uri: str, root: Path, source: str, licence: str, split: str
+) -> RegionImage:
     data = read_image(root, uri)
     width, height = size_of(data)
-    listed = entry.get("bbox_info")
     view = View.squash((width, height), 1)
     return RegionImage(
         id=f"{source}/{uri}",
         image=data,
         width=width,
         height=height,
-        regions=[_region(row, view) for row in listed] if isinstance(listed, list) else [],
+        regions=[_region(row, view) for row in listed],
         uri=uri,
         source=source,
         licence=licence,
-        caption=as_text(entry.get("caption")) or as_text(entry.get("short_caption")) or None,
+        caption=as_caption(entry.get("caption")) or as_caption(entry.get("short_caption")),
         split=split,
     )
 

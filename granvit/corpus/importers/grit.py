@@ -60,46 +60,52 @@ def read(src: Path, *, source: str = "grit", licence: str = "", split: str = "tr
             if isinstance(item, LeftOut):
                 yield item
                 continue
-            uri, sample = item
+            uri, row, picture = item
+            count = len(row["ref_exps"]) if isinstance(row, dict) and isinstance(row.get("ref_exps"), list) else 0
             try:
-                if isinstance(sample, Refused):
-                    raise sample
-                yield _record(f"{source}/{uri}", uri, *sample, source, licence, as_split(split))
+                if isinstance(picture, Refused):
+                    raise picture
+                if isinstance(row, Refused):
+                    raise row
+                record, unused = _record(f"{source}/{uri}", uri, row, picture, source, licence, as_split(split))
             except Refused as refused:
-                yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail)
+                yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, count)
+                continue
+            yield record
+            yield LeftOut("noun chunks without a referring expression", unused, uri)
 
 
-_Sample = tuple[dict[str, Any], bytes]
+# Where it is, what is said of the picture, and the picture; in place of either, why there is none.
+_Sample = tuple[str, dict[str, Any] | Refused, bytes | Refused]
 
 
-def _from_tar(shard: Path) -> Iterator[tuple[str, _Sample | Refused] | LeftOut]:
+def _from_tar(shard: Path) -> Iterator[_Sample | LeftOut]:
     for item in tars.samples(shard, lambda ending: ending == "json" or f".{ending}" in PICTURES):
         if isinstance(item, LeftOut):
             yield item
             continue
         key, parts = item
-        uri = f"{shard.name}:{key}"
+        uri, only = f"{shard.name}:{key}", f"only {', '.join(filter(None, parts))}"
+        picture = next((content for ending, content in parts.items() if f".{ending}" in PICTURES), None)
+        picture = Refused("missing-image", only) if picture is None else picture
         try:
-            files = {ending: tars.unless_refused(content) for ending, content in parts.items()}
-            picture = next((data for ending, data in files.items() if f".{ending}" in PICTURES), None)
-            if picture is None or "json" not in files:
-                raise Refused("missing-image" if picture is None else "missing-annotation", f"only {', '.join(files)}")
-            yield uri, (parse_object(files["json"]), picture)
+            row = parse_object(tars.unless_refused(parts.get("json", Refused("missing-annotation", only))))
+            yield uri, row, parts.get("") or picture
         except Refused as refused:
-            yield uri, refused
+            yield uri, refused, parts.get("") or picture
 
 
-def _from_table(table: Path) -> Iterator[tuple[str, _Sample | Refused]]:
+def _from_table(table: Path) -> Iterator[_Sample]:
     for index, row in enumerate(rows.read_rows(table)):
         uri = f"{table.name}:{index}"
+        if not isinstance(row, dict):
+            why = row if isinstance(row, Refused) else Refused("not-json", f"an object is expected, got {row!r:.100}")
+            yield uri, why, why
+            continue
         try:
-            if not isinstance(row, dict):
-                raise (
-                    row if isinstance(row, Refused) else Refused("not-json", f"an object is expected, got {row!r:.100}")
-                )
-            yield uri, (row, _picture(row, table))
+            yield uri, row, _picture(row, table)
         except Refused as refused:
-            yield uri, refused
+            yield uri, row, refused
 
 
 def _picture(row: dict[str, Any], table: Path) -> bytes:
@@ -114,23 +120,32 @@ def _picture(row: dict[str, Any], table: Path) -> bytes:
     return read_image(folder if folder.is_dir() else table.parent, f"{as_text(row.get('key'))}.jpg")
 
 
-def _record(id: str, uri: str, row: dict[str, Any], data: bytes, source: str, licence: str, split: str) -> RegionImage:
+def _record(
+    id: str, uri: str, row: dict[str, Any], data: bytes, source: str, licence: str, split: str
+) -> tuple[RegionImage, int]:
+    """The record, and how many noun chunks no referring expression grew from."""
     for name in ("caption", "ref_exps"):
         if not isinstance(row.get(name), str if name == "caption" else list):
             raise Refused("missing-field", f"{name}: was it among img2dataset's additional columns?")
+    chunks = row.get("noun_chunks")
+    if chunks is not None and not isinstance(chunks, list):
+        raise Refused("bad-field", f"noun_chunks should be a list, got {chunks!r:.100}")
     width, height = size_of(data)
     _require_shape(row, width, height)
     view = View.squash((width, height), 1)
     # Spans of one box, as it is written: the expression, then the chunk that it grew from.
-    spans = [*row["ref_exps"], *(chunks if isinstance(chunks := row.get("noun_chunks"), list) else [])]
+    spans = [*row["ref_exps"], *(chunks or [])]
     regions: dict[Any, Region] = {}
+    unused = 0
     for index, span in enumerate(spans):
         region = _region(span, row["caption"], view)
         if region.box in regions:
             regions[region.box].alternatives.append(region.text)
         elif index < len(row["ref_exps"]):
             regions[region.box] = region
-    return RegionImage(
+        else:
+            unused += 1
+    record = RegionImage(
         id=id,
         image=data,
         width=width,
@@ -142,6 +157,7 @@ def _record(id: str, uri: str, row: dict[str, Any], data: bytes, source: str, li
         caption=row["caption"],
         split=split,
     )
+    return record, unused
 
 
 def _require_shape(row: dict[str, Any], width: int, height: int) -> None:

@@ -26,6 +26,9 @@ MAX_ROW_BYTES = image_limits.MAX_BYTES + (16 << 20)
 # Pictures do not compress, texts do by a tenth or a hundredth; a row group of zeros does by ten thousand.
 _MAX_GROUP_BYTES, _MAX_RATIO = 1 << 30, 100
 
+# ValueError: also a name that is no UTF-8.
+_DAMAGE = (OSError, ValueError, LookupError, OverflowError, pa.ArrowException)
+
 
 def open_parquet(file: Path) -> Any:
     """An open `pyarrow.parquet.ParquetFile`.
@@ -36,10 +39,11 @@ def open_parquet(file: Path) -> Any:
     try:
         open_regular(file).close()
         parquet = pq.ParquetFile(file, pre_buffer=False)
+        _ = parquet.schema_arrow  # decoded here, where damage to it is told
     except LinkOutsideError as error:
         raise Refused("link-outside", str(error)) from error
-    except (GranvitError, OSError, pa.ArrowException) as error:
-        raise Refused("damaged-parquet", f"{file.name}: {error}") from error
+    except (*_DAMAGE, GranvitError) as error:
+        raise Refused("damaged-parquet", f"{file.name}: {' '.join(str(error).split())}") from error
     rows, size = parquet.metadata.num_rows, file.stat().st_size
     if rows > size:  # as many as a picture has bytes, at least: not a table of pictures, but of repeated nothing
         parquet.close()
@@ -77,8 +81,11 @@ def batches(parquet: Any, group: int, columns: Sequence[str] | None) -> Iterator
     """
     facts = parquet.metadata.row_group(group)
     told = f"row group {group} of {facts.num_rows} rows"
-    chunks = [facts.column(index) for index in range(facts.num_columns)]
-    wanted = [c for c in chunks if columns is None or c.path_in_schema.partition(".")[0] in columns]
+    try:
+        chunks = [facts.column(index) for index in range(facts.num_columns)]
+        wanted = [c for c in chunks if columns is None or c.path_in_schema.partition(".")[0] in columns]
+    except _DAMAGE as error:
+        raise Refused("damaged-parquet", f"{told}: {error}") from error
     stated = sum(c.total_uncompressed_size for c in wanted)
     if stated > max(_MAX_GROUP_BYTES, _MAX_RATIO * sum(c.total_compressed_size for c in wanted)):
         raise Refused("too-costly", f"{told}: {stated} bytes decompressed")
@@ -89,7 +96,7 @@ def batches(parquet: Any, group: int, columns: Sequence[str] | None) -> Iterator
         yield from parquet.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
     except MemoryError as error:
         raise Refused("too-costly", f"{told}: it does not fit into the memory") from error
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except _DAMAGE as error:
         raise Refused("damaged-parquet", f"{told}: {' '.join(str(error).split())}") from error
 
 
@@ -104,6 +111,6 @@ def row_of(batch: Any, index: int) -> dict[str, Any] | Refused:
             row[name] = column[index].as_py()
         except UnicodeDecodeError as error:
             return Refused("bad-encoding", f"column {name!r} is not UTF-8: {error.reason}")
-        except (ValueError, OverflowError, pa.ArrowException) as error:
+        except _DAMAGE as error:
             return Refused("bad-field", f"column {name!r}: {error}")
     return row

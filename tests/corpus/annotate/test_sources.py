@@ -11,6 +11,7 @@ from PIL import Image
 
 from granvit.corpus.annotate.pipeline import Listing
 from granvit.corpus.annotate.sources import open_source
+from granvit.corpus.importers import parquet_rows
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Refused
 from granvit.corpus.store import CorpusWriter
@@ -185,3 +186,73 @@ def test_small_inputs_are_cut_finely(images, size):
     listing = Listing(Many(), None)
     assert listing.shard_images == size
     assert sum(len(listing.inputs(shard)) for shard in range(listing.shards)) == images
+
+
+def test_links_lead_no_further_than_the_folder_unless_told(tmp_path):
+    src = tmp_path / "src"
+    (src / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/9.png").write_bytes(png(9))
+    (src / "sub/1.png").write_bytes(png(1))
+    (src / "2.png").symlink_to("sub/1.png")
+    (src / "3.png").symlink_to("../elsewhere/9.png")
+    (src / "more").symlink_to("../elsewhere")
+    found, problems = everything(open_source(src))
+    assert [uri for _, uri, _ in found] == ["2.png", "sub/1.png"]
+    assert problems == [("link-outside", "3.png"), ("link-outside", "more")]
+    found, problems = everything(open_source(src, follow_links=True))
+    assert [(uri, image) for _, uri, image in found][1] == ("3.png", png(9))
+    assert ([uri for _, uri, _ in found][-1], problems) == ("sub/1.png", [])
+
+
+@pytest.mark.parametrize("kind", ["a.parquet", "a.tar"])
+def test_a_linked_table_or_tar_is_no_way_out(tmp_path, kind):
+    pq.write_table(pa.table({"image": [png(1)]}), tmp_path / "a.parquet")
+    write_tar(tmp_path / "a.tar", [("1.png", png(1))])
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / kind).symlink_to(tmp_path / kind)
+    found, problems = everything(open_source(tmp_path / "src"))
+    assert (found, [reason for reason, _ in problems]) == ([], ["link-outside"])
+    found, problems = everything(open_source(tmp_path / "src", follow_links=True))
+    assert ([image for *_, image in found], problems[1:]) == ([png(1)], [])
+
+
+def test_pictures_are_known_by_their_contents_and_other_formats_are_told(tmp_path):
+    (tmp_path / "a.jfif").write_bytes(png(1))
+    (tmp_path / "b").write_bytes(png(2))
+    (tmp_path / "c.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "d.pdf").write_bytes(b"%PDF-1.4")
+    (tmp_path / "._a.jfif").write_bytes(b"\0\5\x16\7")
+    found, problems = everything(open_source(tmp_path))
+    assert [uri for _, uri, _ in found] == ["a.jfif", "b"]
+    assert problems == [("unsupported-format", "c.heic"), ("unsupported-format", "d.pdf")]
+
+
+def test_what_macos_adds_to_a_tar_is_no_picture(tmp_path):
+    write_tar(
+        tmp_path / "a.tar", [("._1.png", b"\0\5\x16\7" + bytes(60)), ("1.png", png(1)), ("__MACOSX/2.png", png(2))]
+    )
+    found, _ = everything(open_source(tmp_path))
+    assert [uri for _, uri, _ in found] == ["a.tar:1.png"]
+
+
+def test_a_table_is_decoded_in_batches_and_its_rows_have_a_size(tmp_path, monkeypatch):
+    same = png(7) + bytes(1 << 20)
+    pq.write_table(pa.table({"image": [same] * 40 + [png(1)]}), tmp_path / "a.parquet", compression="zstd")
+    monkeypatch.setattr(parquet_rows, "_MAX_BATCH_BYTES", 4 << 20)
+    source = open_source(tmp_path)
+    sizes = []
+    take = parquet_rows.row_of
+    monkeypatch.setattr(parquet_rows, "row_of", lambda batch, i: sizes.append(batch.num_rows) or take(batch, i))
+    assert [source.read("a.parquet", i).image for i in (39, 40, 0, 3)] == [same, png(1), same, same]
+    assert max(sizes) <= 4
+    monkeypatch.setattr(parquet_rows, "MAX_ROW_BYTES", 1 << 20)
+    assert source.read("a.parquet", 40).image == png(1)
+    with pytest.raises(Refused) as refused:
+        source.read("a.parquet", 5)
+    assert refused.value.reason == "too-costly"
+
+
+def test_a_table_that_claims_more_rows_than_it_has_bytes(tmp_path):
+    pq.write_table(pa.table({"image": pa.nulls(100_000, pa.binary())}), tmp_path / "a.parquet")
+    assert everything(open_source(tmp_path)) == ([], [("damaged-parquet", "a.parquet")])

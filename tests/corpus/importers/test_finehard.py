@@ -5,6 +5,7 @@ import json
 import pytest
 from importing import bring, save
 
+from granvit.corpus.importers import import_corpus
 from granvit.corpus.store import CorpusError
 from granvit.regions import Region
 
@@ -56,10 +57,19 @@ def test_damage(tmp_path):
 
 def test_other_places(tmp_path):
     src = finehard(tmp_path, {"not": "a list"})
-    with pytest.raises(CorpusError, match="a list of pictures is expected"):
+    with pytest.raises(CorpusError, match="a list in JSON is expected"):
         bring("finehard", src, tmp_path / "out")
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     with pytest.raises(CorpusError, match="name the folder of the pictures"):
         bring("finehard", src, tmp_path / "out")
     with pytest.raises(CorpusError, match=r"holds no jsonfiles/\*\.json"):
         bring("finehard", tmp_path / "elsewhere", tmp_path / "out")
+
+
+def test_what_is_not_used_is_counted(tmp_path):
+    regions = [info([0, 0, 1, 1]), {**info([0, 0, 0.5, 1]), "short_expr_negs": {}}]
+    entries = [entry(regions), entry(regions, "grit-20m/data-12m/gone.jpg"), entry({"0": regions[0]})]
+    summary = import_corpus("finehard", finehard(tmp_path, entries), tmp_path / "out")
+    assert summary.left_out == {"short captions": 1, "regions' hard negatives": 1}
+    assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (4, 2, 2)
+    assert summary.reasons == {"missing-image": 1, "bad-field": 1}

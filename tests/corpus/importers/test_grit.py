@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from importing import bring, picture, save
 
+from granvit.corpus.importers import import_corpus
 from granvit.corpus.store import CorpusError
 from granvit.regions import Region
 
@@ -180,3 +181,19 @@ def test_neither_shards_nor_tables_is_a_clear_error(tmp_path):
     (tmp_path / "grit").mkdir()
     with pytest.raises(CorpusError, match=r"holds neither \*.tar nor"):
         bring("grit", tmp_path / "grit", tmp_path / "out")
+
+
+def test_what_is_not_used_is_counted(tmp_path):
+    gone = {name: value for name, value in row("2").items() if name != "width"}
+    shard(tmp_path / "00000.tar", *sample(row()), ("2.json", json.dumps(gone).encode()))
+    summary = import_corpus("grit", tmp_path / "00000.tar", tmp_path / "out")
+    assert summary.left_out["noun chunks without a referring expression"] == 1
+    assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (4, 2, 2)
+
+
+def test_files_that_are_not_together_are_no_sample(tmp_path):
+    (first, second), more = sample(row())[:2], sample(row("000000001"))
+    shard(tmp_path / "00000.tar", first, *more, second)
+    [record], refused = bring("grit", tmp_path / "00000.tar", tmp_path / "out")
+    assert record.uri.endswith("000000001.jpg")
+    assert [r.reason for r in refused] == ["not-grouped", "not-grouped"]
