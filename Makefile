@@ -2,6 +2,7 @@
 # make test                 lint and tests (without those marked slow or gpu)
 # make fuzz [CASES=10000]   damaged data sets, corpora and checkpoints: nothing lost, no traceback
 # make bench                every speed comparison, each against its baseline
+# make kills                every writing command killed at every file operation and given again, and two at once
 # make docs                 the documentation as a site, in site/
 #
 # Each target sets up .venv when pyproject.toml or constraints.txt is newer than it.
@@ -15,7 +16,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # A short spin before sleeping: on two idle cores the small model's steps are a fifth faster for it.
 export GOMP_SPINCOUNT = 100000
 
-.PHONY: demo test lint fuzz bench docs clean
+.PHONY: demo test lint fuzz bench kills docs clean
 
 demo: .venv/core.stamp
 	$(BIN)/granvit demo $(if $(CORPUS),--out runs/own --corpus "$(CORPUS)",--out runs/demo)
@@ -38,6 +39,9 @@ bench: .venv/core.stamp
 
 docs: .venv/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
+
+kills: .venv/dev.stamp
+	$(BIN)/python tests/kills/sweep.py
 
 clean:
 	rm -rf .venv build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -142,7 +142,7 @@ class Lock:
         self._descriptor = descriptor
         try:
             left = json.loads(os.pread(descriptor, _HOLDER_BYTES, 0))
-        except ValueError:
+        except (ValueError, RecursionError):
             left = None
         self._left: dict[str, Any] = left if isinstance(left, dict) else {}
         self._holder: dict[str, Any] = {
@@ -230,7 +230,7 @@ def _holder(told: bytes) -> str:
     try:
         holder = json.loads(told)
         return f"process {holder['pid']} on {holder['host']}: {holder['command']}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "it has just begun"
 
 

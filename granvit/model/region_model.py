@@ -120,7 +120,10 @@ class RegionModel:
     def save_parts(self, folder: Path) -> None:
         """Write all of a checkpoint but its weights."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.llava.config.save_pretrained(folder)
+        config = self.llava.config
+        for part in (config, config.vision_config, config.text_config):
+            part.dtype = self.llava.dtype  # as if it had been loaded: the same model makes the same files
+        config.save_pretrained(folder)
         if self.llava.generation_config is not None:
             self.llava.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)

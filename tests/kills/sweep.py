@@ -33,7 +33,7 @@ from cases import Case, cases, make_inputs, preload  # noqa: E402
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.symlink", "os.link", "kills.write")
-# What differs from run to run by its nature: times, and curves that hold times.
+# What differs from run to run by its nature: times.
 _TIMED = ("speed.jsonl", "tensorboard", "events.out")
 
 
@@ -138,6 +138,12 @@ def contents(folder: Path) -> dict[str, str]:
 
 def _digest(path: Path) -> str:
     data = path.read_bytes()
+    if path.suffix == ".safetensors":
+        # Tensors that are tied are stored under either name, and files hold theirs in any order.
+        from granvit.train.tensorfile import read_tensors
+
+        tensors = sorted(read_tensors(path).items())
+        return hashlib.sha256(b"".join(n.encode() + t.numpy().tobytes() for n, t in tensors)).hexdigest()
     if path.name in ("history.jsonl", "state.json"):
         data = json.dumps([_untimed(json.loads(line)) for line in data.splitlines()]).encode()
     return hashlib.sha256(data).hexdigest()
@@ -145,7 +151,7 @@ def _digest(path: Path) -> str:
 
 def _untimed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _untimed(v) for key, v in value.items() if "second" not in key and "time" not in key}
+        return {key: _untimed(v) for key, v in value.items() if key not in ("files", "seconds")}
     return [_untimed(v) for v in value] if isinstance(value, list) else value
 
 

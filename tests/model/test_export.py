@@ -3,6 +3,7 @@ import json
 import os
 import random
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -478,3 +479,14 @@ def test_settings_are_left_as_they_were(checkpoint, tmp_path):
     assert dataclasses.asdict(RegionModel.load(tmp_path / "out").settings) == json.loads(
         (checkpoint / "granvit.json").read_text()
     )
+
+
+@pytest.mark.parametrize("form", ["llava", "encoder"])
+def test_whoever_may_read_an_export_may_read_its_weights(checkpoint, tmp_path, form):
+    mask = os.umask(0o022)
+    try:
+        export(checkpoint, tmp_path / "out", form)
+    finally:
+        os.umask(mask)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in modes and set(modes.values()) == {0o644}

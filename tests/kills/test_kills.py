@@ -1,0 +1,25 @@
+"""A slice of the sweep (`make kills` is all of it), in a process of its own, since it forks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SWEEP = Path(__file__).parent / "sweep.py"
+
+
+def sweep(*args: str) -> str:
+    done = subprocess.run([sys.executable, str(SWEEP), *args], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_killed_and_given_again_a_command_leaves_the_same():
+    said = sweep("import-over", "curate", "split", "merge", "annotate", "--points", "4")
+    assert "5 commands, 20 kills, 5 pairs at once, 0 faults" in said
+
+
+@pytest.mark.slow
+def test_the_same_of_all_commands_at_every_file_operation():
+    assert " 0 faults" in sweep().splitlines()[-1]
