@@ -24,8 +24,9 @@ def found(tmp_path):
 
 
 def damage(path):
+    """Flips a bit that nothing but the checksum tells of."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 1
+    data[data.index(b"huggingface")] ^= 1
     path.write_bytes(bytes(data))
 
 
