@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from granvit.corpus.annotate.sources import open_source
+from granvit.corpus.annotate.sources import InputFile, open_source
 from granvit.corpus.fingerprint import SIDE, Thumbs
 from granvit.corpus.fingerprinting import fingerprint
 from granvit.corpus.importers.pictures import pictures
@@ -104,6 +104,7 @@ def _records(place: Path, found: BenchmarkImages) -> Iterator[RegionImage]:
     for file in source.files():
         if isinstance(file, Rejection):
             found.problems.append((file.uri, file.reason))
+        if not isinstance(file, InputFile):
             continue
         for index in range(file.images):
             try:

@@ -35,6 +35,19 @@ from granvit.regions import Region, RegionImage
 
 WITH_IMAGE = "with-image"
 
+# What to do where a rule takes more than it should.
+_PRESETS_HINT = "the paper's limits are for large photographs, others are --preset photos and --preset documents"
+_HINTS = {
+    "short-side": f"{_PRESETS_HINT}, or --filters.object-image.min-short-side PIXELS",
+    "image-aspect": f"{_PRESETS_HINT}, or --filters.object-image.max-aspect RATIO",
+    "box-area": f"{_PRESETS_HINT}, or --filters.object-box.min-area PIXELS",
+    "box-aspect": f"{_PRESETS_HINT}, or --filters.object-box.max-aspect RATIO",
+    "box-side": f"{_PRESETS_HINT}, or --filters.text-box.min-side PIXELS",
+    "near-duplicate": "pages of one layout look alike, see --similarity and --no-near-duplicates",
+    "no-regions": "a region that is left is needed, see what took the regions, or --filters.min-regions 0",
+    "repeated-text": "see --repeats.max-share",
+}
+
 _Counted = Literal["images", "regions"]
 _COUNTED: tuple[_Counted, ...] = ("images", "regions")
 
@@ -121,6 +134,24 @@ class CurationReport:
             found.update(getattr(report, f"{what}_dropped"))
         return ", ".join(f"{reason} {count}" for reason, count in found.most_common())
 
+    def losses(self) -> list[str]:
+        """A sentence for images, and one for regions, where more than half are gone, naming the rule that took most."""
+        told = []
+        for what in _COUNTED:
+            given, left = self.total(f"{what}_in"), self.total(f"{what}_out")
+            found: Counter[str] = Counter()
+            for report in self.sources.values():
+                found.update(getattr(report, f"{what}_dropped"))
+            gone = found.pop(WITH_IMAGE, 0)  # an image's loss is told of as that
+            if found and 2 * left < given - gone:
+                (rule, count), *_ = found.most_common()
+                hint = _HINTS.get(rule, "")
+                told.append(
+                    f"more than half of the {what} are dropped ({found.total()} of {given - gone}), most of them "
+                    f"({count}) by {rule}" + (f": {hint}" if hint else "")
+                )
+        return told
+
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON-able values."""
         # Field by field: `asdict` turns a Counter into something else.
@@ -181,7 +212,10 @@ def curate(
         for record in _kept(pictures, dropped, thinning, curation, report):
             writer.write(record)
         if not writer.images:
-            raise CorpusError(f"{corpus.path}: no image is left: {report.reasons('images')}")
+            why = "; ".join(report.losses())
+            raise CorpusError(
+                f"{corpus.path}: no image is left: {report.reasons('images')}" + (f"; {why}" if why else "")
+            )
         report.repeated = thinning.account()
         account = {"corpus": str(corpus.path), "settings": asdict(curation), **report.to_json()}
         write_text(writer.folder / CURATION, json.dumps(account, indent=1, ensure_ascii=False))

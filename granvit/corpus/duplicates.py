@@ -27,7 +27,8 @@ _PAIRS = 32_768
 
 
 def exact_groups(sha256_n32: NDArray[np.uint8], entries: Indices) -> list[list[int]]:
-    """Those of `entries` that are the same file, byte by byte: groups of two or more."""
+    """Those of `entries` that are the same file, byte by byte: groups of two or more; one without a file is no copy."""
+    entries = entries[sha256_n32[entries].any(axis=1)]
     digests = np.ascontiguousarray(sha256_n32[entries]).view("V32").ravel()
     order = np.argsort(digests, kind="stable")
     same = np.flatnonzero(digests[order][1:] == digests[order][:-1])

@@ -9,7 +9,8 @@ square pixels, and a receipt is a long strip. So text is held to what makes it r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,37 @@ class Filters:
     nested: bool = True
     """Of boxes with the same kind and text that coincide (IoU above 0.7) or lie in each other, keep the surest, then
     the largest: "a dog" asked for twice has no one answer."""
+
+
+Preset = Literal["paper", "photos", "documents"]
+# What the paper asks of pictures is asked of large ones: photographs of the usual data sets have short sides of 330 to
+# 480 pixels. A part of one that is as large as COCO's smallest "medium" object can still be described.
+_PHOTOS = Filters(
+    object_image=ImageFilter(min_short_side=160, max_aspect=3),
+    object_box=BoxFilter(min_area=32**2, max_aspect=5),
+    text_image=ImageFilter(min_short_side=160, max_aspect=8),
+)
+# Whole pages and long receipts, with the stamps, logos and charts on them.
+_PAGE = ImageFilter(min_short_side=160, max_aspect=40)
+_DOCUMENTS = Filters(
+    object_image=_PAGE,
+    object_box=BoxFilter(min_area=32**2, max_aspect=50),
+    text_image=_PAGE,
+    text_box=BoxFilter(min_area=0, min_side=6, max_aspect=100),
+)
+PRESETS: dict[Preset, Filters] = {"paper": Filters(), "photos": _PHOTOS, "documents": _DOCUMENTS}
+
+
+def with_preset(filters: Filters, preset: Preset) -> Filters:
+    """The limits of a preset, but for those in which `filters` differs from the paper's: these were asked for."""
+    return _chosen(filters, Filters(), PRESETS[preset])
+
+
+def _chosen(given: Any, default: Any, preset: Any) -> Any:
+    if not is_dataclass(given):
+        return preset if given == default else given
+    names = vars(given)
+    return replace(given, **{n: _chosen(getattr(given, n), getattr(default, n), getattr(preset, n)) for n in names})  # type: ignore[type-var]
 
 
 _COINCIDE = 0.7

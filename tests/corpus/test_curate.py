@@ -151,6 +151,12 @@ def test_among_no_images_there_are_no_copies(crowded, tmp_path):
     assert exact_groups(file.sha256, unreadable[:0]) == []
 
 
+def test_records_without_a_file_are_nobodys_copies(tmp_path):
+    source = corpus(tmp_path / "in", [record(f"{i}", None) for i in range(3)])
+    report = curate(source, tmp_path / "out", Curation())
+    assert report.total("images_out") == 3 and report.without_fingerprint == {"no-image-bytes": 3}
+
+
 def test_each_kind_of_copy_has_its_switch(crowded, tmp_path):
     exact = curate(crowded, tmp_path / "exact", Curation(near_duplicates=False))
     assert exact.sources["web"].images_dropped == {"exact-duplicate": 1}
@@ -280,3 +286,28 @@ def test_the_account_stands_beside_the_corpus_not_in_its_way(tmp_path):
     curate(source, tmp_path / "out", BARE)
     assert curating.CURATION in {p.name for p in (tmp_path / "out").iterdir()}
     assert verify(tmp_path / "out") == []
+
+
+def test_a_loss_of_more_than_half_names_the_rule_that_took_most(tmp_path):
+    records = [record(f"small{i}", None, (500, 375), regions=[thing()]) for i in range(4)]
+    records += [record(f"large{i}", None, regions=[thing()]) for i in range(3)]
+    report = curate(corpus(tmp_path / "in", records), tmp_path / "out", BARE)
+    (told,) = report.losses()
+    assert told.startswith("more than half of the images are dropped (4 of 7), most of them (4) by short-side: ")
+    assert "--preset photos" in told and "--filters.object-image.min-short-side" in told
+    # Half is not more than half.
+    fewer = curate(corpus(tmp_path / "in2", records[1:]), tmp_path / "out2", BARE)
+    assert fewer.losses() == []
+
+
+def test_a_loss_of_regions_in_images_that_stay(tmp_path):
+    tiny = [Region((0, 10 * n, 20, 10 * n + 8), f"tiny {n}") for n in range(5)]
+    report = curate(corpus(tmp_path / "in", [record("a", None, regions=[thing(), *tiny])]), tmp_path / "out", BARE)
+    (told,) = report.losses()
+    assert told.startswith("more than half of the regions are dropped (5 of 6), most of them (5) by box-area: ")
+
+
+def test_nothing_left_names_the_rule_too(tmp_path):
+    source = corpus(tmp_path / "in", [record("small", None, (500, 375))])
+    with pytest.raises(CorpusError, match=r"no image is left: short-side 1; more than half .* --preset photos"):
+        curate(source, tmp_path / "out", BARE)

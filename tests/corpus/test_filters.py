@@ -1,8 +1,19 @@
 """The filters: the paper's limits to the pixel, text held to other ones, repeated boxes, every reason told."""
 
+from dataclasses import replace
+
 import pytest
 
-from granvit.corpus.filters import BoxFilter, Filters, ImageFilter, box_reasons, image_reason, nested_reasons
+from granvit.corpus.filters import (
+    PRESETS,
+    BoxFilter,
+    Filters,
+    ImageFilter,
+    box_reasons,
+    image_reason,
+    nested_reasons,
+    with_preset,
+)
 from granvit.regions import Region, RegionImage
 
 THING, LINE = Region((0, 0, 200, 200), "thing"), Region((0, 0, 200, 10), "a line", "text")
@@ -84,3 +95,26 @@ def test_of_boxes_with_one_text_the_surest_and_largest_stays():
 def test_human_boxes_are_surest():
     regions = [Region((0, 0, 100, 100), "a dog", score=0.99), Region((0, 0, 90, 100), "a dog")]
     assert nested_reasons(regions) == ["same-box", None]
+
+
+def test_a_preset_sets_what_was_not_asked_for_otherwise():
+    paper, photos = Filters(), PRESETS["photos"]
+    assert with_preset(paper, "paper") == paper and with_preset(paper, "photos") == photos
+    assert photos.object_image.min_short_side == 160 and photos.object_box.min_area == 1024
+    asked = replace(paper, object_image=replace(paper.object_image, min_short_side=300), nested=False)
+    chosen = with_preset(asked, "photos")
+    assert (chosen.object_image.min_short_side, chosen.nested) == (300, False)
+    assert chosen.object_box == photos.object_box
+
+
+@pytest.mark.parametrize(("preset", "reason"), [("paper", "short-side"), ("photos", None), ("documents", None)])
+def test_photographs_of_the_usual_size(preset, reason):
+    photo = RegionImage("a", None, 500, 375, [Region((0, 0, 60, 60), "a dog")])
+    assert image_reason(photo, PRESETS[preset]) == reason
+    assert box_reasons(photo.regions, PRESETS[preset]) == ["box-area" if preset == "paper" else None]
+
+
+def test_documents_may_be_long_strips():
+    strip = RegionImage("a", None, 500, 12_000, [Region((0, 0, 400, 7), "TOTAL", "text")])
+    assert image_reason(strip, PRESETS["paper"]) == "image-aspect" and image_reason(strip, PRESETS["documents"]) is None
+    assert box_reasons(strip.regions, PRESETS["documents"]) == [None]

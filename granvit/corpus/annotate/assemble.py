@@ -27,13 +27,16 @@ def counts_of(out: Path, shard: int) -> Counts | None:
     return Counts.from_json(file) if file.exists() else None
 
 
-def assemble(out: Path, shards: int, problems: list[Rejection], meta: dict[str, Any]) -> Counts:
+def assemble(
+    out: Path, shards: int, problems: list[Rejection], meta: dict[str, Any], left_out: dict[str, int]
+) -> Counts:
     """Make the corpus at `out` of its finished shards; returns what became of all images.
 
     Args:
         shards: how many there are.
         problems: what was wrong with the input before any image was read; they open the quarantine.
         meta: the manifest's "meta", to which the counts of refusals are added.
+        left_out: what is at the source and no image of it, and how often.
 
     Raises:
         CorpusError: not one image passed; the quarantine tells why.
@@ -54,6 +57,8 @@ def assemble(out: Path, shards: int, problems: list[Rejection], meta: dict[str, 
         "quarantined": dict(sorted(total.reasons.items())),
         "changed": dict(sorted(total.changes.items())),
         "routed": dict(sorted(total.kinds.items())),
+        "captions": total.captions,
+        "left_out": left_out,
     }
     for shard in range(shards):
         moved = shard_folder(out, shard) / _part(0)

@@ -13,6 +13,9 @@ from granvit.corpus.quarantine import Rejection
 from granvit.errors import GranvitError
 from granvit.regions import RegionImage
 
+# How the names of captioners begin, by which their texts are known.
+CAPTIONER = "captioner:"
+
 
 @dataclass
 class Item:

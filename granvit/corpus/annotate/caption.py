@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from granvit.coordinates import get_codec
-from granvit.corpus.annotate.base import AnnotateError, Item
+from granvit.corpus.annotate.base import CAPTIONER, AnnotateError, Item
 from granvit.corpus.annotate.caption_answers import Answer, Refusal, judge
 from granvit.corpus.annotate.caption_cache import AnswerCache, default_path
 from granvit.corpus.annotate.caption_endpoint import Endpoint, Keep, Limits
@@ -82,7 +82,7 @@ class CaptionConfig:
 
     @property
     def name(self) -> str:
-        return f"captioner:{Path(self.model).name}"
+        return f"{CAPTIONER}{Path(self.model).name}"
 
     @property
     def uses_gpu(self) -> bool:

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from granvit.corpus.annotate.sources import InputFile, new_record, stamp
+from granvit.corpus.annotate.sources import InputFile, Listed, beside, new_record, stamp
 from granvit.corpus.importers import parquet_rows, tars
 from granvit.corpus.importers.base import as_split
-from granvit.corpus.importers.pictures import SUFFIXES
+from granvit.corpus.importers.pictures import HEAD_BYTES, LEFT_OUT, kind_of, unsupported
 from granvit.corpus.layout import CorpusError, group_ends
-from granvit.corpus.quarantine import SPLITS, Refused, Rejection
+from granvit.corpus.quarantine import SPLITS, LeftOut, Refused, Rejection
 from granvit.links import LinkOutsideError, check_link, walk
 from granvit.regions import RegionImage
 
@@ -40,13 +40,15 @@ class ParquetSource:
     def names(cls, root: Path) -> Iterator[str]:
         return _names(root, cls.suffixes)
 
-    def files(self) -> Iterator[InputFile | Rejection]:
+    def files(self) -> Iterator[Listed]:
         for name in [self.only] if self.only else self.names(self.root):
             try:
                 parquet = _parquet(self.root / name)
                 yield InputFile(name, parquet.metadata.num_rows, stamp(self.root / name))
             except Refused as refused:
                 yield Rejection(refused.reason, "", name, None, refused.detail)
+        if not self.only:
+            yield from beside(self.root, self.suffixes)
 
     def identify(self, file: str, index: int) -> tuple[str, str]:
         return f"{self.name}/{file}:{index}", f"{file}:{index}"
@@ -148,7 +150,7 @@ class TarSource:
     def names(cls, root: Path) -> Iterator[str]:
         return _names(root, cls.suffixes)
 
-    def files(self) -> Iterator[InputFile | Rejection]:
+    def files(self) -> Iterator[Listed]:
         for name in [self.only] if self.only else self.names(self.root):
             if not name.lower().endswith(".tar"):
                 yield Rejection("compressed-tar", "", name, None, "images are read from anywhere in a tar: unpack it")
@@ -158,11 +160,14 @@ class TarSource:
             except LinkOutsideError as error:
                 yield Rejection("link-outside", "", name, None, str(error))
                 continue
-            found, refused = _pictures_in(self.root / name)
+            found, refused, others = _pictures_in(self.root / name)
             for member, why in refused:
                 yield Rejection(why.reason, "", f"{name}:{member}", None, why.detail)
+            yield from others
             if found:
                 yield InputFile(name, len(found), stamp(self.root / name))
+        if not self.only:
+            yield from beside(self.root, self.suffixes)
 
     def identify(self, file: str, index: int) -> tuple[str, str]:
         member, _, _ = _pictures_in(self.root / file)[0][index]
@@ -179,19 +184,27 @@ class TarSource:
 
 
 @lru_cache(maxsize=4)
-def _pictures_in(tar: Path) -> tuple[list[tuple[str, int, int]], list[tuple[str, Refused]]]:
-    """Name, start and length of each picture of a tar, and what is wrong with other members."""
+def _pictures_in(tar: Path) -> tuple[list[tuple[str, int, int]], list[tuple[str, Refused]], list[LeftOut]]:
+    """Name, start and length of each picture of a tar, what is wrong with other members, and what is none."""
     pictures: dict[str, tuple[str, int, int]] = {}
-    refused = []
-    for name, place in tars.places(tar):
-        if isinstance(place, Refused):
-            refused.append((name, place))
-        elif name.lower().endswith(SUFFIXES):
-            if name in pictures:
+    refused: list[tuple[str, Refused]] = []
+    others: list[LeftOut] = []
+    with tar.open("rb") as file:
+        for name, place in tars.places(tar):
+            if isinstance(place, Refused):
+                refused.append((name, place))
+                continue
+            file.seek(place[0])
+            kind = kind_of(name, file.read(min(HEAD_BYTES, place[1])))
+            if kind in LEFT_OUT:
+                others.append(LeftOut(LEFT_OUT[kind], 1, f"{tar.name}:{name}"))
+            elif kind == "unsupported":
+                refused.append((name, unsupported(name)))
+            elif name in pictures:
                 refused.append((name, Refused("duplicate-id", "an earlier member has this name")))
             else:
                 pictures[name] = (name, *place)
-    return list(pictures.values()), refused
+    return list(pictures.values()), refused, others
 
 
 @dataclass(frozen=True)
@@ -202,7 +215,7 @@ class DatasetSource:
     name: str
     licence: str
 
-    def files(self) -> Iterator[InputFile | Rejection]:
+    def files(self) -> Iterator[Listed]:
         for split, rows in _splits(self.root).items():
             files = sorted((self.root / split).rglob("*.arrow"))
             yield InputFile(split, len(rows), ",".join(f"{file.name}:{stamp(file)}" for file in files))

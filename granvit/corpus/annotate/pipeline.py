@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 from granvit.corpus.annotate.assemble import assemble, counts_of
-from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.base import CAPTIONER, AnnotateError
 from granvit.corpus.annotate.crew import Crew, Job, drive
 from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.progress import Progress
@@ -21,7 +22,7 @@ from granvit.corpus.annotate.schedule import Schedule
 from granvit.corpus.annotate.shards import WORK, Counts, Task
 from granvit.corpus.annotate.sources import InputFile, LinkedSource, Source, open_source
 from granvit.corpus.layout import MANIFEST, QUARANTINE, SHARDS, CorpusError, read_manifest
-from granvit.corpus.quarantine import Rejection
+from granvit.corpus.quarantine import LeftOut, Rejection
 from granvit.files import locked, read_json, remove_folder, removed, write_text
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -39,11 +40,31 @@ class AnnotateSummary:
         counts: of images and regions, of earlier sittings too.
         problems: what could not even be listed: damaged files, unsafe names.
         resumed: images that an earlier sitting had done.
+        left_out: what else is at the source, and how often: no pictures, or beside what was read.
+        plan: what was to be done.
     """
 
     counts: Counts
     problems: int
     resumed: int
+    left_out: dict[str, int]
+    plan: Plan
+
+    @property
+    def missing(self) -> str:
+        """What was asked for and is not there at all, and why; "" where there is some of everything."""
+        counts, plan = self.counts, self.plan
+        why = ", ".join(f"{reason} {count}" for reason, count in counts.reasons.most_common(3))
+        why = f" (refused: {why})" if why else ""
+        if not counts.regions_written:
+            undetected = counts.kinds["natural"] if plan.detect is None and plan.how == "auto" else 0
+            if undetected:
+                why = f": {undetected} images are no text images, and no detector is named (--detect.model)"
+            return f"not one region was found in {counts.images_written} images{why}"
+        asked = plan.caption is not None and plan.caption.name.startswith(CAPTIONER)
+        if asked and counts.kinds["natural"] and not counts.captions:
+            return f"not one caption was made for {counts.kinds['natural']} images{why}"
+        return ""
 
     def __str__(self) -> str:
         counts = self.counts
@@ -57,6 +78,7 @@ class AnnotateSummary:
             lines.append(f"  not listed {self.problems:>8} files or members")
         lines += [f"  quarantined  {count:>7}  {reason}" for reason, count in counts.reasons.most_common()]
         lines += [f"  kept, but    {count:>7}  {change}" for change, count in (+counts.changes).most_common()]
+        lines += [f"  left out     {count:>7}  {what}" for what, count in self.left_out.items()]
         return "\n".join(lines)
 
 
@@ -101,7 +123,7 @@ def annotate(
     listing = Listing(open_source(src, keeps, name, licence, follow_links), plan.shard_images)
     meta = {"annotated": plan.settings(), "input": listing.facts()}
     with locked(out):
-        if finished := _finished(out, meta):
+        if finished := _finished(out, meta, plan):
             return finished
         resumed = _begin(out, meta)
         done = {shard: counts for shard in range(listing.shards) if (counts := counts_of(out, shard))}
@@ -116,8 +138,9 @@ def annotate(
             job = Job(plan, listing.source, out.resolve())
             with _crew(job, workers, ray, device) as crew, Progress(listing.images, before, progress) as bar:
                 drive(crew, schedule, plan, bar)
-        total = assemble(out, listing.shards, listing.problems, meta)
-    return AnnotateSummary(total, len(listing.problems), before.images_seen if resumed else 0)
+        left_out = listing.left_out
+        total = assemble(out, listing.shards, listing.problems, meta, left_out)
+    return AnnotateSummary(total, len(listing.problems), before.images_seen if resumed else 0, left_out, plan)
 
 
 class Listing:
@@ -125,17 +148,24 @@ class Listing:
 
     Attributes:
         problems: what could not be listed.
+        left_out: what is there and no image of the source, with its first example, and how often.
     """
 
     def __init__(self, source: Source, shard_images: int | None) -> None:
         self.source = source
         self.problems: list[Rejection] = []
+        left_out: Counter[str] = Counter()
+        first: dict[str, str] = {}
         self._files: list[InputFile] = []
         for file in source.files():
             if isinstance(file, Rejection):
                 self.problems.append(file)
+            elif isinstance(file, LeftOut):
+                left_out[file.what] += file.count
+                first.setdefault(file.what, file.detail)
             else:
                 self._files.append(file)
+        self.left_out = {f"{what} ({first[what]})": count for what, count in left_out.most_common()}
         self._ends = list(accumulate(file.images for file in self._files))
         self.images = self._ends[-1] if self._ends else 0
         aimed = -(-self.images // _AIMED_SHARDS)
@@ -169,7 +199,7 @@ class Listing:
         }
 
 
-def _finished(out: Path, meta: dict[str, Any]) -> AnnotateSummary | None:
+def _finished(out: Path, meta: dict[str, Any], plan: Plan) -> AnnotateSummary | None:
     """The summary of the corpus at `out` if it is what this run would make."""
     if not (out / MANIFEST).exists():
         return None
@@ -183,11 +213,12 @@ def _finished(out: Path, meta: dict[str, Any]) -> AnnotateSummary | None:
         images_written=manifest["images"],
         images_quarantined=meta["input"]["images"] - manifest["images"],
         regions_written=manifest["regions"],
+        captions=stated.get("captions", 0),
     )
     for field in ("reasons", "changes", "kinds"):
         key = {"reasons": "quarantined", "changes": "changed", "kinds": "routed"}[field]
         getattr(counts, field).update(stated[key])
-    return AnnotateSummary(counts, 0, counts.images_seen)
+    return AnnotateSummary(counts, 0, counts.images_seen, stated.get("left_out", {}), plan)
 
 
 def _begin(out: Path, meta: dict[str, Any]) -> bool:

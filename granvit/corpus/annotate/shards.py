@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from granvit import images
-from granvit.corpus.annotate.base import Item
+from granvit.corpus.annotate.base import CAPTIONER, Item
 from granvit.corpus.annotate.plan import Stages
 from granvit.corpus.annotate.sources import Source
 from granvit.corpus.layout import QUARANTINE, CorpusError
@@ -77,12 +77,14 @@ class Counts:
         reasons: quarantine entries by reason, images and regions together.
         changes: what was kept but altered, see `Checked`.
         kinds: written images by how they were routed, "natural" or "text".
+        captions: regions that a captioner described, and captions of whole images.
     """
 
     images_seen: int = 0
     images_written: int = 0
     images_quarantined: int = 0
     regions_written: int = 0
+    captions: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -92,6 +94,7 @@ class Counts:
         self.images_written += other.images_written
         self.images_quarantined += other.images_quarantined
         self.regions_written += other.regions_written
+        self.captions += other.captions
         self.reasons += other.reasons
         self.changes += other.changes
         self.kinds += other.kinds
@@ -211,7 +214,13 @@ def _count(outcomes: Sequence[Outcome]) -> Counts:
         images_written=len(written),
         images_quarantined=len(outcomes) - len(written),
         regions_written=sum(len(outcome.record.regions) for outcome in written if outcome.record),
+        captions=sum(_captions(outcome.record) for outcome in written if outcome.record),
         reasons=Counter(rejection.reason for outcome in outcomes for rejection in outcome.rejections),
         changes=sum((+outcome.changes for outcome in written), Counter()),
         kinds=Counter(outcome.kind for outcome in written),
     )
+
+
+def _captions(record: RegionImage) -> int:
+    regions = sum(region.text_by.startswith(CAPTIONER) for region in record.regions)
+    return regions + (record.caption is not None)

@@ -6,6 +6,7 @@ the list is the order of the annotated corpus; it depends on names alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from granvit.corpus.importers.base import read_image
-from granvit.corpus.importers.pictures import listing, pictures, unsupported
+from granvit.corpus.importers.pictures import LEFT_OUT, listing, unsupported
 from granvit.corpus.layout import MANIFEST, CorpusError, sha256
-from granvit.corpus.quarantine import UNKNOWN_SIZE, Rejection
+from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Rejection
 from granvit.corpus.store import Corpus
 from granvit.links import LinkOutsideError, check_link, read_within, within
 from granvit.regions import RegionImage
@@ -36,11 +37,14 @@ class InputFile:
     stamp: str
 
 
+Listed = InputFile | Rejection | LeftOut
+
+
 class Source(Protocol):
     """Images to annotate; plain data, so that it travels to workers, which open the files themselves."""
 
-    def files(self) -> Iterator[InputFile | Rejection]:
-        """The files in order; in place of one that cannot be read, why."""
+    def files(self) -> Iterator[Listed]:
+        """The files in order; in place of one that cannot be read, why; and what else is there and not read."""
         ...
 
     def identify(self, file: str, index: int) -> tuple[str, str]:
@@ -64,7 +68,7 @@ class LinkedSource:
     place: Path
     follow_links: bool
 
-    def files(self) -> Iterator[InputFile | Rejection]:
+    def files(self) -> Iterator[Listed]:
         return read_within(self.source.files(), self.place, follow_links=self.follow_links)
 
     def identify(self, file: str, index: int) -> tuple[str, str]:
@@ -116,24 +120,28 @@ def _known(root: Path, keep: bool, name: str, licence: str) -> Source:
     for kind in (ParquetSource, TarSource):
         if any(kind.names(root)):
             return kind(root, name, licence)
-    if not any(pictures(root)):
-        raise CorpusError(f"{root} holds no picture, Parquet file, tar, data set or corpus")
+    kinds = Counter(kind for _, kind in listing(root))
+    if not kinds["picture"]:
+        others = f" ({kinds['unsupported']} pictures in formats that are not read)" if kinds["unsupported"] else ""
+        raise CorpusError(f"{root} holds no picture, Parquet file, tar, data set or corpus{others}")
     return FolderSource(root, name, licence)
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Pictures below a folder, known by their contents; files that are none are passed over."""
+    """Pictures below a folder, known by their contents; files that are none are counted."""
 
     root: Path
     name: str
     licence: str
 
-    def files(self) -> Iterator[InputFile | Rejection]:
+    def files(self) -> Iterator[Listed]:
         for uri, kind in listing(self.root):
             if kind == "unsupported":
                 refused = unsupported(uri)
                 yield Rejection(refused.reason, f"{self.name}/{uri}", uri, None, refused.detail)
+            if kind in LEFT_OUT:
+                yield LeftOut(LEFT_OUT[kind], 1, uri)
             if kind != "picture":
                 continue
             try:
@@ -151,6 +159,13 @@ class FolderSource:
         return new_record(self.identify(file, index), read_image(self.root, file), self.name, self.licence)
 
 
+def beside(root: Path, read: tuple[str, ...]) -> Iterator[LeftOut]:
+    """What a folder holds besides the files whose names end on one of `read`, which are the images' source."""
+    for uri, kind in listing(root):
+        if not uri.lower().endswith(read):
+            yield LeftOut(LEFT_OUT.get(kind, f"pictures beside the {read[0]} files"), 1, uri)
+
+
 @dataclass(frozen=True)
 class CorpusSource:
     """An existing corpus, with its regions or without."""
@@ -159,7 +174,7 @@ class CorpusSource:
     keep: bool
     licence: str
 
-    def files(self) -> Iterator[InputFile | Rejection]:
+    def files(self) -> Iterator[Listed]:
         yield InputFile(MANIFEST, len(_corpus(self.root)), sha256(self.root / MANIFEST))
 
     def identify(self, file: str, index: int) -> tuple[str, str]:

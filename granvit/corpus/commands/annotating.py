@@ -67,7 +67,7 @@ class Annotate:
     """Read what links lead to outside of SRC, too; otherwise it is refused as "link-outside"."""
 
     def run(self) -> int:
-        """Exit status: 0, or 1 when nothing could be done."""
+        """Exit status: 0, or 1 when nothing could be done, or nothing was found of what was asked for."""
         from granvit.corpus.annotate.pipeline import annotate
 
         try:
@@ -90,6 +90,8 @@ class Annotate:
         print(f"{self.out}\n{summary}")
         if summary.counts.reasons:
             print(f"see {self.out / QUARANTINE}")
+        if missing := summary.missing:
+            return fail(f"{self.out}: {missing}")
         return 0
 
     def _detector(self) -> DetectConfig | KeepConfig | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +11,9 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.corpus.benchmark_images import load_benchmarks
-from granvit.corpus.commands.common import fail
+from granvit.corpus.commands.common import fail, status_of, warn
 from granvit.corpus.curate import Curation, curate
+from granvit.corpus.filters import Preset, with_preset
 from granvit.corpus.layout import CURATION, CorpusError
 from granvit.corpus.leakage import SIMILARITY, find_leaks, write_without
 from granvit.corpus.store import Corpus
@@ -34,6 +35,10 @@ class Curate:
     """The corpus folder."""
     out: Positional[Path]
     """The corpus folder to write."""
+    preset: Preset = "paper"
+    """The limits of images and boxes. paper: for large photographs, and others for text. photos: pictures and boxes of
+    the size that the usual data sets have. documents: pages, receipts and strips. Limits that are given besides stand,
+    where they are not the paper's."""
     curation: Annotated[Curation, tyro.conf.arg(name="")] = field(default_factory=Curation)
     fingerprints: Path | None = None
     """A Parquet file that has the fingerprints of the corpus's images, or to keep them in for the next time."""
@@ -44,11 +49,13 @@ class Curate:
 
     def run(self) -> int:
         """Exit status: 0, or 1 when nothing is left or could be written."""
+        curation = replace(self.curation, filters=with_preset(self.curation.filters, self.preset))
         try:
+            corpus = Corpus(self.corpus)
             report = curate(
-                Corpus(self.corpus),
+                corpus,
                 self.out,
-                self.curation,
+                curation,
                 fingerprints=self.fingerprints,
                 workers=self.workers,
                 overwrite=self.overwrite,
@@ -57,7 +64,9 @@ class Curate:
         except CorpusError as error:
             return fail(str(error))
         print(f"{self.out}\n{report}\nsee {self.out / CURATION}")
-        return 0
+        for loss in report.losses():
+            warn(loss)
+        return status_of(self.out, [corpus])
 
 
 @dataclass
@@ -121,4 +130,5 @@ class Leakage:
         print(f"see {self.report} and {ids}")
         if self.out:
             print(f"{self.out}: {kept} images without them")
+            return status_of(self.out, [corpus])
         return 0

@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.corpus import parts
-from granvit.corpus.commands.common import fail
+from granvit.corpus.commands.common import fail, status_of
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
 from granvit.corpus.tiles import Tiling, tile
@@ -37,11 +37,12 @@ class Merge:
             return fail("give at least two corpora and OUT, the corpus folder to write")
         *places, out = self.paths
         try:
-            images = parts.merge([Corpus(place) for place in places], out, self.skip_known, self.overwrite)
+            corpora = [Corpus(place) for place in places]
+            images = parts.merge(corpora, out, self.skip_known, self.overwrite)
         except CorpusError as error:
             return fail(str(error))
         print(f"{out}: {images} images")
-        return 0
+        return status_of(out, corpora)
 
 
 @dataclass
@@ -103,7 +104,7 @@ class Sample:
         except CorpusError as error:
             return fail(str(error))
         print(f"{self.out}: {images} of {len(corpus)} images")
-        return 0
+        return status_of(self.out, [corpus])
 
 
 @dataclass
@@ -130,9 +131,10 @@ class Tile:
         """Exit status: 0, or 1 when nothing could be written."""
         try:
             tiling = Tiling(self.side, self.overlap, self.kind)
-            made = tile(Corpus(self.corpus), self.out, tiling, self.overwrite)
+            corpus = Corpus(self.corpus)
+            made = tile(corpus, self.out, tiling, self.overwrite)
         except (CorpusError, ValueError) as error:
             return fail(str(error))
         print(f"{self.out}: {made.tiles} tiles, {made.whole} images whole")
         print(f"left out: {made.empty} tiles without a region, {made.lost} regions that no tile shows whole")
-        return 0
+        return status_of(self.out, [corpus])

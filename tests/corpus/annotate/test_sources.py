@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from granvit.corpus.annotate.pipeline import Listing
-from granvit.corpus.annotate.sources import open_source
+from granvit.corpus.annotate.sources import InputFile, open_source
 from granvit.corpus.importers import parquet_rows
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection
 from granvit.corpus.store import CorpusWriter
 from granvit.regions import Region, RegionImage
 
@@ -256,3 +256,34 @@ def test_a_table_is_decoded_in_batches_and_its_rows_have_a_size(tmp_path, monkey
 def test_a_table_that_claims_more_rows_than_it_has_bytes(tmp_path):
     pq.write_table(pa.table({"image": pa.nulls(100_000, pa.binary())}), tmp_path / "a.parquet")
     assert everything(open_source(tmp_path)) == ([], [("damaged-parquet", "a.parquet")])
+
+
+def test_pictures_beside_what_is_read_are_counted(tmp_path):
+    """A stray Parquet file makes a folder of photographs one of Parquet: what is not read is named."""
+    pq.write_table(pa.table({"image": [png(1)]}), tmp_path / "a.parquet")
+    (tmp_path / "photo.jpg").write_bytes(png(2))
+    (tmp_path / "notes.txt").write_text("notes")
+    listed = list(open_source(tmp_path).files())
+    assert [found.name for found in listed if isinstance(found, InputFile)] == ["a.parquet"]
+    left_out = [(found.what, found.detail) for found in listed if isinstance(found, LeftOut)]
+    assert left_out == [
+        ("files that are no pictures", "notes.txt"),
+        ("pictures beside the .parquet files", "photo.jpg"),
+    ]
+
+
+def test_members_of_a_tar_are_known_by_their_contents_and_all_are_accounted_for(tmp_path):
+    members = {"0.jpg": png(1), "0.txt": b"a dog", "1": png(2), "2.heic": b"\0\0\0\x18ftypheic" + bytes(20)}
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    source = open_source(tmp_path)
+    listed = list(source.files())
+    (file,) = [found for found in listed if isinstance(found, InputFile)]
+    assert file.images == 2 and source.read("a.tar", 1).image == png(2)
+    assert [(f.uri, f.reason) for f in listed if isinstance(f, Rejection)] == [("a.tar:2.heic", "unsupported-format")]
+    assert [(f.what, f.detail) for f in listed if isinstance(f, LeftOut)] == [
+        ("files that are no pictures", "a.tar:0.txt")
+    ]
