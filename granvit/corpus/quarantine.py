@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,9 @@ MAX_TEXT = 2_000
 MAX_IMAGE_BYTES = 1 << 30
 MIN_BOX_SIDE = 1.0
 UNKNOWN_SIZE = (0, 0)
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 100
 
 
 @dataclass(frozen=True)
@@ -128,11 +132,11 @@ def check_record(record: RegionImage, decoded: tuple[int, int] | None = None) ->
 def _checked_size(record: RegionImage, decoded: tuple[int, int] | None) -> tuple[int, int]:
     for name in ("id", "uri", "source", "licence"):
         if UNWANTED.search(getattr(record, name)):
-            raise Refused("bad-name", f"{name} is {getattr(record, name)!r}")
+            raise Refused("bad-name", f"{name} is {shown(getattr(record, name))}")
     if not record.id:
         raise Refused("no-id", "the record has no id")
     if record.split not in SPLITS:
-        raise Refused("bad-split", f"{record.split!r} is none of {SPLITS}")
+        raise Refused("bad-split", f"{shown(record.split)} is none of {SPLITS}")
     if len(record.image or b"") > MAX_IMAGE_BYTES:
         raise Refused(
             "too-large", f"the image file has {len(record.image or b''):,} bytes, the most is {MAX_IMAGE_BYTES:,}"
@@ -156,16 +160,16 @@ def _checked_region(region: Region, width: int, height: int, changes: Counter[st
         raise Refused(region.reason, region.detail)
     text = _clean(region.text, changes)
     if not text and not region.ignore:
-        raise Refused("empty-text", f"box {_short(region.box)}")
+        raise Refused("empty-text", f"box {shown(region.box)}")
     if len(text) > MAX_TEXT:
         raise Refused("long-text", f"{len(text)} characters: {text[:60]}...")
     if region.kind not in get_args(Kind):
-        raise Refused("bad-kind", f"{region.kind!r} is none of {get_args(Kind)}")
+        raise Refused("bad-kind", f"{shown(region.kind)} is none of {get_args(Kind)}")
     for name in ("box_by", "text_by"):
         if UNWANTED.search(getattr(region, name)):
-            raise Refused("bad-name", f"{name} is {getattr(region, name)!r}")
+            raise Refused("bad-name", f"{name} is {shown(getattr(region, name))}")
     if region.score is not None and not 0 <= region.score <= 1:
-        raise Refused("bad-score", f"{region.score!r} is not in [0, 1]")
+        raise Refused("bad-score", f"{shown(region.score)} is not in [0, 1]")
     return replace(
         region,
         box=_checked_box(region, width, height, changes),
@@ -176,7 +180,7 @@ def _checked_region(region: Region, width: int, height: int, changes: Counter[st
 
 
 def _checked_box(region: Region, width: int, height: int, changes: Counter[str]) -> tuple[float, float, float, float]:
-    detail = f"box {_short(region.box)} in {width}x{height}, text {_short(region.text)}"
+    detail = f"box {shown(region.box)} in {width}x{height}, text {shown(region.text)}"
     # In the precision of the store, so that what is judged is what is stored.
     box = _as_stored(region.box)
     if len(box) != 4 or not all(map(math.isfinite, box)):
@@ -227,9 +231,9 @@ def _clean(text: str, changes: Counter[str]) -> str:
     return cleaned.strip()
 
 
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 100 else shown[:97] + "..."
+def shown(value: object) -> str:
+    """A value of the data in at most some hundred characters, however long it is or deep it is nested."""
+    return _REPR.repr(value)
 
 
 class Quarantine:

@@ -16,7 +16,7 @@ import numpy as np
 
 from granvit import image_limits, images
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection, Unread
+from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection, Unread, shown
 from granvit.errors import GranvitError
 from granvit.files import is_inside, read_regular
 from granvit.geometry import View
@@ -33,6 +33,9 @@ Found = RegionImage | Rejection | LeftOut
 # one picture are a few kB.
 MAX_TABLE_BYTES = 8 << 30
 MAX_FILE_BYTES = 16 << 20
+# So many names of one category or object are kept. Each of its regions holds them all, so that a list without end would
+# be worth its square; LVIS has about a dozen.
+MAX_NAMES = 100
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,30}))(?:\.0*)?")
 _NO_TEXT = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined")
@@ -169,7 +172,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in row if keys.count(key) > 1)!r:.100} is there twice")
+        raise ValueError(f"the key {shown(next(key for key in row if keys.count(key) > 1))} is there twice")
     return row
 
 
@@ -251,9 +254,9 @@ def require_own_id(entry: dict[str, Any], name: str, ambiguous: Set[Hashable], d
     """
     key = as_id(entry.get(name))
     if key in ambiguous:
-        raise Refused("ambiguous-id", f"several have the {name} {entry[name]!r:.100}")
+        raise Refused("ambiguous-id", f"several have the {name} {shown(entry[name])}")
     if key is not None and key in done:
-        raise Refused("duplicate-id", f"the {name} {entry[name]!r:.100} is there again")
+        raise Refused("duplicate-id", f"the {name} {shown(entry[name])} is there again")
     done.add(key)
 
 
@@ -317,7 +320,14 @@ def ambiguous_ids(entries: Iterable[tuple[Hashable, Any]]) -> set[Hashable]:
     What refers to such an id could mean any of them. None is no id.
     """
     first: dict[Hashable, Any] = {}
-    return {key for key, entry in entries if key is not None and first.setdefault(key, entry) != entry}
+    return {key for key, entry in entries if key is not None and _differ(first.setdefault(key, entry), entry)}
+
+
+def _differ(one: Any, other: Any) -> bool:
+    try:
+        return one != other
+    except RecursionError:  # nested nearly as deep as what JSON is read of at all
+        return True
 
 
 def as_size(width: Any, height: Any) -> tuple[int, int]:
@@ -337,7 +347,7 @@ def _side(name: str, value: Any) -> int:
         return 0
     number = as_id(value)
     if not isinstance(number, int):
-        raise Refused("bad-field", f"{name} should be a whole number of pixels, got {value!r:.100}")
+        raise Refused("bad-field", f"{name} should be a whole number of pixels, got {shown(value)}")
     return number
 
 
@@ -353,7 +363,7 @@ def as_flag(name: str, value: Any) -> bool:
         return bool(value)
     spelled = value.strip().lower() if isinstance(value, str) else None
     if spelled not in _FLAGS:
-        raise Refused("bad-field", f"{name} should be true or false, got {value!r:.100}")
+        raise Refused("bad-field", f"{name} should be true or false, got {shown(value)}")
     return _FLAGS[spelled]
 
 
@@ -386,7 +396,7 @@ def as_split(value: Any) -> str:
     if _absent(value):
         return ""
     if not isinstance(value, str):
-        return f"{value!r:.100}"
+        return shown(value)
     name = value.strip().lower()
     spellings = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
     return spellings.get(name, name)

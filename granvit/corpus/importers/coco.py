@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from granvit.corpus.importers.base import (
+    MAX_NAMES,
     Found,
     ambiguous_ids,
     as_flag,
@@ -27,7 +28,7 @@ from granvit.corpus.importers.base import (
     require_own_id,
 )
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import SPLITS, LeftOut, Refused, Rejection
+from granvit.corpus.quarantine import SPLITS, LeftOut, Refused, Rejection, shown
 from granvit.regions import Region, RegionImage
 
 _Entry = TypeVar("_Entry")
@@ -37,9 +38,6 @@ _IN_IMAGE_FOLDER = "_annotations.coco.json"
 
 # So many pictures, evenly spread, are looked for to find out their folder: of a large set often only a part is here.
 _PROBES = 1000
-# LVIS's categories have up to a dozen names. Each region holds them all, so that a long list is worth its square.
-_MAX_NAMES = 100
-
 # Words of file names, beside those that are a split's own.
 _TRAINVAL, _HELD_OUT = "trainval", ("minival", "valminusminival")
 
@@ -168,11 +166,11 @@ def read_tables(
         regions = reader.regions(listed)
         try:
             if key is None:
-                raise Refused("bad-field", f"an image's id is a number or a string, got {image.get('id')!r:.100}")
+                raise Refused("bad-field", f"an image's id is a number or a string, got {shown(image.get('id'))}")
             if key in ambiguous:
-                raise Refused("ambiguous-id", f"{file.name} lists several images of the id {key!r:.100}")
+                raise Refused("ambiguous-id", f"{file.name} lists several images of the id {shown(key)}")
             if key in done:
-                raise Refused("duplicate-id", f"{file.name} lists the image of the id {key!r:.100} again")
+                raise Refused("duplicate-id", f"{file.name} lists the image of the id {shown(key)} again")
             done.add(key)
             width, height = as_size(image.get("width"), image.get("height"))
             yield RegionImage(
@@ -192,8 +190,8 @@ def read_tables(
     for named, orphans in by_image.items():
         reason, what = ("ambiguous-id", "several have") if named in ambiguous else ("unknown-image", "is not listed")
         for index, annotation in enumerate(orphans):
-            shown = f"annotation {annotation.get('id')!r:.100} names the image {annotation.get('image_id')!r:.100}"
-            yield Rejection(reason, "", file.name, index, f"{shown}, which {what}")
+            told = f"annotation {shown(annotation.get('id'))} names the image {shown(annotation.get('image_id'))}"
+            yield Rejection(reason, "", file.name, index, f"{told}, which {what}")
     for what, count in reader.left_out.items():
         yield LeftOut(what, count, file.name)
 
@@ -215,9 +213,11 @@ class _Annotations:
         self._names: dict[Hashable, list[str]] = {}
         self._unclear: set[Hashable] = set()
         for category in self.tables["categories"]:
-            key, names = as_id(category.get("id")), self.variant.names(category)[:_MAX_NAMES]
+            key, names = as_id(category.get("id")), self.variant.names(category)
+            self.left_out["further name of a category"] += max(len(names) - MAX_NAMES, 0)
+            names = names[:MAX_NAMES]
             if key is None:
-                got = f"{category.get('id')!r:.100}"
+                got = shown(category.get("id"))
                 raise CorpusError(f"{self.file}: a category's id is a number or a string, got {got}")
             if self._names.setdefault(key, names) != names:
                 self._unclear.add(key)
@@ -257,9 +257,9 @@ class _Annotations:
         """The category's names; one that is to be ignored needs none."""
         key = as_id(written)
         if key in self._unclear:
-            raise Refused("ambiguous-id", f"{self.file.name} lists several categories of the id {key!r:.100}")
+            raise Refused("ambiguous-id", f"{self.file.name} lists several categories of the id {shown(key)}")
         if key not in self._names and not ignore:
-            raise Refused("unknown-category", f"{self.file.name} lists no category of the id {written!r:.100}")
+            raise Refused("unknown-category", f"{self.file.name} lists no category of the id {shown(written)}")
         return self._names.get(key) or [""]
 
     def _polygon(self, outline: Any) -> list[float] | None:

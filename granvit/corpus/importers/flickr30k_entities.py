@@ -136,8 +136,9 @@ def _regions(xml: Element, captions: list[_Caption], left_out: Counter[str]) -> 
     for element in xml.findall("object"):
         stated = [_box(bndbox) for bndbox in element.findall("bndbox")]
         left_out["object without a box"] += not stated
+        around = [hull(stated)] if stated else []
         for name in element.findall("name") if stated else ():
-            boxes.setdefault((name.text or "").strip(), []).extend(stated)
+            boxes.setdefault((name.text or "").strip(), []).extend(around)
     phrases: dict[str, list[str]] = {}
     for caption in captions:
         for chain, phrase in caption.mentions:

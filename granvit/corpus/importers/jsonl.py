@@ -22,7 +22,7 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.rows import json_lines
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection
+from granvit.corpus.quarantine import Refused, Rejection, shown
 from granvit.regions import Region, RegionImage
 
 ANNOTATIONS = "annotations.jsonl"
@@ -66,7 +66,7 @@ def _record(row: dict[str, Any], root: Path, source: str, licence: str) -> Regio
         raise Refused("missing-field", ", ".join(missing))
     for name, kind in {"image": str, "regions": list}.items():
         if not isinstance(row[name], kind):
-            raise Refused("bad-field", f"{name} should be {kind.__name__}, got {row[name]!r:.100}")
+            raise Refused("bad-field", f"{name} should be {kind.__name__}, got {shown(row[name])}")
     width, height = as_size(row["width"], row["height"])
     source = source or _name(row, "source") or root.resolve().name
     return RegionImage(
@@ -92,7 +92,7 @@ def region_of(row: Any) -> Region:
     row = row if isinstance(row, dict) else {}
     captions = row.get("captions")
     if captions is not None and not isinstance(captions, list):
-        raise Refused("bad-field", f"captions should be a list, got {captions!r:.100}")
+        raise Refused("bad-field", f"captions should be a list, got {shown(captions)}")
     return Region(
         box=as_box(row.get("bbox")),
         text=as_text(row.get("text")) or as_text(row.get("caption")),
@@ -109,5 +109,5 @@ def region_of(row: Any) -> Region:
 def _name(row: dict[str, Any], field: str) -> str:
     value = row.get(field)
     if value is not None and not isinstance(value, str):
-        raise Refused("bad-field", f"{field} should be a string, got {value!r:.100}")
+        raise Refused("bad-field", f"{field} should be a string, got {shown(value)}")
     return value or ""

@@ -21,7 +21,7 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.rows import json_lines
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import LeftOut, Refused, Rejection
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection, shown
 from granvit.geometry import Frame, View
 from granvit.questions import GLOBAL
 from granvit.regions import Region, RegionImage
@@ -127,7 +127,7 @@ def _turns(entry: Any) -> tuple[str, list[tuple[str, str]]]:
     if isinstance(image, list):
         raise Refused("several-images", f"{len(image)} pictures in one entry, a record has one")
     if not isinstance(image, str):
-        raise Refused("bad-field", f"image should be one path, got {entry.get('image')!r:.100}")
+        raise Refused("bad-field", f"image should be one path, got {shown(entry.get('image'))}")
     said = [turn if isinstance(turn, dict) else {} for turn in entry["conversations"]]
     pairs = list(zip(said[::2], said[1::2], strict=False))
     if len(said) % 2 or any((q.get("from"), a.get("from")) != ("human", "gpt") for q, a in pairs):

@@ -24,7 +24,7 @@ from granvit.corpus.importers.base import (
 from granvit.corpus.importers.coco import folder_of, load_tables, probes
 from granvit.corpus.importers.rows import SUFFIXES, read_rows
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection
+from granvit.corpus.quarantine import Refused, Rejection, shown
 from granvit.regions import Region, RegionImage
 
 _INSTANCES = "instances.json"
@@ -178,16 +178,16 @@ class _Instances:
         annotation = annotations.get(as_id(key), {})
         named = as_id(annotation.get("image_id"))
         if as_id(key) in self.ambiguous["annotations"] or named in self.ambiguous["images"]:
-            raise Refused("ambiguous-id", f"{self.file.name} has several of ann_id {key!r:.100}, or of its image's id")
+            raise Refused("ambiguous-id", f"{self.file.name} has several of ann_id {shown(key)}, or of its image's id")
         image = images.get(named)
         if image is None or as_id(key) is None or named is None:
-            raise Refused("unknown-annotation", f"ann_id {key!r:.100} has no box and photo in {self.file.name}")
+            raise Refused("unknown-annotation", f"ann_id {shown(key)} has no box and photo in {self.file.name}")
         return annotation, image
 
 
 def _reference(row: Any, table: Path, known: _Instances) -> Reference:
     if not isinstance(row, dict):
-        raise row if isinstance(row, Refused) else Refused("not-json", f"an object is expected, got {row!r:.100}")
+        raise row if isinstance(row, Refused) else Refused("not-json", f"an object is expected, got {shown(row)}")
     image = row
     split = as_text(row.get("split"))
     if "answer" in row:

@@ -21,7 +21,7 @@ from granvit.corpus.importers.base import (
     read_regions,
 )
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection
+from granvit.corpus.quarantine import Refused, Rejection, shown
 from granvit.regions import Region, RegionImage
 
 _UNREADABLE = "."
@@ -59,7 +59,7 @@ def read(
         regions = tables.regions(key)
         try:
             if key in tables.ambiguous or as_id(image.get("id", written)) != key:
-                raise Refused("ambiguous-id", f"{src.name} has several images of the id {written!r:.100}")
+                raise Refused("ambiguous-id", f"{src.name} has several images of the id {shown(written)}")
             width, height = as_size(image.get("width"), image.get("height"))
             yield RegionImage(
                 id=f"{source}/{uri}",
@@ -118,13 +118,13 @@ class _Tables:
             key = as_id(written)
             row = self._annotations.get(key)
             if key is None or row is None:
-                raise Refused("unknown-annotation", f"{self._file.name} has no annotation of the id {written!r:.100}")
+                raise Refused("unknown-annotation", f"{self._file.name} has no annotation of the id {shown(written)}")
             stated = as_id(row.get("image_id", image)) if isinstance(row, dict) else image
             if key in self._unclear or stated != image:
-                detail = f"annotation {written!r:.100} is there, or listed, for more than one image"
+                detail = f"annotation {shown(written)} is there, or listed, for more than one image"
                 raise Refused("ambiguous-id", detail)
             if key in done:
-                raise Refused("duplicate-id", f"annotation {written!r:.100} is listed again")
+                raise Refused("duplicate-id", f"annotation {shown(written)} is listed again")
             done.add(key)
             return _region(row)
 
@@ -136,10 +136,10 @@ class _Tables:
             several = image in self.ambiguous
             reason, what = ("ambiguous-id", "several have") if several else ("unknown-image", "none has")
             for index, key in enumerate(keys):
-                detail = f"annotation {key!r:.100} is listed for the image {image!r:.100}, an id that {what}"
+                detail = f"annotation {shown(key)} is listed for the image {shown(image)}, an id that {what}"
                 yield Rejection(reason, "", self._file.name, index, detail)
         for index, key in enumerate(sorted(self._unlisted, key=str)):
-            detail = f"annotation {key!r:.100} is listed for no image"
+            detail = f"annotation {shown(key)} is listed for no image"
             yield Rejection("unlisted-annotation", "", self._file.name, index, detail)
 
 

@@ -20,7 +20,7 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.rows import read_rows
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import LeftOut, Refused, Rejection
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection, shown
 from granvit.regions import Region, RegionImage
 
 _REGIONS, _IMAGES, _OBJECTS = "region_descriptions.json", "image_data.json", "objects.json"
@@ -74,9 +74,9 @@ def read(
         described.add(key)
         try:
             if key in unclear or key in doubtful:
-                raise Refused("ambiguous-id", f"several entries of a table have the image id {written!r:.100}")
+                raise Refused("ambiguous-id", f"several entries of a table have the image id {shown(written)}")
             if key is None or key not in photos:
-                raise Refused("unknown-image", f"no entry of {_IMAGES} has the id {written!r:.100}")
+                raise Refused("unknown-image", f"no entry of {_IMAGES} has the id {shown(written)}")
             photo = photos[key]
             uri = "/".join(as_text(photo.get("url")).split("/")[-2:])
             width, height = as_size(photo.get("width"), photo.get("height"))
@@ -121,7 +121,7 @@ def _read(
         require_own_id(entry, id_name, ambiguous, done)
         named = entry.get("image_id")
         if named is not None and as_id(named) != image:
-            raise Refused("ambiguous-id", f"it is listed for the image {image!r:.100}, and names {named!r:.100}")
+            raise Refused("ambiguous-id", f"it is listed for the image {shown(image)}, and names {shown(named)}")
         return read(entry)
 
     return read_regions(entries, checked)
@@ -130,7 +130,7 @@ def _read(
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     for index, row in enumerate(read_rows(file)):
         if not isinstance(row, dict):
-            raise CorpusError(f"{file}: entry {index} should be an object, got {row!r:.100}")
+            raise CorpusError(f"{file}: entry {index} should be an object, got {shown(row)}")
         yield row
 
 

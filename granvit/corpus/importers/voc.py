@@ -9,7 +9,7 @@ from pathlib import Path
 from unicodedata import normalize
 from xml.etree.ElementTree import Element
 
-from granvit.corpus.importers.base import Found, as_flag, as_split, importer, read_image, read_regions
+from granvit.corpus.importers.base import MAX_NAMES, Found, as_flag, as_split, importer, read_image, read_regions
 from granvit.corpus.importers.pictures import SUFFIXES
 from granvit.corpus.importers.split_lists import splits_of
 from granvit.corpus.importers.voc_xml import box_of, read_xml, size_of
@@ -165,10 +165,23 @@ def _lists(folder: Path) -> dict[str, list[Path]]:
     return {name: [file] if file.is_file() else sorted(lists.glob(f"*_{file.name}")) for name, file in whole.items()}
 
 
-def _boxes(root: Element) -> list[tuple[Element, Element | None]]:
-    """Each object with each of its boxes; one without a box is damaged and stands for itself."""
-    none: list[Element | None] = [None]
-    return [(stated, box) for stated in root.findall("object") for box in stated.findall("bndbox") or none]
+@dataclass(frozen=True)
+class _Stated:
+    """A box of an object with what the object states; None for the box that a damaged object lacks."""
+
+    names: list[str]
+    difficult: str
+    bndbox: Element | None
+
+
+def _boxes(root: Element) -> list[_Stated]:
+    found = []
+    for element in root.findall("object"):
+        names = [name.text or "" for name in element.findall("name")[:MAX_NAMES]]
+        difficult = (element.findtext("difficult") or "").strip()
+        none: list[Element | None] = [None]
+        found += [_Stated(names, difficult, bndbox) for bndbox in element.findall("bndbox") or none]
+    return found
 
 
 def _count(file: Path, encoding: str) -> int:
@@ -181,17 +194,16 @@ def _count(file: Path, encoding: str) -> int:
 
 def _regions(root: Element, left_out: Counter[str]) -> list[Region]:
     for stated in root.findall("object"):
+        left_out["further name of an object"] += max(len(stated.findall("name")) - MAX_NAMES, 0)
         for field in stated:
             if field.tag in _FURTHER and (len(field) or (field.text or "").strip().lower() not in _NOTHING):
                 left_out[f"{field.tag} of an object"] += 1
     return read_regions(_boxes(root), _region)
 
 
-def _region(of: tuple[Element, Element | None]) -> Region:
-    stated, bndbox = of
-    if bndbox is None:
+def _region(stated: _Stated) -> Region:
+    if stated.bndbox is None:
         raise Refused("bad-box", "an object without bndbox")
-    text, *others = [name.text or "" for name in stated.findall("name")] or [""]
-    difficult = (stated.findtext("difficult") or "").strip()
-    ignore = as_flag("difficult", "" if difficult.lower() in _NOTHING else difficult)
-    return Region(box_of(bndbox), text, alternatives=others, ignore=ignore)
+    text, *others = stated.names or [""]
+    ignore = as_flag("difficult", "" if stated.difficult.lower() in _NOTHING else stated.difficult)
+    return Region(box_of(stated.bndbox), text, alternatives=others, ignore=ignore)

@@ -20,7 +20,7 @@ from granvit.corpus.importers.jsonl import region_of
 from granvit.corpus.importers.pictures import SUFFIXES as PICTURES
 from granvit.corpus.importers.tars import SUFFIXES, Parts, samples, unless_refused
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection
+from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection, shown
 from granvit.regions import RegionImage
 
 _TEXTS = ("json", "txt")
@@ -83,7 +83,7 @@ def _record(
     row = parse_object(files["json"]) if "json" in files else {}
     ours = "regions" in row
     if ours and not isinstance(row["regions"], list):
-        raise Refused("bad-field", f"regions should be a list, got {row['regions']!r:.100}")
+        raise Refused("bad-field", f"regions should be a list, got {shown(row['regions'])}")
     origin = source or (as_text(row.get("source")) if ours else "") or default
     width, height = as_size(row.get("width"), row.get("height")) if ours else UNKNOWN_SIZE
     return RegionImage(

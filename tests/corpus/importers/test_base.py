@@ -1,7 +1,10 @@
 """Readers of values and files that strangers wrote: what each accepts, and that nothing else becomes data."""
 
+import json
 import math
 import os
+import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -10,7 +13,7 @@ from importing import bring, save
 
 from granvit.corpus.importers import IMPORTERS, base, import_corpus
 from granvit.corpus.importers.run import ImportSummary
-from granvit.corpus.quarantine import LeftOut, Refused, Rejection, check_record, read_quarantine
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection, check_record, read_quarantine, shown
 from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region, RegionImage
 
@@ -189,3 +192,42 @@ def test_the_regions_of_a_refused_picture_are_in_its_line_of_the_quarantine(layo
 
 def test_a_summary_of_a_clean_import_has_two_lines():
     assert len(str(ImportSummary(images_seen=1, images_written=1)).splitlines()) == 2
+
+
+def test_a_value_that_is_long_or_nested_deep_is_shown_in_few_characters():
+    for value in (list(range(10**6)), "x" * 10**6, {"a": list(range(10**6))}, int("7" * 900)):
+        assert len(shown(value)) <= 110
+    depth = sys.getrecursionlimit() - 20
+    nested = json.loads("[" * 300 + "]" * 300)
+    for _ in range(depth):
+        nested = [nested]
+    assert shown(nested).startswith("[[")
+    assert base.as_split(nested).startswith("[[")
+    with pytest.raises(Refused, match="ignore should be true or false"):
+        base.as_flag("ignore", nested)
+    assert base.ambiguous_ids([(1, {"a": nested}), (1, {"a": [nested]})]) == {1}
+
+
+def bounded(seconds: float, act):
+    started = time.process_time()
+    act()
+    assert time.process_time() - started < seconds
+
+
+def test_many_names_of_many_boxes_are_not_multiplied(tmp_path):
+    count = 5_000
+    boxes = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>" * count
+    names = "".join(f"<name>{n}</name>" for n in range(count))
+    xml = f"<annotation><object>{names}{boxes}</object></annotation>"
+    said = "".join(f"[/EN#{n}/x a] " for n in range(count))
+    for folder, picture in (("voc", "JPEGImages/a.jpg"), ("f30k", "images/a.jpg")):
+        save(tmp_path / folder / picture)
+        (tmp_path / folder / "Annotations").mkdir()
+        (tmp_path / folder / "Annotations/a.xml").write_text(xml)
+    (tmp_path / "f30k/Sentences").mkdir()
+    (tmp_path / "f30k/Sentences/a.txt").write_text(said)
+    bounded(8, lambda: import_corpus("voc", tmp_path / "voc", tmp_path / "out-voc"))
+    meta = Corpus(tmp_path / "out-voc").manifest["meta"]
+    assert meta["left_out"] == {"further name of an object": count - base.MAX_NAMES}
+    bounded(8, lambda: import_corpus("flickr30k_entities", tmp_path / "f30k", tmp_path / "out-f30k"))
+    assert Corpus(tmp_path / "out-f30k").manifest["regions"] == 1
