@@ -20,7 +20,7 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.rows import read_rows
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import LeftOut, Refused, Rejection
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection, shown
 from granvit.geometry import View
 from granvit.regions import Region, RegionImage
 
@@ -65,7 +65,7 @@ def read(
                 uri = as_text(entry["f_path"]).removeprefix(_PREFIX)
                 listed = entry.get("bbox_info")
                 if listed is not None and not isinstance(listed, list):
-                    raise Refused("bad-field", f"bbox_info should be a list, got {listed!r:.100}")
+                    raise Refused("bad-field", f"bbox_info should be a list, got {shown(listed)}")
                 listed = listed or []
                 count = len(listed)
                 yield _record(entry, listed, uri, root, source, licence, as_split(split))

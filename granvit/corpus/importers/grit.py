@@ -22,7 +22,7 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.pictures import SUFFIXES as PICTURES
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import LeftOut, Refused, Rejection
+from granvit.corpus.quarantine import LeftOut, Refused, Rejection, shown
 from granvit.geometry import View
 from granvit.regions import Region, RegionImage
 
@@ -99,7 +99,7 @@ def _from_table(table: Path) -> Iterator[_Sample]:
     for index, row in enumerate(rows.read_rows(table)):
         uri = f"{table.name}:{index}"
         if not isinstance(row, dict):
-            why = row if isinstance(row, Refused) else Refused("not-json", f"an object is expected, got {row!r:.100}")
+            why = row if isinstance(row, Refused) else Refused("not-json", f"an object is expected, got {shown(row)}")
             yield uri, why, why
             continue
         try:
@@ -129,7 +129,7 @@ def _record(
             raise Refused("missing-field", f"{name}: was it among img2dataset's additional columns?")
     chunks = row.get("noun_chunks")
     if chunks is not None and not isinstance(chunks, list):
-        raise Refused("bad-field", f"noun_chunks should be a list, got {chunks!r:.100}")
+        raise Refused("bad-field", f"noun_chunks should be a list, got {shown(chunks)}")
     width, height = size_of(data)
     _require_shape(row, width, height)
     view = View.squash((width, height), 1)
