@@ -4,6 +4,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from odd_pictures import odd_pictures
 from PIL import Image
 from tiny_model import make_model
 
@@ -309,28 +310,6 @@ def test_paths_bytes_and_pictures_of_any_mode_are_the_same_picture(granvit, tmp_
     expected = granvit.describe(picture, boxes)
     given = [tmp_path / "picture.png", str(tmp_path / "picture.png"), (tmp_path / "picture.png").read_bytes()]
     assert all(granvit.describe(g, boxes) == expected for g in [*given, picture.convert("RGBA")])
-
-
-def odd_pictures():
-    """Pictures that a plain `convert("RGB")` would show otherwise than they are: (ending, image, save options)."""
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    rng = np.random.default_rng(1)
-    rgba = photo().convert("RGBA")
-    rgba.putalpha(Image.fromarray(rng.integers(0, 256, (100, 200), dtype=np.uint8)))
-    palette = photo().convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
-    deep = Image.fromarray((rng.integers(0, 1 << 16, (100, 200))).astype(np.uint16))
-    return {
-        "turned": (".jpg", photo(), {"exif": turned}),
-        "turned png": (".png", photo(), {"exif": turned}),
-        "transparent": (".png", rgba, {}),
-        "transparent grey": (".png", rgba.convert("LA"), {}),
-        "sixteen bits": (".png", deep, {}),
-        "transparent palette": (".png", palette, {"transparency": 3}),
-        "animation": (".gif", palette, {"save_all": True, "append_images": [photo(seed=2).convert("P")]}),
-        "cmyk": (".jpg", photo().convert("CMYK"), {}),
-        "one bit": (".png", photo().convert("1"), {}),
-    }
 
 
 @pytest.mark.parametrize("kind", odd_pictures())

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from odd_pictures import odd_pictures
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_model import collate, make_model, packed_logits
+from tiny_languages import save_as_published
+from tiny_model import collate, make_model, make_tower, packed_logits
 from tokenizers.processors import TemplateProcessing
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -22,13 +24,14 @@ from granvit.commands_export import Export
 from granvit.corpus.synthetic import layout
 from granvit.errors import CheckpointError, GranvitError
 from granvit.geometry import View
+from granvit.images import decode
 from granvit.model.assemble import assemble
 from granvit.model.card import read_source, write_card
 from granvit.model.export import ExportError, check_stock, export
 from granvit.model.packing import Sample
 from granvit.model.region_model import RegionModel, Settings
 from granvit.predict import GranViT
-from granvit.questions import box_exchange, caption_exchange
+from granvit.questions import ask_box, ask_caption, box_exchange, caption_exchange
 
 CHILD = Path(__file__).parent / "export_child.py"
 ASSETS = Path(predict.__file__).parent / "assets"
@@ -401,14 +404,51 @@ def test_scores_that_are_not_there_are_named(tmp_path):
         read_source(tmp_path, tmp_path / "eval.json")
 
 
+def code_of(folder):
+    """What the Python of a card defines, run where the card lies."""
+    card: dict = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)), card)
+    return card
+
+
+@pytest.mark.parametrize("make", ["preset", "qwen2", "llama3"])
+def test_the_card_reads_control_tokens_in_a_phrase_as_text(tmp_path, monkeypatch, make):
+    if make == "preset":
+        model = make_model()
+    else:
+        save_as_published(make, tmp_path / "language")
+        model = assemble(make_tower(), tmp_path / "language", Settings("int1000"))
+    model.save(tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    card, asked = code_of(tmp_path / "out"), []
+    monkeypatch.setattr(
+        card["model"], "generate", lambda input_ids, **_: asked.append(input_ids[0].tolist()) or input_ids
+    )
+    dialog, picture = model.dialog, noise((90, 50))
+    control = [t.content for t in model.processor.tokenizer.added_tokens_decoder.values()]
+    for phrase in ["a red star", " two\n\nlines ", "", "caf\xe9", *control, *(f"a {t}{t} mug" for t in control)]:
+        card["ask"](picture, card["locate_question"](phrase))
+        assert asked.pop() == dialog.prefix_ids + dialog.ask(ask_box(phrase))
+    card["ask"](picture, card["describe_question"]((9, 10, 45, 45), 90, 50))
+    assert asked.pop() == dialog.prefix_ids + dialog.ask(ask_caption([0.1, 0.2, 0.5, 0.9], model.codec))
+
+
+def test_the_card_opens_pictures_as_the_model_was_trained_on_them(model, tmp_path):
+    write_card(tmp_path / "README.md", model, read_source(tmp_path), "gguf", "name", None, [])
+    card = code_of(tmp_path)
+    for kind, (ending, image, options) in odd_pictures().items():
+        path = tmp_path / f"picture{ending}"
+        image.save(path, **options)
+        assert np.array_equal(card["open_picture"](path), decode(path.read_bytes())), kind
+
+
 @pytest.mark.parametrize("codec", ["decimal", "int1000", "loc:16"])
 @pytest.mark.parametrize(("frame", "fit"), [("image", "letterbox"), ("canvas", "letterbox"), ("canvas", "squash")])
 def test_the_cards_boxes_are_ours(model, tmp_path, codec, frame, fit):
     model = RegionModel(model.llava, model.processor, Settings(codec, frame, fit))
     write_card(tmp_path / "README.md", model, read_source(tmp_path), "gguf", "name", None, [])
-    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.S)
-    card: dict = {}
-    exec("\n".join(blocks), card)
+    card = code_of(tmp_path)
     granvit, rng = GranViT(model), np.random.default_rng(0)
     for size in SIZES:
         view = model.view(size)

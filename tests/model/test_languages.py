@@ -4,41 +4,15 @@ import json
 
 import pytest
 import torch
-from tiny_model import TEXTS, collate, make_language, make_samples, make_tower, packed_logits
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from tiny_languages import MAKES, save_as_published
+from tiny_model import collate, make_samples, make_tower, packed_logits
+from transformers import LlavaForConditionalGeneration
 
 from granvit.model.assemble import assemble
 from granvit.model.families import LANGUAGES
 from granvit.model.languages import load_language
 from granvit.model.region_model import RegionModel, Settings
 from granvit.train.stages.adapt import Adapt
-
-CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>")
-# SmolLM and SmolLM2 are Llamas that speak ChatML.
-MAKES = {
-    "qwen2": ("qwen2", CHATML),
-    "qwen3": ("qwen3", CHATML),
-    "llama3": ("llama", LLAMA3),
-    "smollm2": ("llama", CHATML),
-    "smollm3": ("smollm3", CHATML),
-}
-
-
-def save_as_published(make, folder):
-    """A language model that knows nothing of pictures, with a byte-level tokenizer."""
-    kind, special = MAKES[make]
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
-    raw.add_special_tokens(list(special))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=special[-1], pad_token=special[-1])
-    model = make_language(kind, tokenizer)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model
 
 
 @pytest.fixture(scope="module", params=MAKES)
