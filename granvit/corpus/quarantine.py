@@ -24,6 +24,8 @@ from granvit.files import open_regular
 from granvit.regions import SPLITS, UNWANTED, Kind, Region, RegionImage
 
 MAX_TEXT = 2_000
+# Descriptions of a picture have some hundred words; what is longer is a document that got into the field.
+MAX_CAPTION = 100_000
 # Far above any picture of `images.MAX_PIXELS`, and below the two gigabytes that a column of the store holds at once.
 MAX_IMAGE_BYTES = 1 << 30
 MIN_BOX_SIDE = 1.0
@@ -116,7 +118,8 @@ def check_record(record: RegionImage, decoded: tuple[int, int] | None = None) ->
         count = len(record.regions)
         checked.rejections.append(Rejection(refused.reason, record.id, record.uri, None, refused.detail, count))
         return checked
-    caption = _clean(record.caption or "", checked.changes) or None
+    usable = len(record.caption or "") <= MAX_CAPTION
+    caption = _clean(record.caption or "", checked.changes) or None if usable else None
     if caption is None and (record.caption or "").strip():
         checked.changes["caption-dropped"] += 1
     regions = []

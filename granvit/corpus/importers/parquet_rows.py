@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from granvit import image_limits
+from granvit.corpus.importers.base import MAX_FILE_BYTES
 from granvit.corpus.quarantine import Refused
 from granvit.errors import GranvitError
 from granvit.files import open_regular
@@ -21,8 +22,8 @@ from granvit.links import LinkOutsideError
 
 _BATCH = 64
 _MAX_BATCH_BYTES = 512 << 20
-# A picture and what is said of it.
-MAX_ROW_BYTES = image_limits.MAX_BYTES + (16 << 20)
+# A cell with pictures; one of texts or boxes has at most `MAX_FILE_BYTES`.
+MAX_ROW_BYTES = image_limits.MAX_BYTES
 # Pictures do not compress, texts do by a tenth or a hundredth; a row group of zeros does by ten thousand.
 _MAX_GROUP_BYTES, _MAX_RATIO = 1 << 30, 100
 
@@ -102,15 +103,33 @@ def batches(parquet: Any, group: int, columns: Sequence[str] | None) -> Iterator
 
 def row_of(batch: Any, index: int) -> dict[str, Any] | Refused:
     """A row of a record batch as Python objects."""
-    size = batch.slice(index, 1).nbytes
-    if size > MAX_ROW_BYTES:
-        return Refused("too-costly", f"a row of {size} bytes, at most {MAX_ROW_BYTES} are read")
     row = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        limit = MAX_ROW_BYTES if _holds_bytes(column.type) else MAX_FILE_BYTES
         try:
+            size = _size(column, index)
+            if size > limit:
+                return Refused("too-costly", f"column {name!r} has {size} bytes here, at most {limit} are read")
             row[name] = column[index].as_py()
         except UnicodeDecodeError as error:
             return Refused("bad-encoding", f"column {name!r} is not UTF-8: {error.reason}")
         except _DAMAGE as error:
             return Refused("bad-field", f"column {name!r}: {error}")
     return row
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether there may be a picture in a column."""
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return True
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _size(column: Any, index: int) -> int:
+    """The bytes of one cell; of a dictionary's, those of its value alone, for its slice has the whole dictionary."""
+    if not pa.types.is_dictionary(column.type):
+        return int(column.slice(index, 1).nbytes)
+    at = column.indices[index].as_py()
+    return 0 if at is None else int(column.dictionary.slice(at, 1).nbytes)

@@ -3,6 +3,7 @@
 import pytest
 from importing import bring, save
 
+from granvit.corpus.importers import import_corpus
 from granvit.corpus.store import CorpusError
 from granvit.regions import Region
 
@@ -85,3 +86,20 @@ def test_damage(tmp_path):
 def test_other_folders(tmp_path):
     with pytest.raises(CorpusError, match="DocBank_500K_txt"):
         bring("docbank", tmp_path, tmp_path / "out")
+
+
+def test_nothing_goes_uncounted(tmp_path):
+    src = page(tmp_path / "docbank", [row("café", (100, 50, 200, 60))])
+    for name in ("other", "alone"):
+        save(src / f"DocBank_500K_ori_img/{name}_ori.jpg", (500, 2000))
+    (src / "DocBank_500K_txt/other.txt").write_bytes((row("café", (100, 50, 200, 60)) + "\n").encode("latin-1"))
+    lost = [row("a", (9, 9, 90, 18)), row("b", (9, 60, 90, 69))]
+    (src / "DocBank_500K_txt/lost.txt").write_text("\n".join(lost))
+    (src / "indexed_files").mkdir()
+    (src / "indexed_files/500K_train.txt").write_text(f"{NAME}.txt\nnowhere.txt\n")
+    summary = import_corpus("docbank", src, tmp_path / "out")
+    assert summary.reasons == {"bad-encoding": 1, "missing-image": 1, "missing-annotation": 1}
+    assert (summary.images_seen, summary.regions_seen, summary.regions_with_image) == (4, 3, 2)
+    assert summary.left_out == {"line of a split list that names no picture": 1}
+    records, _ = bring("docbank", src, tmp_path / "named", encoding="latin-1")
+    assert {record.split for record in records} == {"train", ""}

@@ -66,3 +66,24 @@ def test_two_splits_at_once_are_refused(tmp_path):
         bring("icdar", src, tmp_path / "out")
     with pytest.raises(CorpusError, match=r"holds no gt_\*\.txt"):
         bring("icdar", src / "ch4_test_images", tmp_path / "out")
+
+
+def test_words_in_another_encoding(tmp_path):
+    save(tmp_path / "d/img_1.jpg")
+    save(tmp_path / "d/img_2.jpg")
+    (tmp_path / "d/gt_img_1.txt").write_bytes("1,1,20,1,20,9,1,9,出口\n".encode("gb18030"))
+    (tmp_path / "d/gt_img_2.txt").write_bytes(b"1,1,20,1,20,9,1,9,EXIT\n")
+    (tmp_path / "d/gt_img_3.txt").write_bytes(b"1,1,20,1,20,9,1,9,LOST\n1,1,20,1,20,9,1,9,TOO\n")
+    [record], refused = bring("icdar", tmp_path / "d", tmp_path / "out")
+    assert record.regions[0].text == "EXIT"
+    assert [(r.reason, r.regions) for r in refused] == [("bad-encoding", 0), ("missing-image", 2)]
+    records, _ = bring("icdar", tmp_path / "d", tmp_path / "named", encoding="gb18030")
+    assert [r.regions[0].text for r in records] == ["出口", "EXIT"]
+
+
+@pytest.mark.parametrize("number", ["1_0", "nan", "inf", "0x10", "1e400"])
+def test_what_is_no_coordinate(tmp_path, number):
+    save(tmp_path / "d/img_1.jpg")
+    (tmp_path / "d/gt_img_1.txt").write_text(f"1,1,20,1,20,9,1,9,GOOD\n{number},1,20,1,20,9,1,9,BAD\n")
+    [record], refused = bring("icdar", tmp_path / "d", tmp_path / "out")
+    assert ([r.text for r in record.regions], [r.reason for r in refused]) == (["GOOD"], ["bad-box"])

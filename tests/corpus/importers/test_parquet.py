@@ -190,8 +190,23 @@ def test_a_value_that_many_rows_share_is_decoded_within_bounds(tmp_path, monkeyp
     monkeypatch.setattr(parquet_rows, "row_of", lambda batch, i: sizes.append(batch.nbytes) or decode(batch, i))
     assert len(list(parquet_rows.read_rows(file))) == 64
     assert max(sizes) < 8 << 20
-    monkeypatch.setattr(parquet_rows, "MAX_ROW_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet_rows, "MAX_FILE_BYTES", 1 << 20)
     assert {row.reason for row in parquet_rows.read_rows(file)} == {"too-costly"}
+    monkeypatch.setattr(parquet_rows, "MAX_FILE_BYTES", 8 << 20)
+    summary = import_corpus("parquet", file, tmp_path / "out")
+    assert (summary.images_written, summary.changes["caption-dropped"]) == (64, 64)
+
+
+def test_dictionaries_that_the_table_keeps(tmp_path, monkeypatch):
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 0], pa.int32()), pa.array(["a" * 3000, "short"]))
+    pictures = pa.DictionaryArray.from_arrays(pa.array([0] * 4, pa.int32()), pa.array([PICTURE]))
+    table(tmp_path / "a.parquet", image=pictures, caption=texts)
+    monkeypatch.setattr(parquet_rows, "MAX_FILE_BYTES", 1000)
+    records, refused = bring("parquet", tmp_path / "a.parquet", tmp_path / "out")
+    assert [(r.uri, r.image, r.caption) for r in records] == [
+        ("a.parquet:1", PICTURE, "short"), ("a.parquet:2", PICTURE, None)
+    ]  # fmt: skip
+    assert [(r.reason, r.uri) for r in refused] == [("too-costly", "a.parquet:0"), ("too-costly", "a.parquet:3")]
 
 
 def test_a_row_group_that_is_nothing_but_compression_is_refused_and_the_next_one_read(tmp_path, monkeypatch):
