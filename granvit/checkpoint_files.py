@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from granvit.errors import GranvitError
 from granvit.files import is_inside
@@ -251,3 +252,9 @@ def find_damage(folder: Path) -> None:
         read_json(path)
     for path in sorted(folder.glob("*.safetensors")):
         elements(path)
+    tokenizer = folder / "tokenizer.json"
+    if tokenizer.exists():
+        try:
+            Tokenizer.from_file(str(tokenizer))
+        except Exception as error:  # the library has no type of its own for it
+            raise LoadError(tokenizer, f"no tokenizer: {error}") from error

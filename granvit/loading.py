@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.utils import get_session, validate_repo_id
 from torch import Tensor, nn
-from transformers import AutoConfig, dynamic_module_utils
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, dynamic_module_utils
 from transformers.utils import logging
 
 from granvit.checkpoint_files import INDEX, LoadError, check_folder, elements, find_damage, read_json, shards
@@ -31,6 +31,13 @@ dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 _TEXTS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _HUB_SECONDS = 3.0
+# What to look into where a library's error names no file.
+_FILE_OF = {
+    "AutoConfig": "config.json",
+    "AutoTokenizer": "tokenizer_config.json",
+    "AutoImageProcessor": "preprocessor_config.json",
+    "AutoProcessor": "processor_config.json",
+}
 
 
 def load(cls: Any, name: str | Path, **options: Any) -> Any:
@@ -61,24 +68,19 @@ def load_model(
     """
     folder, source = find(name, weights=True)
     config = load(AutoConfig, name)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing is told below, in one line
-    try:
-        with _told(name, cls, folder):
-            _check_size(cls, config, folder)
-            model, info = cls.from_pretrained(
-                source,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # named below
-                **options,
-            )
-    finally:
-        logging.set_verbosity(verbosity)
+    with _told(name, cls, folder):
+        _check_size(cls, config, folder)
+        model, info = cls.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named below
+            **options,
+        )
     lacking = sorted(key for key in info["missing_keys"] if not key.startswith(may_lack))
     lacking += sorted(key for key, *_ in info["mismatched_keys"])
     if lacking:
@@ -231,7 +233,13 @@ def hub_answers() -> bool:
 
 @contextmanager
 def _told(name: str | Path, cls: Any, folder: Path) -> Iterator[None]:
-    """Whatever goes wrong inside is an error of the checkpoint: a `LoadError` that names the file where it can."""
+    """Whatever goes wrong inside is an error of the checkpoint: a `LoadError` that names the file where it can.
+
+    The library's own warnings are not printed: what they tell of, a token beyond the vocabulary or a weight that is
+    missing, is checked here and told in one line.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     except LoadError:
@@ -243,7 +251,12 @@ def _told(name: str | Path, cls: Any, folder: Path) -> Iterator[None]:
         find_damage(folder)
         if "trust_remote_code" in str(error):
             raise LoadError(name, "needs code of its own (auto_map), which is never run") from error
-        raise LoadError(name, f"cannot be loaded as {cls.__name__}: {one_line(error)}") from error
+        where = folder / _FILE_OF[cls.__name__] if cls.__name__ in _FILE_OF else name
+        if cls is AutoProcessor:  # of several files: its tokenizer's, or its own
+            load(AutoTokenizer, name)
+        raise LoadError(where, f"cannot be loaded as {cls.__name__}: {one_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def one_line(error: BaseException, longest: int = 400) -> str:

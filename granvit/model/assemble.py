@@ -18,10 +18,11 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from granvit.chat_template import check_template
 from granvit.coordinates import get_codec
 from granvit.errors import GranvitError
 from granvit.loading import build
-from granvit.model.chat import template_for
+from granvit.model.chat import OWN_TEMPLATES, template_for
 from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.families import body_of, canvas_of, family_of, patch_of, registers_of
 from granvit.model.forward import encode, scale_projector
@@ -68,6 +69,8 @@ def assemble(
     if side % patch:
         raise GranvitError(f"patches of {patch} px do not tile a canvas of {side} px")
     template, end = template_for(tokenizer.get_vocab(), tokenizer.chat_template)
+    if template not in OWN_TEMPLATES:
+        check_template(template, tokenizer.special_tokens_map, str(tokenizer.name_or_path or "language model"))
     tokenizer.chat_template = template
     if end is not None:
         tokenizer.eos_token = end

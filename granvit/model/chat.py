@@ -45,7 +45,7 @@ def template_for(vocabulary: dict[str, int], own: str | None) -> tuple[str, str 
     Raises:
         ValueError: neither ChatML nor Llama 3 tokens are in the vocabulary.
     """
-    if own and "<image>" in own:
+    if isinstance(own, str) and "<image>" in own:
         return own, None
     if "<|im_start|>" in vocabulary:
         return CHATML, "<|im_end|>"
