@@ -299,6 +299,23 @@ def test_commands(tmp_path, capsys):
     assert "part-00000.parquet: missing" in capsys.readouterr().out
 
 
+def test_the_command_says_why_nothing_was_used_and_takes_an_encoding(tmp_path, capsys):
+    src = pack(tmp_path / "pack", row(regions=[{"bbox": [1, 2, 20, 20]}]))
+    assert Import("jsonl", (src, tmp_path / "out")).run() == 1
+    assert "pack: none of 1 regions could be used (empty-text 1); see " in capsys.readouterr().err
+    assert not (tmp_path / "out/manifest.json").exists()
+    save(tmp_path / "voc/JPEGImages/a.jpg")
+    (tmp_path / "voc/Annotations").mkdir()
+    xml = "<annotation><object><name>狗</name><bndbox>{}</bndbox></object></annotation>".format(
+        "".join(f"<{name}>{value}</{name}>" for name, value in (("xmin", 1), ("ymin", 1), ("xmax", 20), ("ymax", 20)))
+    )
+    (tmp_path / "voc/Annotations/a.xml").write_bytes(xml.encode("gb18030"))
+    assert Import("voc", (tmp_path / "voc", tmp_path / "voc-out")).run() == 1
+    assert "none of 1 images could be imported (bad-xml 1)" in capsys.readouterr().err
+    assert Import("voc", (tmp_path / "voc", tmp_path / "voc-out"), encoding="gb18030").run() == 0
+    assert Corpus(tmp_path / "voc-out")[0].regions[0].text == "狗"
+
+
 # Real data
 
 

@@ -234,6 +234,7 @@ _GIVEN: dict[str, Callable[[Path], int | None]] = {
     "coco": _in_tables("annotations/instances_*.json"),
     "lvis": _in_tables("lvis_v1_train.json"),
     "objects365": _in_tables("zhiyuan_objv2_train.json"),
+    "jsonl": _in_lines,
     "voc": _in_xml,
 }
 

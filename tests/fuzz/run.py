@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from fuzz.cases import KINDS, Broken, run_case  # noqa: E402
 
-CHUNK = 250
+CHUNK = 1000
 # A case needs a few MB; the libraries that a process loads, with the models of checkpoints, less than one GB.
 MEMORY = 3 << 30
 

@@ -85,7 +85,7 @@ class Import:
     """Read what links lead to outside of SRC, too; otherwise it is refused as "link-outside"."""
 
     def run(self) -> int:
-        """Exit status: 0, or 1 when nothing could be imported."""
+        """Exit status: 0, or 1 when of some SRC nothing could be used: no image, or none of its regions."""
         if len(self.paths) < 2:
             return fail("give SRC and OUT: the place of the data and the corpus folder to write")
         *places, out = self.paths

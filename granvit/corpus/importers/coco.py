@@ -243,7 +243,8 @@ class _Annotations:
         else:
             text, *others = self._category(annotation.get("category_id"), ignore)
         self.left_out["attributes other than a text"] += isinstance(attributes, dict) and len(attributes) > is_text
-        self.left_out["keypoints"] += bool(annotation.get("keypoints"))
+        for name in ("keypoints", "isfake", "isreflected"):
+            self.left_out[f"{name} of an annotation"] += bool(annotation.get(name))
         return Region(
             box=as_sides(annotation.get("bbox")),
             text=text,

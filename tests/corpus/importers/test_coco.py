@@ -231,7 +231,8 @@ def test_what_a_record_has_no_place_for_is_counted(tmp_path):
     assert refused == []
     meta = Corpus(tmp_path / "out").manifest["meta"]
     assert meta["left_out"] == {
-        "keypoints": 1, "mask of several polygons": 1, "mask of run lengths": 1, "attributes other than a text": 1,
+        "keypoints of an annotation": 1,
+        "mask of several polygons": 1, "mask of run lengths": 1, "attributes other than a text": 1,
     }  # fmt: skip
     assert meta["changed"] == {"polygon-dropped": 1}
 

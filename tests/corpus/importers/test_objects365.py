@@ -5,7 +5,7 @@ import json
 import pytest
 from importing import bring, save
 
-from granvit.corpus.store import CorpusError
+from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
 
 NAME = "images/v1/patch8/objects365_v1_00420917.jpg"
@@ -35,7 +35,7 @@ def test_pictures_are_found_however_they_were_unpacked(tmp_path, file, place):
         tmp_path / "o365" / file,
         [
             annotation(51, 14, [5.5, 6, 10, 12]),
-            annotation(52, 1, [0, 0, 40, 30], iscrowd=1),
+            annotation(52, 1, [0, 0, 40, 30], iscrowd=1, isfake=1),
             annotation(53, 1, [0, 0, -1, 3]),
         ],
     )
@@ -46,6 +46,7 @@ def test_pictures_are_found_however_they_were_unpacked(tmp_path, file, place):
         Region((0, 0, 40, 30), "Person", ignore=True),
     ]
     assert [(r.reason, r.region) for r in refused] == [("inverted", 2)]
+    assert Corpus(tmp_path / "out").manifest["meta"]["left_out"] == {"isfake of an annotation": 1}
 
 
 def test_pictures_elsewhere_or_nowhere(tmp_path):

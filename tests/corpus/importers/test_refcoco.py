@@ -233,3 +233,12 @@ def test_rows_that_disagree_about_their_photo_are_ambiguous(tmp_path):
     [record], [refusal] = bring("refcoco", tmp_path / "data", tmp_path / "out")
     assert record.uri == "b.jpg"
     assert (refusal.reason, refusal.uri, refusal.regions) == ("ambiguous-id", PHOTO, 2)
+
+
+@pytest.mark.parametrize("split", [["testA"], {"name": "testA"}, True, 1])
+def test_a_split_of_another_type_is_refused_and_not_trained_on(tmp_path, split):
+    save(tmp_path / f"data/train2014/{PHOTO}")
+    put(tmp_path / "data/x.jsonl", [expression("a", split="train"), expression("b", (0, 0, 9, 9), split=split)])
+    [record], [refusal] = bring("refcoco", tmp_path / "data", tmp_path / "out")
+    assert [r.text for r in record.regions] == ["a"]
+    assert (refusal.reason, refusal.region) == ("bad-split", 1)
