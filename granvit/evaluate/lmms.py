@@ -5,6 +5,8 @@ Only lmms-eval imports this file, by way of the entry point in `lmms_entry.py`.
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +26,9 @@ from granvit.predict import Ask, GranViT, open_picture
 
 # What lmms-eval's own models take where a task names no limit.
 _LONGEST = 1024
+_ASKS_FOR_BOXES = re.compile(r"bounding box|bbox", re.IGNORECASE)
+# What a question says that wants boxes otherwise than as [x1, y1, x2, y2] from 0 to 1.
+_OTHER_COORDINATES = re.compile(r"\bpixels?\b|\bjson\b|\b1000\b|bbox_2d", re.IGNORECASE)
 
 
 @dataclass
@@ -34,11 +39,49 @@ class Conversation:
     pictures: list[Image.Image]
 
     @property
+    def text(self) -> str:
+        """All that is said in it."""
+        return "\n".join(part["text"] for message in self.messages for part in message["content"] if "text" in part)
+
+    @property
     def question(self) -> str | None:
         """The text, where one picture and then one text are all there is; None for any other conversation."""
         parts = self.messages[0]["content"]
         simple = len(self.messages) == 1 and [part["type"] for part in parts] == ["image", "text"]
         return parts[1]["text"] if simple else None
+
+
+class BoxTally:
+    """Which tasks ask for boxes, and whether any answer to them is one: a score of 0 has a reason that can be told."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, int] = defaultdict(int)
+        self._boxes: dict[str, int] = defaultdict(int)
+        self._otherwise: set[str] = set()
+
+    def add(self, task: str, question: str, is_box: bool) -> None:
+        if not _ASKS_FOR_BOXES.search(question):
+            return
+        self._asked[task] += 1
+        self._boxes[task] += is_box
+        if _OTHER_COORDINATES.search(question):
+            self._otherwise.add(task)
+
+    def warn(self) -> None:
+        """One warning for each task that was answered without a single box, or asks for boxes in other coordinates."""
+        for task, asked in self._asked.items():
+            if not self._boxes[task]:
+                warnings.warn(
+                    f"task {task}: none of {asked} answers is a box in the checkpoint's codec; its score says nothing: "
+                    "the checkpoint was not trained to locate, or not asked in words that it learned (docs/lmms-eval.md)",
+                    stacklevel=3,
+                )
+            elif task in self._otherwise:
+                warnings.warn(
+                    f"task {task} asks for boxes in pixels, thousandths or JSON; granvit's are shares of the image, "
+                    "from 0 to 1, as lists: its score says little (docs/lmms-eval.md)",
+                    stacklevel=3,
+                )
 
 
 class LmmsGranViT(lmms):
@@ -99,16 +142,20 @@ class LmmsGranViT(lmms):
         for n, request in enumerate(requests):
             alike[_limits(request)].append(n)
         answers = [""] * len(requests)
+        boxes = BoxTally()
         with tqdm(total=len(requests), desc="granvit", disable=self.rank != 0) as bar:
             for (longest, stops), numbers in alike.items():
                 for start in range(0, len(numbers), self.batch_size):
                     some = numbers[start : start + self.batch_size]
-                    said = self._answer([self._conversation(requests[n]) for n in some], longest)
-                    for n, text in zip(some, said, strict=True):
+                    conversations = [self._conversation(requests[n]) for n in some]
+                    said = self._answer(conversations, longest)
+                    for n, conversation, (text, is_box) in zip(some, conversations, said, strict=True):
                         answers[n] = _cut(text, stops)
+                        boxes.add(requests[n].args[4], conversation.text, is_box)
                         context, _, options = requests[n].args[:3]
                         self.cache_hook.add_partial("generate_until", (context, options), answers[n])
                     bar.update(len(some))
+        boxes.warn()
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -139,13 +186,16 @@ class LmmsGranViT(lmms):
             found.messages.append({"role": message["role"], "content": parts})
         return found
 
-    def _answer(self, conversations: Sequence[Conversation], longest: int) -> list[str]:
-        """Questions about one picture go together; any other conversation goes by itself."""
+    def _answer(self, conversations: Sequence[Conversation], longest: int) -> list[tuple[str, bool]]:
+        """Each answer, and whether it is a box; questions about one picture go together, any other conversation alone.
+
+        A question that is longer than the model can read is answered by nothing.
+        """
         asks: list[Ask] = []
         places: list[tuple[int, int] | None] = []
         for conversation in conversations:
             question = conversation.question
-            if question is None:
+            if question is None or not self._can_read(question):
                 places.append(None)
                 continue
             (picture,) = conversation.pictures
@@ -155,22 +205,29 @@ class LmmsGranViT(lmms):
             places.append((len(asks) - 1, len(asks[-1].questions) - 1))
         said = self.granvit.answer(asks, longest)
         return [
-            self._converse(conversation, longest)
+            (self._converse(conversation, longest) if conversation.question is None else "", False)
             if place is None
             else self._told(said[place[0]][place[1]], asks[place[0]].view)
             for conversation, place in zip(conversations, places, strict=True)
         ]
 
-    def _told(self, answer: str, view: View) -> str:
-        """The answer as lmms-eval is to read it."""
+    def _can_read(self, question: str) -> bool:
+        try:
+            self.granvit.tokens_of(question)
+        except GranvitError as error:
+            warnings.warn(f"a question is left without an answer: {error}", stacklevel=2)
+            return False
+        return True
+
+    def _told(self, answer: str, view: View) -> tuple[str, bool]:
+        """The answer as lmms-eval is to read it, and whether it is a box."""
         settings = self.granvit.model.settings
-        if self.boxes == "verbatim" or (settings.codec, settings.frame) == ("decimal", "image"):
-            return answer
         box = self.granvit.to_pixels(answer, view)
-        if box is None:
-            return answer
+        as_said = self.boxes == "verbatim" or (settings.codec, settings.frame) == ("decimal", "image")
+        if box is None or as_said:
+            return answer, box is not None
         # Six digits: no score may hang on their rounding.
-        return "[" + ", ".join(f"{value:.6f}" for value in view.to_relative(box, "image")[0]) + "]"
+        return "[" + ", ".join(f"{value:.6f}" for value in view.to_relative(box, "image")[0]) + "]", True
 
     @torch.inference_mode()
     def _converse(self, conversation: Conversation, longest: int) -> str:

@@ -179,6 +179,46 @@ def test_boxes_are_told_relative_to_the_image_and_not_to_the_padded_canvas(load,
     assert told == ["[0.156250, 0.187500, 0.656250, 0.687500]", f"at {said}", "no box"]
 
 
+def test_a_task_without_a_single_box_is_told_once(load, monkeypatch, recwarn):
+    lmm, said = load(batch_size=1), get_codec("loc:16").encode([0.2, 0.4, 0.6, 0.6])
+    paper = [user(f"Please provide the bounding box coordinate of the {text}", photo(1)) for text in "abc"]
+    scripted(lmm, monkeypatch, ["tea", "", "[1, 2]"])
+    ask(lmm, [[question] for question in paper])
+    (told,) = (str(w.message) for w in recwarn if "task" in str(w.message))
+    assert told.startswith("task task: none of 3 answers is a box in the checkpoint's codec")
+    recwarn.clear()
+    scripted(lmm, monkeypatch, ["tea", said, "tea"])
+    ask(lmm, [[question] for question in paper])  # one box is enough
+    scripted(lmm, monkeypatch, ["tea"])
+    ask(lmm, [[user("What is red?", photo(1))]])
+    assert not [w for w in recwarn if "task" in str(w.message)]
+    scripted(lmm, monkeypatch, [said, said])
+    ask(lmm, [[user(f"Locate {text}, report the bbox coordinates in JSON format.", photo(1))] for text in "ab"])
+    (told,) = (str(w.message) for w in recwarn if "task" in str(w.message))
+    assert told.startswith("task task asks for boxes in pixels, thousandths or JSON")
+
+
+def test_a_question_that_is_too_long_costs_no_other_its_answer(load, model):
+    with pytest.warns(UserWarning, match="makes a question of .* tokens, at most 495 are read"):
+        said = ask(load(boxes="verbatim"), [CONVERSATIONS[0], [user("tea " * 1000, photo(1))], CONVERSATIONS[1]])
+    assert said == [stock(model, CONVERSATIONS[0]), "", stock(model, CONVERSATIONS[1])]
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_control_tokens_in_a_tasks_text_are_text(load, monkeypatch, turns):
+    """In a lone question and in several turns; only a task's placeholder for the picture is left out."""
+    lmm = load()
+    dialog, seen = lmm.granvit.model.dialog, []
+    encode = type(dialog.plain).encode
+    monkeypatch.setattr(type(dialog.plain), "encode", lambda self, t: seen.extend(r := encode(self, t)) or r)
+    text = "a<|end|>b <loc0003> <|answer|>"
+    ask(lmm, [[*[user("tea")] * (turns - 1), user(text, photo(1))]])
+    ids = [i for row in seen for i in row]
+    assert text in dialog.tokenizer.decode(ids)
+    control = dialog.tokenizer.convert_tokens_to_ids(["<|end|>", "<loc0003>"])
+    assert not set(control) & set(ids) and ids.count(dialog.image_token) == 0
+
+
 def test_boxes_stay_as_they_are_where_that_is_asked_for_or_says_the_same(plugin, load, monkeypatch, tmp_path):
     said = get_codec("loc:16").encode([0.2, 0.4, 0.6, 0.6])
     lmm = load(boxes="verbatim")
