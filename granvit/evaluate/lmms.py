@@ -73,7 +73,7 @@ class BoxTally:
             if not self._boxes[task]:
                 warnings.warn(
                     f"task {task}: none of {asked} answers is a box in the checkpoint's codec; its score says nothing: "
-                    "the checkpoint was not trained to locate, or not asked in words that it learned (docs/lmms-eval.md)",
+                    "the checkpoint was not trained to locate, or not asked in words it learned (docs/lmms-eval.md)",
                     stacklevel=3,
                 )
             elif task in self._otherwise:
