@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from granvit.corpus.importers.base import Found, as_split, from_canvas, importer, read_image, size_of
-from granvit.corpus.importers.pictures import listing
+from granvit.corpus.importers.pictures import chosen, listing
 from granvit.corpus.importers.split_lists import splits_of
 from granvit.corpus.importers.textlines import Word, joined, numbers, read_lines, unreadable
 from granvit.corpus.layout import CorpusError
@@ -52,13 +52,13 @@ def read(
         CorpusError: `src` holds no such files, or a list that is damaged.
     """
     texts, pictures = (src / _TEXTS, src / _PICTURES) if (src / _TEXTS).is_dir() else (src, src)
-    files = sorted(texts.glob("*.txt"))
-    if not files or not pictures.is_dir():
+    files, others = chosen(texts, (".txt",)) if texts.is_dir() and pictures.is_dir() else ([], [])
+    if not files:
         raise CorpusError(f"{src} holds neither {_TEXTS}/ and {_PICTURES}/ nor *.txt with *_ori.jpg")
     lists = {name: [src / "indexed_files" / file] for name, file in _INDEX.items()}
     present = {name: found for name, [file] in lists.items() if (found := [file] if file.is_file() else [])}
     split_of, unused = splits_of(present, [file.name for file in files], encoding, as_split(split))
-    yield from unused
+    yield from (*others, *unused)
     pages = {name for name, kind in listing(pictures) if kind == "picture" and name.endswith(_PICTURE)}
     for file in files:
         name, count = f"{file.stem}{_PICTURE}", 0

@@ -21,6 +21,7 @@ from granvit.corpus.importers.base import (
     size_of,
 )
 from granvit.corpus.importers.pictures import SUFFIXES as PICTURES
+from granvit.corpus.importers.pictures import chosen
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import LeftOut, Refused, Rejection, shown
 from granvit.geometry import View
@@ -50,12 +51,13 @@ def read(src: Path, *, source: str = "grit", licence: str = "", split: str = "tr
     Raises:
         CorpusError: there are neither shards nor tables.
     """
-    shards = [src] if src.is_file() else sorted(p for p in src.iterdir() if p.name.endswith(tars.SUFFIXES))
-    shards = shards or sorted(p for p in src.iterdir() if p.name.endswith(_TABLES))
+    shards, others = ([src], []) if src.is_file() else chosen(src, tars.SUFFIXES, "files that are no shards")
+    shards, others = (shards, others) if shards else chosen(src, _TABLES)
     if not shards:
         raise CorpusError(f"{src} holds neither {' nor '.join(f'*{name}' for name in (*tars.SUFFIXES, *_TABLES))}")
+    yield from others
     for shard in shards:
-        samples = _from_tar(shard) if shard.name.endswith(tars.SUFFIXES) else _from_table(shard)
+        samples = _from_tar(shard) if shard.name.lower().endswith(tars.SUFFIXES) else _from_table(shard)
         for item in samples:
             if isinstance(item, LeftOut):
                 yield item

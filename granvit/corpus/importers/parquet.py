@@ -18,9 +18,9 @@ from granvit.corpus.importers.base import (
     read_regions,
 )
 from granvit.corpus.importers.parquet_rows import open_parquet, read_rows
+from granvit.corpus.importers.pictures import Kind, listing
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection
-from granvit.links import walk
 from granvit.regions import Region, RegionImage
 
 BoxFormat = Literal["xywh", "xyxy"]
@@ -59,7 +59,7 @@ def read(
     """
     if box_format not in get_args(BoxFormat):
         raise CorpusError(f"parquet: box_format is {' or '.join(get_args(BoxFormat))}, not {box_format!r}")
-    names = [src.name] if src.is_file() else [name for name in walk(src) if name.lower().endswith(".parquet")]
+    names = [src.name] if src.is_file() else [name for name, kind in listing(src) if _is_table(name, kind)]
     if not names:
         raise CorpusError(f"{src} holds no *.parquet")
     root = src.parent if src.is_file() else src
@@ -97,6 +97,10 @@ def read(
                 continue
             yield record
             yield LeftOut("further captions of a picture", max(0, len(captions) - 1), uri)
+
+
+def _is_table(name: str, kind: Kind) -> bool:
+    return kind != "macos" and name.lower().endswith(".parquet")
 
 
 def _split(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from granvit.corpus.quarantine import Refused
+from granvit.corpus.quarantine import LeftOut, Refused
 from granvit.errors import GranvitError
 from granvit.files import open_regular
 from granvit.links import LinkOutsideError, walk
@@ -78,6 +78,34 @@ def listing(root: Path) -> Iterator[tuple[str, Kind]]:
         except (GranvitError, OSError):
             head = b""
         yield name, kind_of(name, head)
+
+
+def chosen(root: Path, suffixes: tuple[str, ...], others: str = "") -> tuple[list[Path], list[LeftOut]]:
+    """The files right in `root` with one of the endings, in order of their names, and what was passed over.
+
+    That is what macOS adds beside them, and, where `others` says in the summary's words what they are, files of other
+    endings.
+    """
+    found = []
+    left_out = []
+    for file in sorted(path for path in root.iterdir() if not path.is_dir()):
+        if _is_of_macos(file):
+            left_out.append(LeftOut(LEFT_OUT["macos"], 1, file.name))
+        elif file.name.lower().endswith(suffixes):
+            found.append(file)
+        elif others:
+            left_out.append(LeftOut(others, 1, file.name))
+    return found, left_out
+
+
+def _is_of_macos(file: Path) -> bool:
+    if not file.name.startswith("._"):
+        return file.name == ".DS_Store"
+    try:
+        with open_regular(file) as opened:
+            return kind_of(file.name, opened.read(HEAD_BYTES)) == "macos"
+    except (GranvitError, OSError):
+        return False
 
 
 def pictures(root: Path) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from granvit.corpus.importers.base import Found, as_split, importer, read_image
-from granvit.corpus.importers.pictures import LEFT_OUT, listing
+from granvit.corpus.importers.pictures import LEFT_OUT, chosen, listing
 from granvit.corpus.importers.textlines import count_lines, numbers, outlined, read_lines, unquoted, unreadable
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection
@@ -34,16 +35,27 @@ def read(
     for name in ("img", "box"):
         if not (src / name).is_dir():
             raise CorpusError(f"{src} lacks the folder {name}/; the layout is img/*.jpg and box/*.csv")
-    box_files = {p.stem: p for p in sorted((src / "box").iterdir()) if p.suffix.lower() in _BOX_FILES}
-    for name, kind in listing(src / "img"):
+    boxes, others = chosen(src / "box", _BOX_FILES)
+    yield from others
+    files_of: dict[str, list[Path]] = {}
+    for file in boxes:
+        files_of.setdefault(file.stem, []).append(file)
+    listed = list(listing(src / "img"))
+    pictures = Counter(Path(name).stem for name, kind in listed if kind not in LEFT_OUT)
+    for name, kind in listed:
         uri, stem, count = f"img/{name}", Path(name).stem, 0
         if kind in LEFT_OUT:
             yield LeftOut(LEFT_OUT[kind], 1, uri)
             continue
         try:
-            if stem not in box_files:
+            files = files_of.pop(stem, [])
+            if pictures[stem] > 1 or len(files) > 1:
+                # Whose the lines are is not known: they go with the first one.
+                count = sum(count_lines(file, encoding) for file in files)
+                raise Refused("ambiguous-id", f"several pictures or box files have the name {stem}")
+            if not files:
                 raise Refused("missing-annotation", f"no file box/{stem}.csv or .txt")
-            lines = read_lines(box_files.pop(stem), encoding)
+            lines = read_lines(files[0], encoding)
             count = len(lines)
             yield RegionImage(
                 id=f"{source}/{uri}",
@@ -58,7 +70,7 @@ def read(
             )
         except Refused as refused:
             yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, count)
-    for file in box_files.values():
+    for file in (file for files in files_of.values() for file in files):
         count = count_lines(file, encoding)
         yield Rejection("missing-image", "", f"box/{file.name}", None, f"no picture img/{file.stem}.*", count)
 

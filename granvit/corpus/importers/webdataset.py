@@ -18,6 +18,7 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.jsonl import region_of
 from granvit.corpus.importers.pictures import SUFFIXES as PICTURES
+from granvit.corpus.importers.pictures import chosen
 from granvit.corpus.importers.tars import SUFFIXES, Parts, samples, unless_refused
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection, shown
@@ -47,9 +48,10 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "", enc
     Raises:
         CorpusError: there are no shards.
     """
-    shards = [src] if src.is_file() else sorted(path for path in src.glob("*") if path.name.endswith(SUFFIXES))
+    shards, others = ([src], []) if src.is_file() else chosen(src, SUFFIXES, "files that are no shards")
     if not shards:
         raise CorpusError(f"{src} holds no shards: {', '.join(f'*{suffix}' for suffix in SUFFIXES)}")
+    yield from others
     name = src.resolve().name
     seen: set[str] = set()
     for shard in shards:
@@ -68,8 +70,8 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "", enc
                 yield Rejection(refused.reason, "", uri, None, refused.detail, _regions_in(parts))
             pictures = [ending for ending in parts if f".{ending}" in PICTURES]
             yield LeftOut("further pictures of a sample", max(0, len(pictures) - 1), uri)
-            others = [ending for ending in parts if ending and ending not in _TEXTS and f".{ending}" not in PICTURES]
-            yield from (LeftOut(f"members .{ending}", 1, uri) for ending in others)
+            unread = [ending for ending in parts if ending and ending not in _TEXTS and f".{ending}" not in PICTURES]
+            yield from (LeftOut(f"members .{ending}", 1, uri) for ending in unread)
         seen |= keys
 
 

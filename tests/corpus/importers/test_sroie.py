@@ -84,3 +84,17 @@ def test_the_lines_of_a_picture_that_is_missing_are_counted(tmp_path):
     (src / "img/001.jpg").unlink()
     summary = import_corpus("sroie", src, tmp_path / "out", split="train")
     assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (5, 1, 4)
+
+
+def test_names_that_several_have_and_what_macos_adds(tmp_path):
+    src = sroie(tmp_path / "raw")
+    save(src / "img/000.png")
+    (src / "box/001.txt").write_text("1,1,9,1,9,9,1,9,OTHER\n")
+    save(src / "img/002.jpg")
+    (src / "box/002.csv").write_text("1,1,9,1,9,9,1,9,GOOD\n")
+    for name in ("img/._002.jpg", "box/._002.csv"):
+        (src / name).write_bytes(b"\0\5\x16\7" + bytes(60))
+    summary = import_corpus("sroie", src, tmp_path / "out")
+    assert (summary.images_written, summary.reasons) == (1, {"ambiguous-id": 3})
+    assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (7, 1, 6)
+    assert summary.left_out == {"files that macOS adds": 2}

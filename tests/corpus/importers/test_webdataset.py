@@ -224,3 +224,13 @@ def test_a_caption_in_another_encoding(tmp_path):
     assert ([r.caption for r in records], [r.reason for r in refused]) == (["plain"], ["bad-encoding"])
     records, refused = bring("webdataset", src, tmp_path / "named", encoding="gb18030")
     assert ([r.caption for r in records], refused) == (["收据", "plain"], [])
+
+
+def test_files_beside_the_shards_are_counted(tmp_path):
+    shard(tmp_path / "wds/a.TAR", ("0.jpg", PICTURE))
+    (tmp_path / "wds/._a.TAR").write_bytes(b"\0\5\x16\7" + bytes(60))
+    (tmp_path / "wds/b.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    summary = import_corpus("webdataset", tmp_path / "wds", tmp_path / "out")
+    assert (summary.images_written, summary.images_quarantined) == (1, 0)
+    assert summary.left_out == {"files that macOS adds": 1, "files that are no shards": 1}
+    assert "files that are no shards (b.tar.zst)" in str(summary)
