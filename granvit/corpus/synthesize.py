@@ -115,5 +115,7 @@ def _embedded(out: Path | str, split: str) -> dict[str, object] | None:
         manifest = read_manifest(Path(out))
     except CorpusError:
         return None
-    settings = manifest.get("meta", {}).get("embedded")
+    settings = manifest["meta"].get("embedded")
+    if not isinstance(settings, dict):
+        return None
     return settings if list(manifest.get("images_by_split", {})) == [split] else None

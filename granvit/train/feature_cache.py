@@ -88,9 +88,10 @@ class FeatureCache:
                 write_text(path, json.dumps(facts, indent=1) + "\n")
         stored = read_json(path, CheckpointError)
         for name, value in facts.items():
-            if stored.get(name) != value:
+            there = stored.get(name) if isinstance(stored, dict) else None
+            if there != value:
                 raise CheckpointError(
-                    f"{path}: {name} is {stored.get(name)!r} there and {value!r} in this run: name another folder as "
+                    f"{path}: {name} is {there!r} there and {value!r} in this run: name another folder as "
                     "loop.feature_cache, or delete this one"
                 )
         files = sorted(self.folder.glob("features-*.safetensors"))

@@ -6,7 +6,6 @@ same samples at the same place in the feed with the same random numbers.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from granvit.errors import CheckpointError, GranvitError
+from granvit.files import read_json
 from granvit.loading import LoadError, build, load
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel, read_settings
@@ -101,8 +101,8 @@ def replay(folder: Path, corpora: Sequence[str] = (), device: Literal["auto", "c
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return read_json(path)
+    except (OSError, GranvitError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; is this a run's `nonfinite` folder?") from error
 
 

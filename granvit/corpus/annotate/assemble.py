@@ -64,7 +64,9 @@ def assemble(
         moved = shard_folder(out, shard) / _part(0)
         if moved.exists():
             os.replace(moved, out / _part(shard))
-    write_text(out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    write_text(out / WORK / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    os.replace(out / WORK / MANIFEST, out / MANIFEST)
+    sync(out)
     remove_folder(out / WORK)
     return total
 

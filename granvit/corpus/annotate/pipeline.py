@@ -19,11 +19,11 @@ from granvit.corpus.annotate.crew import Crew, Job, drive
 from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.progress import Progress
 from granvit.corpus.annotate.schedule import Schedule
-from granvit.corpus.annotate.shards import WORK, Counts, Task
+from granvit.corpus.annotate.shards import WORK, Counts, Task, counted
 from granvit.corpus.annotate.sources import InputFile, LinkedSource, Source, open_source
 from granvit.corpus.layout import MANIFEST, QUARANTINE, SHARDS, CorpusError, read_manifest
 from granvit.corpus.quarantine import LeftOut, Rejection
-from granvit.files import locked, read_json, remove_folder, removed, write_text
+from granvit.files import checked_field, locked, read_json, remove_folder, removed, write_text
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -207,18 +207,19 @@ def _finished(out: Path, meta: dict[str, Any], plan: Plan) -> AnnotateSummary | 
     if any(manifest["meta"].get(key) != value for key, value in meta.items()):
         raise CorpusError(f"{out} holds another corpus: choose another folder or remove it")
     remove_folder(out / WORK)
-    stated = manifest["meta"]
+    stated = {"captions": 0, "left_out": {}, **manifest["meta"]}  # older versions did not count these
     counts = Counts(
         images_seen=meta["input"]["images"],
         images_written=manifest["images"],
         images_quarantined=meta["input"]["images"] - manifest["images"],
         regions_written=manifest["regions"],
-        captions=stated.get("captions", 0),
+        captions=checked_field(stated, "captions", int, out / MANIFEST, "meta.", CorpusError),
     )
     for field in ("reasons", "changes", "kinds"):
         key = {"reasons": "quarantined", "changes": "changed", "kinds": "routed"}[field]
-        getattr(counts, field).update(stated[key])
-    return AnnotateSummary(counts, 0, counts.images_seen, stated.get("left_out", {}), plan)
+        getattr(counts, field).update(counted(stated, key, out / MANIFEST, "meta."))
+    left_out = counted(stated, "left_out", out / MANIFEST, "meta.")
+    return AnnotateSummary(counts, 0, counts.images_seen, left_out, plan)
 
 
 def _begin(out: Path, meta: dict[str, Any]) -> bool:

@@ -110,13 +110,21 @@ class Counts:
             CorpusError: the file holds something else.
         """
         row = read_json(file, CorpusError)
+        if isinstance(row, dict):
+            row.setdefault("captions", 0)  # older versions did not count them
         values: dict[str, Any] = {}
         for name, default in vars(cls()).items():
-            counted = isinstance(default, Counter)
-            values[name] = checked_field(row, name, dict if counted else int, file, error=CorpusError)
-            if counted:
-                values[name] = Counter({k: checked_field(values[name], k, int, file, f"{name}.") for k in values[name]})
+            if isinstance(default, Counter):
+                values[name] = counted(row, name, file)
+            else:
+                values[name] = checked_field(row, name, int, file, error=CorpusError)
         return cls(**values)
+
+
+def counted(row: Any, name: str, file: Path, inside: str = "") -> Counter[str]:
+    """The member `name` of an object that was read from a file, as counts; see `checked_field`."""
+    counts = checked_field(row, name, dict, file, inside, CorpusError)
+    return Counter({key: checked_field(counts, key, int, file, f"{inside}{name}.", CorpusError) for key in counts})
 
 
 @dataclass

@@ -65,17 +65,22 @@ class Audit:
         try:
             check_out(self.out)
             corpus, against = Corpus(self.corpus), Corpus(self.against) if self.against else None
+            # Not in the system's folder, where nobody would find what a killed audit leaves.
+            passing = self.out / ".fingerprints.parquet"
             with locked(self.out):
-                result = audit(
-                    corpus,
-                    against,
-                    self.sample,
-                    self.seed,
-                    self._checks(),
-                    self.duplicates,
-                    self.fingerprints,
-                    progress=sys.stderr.isatty(),
-                )
+                try:
+                    result = audit(
+                        corpus,
+                        against,
+                        self.sample,
+                        self.seed,
+                        self._checks(),
+                        self.duplicates,
+                        self.fingerprints or passing,
+                        progress=sys.stderr.isatty(),
+                    )
+                finally:
+                    passing.unlink(missing_ok=True)
                 write_audit(result, self.out)
         except (CorpusError, AnnotateError) as error:
             return fail(str(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from granvit.errors import GranvitError
+from granvit.files import read_json
 from granvit.train.recipes.base import Recipe
 from granvit.train.stages.config import KINDS, StageConfig
 
@@ -32,9 +32,9 @@ def read_recipe(path: Path) -> Recipe:
         GranvitError: it cannot be read, or a setting is missing, unknown or of another type; the message names it.
     """
     try:
-        facts = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise GranvitError(f"{path}: not readable as JSON: {error}") from error
+        facts = read_json(path)
+    except OSError as error:
+        raise GranvitError(f"{path}: cannot be read: {error.strerror}") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("stages"), list):
         raise GranvitError(f"{path}: no recipe: stages is missing")
     processes = facts.pop("processes", 1)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import random
 import signal
@@ -22,7 +23,7 @@ from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import read_quarantine
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.verify import verify
-from granvit.errors import BusyError
+from granvit.errors import BusyError, GranvitError
 from granvit.regions import Region, RegionImage
 
 HERE = Path(__file__).parent
@@ -295,3 +296,47 @@ def test_a_driver_does_not_share_its_folder(photos, tmp_path):
             run(photos, tmp_path / "out")
         other.stdin.close()
     run(photos, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"annotated": 3}'])
+def test_an_edited_plan_is_one_sentence(photos, tmp_path, inline, content):
+    (tmp_path / "out" / ".annotate").mkdir(parents=True)
+    (tmp_path / "out" / ".annotate" / "plan.json").write_text(content)
+    with pytest.raises(GranvitError, match="plan.json: damaged|was begun with"):
+        run(photos, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (lambda meta: meta.pop("changed"), "manifest.json: damaged: meta.changed is missing"),
+        (lambda meta: meta.update(routed=[1]), r"manifest.json: damaged: meta.routed is \[1\], it should be an object"),
+        (lambda meta: meta["quarantined"].update(x="1"), 'meta.quarantined.x is "1", it should be a whole number'),
+    ],
+)
+def test_an_edited_account_of_a_finished_corpus_is_one_sentence(photos, tmp_path, inline, edit, problem):
+    run(photos, tmp_path / "out")
+    file = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    edit(manifest["meta"])
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(CorpusError, match=problem):
+        run(photos, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [("[]", "should be an object"), ('{"images_seen": "8"}', "images_seen")]
+)
+def test_an_edited_summary_of_a_shard_is_one_sentence(photos, tmp_path, inline, monkeypatch, content, problem):
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(assemble, "write_text", die)
+        run(photos, tmp_path / "out")
+    (tmp_path / "out" / ".annotate" / "shards" / "00000" / "summary.json").write_text(content)
+    with pytest.raises(CorpusError, match=f"summary.json: damaged: .*{problem}"):
+        run(photos, tmp_path / "out")
