@@ -7,14 +7,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, make_dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.extras import SubcommandApp
 
 from granvit import commands
+from granvit.brief_help import shortened
 from granvit.commands_app import App
 from granvit.commands_assemble import Assemble
 from granvit.commands_debug import Replay
@@ -26,6 +29,11 @@ from granvit.corpus.commands import COMMANDS as CORPUS_COMMANDS
 from granvit.errors import GranvitError
 from granvit.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
+from granvit.train.recipes.saved import read_recipe
+
+# Commands that a recipe's name follows, or this option with the recipe.json of a run.
+OF_RECIPES = {"train": commands.Train, "assemble": Assemble}
+CONFIG = "--config"
 
 
 @dataclass
@@ -40,7 +48,10 @@ def command_tree() -> dict[str, Any]:
     """All commands by name, a `Group` where several have a first word in common."""
     return {
         "demo": commands.Demo,
-        "train": Group("Train a recipe on the embedded corpus or on your own.", _of_recipes(commands.Train)),
+        "train": Group(
+            f"Train a recipe on the embedded corpus or on your own; {CONFIG} RUN/recipe.json takes that of a run.",
+            _of_recipes(commands.Train),
+        ),
         "assemble": Group("Write the model that a recipe starts from.", _of_recipes(Assemble)),
         "eval": Eval,
         "benchmarks": Benchmarks,
@@ -73,6 +84,16 @@ def _with_recipe(base: type, make: Callable[[], Recipe]) -> Any:
     return command
 
 
+def _recipe_of(path: Path) -> Callable[[], Recipe]:
+    recipe = read_recipe(path)
+
+    def make() -> Recipe:
+        return deepcopy(recipe)
+
+    make.__doc__ = f"The recipe of {path}."
+    return make
+
+
 def parse(args: Sequence[str]) -> Any:
     """The command that the words name, with its settings.
 
@@ -83,9 +104,15 @@ def parse(args: Sequence[str]) -> Any:
         named.append(left.pop(0))
         found = found[named[-1]]
         found = found.commands if isinstance(found, Group) else found
+    of_recipe = len(named) > 1 and named[1] in OF_RECIPES
+    if of_recipe and isinstance(found, dict) and left[:1] == [CONFIG] and len(left) > 1:
+        found = _with_recipe(OF_RECIPES[named[1]], _recipe_of(Path(left[1])))
+        named, left = [*named, *left[:2]], left[2:]
     prog = " ".join(named)
     if isinstance(found, dict):
         return _app(found).cli(prog=prog, args=left)
+    if of_recipe:
+        found, left = shortened(found, left)
     return tyro.cli(found, prog=prog, args=left)
 
 

@@ -51,10 +51,11 @@ class Train:
     out: Path | None = None
     """The run folder; runs/RECIPE by default."""
     init: Path | None = None
-    """Start from this checkpoint in place of the recipe's parts."""
+    """Start from this checkpoint, not the recipe's parts."""
     resume: bool = True
     """Go on where an interrupted run in `out` stopped."""
     device: Literal["auto", "cpu"] = "auto"
+    """Where to train; "auto" takes a GPU where there is one."""
 
     def run(self) -> int:
         self._check_corpus()

@@ -14,3 +14,7 @@ class CheckpointError(GranvitError):
 
 class BusyError(GranvitError):
     """Another process is writing where this one is to write; the message says which."""
+
+
+class ExportError(GranvitError):
+    """A model that cannot be written in the form asked for without changing what it does."""

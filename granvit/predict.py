@@ -18,7 +18,7 @@ from granvit.errors import GranvitError
 from granvit.files import read_regular
 from granvit.geometry import View, as_boxes, clip
 from granvit.images import decode, upright_rgb
-from granvit.model.generate import NonFiniteAnswer, greedy
+from granvit.model.generate import LONGEST_BOX, LONGEST_CAPTION, LONGEST_DESCRIPTION, NonFiniteAnswer, greedy
 from granvit.model.region_model import RegionModel
 from granvit.questions import CAPTION2BBOX, ask_box, ask_caption, ask_global, parse_box
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 Picture = Image.Image | bytes | str | Path
 
-LONGEST_CAPTION = 128
-LONGEST_DESCRIPTION = 48
-LONGEST_BOX = 32
 # Tokens. What a question may have where the language model has more positions; attention takes its square in memory.
 LONGEST_QUESTION = 4096
 # No picture within the limits of `images` needs a larger file.

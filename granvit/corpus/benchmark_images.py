@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from granvit.corpus.annotate.sources import InputFile, open_source
+from granvit.corpus.annotate.source_files import InputFile
+from granvit.corpus.annotate.sources import open_source
 from granvit.corpus.fingerprint import SIDE, Thumbs
 from granvit.corpus.fingerprinting import fingerprint
 from granvit.corpus.importers.pictures import pictures

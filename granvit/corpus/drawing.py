@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
-from granvit.corpus.synthetic import COLORS, Layout, Line, Thing
+from granvit.corpus.fonts import font, text_box
+from granvit.corpus.synthetic import COLORS, Layout, Thing
 
-# Fonts that matplotlib's wheel carries, so that every machine draws the same pictures.
-FONTS = (
-    "DejaVuSans.ttf",
-    "DejaVuSans-Bold.ttf",
-    "DejaVuSansMono.ttf",
-    "DejaVuSerif.ttf",
-    "DejaVuSerif-Bold.ttf",
-    "STIXGeneral.ttf",
-)
 _SUPERSAMPLE = 3
-
-
-def fonts_folder() -> Path:
-    """Where the fonts lie."""
-    import matplotlib  # here, because it is slow to import and the program's help draws nothing
-
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-
-
-@lru_cache(maxsize=256)
-def _font(index: int, height: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(fonts_folder() / FONTS[index % len(FONTS)]), height)
-
-
-def text_box(line: Line) -> tuple[float, float, float, float]:
-    """The tight box of a line's ink, xyxy pixels."""
-    left, top, right, bottom = _font(line.font, line.height).getbbox(line.text)
-    x, y = line.at
-    return (x + left, y + top, x + right, y + bottom)
 
 
 def draw(layout: Layout, seed: int, index: int) -> Image.Image:
@@ -167,7 +139,7 @@ def _draw_document(layout: Layout, rng: np.random.Generator) -> Image.Image:
     picture = Image.new("L", (size, size), paper)
     pen = ImageDraw.Draw(picture)
     for line in layout.lines:
-        pen.text(line.at, line.text, font=_font(line.font, line.height), fill=int(rng.integers(0, 70)))
+        pen.text(line.at, line.text, font=font(line.font, line.height), fill=int(rng.integers(0, 70)))
     if layout.record.source == "synthetic-table":
         for line in layout.lines:
             bottom = text_box(line)[3] + 1

@@ -12,7 +12,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from granvit.corpus.drawing import encode, fonts_folder
+from granvit.corpus.drawing import encode
+from granvit.corpus.fonts import fonts_folder
 from granvit.corpus.synthetic import ITEMS, LICENCE, SHOPS, WORDS
 from granvit.regions import Region, RegionImage
 

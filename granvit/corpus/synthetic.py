@@ -145,7 +145,7 @@ def _scene_caption(things: list[Thing], size: int) -> str:
 
 
 def _document(rng: np.random.Generator, index: int, size: int) -> Layout:
-    from granvit.corpus.drawing import text_box
+    from granvit.corpus.fonts import text_box
 
     kind = str(rng.choice(["receipt", "table", "page"]))
     height = int(rng.integers(round(0.075 * size), round(0.115 * size) + 1))

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from granvit.evaluate.patch_encoder import Look, PatchEncoder, eager_attention
 from granvit.geometry import as_boxes
-from granvit.model.generate import greedy
+from granvit.model.generate import LONGEST_DESCRIPTION, greedy
 from granvit.model.region_model import RegionModel
-from granvit.predict import LONGEST_DESCRIPTION
 from granvit.questions import ask_caption
 
 # "The last layers" of an encoder: what is averaged where one map is to stand for it.

@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaConfig
 
-from granvit.errors import GranvitError
+from granvit.errors import ExportError
 from granvit.files import refuse_filled, staged_folder
 from granvit.loading import hub_answers, load, one_line
 from granvit.model.assemble import save_encoder
 from granvit.model.card import Source, read_source, write_card
 from granvit.model.older import for_older, name_rope
 from granvit.model.region_model import RegionModel
+from granvit.model.settings import Precision
 from granvit.questions import ask_global
 
 Form = Literal["llava", "encoder", "gguf"]
-Precision = Literal["float32", "float16", "bfloat16"]
 
 # Wide, tall, square, larger and smaller than any canvas: (width, height) in pixels.
 _SHAPES = ((97, 61), (61, 97), (80, 80), (1500, 411), (13, 40))
@@ -36,10 +36,6 @@ _SAME_PIXELS = 1e-5
 # Of the largest value.
 _SAME_FEATURES = 1e-4
 _QUESTION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask_global()}]}]
-
-
-class ExportError(GranvitError):
-    """A model that cannot be written in the form asked for without changing what it does."""
 
 
 @dataclass

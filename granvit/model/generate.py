@@ -31,6 +31,12 @@ class NonFiniteAnswer(GranvitError):
         self.image = image
 
 
+# The longest answers, in tokens.
+LONGEST_CAPTION = 128
+LONGEST_DESCRIPTION = 48
+LONGEST_BOX = 32
+
+
 @torch.inference_mode()
 def greedy(
     model: RegionModel,

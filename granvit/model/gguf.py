@@ -19,9 +19,10 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from torch import Tensor
 
-from granvit.model.export import ExportError, Precision
+from granvit.errors import ExportError
 from granvit.model.families import body_of
 from granvit.model.region_model import RegionModel
+from granvit.model.settings import Precision
 
 _TYPES = {
     "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from granvit.geometry import Fit, Frame
+
+# Of exported weights.
+Precision = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)

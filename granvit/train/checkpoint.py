@@ -8,7 +8,6 @@ of a sharded run is written by all ranks, as folders `student`, `optimizer` and 
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from granvit.errors import CheckpointError
 from granvit.files import apply_umask, sync
+from granvit.train import identity
 from granvit.train.fsdp import is_sharded
 from granvit.train.optimizer import expected_tensors, optimizer_parts, optimizer_state
 from granvit.train.sharded_checkpoint import distinct, read_shards, write_shards
@@ -36,8 +36,6 @@ __all__ = ["Progress", "latest", "load", "of_another_run", "save"]
 
 FORMAT = 1
 STUDENT, OPTIMIZER, EXTRA, STATE = "student.safetensors", "optimizer.safetensors", "extra.safetensors", "state.json"
-# Three settings that may change together: another number of ranks makes the same steps.
-_BATCH = ("batch_size", "accumulate", "processes")
 _FIELDS = {
     **{"format": int, "step": int, "recipe": dict, "files": dict, "optimizer": dict, "scheduler": dict},
     **{"history": dict, "ranks": list},
@@ -253,16 +251,5 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _check_recipe(checkpoint: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    current = json.loads(json.dumps(dict(current)))
-    there, here = (" x ".join(f"{recipe.get(name, 1)} {name}" for name in _BATCH) for recipe in (stored, current))
-    before, now = (math.prod(recipe.get(name, 1) for name in _BATCH) for recipe in (stored, current))
-    if before != now:
-        raise of_another_run(
-            f"{checkpoint / STATE}: a step was of {before} images there ({there}) and is of {now} in this run ({here})"
-        )
-    for name in sorted((stored.keys() | current.keys()) - set(_BATCH)):
-        if stored.get(name) != current.get(name):
-            raise of_another_run(
-                f"{checkpoint / STATE}: recipe: {name} was {stored.get(name)!r} there and is {current.get(name)!r} in "
-                "this run"
-            )
+    if difference := identity.difference(identity.flattened(stored), json.loads(json.dumps(dict(current)))):
+        raise of_another_run(f"{checkpoint / STATE}: {difference}")

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-# Settings that may change when a run is resumed, because they change no number of it (`parallel` the order of sums).
-_FREE = (
-    *("log_every", "save_every", "save_keep", "trackers", "timing", "first_batch", "workers", "parallel"),
-    *("gradient_checkpointing", "compile", "feature_cache", "feature_cache_dtype", "feature_cache_gb"),
-)
+from tyro.constructors import PrimitiveConstructorSpec
+
+from granvit.train.identity import CUT, FREE
+
+# Marks settings that only the whole help shows (`--help-all`).
+SELDOM = {"seldom": True}
+
+
+def _factors(words: list[str]) -> dict[str, float]:
+    """`PATTERN FACTOR PATTERN FACTOR ...`"""
+    if len(words) % 2:
+        raise ValueError(f"{words[-1]!r} has no factor: give PATTERN FACTOR in turns")
+    return {pattern: float(factor) for pattern, factor in zip(words[::2], words[1::2], strict=True)}
+
+
+# On the command line pairs of words, which replace those of the recipe.
+Factors = Annotated[
+    dict[str, float],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[PATTERN FACTOR ...]",
+        instance_from_str=_factors,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [word for pair in value.items() for word in map(str, pair)],
+    ),
+]
 
 
 def on_cpu(device: str) -> bool:
@@ -33,22 +54,25 @@ class LoopConfig:
     """How a stage is trained.
 
     Attributes:
-        steps: optimizer steps of the whole run; a recipe's 0 becomes its stage's `epochs`.
+        steps: optimizer steps; in a recipe 0 is as many as `epochs` need.
         batch_size: images per micro-batch and process.
         accumulate: micro-batches per optimizer step; a recipe's 0 becomes what its stage's `images_per_step` needs.
-        optimizer: "adamw" (the paper's), or "muon": Muon for the matrices of transformer blocks, AdamW for the rest.
-            Small models from scratch learn more in as many steps (docs/results.md); not with `parallel` "fsdp".
-        lr: peak learning rate, reached after `warmup_steps`; a cosine then leads to `min_lr_ratio * lr`.
+        optimizer: "adamw" (the paper's); "muon" takes Muon for the matrices of transformer blocks.
+        lr: peak learning rate, from which a cosine leads to `min_lr_ratio` of it.
+        min_lr_ratio: what is left of the learning rate at the end.
+        warmup_steps: steps in which the learning rate rises from 0 to `lr`.
         weight_decay: of matrices; biases, norms and embeddings do not decay.
+        betas: how much of the gradients' moments AdamW keeps from step to step.
         clip_norm: largest gradient norm; 0 clips nothing.
-        optimizer_groups: regular expression over parameter names -> factor on their learning rate.
+        optimizer_groups: regular expressions over parameter names, with factors on the learning rate; the first that is
+            found counts.
+        seed: of the samples' order and choices, and of everything random in the stage.
         precision: "auto" is bfloat16 autocast where CUDA has it, else float32.
         log_every: steps per line of the history.
         save_every: steps between checkpoints; 0 saves at the end only.
         save_keep: how many checkpoints remain.
         trackers: "tensorboard", "wandb".
-        parallel: how several processes share the work: "ddp" keeps a whole model on each, "fsdp" spreads weights,
-            gradients and optimizer state over all of them, and every process writes its part of a checkpoint.
+        parallel: a process holds a whole model ("ddp"), or its share of weights and optimizer ("fsdp", not with muon).
         gradient_checkpointing: of which parts only the blocks' inputs are kept for the backward pass, "encoder" and
             "language"; less memory for a third more arithmetic there.
         compile: run the blocks of encoder, teacher and language model through `torch.compile`; GPUs alone.
@@ -59,32 +83,28 @@ class LoopConfig:
     """
 
     steps: int = 1000
-    batch_size: int = 8
-    accumulate: int = 1
+    batch_size: int = field(default=8, metadata=CUT)
+    accumulate: int = field(default=1, metadata=CUT | SELDOM)
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-5
-    min_lr_ratio: float = 0.0
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 1.0
-    optimizer_groups: dict[str, float] = field(default_factory=dict)
-    seed: int = 0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    log_every: int = 10
-    save_every: int = 0
-    save_keep: int = 2
-    trackers: tuple[str, ...] = ("tensorboard",)
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    gradient_checkpointing: tuple[Literal["encoder", "language"], ...] = ()
-    compile: bool = False
-    workers: int | None = None
-    timing: bool = True
-    first_batch: bool = True
-
-    def fixed(self) -> dict[str, Any]:
-        """The settings that must be the same for a run to be resumed exactly."""
-        return {name: value for name, value in asdict(self).items() if name not in _FREE}
+    min_lr_ratio: float = field(default=0.0, metadata=SELDOM)
+    warmup_steps: int = field(default=0, metadata=SELDOM)
+    weight_decay: float = field(default=0.0, metadata=SELDOM)
+    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=SELDOM)
+    clip_norm: float = field(default=1.0, metadata=SELDOM)
+    optimizer_groups: Factors = field(default_factory=dict)
+    seed: int = field(default=0, metadata=SELDOM)
+    precision: Literal["auto", "bf16", "fp32"] = field(default="auto", metadata=SELDOM)
+    log_every: int = field(default=10, metadata=FREE | SELDOM)
+    save_every: int = field(default=0, metadata=FREE)
+    save_keep: int = field(default=2, metadata=FREE | SELDOM)
+    trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE | SELDOM)
+    parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=FREE)
+    gradient_checkpointing: tuple[Literal["encoder", "language"], ...] = field(default=(), metadata=FREE | SELDOM)
+    compile: bool = field(default=False, metadata=FREE | SELDOM)
+    workers: int | None = field(default=None, metadata=FREE | SELDOM)
+    timing: bool = field(default=True, metadata=FREE | SELDOM)
+    first_batch: bool = field(default=True, metadata=FREE | SELDOM)
 
 
 @dataclass
@@ -97,6 +117,6 @@ class CachingLoop(LoopConfig):
         feature_cache_gb: the folder's largest size.
     """
 
-    feature_cache: str | None = None
-    feature_cache_dtype: Literal["fp32", "bf16"] = "fp32"
-    feature_cache_gb: float = 100.0
+    feature_cache: str | None = field(default=None, metadata=FREE)
+    feature_cache_dtype: Literal["fp32", "bf16"] = field(default="fp32", metadata=FREE | SELDOM)
+    feature_cache_gb: float = field(default=100.0, metadata=FREE | SELDOM)

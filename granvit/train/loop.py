@@ -39,6 +39,7 @@ from granvit.train.feed import Feed
 from granvit.train.flops import peak_flops
 from granvit.train.fsdp import clip_gradients, shard, whole_tensors
 from granvit.train.history import Curves, History, Speed
+from granvit.train.identity import cut_of, decisive
 from granvit.train.nonfinite import NonFiniteLoss
 from granvit.train.optimizer import make_optimizer, make_schedule
 from granvit.train.signals import StopSignals
@@ -133,10 +134,10 @@ class _Run:
         # Of a sharded stage too: its weights are in bfloat16 already, but norms are to be computed in float32.
         self.autocast = torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
         self.recipe = {
-            **config.fixed(),
+            **decisive(config),
+            **cut_of(config, self.accelerator.num_processes),
             "precision": "bf16" if bf16 else "fp32",
             "stage": stage.name,
-            "processes": self.accelerator.num_processes,
             **recipe,
         }
         self.timing = Timing.on(self.device) if config.timing else None

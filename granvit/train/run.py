@@ -26,26 +26,22 @@ from granvit.corpus.store import Corpus
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import locked, read_json, staged_folder, write_text
 from granvit.model.region_model import RegionModel
+from granvit.train import identity
 from granvit.train.build import build_model, earlier_folders
 from granvit.train.checkpoint import of_another_run
-from granvit.train.config import LoopConfig, feed_workers, on_cpu
+from granvit.train.config import feed_workers, on_cpu
 from granvit.train.feed import Feed, Records
 from granvit.train.fsdp import is_sharded, whole_tensors
 from granvit.train.loop import TrainResult, train
 from granvit.train.memory import memory_options
 from granvit.train.provenance import provenance_of
 from granvit.train.recipes.base import Recipe
+from granvit.train.recipes.saved import read_run
 from granvit.train.stages.config import StageConfig
 from granvit.train.stages.context import RunContext
 
-# Fields of a stage that count in another form: two field by field, two as steps and micro-batches.
-_RESOLVED = ("sample", "loop", "epochs", "images_per_step")
-
 # The folder of what a stage leaves besides its model (`Stage.finish`).
 ALONE = "alone"
-
-# How a step is cut.
-_CUT = ("batch_size", "accumulate")
 
 OnStage = Callable[[str, RegionModel, TrainResult | None], None]
 
@@ -153,44 +149,16 @@ def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path, p
     if not finished:
         return
     path = run_dir / "recipe.json"
-    stored, current = _read_json(path), recipe.facts()
     try:
-        # Runs of before this was written down went on with as many processes as they had begun with.
-        before = _decisive(stored, finished, stored.get("processes", processes))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise of_another_run(f"{path}: not the recipe of a run: {type(error).__name__}: {error}") from error
-    now = _decisive(current, finished, processes)
-    for name in now:
-        if before.get(name) != now[name]:
-            raise of_another_run(f"{path}: {name} was {before.get(name)!r} there and is {now[name]!r} in this run")
-    if _read_json(run_dir / "data.json") != data:
-        raise of_another_run(f"{run_dir / 'data.json'}: {', '.join(finished)} was trained on other corpora or weights")
-
-
-def _read_json(path: Path) -> Any:
-    """What this or an earlier call wrote beside the stages."""
-    try:
-        return read_json(path, CheckpointError)
-    except (OSError, CheckpointError) as error:
+        before, its_processes = read_run(path)
+        its_data = read_json(run_dir / "data.json", CheckpointError)
+    except (OSError, GranvitError) as error:
         raise of_another_run(str(error)) from error
-
-
-def _decisive(facts: dict[str, Any], folders: Sequence[str], processes: int) -> dict[str, Any]:
-    """The settings, by dotted name, that the weights after these stages depend on.
-
-    Into how many micro-batches and processes a step is cut is not among them, only how many images it is of.
-    """
-    flat = {name: facts[name] for name in ("encoder", "language", "settings", "seed")}
-    flat["canvas"] = facts.get("canvas")  # runs of before there was this setting are of the encoder's own
-    for stage in facts["stages"]:
-        if (stage["name"] or stage["kind"]) in folders:
-            rest = {**stage, **{f"sample.{k}": v for k, v in stage["sample"].items()}}
-            loop = stage["loop"]
-            rest |= {f"loop.{k}": v for k, v in loop.items() if k in LoopConfig().fixed() and k not in _CUT}
-            rest["images in a step"] = loop["batch_size"] * loop["accumulate"] * processes
-            flat |= {f"{stage['name'] or stage['kind']}.{k}": v for k, v in rest.items() if k not in _RESOLVED}
-    plain: dict[str, Any] = json.loads(json.dumps(flat))
-    return plain
+    now = identity.of_stages(recipe, finished, processes)
+    if difference := identity.difference(identity.of_stages(before, finished, its_processes), now):
+        raise of_another_run(f"{path}: {difference}")
+    if its_data != data:
+        raise of_another_run(f"{run_dir / 'data.json'}: {', '.join(finished)} was trained on other corpora or weights")
 
 
 def run_stage(
@@ -222,7 +190,8 @@ def run_stage(
         world_size=state.num_processes,
         workers=feed_workers(stage.loop.workers, device),
     )
-    facts = {"recipe": recipe.name, "sample": _plain(stage), "settings": vars(recipe.settings)}
+    facts = {**identity.decisive(stage), **identity.decisive(recipe.settings, "settings.")}
+    facts = {name: value for name, value in facts.items() if not name.startswith("loop.")}  # which the loop knows
     built = stage.build(model, RunContext(sources, tuple(earlier)))
     with check, memory_options(built, stage, state):
         result = train(
@@ -239,12 +208,6 @@ def run_stage(
     model.llava.eval()
     built.finish(stage_dir / ALONE, state.is_main_process)
     return result
-
-
-def _plain(stage: StageConfig) -> dict[str, object]:
-    """What of a stage, besides the loop, must stay the same when it is resumed."""
-    rest = {k: v for k, v in vars(stage).items() if k not in _RESOLVED}
-    return {**rest, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(stage.sample).items()}}
 
 
 def _publish(model: RegionModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:

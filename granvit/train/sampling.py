@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 
 from granvit.questions import Task
 from granvit.regions import Kind
+from granvit.train.config import SELDOM
 
 
 @dataclass
 class SampleConfig:
     """Which questions an image is asked, and what of it is shown.
 
+    The paper asks global and bbox2caption in stage 1, global and caption2bbox in stage 2.
+
     Attributes:
-        questions: the chance that a question is asked where it can be: "global" once per image with a caption,
-            the other two once per region. (Paper: stage 1 global + bbox2caption, stage 2 global + caption2bbox.)
+        questions: the chance of each question, per image or per region.
         max_regions: at most so many regions per image, drawn anew each time.
         subphrases: the chance that a region is also asked for by a part of its text, where that part fits no
             other region of the image.
@@ -30,13 +32,13 @@ class SampleConfig:
 
     questions: Mapping[Task, float] = field(default_factory=lambda: {"global": 1.0, "bbox2caption": 1.0})
     max_regions: int = 16
-    subphrases: float = 0.0
-    mirror: float = 0.0
-    windows: float = 0.0
-    window_kind: Kind | None = None
-    window_side: tuple[float, float] = (1.0, 2.0)
-    max_answer: int = 96
-    max_tokens: int | None = None
+    subphrases: float = field(default=0.0, metadata=SELDOM)
+    mirror: float = field(default=0.0, metadata=SELDOM)
+    windows: float = field(default=0.0, metadata=SELDOM)
+    window_kind: Kind | None = field(default=None, metadata=SELDOM)
+    window_side: tuple[float, float] = field(default=(1.0, 2.0), metadata=SELDOM)
+    max_answer: int = field(default=96, metadata=SELDOM)
+    max_tokens: int | None = field(default=None, metadata=SELDOM)
 
 
 @dataclass
@@ -45,7 +47,7 @@ class CroppedSample(SampleConfig):
 
     Attributes:
         crops: at most so many region crops per image; 0 for none.
-        crop_size: side of a crop in pixels, a multiple of the patch; 0 takes the canvas.
+        crop_size: side of a crop in pixels; 0 takes the canvas.
     """
 
     crops: int = 0

@@ -205,7 +205,10 @@ def test_a_run_interrupted_within_a_stage_goes_on_to_the_same_end(done, parts, t
     ("change", "said"),
     [
         (lambda recipe: replace(recipe, seed=5), "seed was 0 there and is 5"),
-        (lambda recipe: replace(recipe, settings=replace(recipe.settings, fit="squash")), "settings was .*letterbox"),
+        (
+            lambda recipe: replace(recipe, settings=replace(recipe.settings, fit="squash")),
+            "settings.fit was .letterbox. there and is .squash",
+        ),
         (lambda recipe: setattr(recipe.stages[0].loop, "steps", 9), "stage1.loop.steps was 2 there and is 9"),
         (lambda recipe: setattr(recipe.stages[1].sample, "max_regions", 9), "stage2.sample.max_regions was 16"),
         (lambda recipe: setattr(recipe.stages[0], "distill_weight", 0.0), "stage1.distill_weight was 1.0"),

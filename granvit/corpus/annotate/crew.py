@@ -13,7 +13,7 @@ from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.progress import Progress
 from granvit.corpus.annotate.schedule import CRASHED, TIMEOUT, Schedule
 from granvit.corpus.annotate.shards import Began, Counts, Task
-from granvit.corpus.annotate.sources import Source
+from granvit.corpus.annotate.source_files import Source
 
 # So many workers in a row may die while they load their models, before it counts as a broken installation.
 STILLBORN = 5

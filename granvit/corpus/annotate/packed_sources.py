@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from granvit.corpus.annotate.sources import InputFile, Listed, beside, new_record, stamp
+from granvit.corpus.annotate.source_files import InputFile, Listed, beside, new_record, stamp
 from granvit.corpus.importers import parquet_rows, tars
 from granvit.corpus.importers.base import as_split
 from granvit.corpus.importers.pictures import HEAD_BYTES, LEFT_OUT, kind_of, unsupported

@@ -11,53 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
+from granvit.corpus.annotate.packed_sources import DatasetSource, ParquetSource, TarSource
+from granvit.corpus.annotate.source_files import InputFile, Listed, Source, new_record, stamp
 from granvit.corpus.importers.base import read_image
 from granvit.corpus.importers.pictures import LEFT_OUT, listing, unsupported
 from granvit.corpus.layout import MANIFEST, CorpusError, sha256
-from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Rejection
+from granvit.corpus.quarantine import LeftOut, Rejection
 from granvit.corpus.store import Corpus
 from granvit.links import LinkOutsideError, check_link, read_within, within
 from granvit.regions import RegionImage
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """A file that holds images.
-
-    Attributes:
-        name: relative to the source's place, with slashes.
-        images: how many it holds.
-        stamp: changes when the file does; size and time of the last change, or a checksum.
-    """
-
-    name: str
-    images: int
-    stamp: str
-
-
-Listed = InputFile | Rejection | LeftOut
-
-
-class Source(Protocol):
-    """Images to annotate; plain data, so that it travels to workers, which open the files themselves."""
-
-    def files(self) -> Iterator[Listed]:
-        """The files in order; in place of one that cannot be read, why; and what else is there and not read."""
-        ...
-
-    def identify(self, file: str, index: int) -> tuple[str, str]:
-        """Id and URI of one image, without touching its picture."""
-        ...
-
-    def read(self, file: str, index: int) -> RegionImage:
-        """One image, its regions as they are to be before annotation.
-
-        Raises:
-            Refused: it cannot be read.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -102,8 +65,6 @@ def open_source(
 
 
 def _known(root: Path, keep: bool, name: str, licence: str) -> Source:
-    from granvit.corpus.annotate.packed_sources import DatasetSource, ParquetSource, TarSource
-
     name = name or root.resolve().name
     if (root / MANIFEST).exists():
         Corpus(root)
@@ -159,13 +120,6 @@ class FolderSource:
         return new_record(self.identify(file, index), read_image(self.root, file), self.name, self.licence)
 
 
-def beside(root: Path, read: tuple[str, ...]) -> Iterator[LeftOut]:
-    """What a folder holds besides the files whose names end on one of `read`, which are the images' source."""
-    for uri, kind in listing(root):
-        if not uri.lower().endswith(read):
-            yield LeftOut(LEFT_OUT.get(kind, f"pictures beside the {read[0]} files"), 1, uri)
-
-
 @dataclass(frozen=True)
 class CorpusSource:
     """An existing corpus, with its regions or without."""
@@ -192,17 +146,3 @@ class CorpusSource:
 @lru_cache(maxsize=1)
 def _corpus(root: Path) -> Corpus:
     return Corpus(root)
-
-
-def new_record(
-    identity: tuple[str, str], image: bytes | None, source: str, licence: str, split: str = ""
-) -> RegionImage:
-    """An image that nothing is known of yet."""
-    width, height = UNKNOWN_SIZE
-    return RegionImage(identity[0], image, width, height, [], identity[1], source, licence, None, split)
-
-
-def stamp(file: Path) -> str:
-    """Size and time of the last change."""
-    state = file.stat()
-    return f"{state.st_size}:{state.st_mtime_ns}"

@@ -11,6 +11,8 @@ from granvit.corpus.synthetic import OBJECTS
 from granvit.errors import GranvitError
 from granvit.files import write_text
 from granvit.model.settings import Settings
+from granvit.train.config import SELDOM
+from granvit.train.identity import ELSEWHERE, FREE
 from granvit.train.stages.config import StageConfig
 
 # Parts that go by a name of their own, in place of a folder or a name on the hub -> the module whose `build_model` and
@@ -34,8 +36,14 @@ def cpu_precision() -> Literal["bf16", "fp32"]:
 class EmbeddedCorpus:
     """The embedded corpus that a recipe trains on where no other is named.
 
-    `size` is the pictures' side in pixels, `documents` the share of documents in [0, 1], `objects` the fewest and most
-    objects of a scene, `prints` the share of all pictures that is print (`granvit.corpus.print`) in their place.
+    Attributes:
+        train: pictures to train on.
+        val: pictures held out.
+        size: the pictures' side in pixels.
+        documents: the share of documents, in [0, 1].
+        objects: the fewest and the most objects of a scene.
+        prints: the share of all pictures that is print (`granvit.corpus.print`) in their place.
+        seed: of what is drawn.
     """
 
     train: int = 6000
@@ -53,8 +61,10 @@ class Recipe:
 
     Attributes:
         name: how it is called on the command line and in tables.
-        encoder, language: a directory, a hub name, or a part that goes by a name of its own: "nano" is the shipped one,
-            "nano-untrained" starts from nothing.
+        encoder: a directory, a hub name, or a part that goes by a name of its own: "nano" is shipped, "nano-untrained"
+            starts from nothing.
+        language: the same of the language model.
+        seed: of fresh weights.
         canvas: side of the square input in pixels; the encoder's own where None.
         settings: coordinates and geometry of the checkpoint.
         stages: what is trained, in order.
@@ -62,14 +72,14 @@ class Recipe:
         text_tile: side in pixels of the tiles in which the demo evaluates images with text; whole images if None.
     """
 
-    name: str
+    name: str = field(metadata=FREE | SELDOM)
     encoder: str
     language: str
     settings: Settings
-    stages: list[StageConfig]
-    corpus: EmbeddedCorpus = field(default_factory=EmbeddedCorpus)
+    stages: list[StageConfig] = field(metadata=ELSEWHERE)
+    corpus: EmbeddedCorpus = field(default_factory=EmbeddedCorpus, metadata=ELSEWHERE | SELDOM)  # see data.json
     seed: int = 0
-    text_tile: int | None = None
+    text_tile: int | None = field(default=None, metadata=FREE | SELDOM)
     canvas: int | None = None
 
     def __post_init__(self) -> None:

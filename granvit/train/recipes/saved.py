@@ -10,17 +10,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from granvit.errors import GranvitError
 from granvit.files import read_json
+from granvit.train.identity import ONE_STAGES, cut_of, images_in_a_step
 from granvit.train.recipes.base import Recipe
 from granvit.train.stages.config import KINDS, StageConfig
 
 Config = TypeVar("Config")
-
-# Settings that were once written down for every stage, and are now those of the one that heeds them.
-ONE_STAGES = frozenset(
-    ("smoothing", "distill_weight", "alpha", "noise", "blur", "smear", "train_encoder")
-    + ("crops", "crop_size", "symbolic", "word_map")
-    + ("feature_cache", "feature_cache_dtype", "feature_cache_gb")
-)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -31,18 +25,27 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         GranvitError: it cannot be read, or a setting is missing, unknown or of another type; the message names it.
     """
+    recipe, processes = read_run(path)
+    return replace(recipe, stages=[_on_any_number(stage, processes) for stage in recipe.stages])
+
+
+def read_run(path: Path) -> tuple[Recipe, int]:
+    """The recipe of a run as it was resolved, and on how many processes it ran.
+
+    Raises:
+        GranvitError: as `read_recipe`.
+    """
     try:
         facts = read_json(path)
     except OSError as error:
         raise GranvitError(f"{path}: cannot be read: {error.strerror}") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("stages"), list):
-        raise GranvitError(f"{path}: no recipe: stages is missing")
+        raise GranvitError(f"{path}: not the recipe of a run: stages is missing")
     processes = facts.pop("processes", 1)
     if type(processes) is not int or processes < 1:
         raise GranvitError(f"{path}: processes is {processes!r}, expected a positive number")
     stages = [read_stage(stage, f"{path}: stages.{n}") for n, stage in enumerate(facts.pop("stages"))]
-    recipe = _made(Recipe, {**facts, "stages": []}, f"{path}: ")
-    return replace(recipe, stages=[_on_any_number(stage, processes) for stage in stages])
+    return replace(_made(Recipe, {**facts, "stages": []}, f"{path}: "), stages=stages), processes
 
 
 def _on_any_number(stage: StageConfig, processes: int) -> StageConfig:
@@ -50,7 +53,7 @@ def _on_any_number(stage: StageConfig, processes: int) -> StageConfig:
     loop = stage.loop
     if not loop.accumulate:
         return stage
-    images = loop.batch_size * loop.accumulate * processes
+    images = images_in_a_step(cut_of(loop, processes))
     return replace(stage, loop=replace(loop, accumulate=0), images_per_step=images)
 
 

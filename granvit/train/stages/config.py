@@ -6,11 +6,12 @@ Without torch, because the program's help shows every recipe with all its stages
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from granvit.errors import GranvitError
-from granvit.train.config import CachingLoop, LoopConfig
+from granvit.train.config import SELDOM, CachingLoop, LoopConfig
+from granvit.train.identity import ELSEWHERE, FREE
 from granvit.train.sampling import CroppedSample, SampleConfig
 from granvit.train.stages.context import NO_RUN, RunContext
 
@@ -43,9 +44,9 @@ class StageConfig:
 
     sample: SampleConfig
     loop: LoopConfig
-    epochs: float = 1.0
-    images_per_step: int = 256
-    name: str = ""
+    epochs: float = field(default=1.0, metadata=ELSEWHERE | SELDOM)
+    images_per_step: int = field(default=256, metadata=ELSEWHERE | SELDOM)
+    name: str = field(default="", metadata=FREE | SELDOM)
 
     def __init_subclass__(cls) -> None:
         if "kind" in cls.__dict__:

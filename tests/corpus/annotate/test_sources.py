@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from granvit.corpus.annotate.pipeline import Listing
-from granvit.corpus.annotate.sources import InputFile, open_source
+from granvit.corpus.annotate.source_files import InputFile
+from granvit.corpus.annotate.sources import open_source
 from granvit.corpus.importers import parquet_rows
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import LeftOut, Refused, Rejection
@@ -179,7 +180,7 @@ def test_the_listing_changes_when_a_file_does(tmp_path):
 def test_small_inputs_are_cut_finely(images, size):
     class Many:
         def files(self):
-            from granvit.corpus.annotate.sources import InputFile
+            from granvit.corpus.annotate.source_files import InputFile
 
             yield InputFile("all", images, "")
 
