@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from PIL import Image
 
@@ -73,3 +73,31 @@ class AnnotatorConfig(Protocol):
 
 class AnnotateError(GranvitError):
     """An annotator that cannot work at all; the message says what is missing and how to get it."""
+
+
+_Thing = TypeVar("_Thing")
+_Made = TypeVar("_Made")
+
+
+def each_or_why(
+    model: Callable[[Sequence[_Thing]], Sequence[_Made]], things: Sequence[_Thing], plain: _Thing
+) -> list[_Made | Exception]:
+    """What a model makes of each thing, or the exception that this thing alone brings about.
+
+    Libraries have pictures that they cannot scale, cut or divide into patches, each its own; that is the picture's
+    fault where a plain one passes. One such picture is to cost itself, neither its batch nor the run.
+
+    Raises:
+        Exception: `plain` fails as well, or memory is used up: a bug or the installation, as the exception says.
+    """
+    try:
+        return list(model(things))
+    except (AnnotateError, OSError):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error).lower():
+            raise
+        if len(things) > 1:
+            return [made for thing in things for made in each_or_why(model, [thing], plain)]
+        model([plain])
+        return [error]

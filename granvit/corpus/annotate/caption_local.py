@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from granvit.chat_template import check_template
-from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.base import AnnotateError, each_or_why
 from granvit.corpus.annotate.caption_answers import Answer, Refusal
 from granvit.corpus.annotate.caption_endpoint import Keep
 from granvit.corpus.annotate.caption_requests import Request
@@ -36,6 +38,10 @@ def settings_of(model: str) -> tuple[str, Settings | None]:
         return str(folder), read_settings(folder)
     except CheckpointError as error:
         raise AnnotateError(str(error)) from error
+
+
+# A picture that any model can look at, pixels.
+_PLAIN = (256, 256)
 
 
 class LocalModel:
@@ -80,12 +86,20 @@ class LocalModel:
             group = order[start : start + self.batch_size]
             for longest in sorted({requests[i].max_tokens for i in group}):
                 batch = [i for i in group if requests[i].max_tokens == longest]
-                for i, answer in zip(batch, self._answers([requests[i] for i in batch], longest), strict=True):
-                    answers[i] = answer
-                    keep(requests[i], answer)
+                plain = replace(
+                    requests[batch[0]], picture=Image.new("RGB", _PLAIN, "grey"), crop=None, with_image=False
+                )
+                each = each_or_why(self._answers, [requests[i] for i in batch], plain)
+                for i, answer in zip(batch, each, strict=True):
+                    if isinstance(answer, Exception):
+                        answers[i] = Refusal("captioner-failed", f"{type(answer).__name__}: {answer}"[:500])
+                    else:
+                        answers[i] = answer
+                        keep(requests[i], answer)
         return answers
 
-    def _answers(self, requests: list[Request], max_tokens: int) -> list[Answer]:
+    def _answers(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answers to requests of one limit of tokens."""
         conversations = []
         for request in requests:
             content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in request.images()]
@@ -100,7 +114,7 @@ class LocalModel:
             processor_kwargs={"padding": True},
         ).to(self.network.device, self.network.dtype)
         with torch.inference_mode():
-            ids = self.network.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+            ids = self.network.generate(**inputs, max_new_tokens=requests[0].max_tokens, do_sample=False)
         said = ids[:, inputs["input_ids"].shape[1] :].tolist()
         rows = [self._until_end(row) for row in said]
         # With its control tokens, by which a thought is told from an answer; `judge` takes both off.

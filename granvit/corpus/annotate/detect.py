@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from PIL import Image
 
-from granvit.corpus.annotate.base import AnnotateError, Item
+from granvit.corpus.annotate.base import AnnotateError, Item, each_or_why
 from granvit.corpus.annotate.nms import in_turns, nms
 from granvit.corpus.quarantine import MIN_BOX_SIDE
 from granvit.geometry import clip
@@ -17,6 +19,11 @@ from granvit.regions import Region
 
 if TYPE_CHECKING:
     from granvit.corpus.annotate.detect_models import Detector, Found
+
+# Names of classes that name nothing: of the ids that COCO leaves out, and of checkpoints that state none.
+_NO_NAME = re.compile(r"|n/?a|none|null|unknown|background|no[ _-]object|label_\d+|class_?\d+", re.IGNORECASE)
+# A picture that any detector can look at, pixels.
+_PLAIN = (256, 256)
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -76,17 +83,31 @@ class Detect:
     def __call__(self, items: Sequence[Item]) -> list[Item]:
         for start in range(0, len(items), self.config.batch_size):
             batch = items[start : start + self.config.batch_size]
-            for item, found in zip(batch, self.detector([item.picture for item in batch]), strict=True):
-                if found is None:
+            each = each_or_why(self.detector, [item.picture for item in batch], Image.new("RGB", _PLAIN, "grey"))
+            for item, found in zip(batch, each, strict=True):
+                if isinstance(found, Exception):
+                    item.refuse("detector-failed", f"{type(found).__name__}: {found}")
+                elif found is None:
                     item.refuse("detector-not-finite", f"{self.config.name} gave scores or boxes that are no numbers")
                 else:
-                    item.record.regions.extend(self._regions(found, item.picture.size))
+                    item.record.regions.extend(self._regions(found, item))
         return list(items)
 
-    def _regions(self, found: Found, size: tuple[int, int]) -> list[Region]:
-        boxes_n4 = clip(found.boxes, *size)
+    def _regions(self, found: Found, item: Item) -> list[Region]:
+        boxes_n4 = clip(found.boxes, *item.picture.size)
         sides_n2 = boxes_n4[:, 2:] - boxes_n4[:, :2]
-        usable = np.flatnonzero((sides_n2 >= MIN_BOX_SIDE).all(axis=1))
+        seen = (sides_n2 >= MIN_BOX_SIDE).all(axis=1)
+        named = np.array([not _NO_NAME.fullmatch(label.strip()) for label in found.labels], dtype=bool)
+        sure = (found.scores >= 0) & (found.scores <= 1)
+        for reason, wrong in (
+            ("detector-box-outside", ~seen),
+            ("detector-class-without-name", seen & ~named),
+            ("detector-bad-score", seen & named & ~sure),
+        ):
+            for i in np.flatnonzero(wrong):
+                box = [round(v, 1) for v in found.boxes[i].tolist()]
+                item.refuse(reason, f"{found.labels[i]!r} {found.scores[i]:.3g} at {box}")
+        usable = np.flatnonzero(seen & named & sure)
         kept = usable[nms(boxes_n4[usable], found.scores[usable], self.config.nms_iou)]
         if self.config.balance_classes:
             kept = kept[in_turns([found.labels[i] for i in kept])]

@@ -101,7 +101,7 @@ class _Base:
     def _found(
         self, outputs: Any, pictures: Sequence[Image.Image], names: dict[int, str], image_processor: Any
     ) -> list[Found | None]:
-        """`names` maps the index of a logit to a class; a box of any other index is left out."""
+        """`names` maps the index of a logit to a class; a box of any other index is left out: not asked for."""
         sizes = [(picture.height, picture.width) for picture in pictures]
         rows = image_processor.post_process_object_detection(outputs, self.threshold, sizes)
         # A token that is masked out has a logit of minus infinity; only NaN is an accident.

@@ -11,13 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from granvit import geometry
-from granvit.corpus.annotate.base import AnnotateError, Annotator, Item
+from granvit.corpus.annotate.base import AnnotateError, Annotator, Item, each_or_why
 from granvit.corpus.annotate.ocr_boxes import Quad
-from granvit.corpus.annotate.ocr_reading import Line, Reader
+from granvit.corpus.annotate.ocr_reading import Line, Reader, Reading
 from granvit.corpus.importers.textlines import outlined
 from granvit.regions import Region
+
+# A picture that can be read, pixels.
+_PLAIN = (256, 256)
 
 Level = Literal["line", "word", "both"]
 
@@ -128,12 +132,14 @@ class OcrAnnotator:
             self._annotate(item)
         return list(items)
 
+    def _read(self, pictures: Sequence[Image.Image]) -> list[Reading]:
+        return [self._reader.read(picture) for picture in pictures]
+
     def _annotate(self, item: Item) -> None:
         item.record.regions = []
-        try:
-            reading = self._reader.read(item.picture)
-        except _engine_errors() as error:
-            item.refuse("ocr-failed", f"{type(error).__name__}: {error}")
+        (reading,) = each_or_why(self._read, [item.picture], Image.new("RGB", _PLAIN, "white"))
+        if isinstance(reading, Exception):
+            item.refuse("ocr-failed", f"{type(reading).__name__}: {reading}")
             return
         if reading.turned:
             item.changes[f"page-turned-{reading.turned}"] += 1
@@ -159,11 +165,3 @@ class OcrAnnotator:
 
 def _corners(quad: Quad) -> list[int]:
     return [round(v) for v in geometry.hull(quad)]
-
-
-def _engine_errors() -> tuple[type[Exception], ...]:
-    """What the engine raises for pictures it cannot scale or cut, such as one of 8 x 9000 pixels."""
-    import cv2
-    from rapidocr.utils.process_img import ResizeImgError
-
-    return cv2.error, ResizeImgError

@@ -14,8 +14,8 @@ from granvit.corpus.annotate.caption import CaptionConfig
 from granvit.corpus.annotate.detect import DetectConfig, KeepConfig
 from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.annotate.plan import How, Plan
-from granvit.corpus.commands.common import fail
-from granvit.corpus.layout import QUARANTINE, CorpusError
+from granvit.corpus.commands.common import fail, warn
+from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError
 
 
 @dataclass
@@ -90,6 +90,9 @@ class Annotate:
         print(f"{self.out}\n{summary}")
         if summary.counts.reasons:
             print(f"see {self.out / QUARANTINE}")
+        undetected = summary.counts.kinds["natural"]
+        if self.how == "auto" and not self.detect.model and undetected and not (self.src / MANIFEST).exists():
+            warn(f"{undetected} images are no text images and got no boxes: no detector is named (--detect.model)")
         if missing := summary.missing:
             return fail(f"{self.out}: {missing}")
         return 0

@@ -110,3 +110,22 @@ def test_a_granvit_checkpoint_is_asked_about_boxes_as_it_was_taught(tmp_path, mo
     other = replace(config, codec="decimal").build()
     other([painted("b", 1)])
     assert "[0." in other.captioner.prompts[0]
+
+
+def test_a_picture_that_the_processor_cannot_divide_is_refused_alone(config, monkeypatch):
+    annotator = config(batch_size=4).build()
+    answers = annotator.captioner._answers
+
+    def fussy(requests):
+        if any(max(image.size) > 200 * min(image.size) for request in requests for image in request.images()):
+            raise ValueError("absolute aspect ratio must be smaller than 200")
+        return answers(requests)
+
+    monkeypatch.setattr(annotator.captioner, "_answers", fussy)
+    item = red_and_blue("a", 3)
+    thin = red_and_blue("b", 0)
+    thin.picture = thin.picture.resize((3000, 8))
+    thin.record.regions = [replace(item.record.regions[0], box=(0, 0, 3000, 8))]
+    annotator([item, thin])
+    assert [r.text for r in item.record.regions] == right(item) and item.rejections == []
+    assert (thin.record.regions, [r.reason for r in thin.rejections]) == ([], ["captioner-failed"])

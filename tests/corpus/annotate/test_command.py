@@ -73,6 +73,15 @@ def test_auto_without_a_detector_that_finds_no_text_says_so_and_fails(tmp_path, 
         assert error.splitlines()[-1].startswith(f"granvit: {tmp_path / 'out'}: {told} (--detect.model)")
 
 
+def test_auto_without_a_detector_says_how_many_images_got_no_boxes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+    (tmp_path / "mixed").mkdir()
+    page()[0].save(tmp_path / "mixed" / "a.png")
+    Image.new("RGB", (60, 60), "white").save(tmp_path / "mixed" / "b.png")
+    assert granvit(tmp_path / "mixed", tmp_path / "out", "--how", "auto") == 0
+    assert "1 images are no text images and got no boxes" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_blank_pages_are_told_to_be_blank(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "_crew", InlineCrew)
     (tmp_path / "scans").mkdir()

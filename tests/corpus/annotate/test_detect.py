@@ -284,3 +284,68 @@ def test_keep_leaves_boxes_and_names_images_without():
     assert KeepConfig().build()(items) == items
     assert items[0].record.regions == [region] and items[0].rejections == []
     assert [r.reason for r in items[1].rejections] == ["no-box"]
+
+
+# --- what a detector says or does that it should not -----------------------------------------------------------------
+
+
+class Scripted:
+    """A detector that finds the same in every picture, and fails on those that are 60 pixels wide, or on all."""
+
+    def __init__(self, found, fails=(60,)):
+        self.found, self.fails = found, fails
+
+    def __call__(self, pictures):
+        if any(picture.width in self.fails for picture in pictures):
+            raise ValueError("absolute aspect ratio must be smaller than 200")
+        return [self.found for _ in pictures]
+
+
+def scripted(found, **options):
+    return Detect(DetectConfig("scripted"), Scripted(found, **options))
+
+
+def test_a_picture_that_the_detector_cannot_look_at_costs_neither_its_batch_nor_the_run():
+    items = [make_item(WIDE), make_item(HIGH), make_item(WIDE, 1)]
+    scripted(Found(np.array([[10.0, 10, 50, 50]]), np.array([0.9]), ["dog"]))(items)
+    assert [[r.text for r in item.record.regions] for item in items] == [["dog"], [], ["dog"]]
+    assert [(r.reason, r.detail) for r in items[1].rejections] == [
+        ("detector-failed", "ValueError: absolute aspect ratio must be smaller than 200")
+    ]
+
+
+def test_a_detector_that_fails_on_a_plain_picture_too_is_broken():
+    with pytest.raises(ValueError, match="aspect ratio"):
+        scripted(Found(np.zeros((0, 4)), np.zeros(0), []), fails=(60, 256))([make_item(HIGH)])
+
+
+def test_what_a_detector_cannot_mean_is_refused_with_its_reason_and_the_rest_stays():
+    good = [10.0, 10, 50, 50]
+    rows = [
+        (good, 0.9, "dog", None),
+        ([60.0, 60, 90, 90], 0.8, "N/A", "detector-class-without-name"),
+        ([60.0, 10, 90, 50], 0.8, "LABEL_7", "detector-class-without-name"),
+        ([60.0, 10, 90, 50], 0.8, " ", "detector-class-without-name"),
+        ([300.0, 10, 350, 50], 0.8, "cat", "detector-box-outside"),
+        ([50.0, 50, 10, 10], 0.8, "cat", "detector-box-outside"),
+        ([float("nan"), 0, 10, 10], 0.8, "cat", "detector-box-outside"),
+        ([100.0, 10, 150, 50], float("nan"), "cat", "detector-bad-score"),
+        ([100.0, 10, 150, 50], 1.7, "cat", "detector-bad-score"),
+        ([150.0, 50, 260, 130], 0.7, "cat", None),
+    ]
+    boxes, scores, labels, reasons = zip(*rows, strict=True)
+    item = make_item(WIDE)
+    scripted(Found(np.array(boxes), np.array(scores), list(labels)))([item])
+    assert [(r.text, r.box) for r in item.record.regions] == [("dog", (10, 10, 50, 50)), ("cat", (150, 50, 200, 100))]
+    assert sorted(r.reason for r in item.rejections) == sorted(reason for reason in reasons if reason)
+    assert check_record(item.record).rejections == []
+    assert "'cat' 1.7 at [100.0, 10.0, 150.0, 50.0]" in [r.detail for r in item.rejections]
+
+
+@pytest.mark.parametrize("name", ["yolos", "detr", "rt_detr_v2", "d_fine"])
+def test_a_very_thin_picture_is_looked_at_or_refused(checkpoint, name):
+    items = [make_item(WIDE), make_item((8, 4000)), make_item((4000, 8))]
+    first, *_ = detect(checkpoint(name), *items)
+    assert first and {r.reason for r in items[0].rejections} <= {"detector-box-outside"}
+    for item in items:
+        assert item.record.regions or item.rejections

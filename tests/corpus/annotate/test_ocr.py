@@ -108,13 +108,23 @@ def test_a_blank_page_has_no_regions_and_an_unsure_line_is_refused():
 
 
 def test_a_picture_that_the_engine_cannot_cut_is_refused(monkeypatch):
-    def fail(*_):
-        raise cv2.error("no such size")
-
+    """And where it cannot cut a plain one either, it is broken, and says so."""
     annotator = OcrConfig().build()
-    monkeypatch.setattr(annotator._reader._engine, "detect_and_crop", fail)
+    engine = annotator._reader._engine
+    cut = engine.detect_and_crop
+
+    def fussy(image, scaling):
+        if image.shape[:2] != (256, 256):
+            raise cv2.error("no such size")
+        return cut(image, scaling)
+
+    monkeypatch.setattr(engine, "detect_and_crop", fussy)
     (refused,) = annotator([item(page()[0])])
-    assert [r.reason for r in refused.rejections] == ["ocr-failed"] and refused.record.regions == []
+    assert [(r.reason, r.detail) for r in refused.rejections] == [("ocr-failed", "error: no such size")]
+    assert refused.record.regions == []
+    monkeypatch.setattr(engine, "detect_and_crop", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        annotator([item(page()[0])])
 
 
 @pytest.mark.parametrize("size", [(9000, 8), (8, 9000), (30, 4000), (20, 20)])
