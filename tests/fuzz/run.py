@@ -8,6 +8,7 @@ python tests/fuzz/run.py --only coco:17                  one again
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import resource
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from fuzz.cases import KINDS, Broken, run_case  # noqa: E402
+from fuzz.cases import KINDS, WAIT_SECONDS, Broken, run_case  # noqa: E402
 
 CHUNK = 1000
 # A case needs a few MB; the libraries that a process loads, with the models of checkpoints, less than one GB.
@@ -53,6 +54,8 @@ def run_chunk(kinds: list[str], first: int, last: int) -> int:
     for index in range(first, last):
         kind, number = kinds[index % len(kinds)], index // len(kinds)
         print(json.dumps({"at": index, "case": f"{kind}:{number}"}), flush=True)
+        # A library that waits is not woken by a signal; this thread ends the process, and says where it was.
+        faulthandler.dump_traceback_later(2 * WAIT_SECONDS, exit=True)
         try:
             print(json.dumps({"outcome": run_one(kind, number)}), flush=True)
         except Broken as error:

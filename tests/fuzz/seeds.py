@@ -257,9 +257,10 @@ def webdataset(folder: Path) -> None:
 
 def into_parquet(folder: Path) -> None:
     """The rows of `rows.json` as a table; where they have no types in common, each value as its JSON."""
+    file = folder / "rows.json"
     try:
-        rows = json.loads((folder / "rows.json").read_bytes())
-    except (ValueError, OSError, RecursionError):
+        rows = json.loads(file.read_bytes()) if file.is_file() and not file.is_symlink() else []
+    except (ValueError, RecursionError):
         rows = []
     rows = [row if isinstance(row, dict) else {"image": row} for row in (rows if isinstance(rows, list) else [])]
     for row in rows:
