@@ -105,6 +105,7 @@ def import_corpus(
             raise CorpusError(f"{place} does not exist")
     named = [*places, *(option for option in options.values() if isinstance(option, Path))]
     summary = ImportSummary()
+    held_out: set[str] = set()
     meta = {"importer": name, "src": [str(p) for p in places], "val_fraction": val_fraction, "group": group}
     with CorpusWriter(out, rows_per_shard, meta, overwrite) as writer:
         with Quarantine(writer.folder / QUARANTINE) as quarantine, tqdm(unit=" images", disable=not progress) as bar:
@@ -112,7 +113,7 @@ def import_corpus(
             for place in places:
                 before = replace(summary, reasons=summary.reasons.copy())
                 for item in read_within(reader(place, **options), *named, follow_links=follow_links):
-                    _take(item, writer, quarantine, summary, val_fraction, group)
+                    _take(item, writer, quarantine, summary, held_out, val_fraction, group)
                     bar.update()
                 _require_use(place, summary, before, writer, regions=name not in WITHOUT_REGIONS)
         writer.meta |= {
@@ -144,6 +145,7 @@ def _take(
     writer: CorpusWriter,
     quarantine: Quarantine,
     summary: ImportSummary,
+    held_out: set[str],
     val_fraction: float,
     group: Group,
 ) -> None:
@@ -164,7 +166,10 @@ def _take(
     summary.regions_seen += len(item.regions)
     if item.id in writer:
         count = len(item.regions)
-        quarantine.add(Rejection("duplicate-id", item.id, item.uri, None, "an earlier image has this id", count))
+        reason, detail = "duplicate-id", "an earlier image has this id"
+        if item.split in ("val", "test") and item.id not in held_out:
+            reason, detail = "split-conflict", f"an earlier image has this id and is trained on, not in {item.split}"
+        quarantine.add(Rejection(reason, item.id, item.uri, None, detail, count))
         summary.images_quarantined += 1
         summary.regions_with_image += count
         return
@@ -175,7 +180,10 @@ def _take(
         summary.images_quarantined += 1
         summary.regions_with_image += len(item.regions)
         return
-    writer.write(replace(checked.record, split=_split(checked.record, val_fraction, group)))
+    split = _split(checked.record, val_fraction, group)
+    writer.write(replace(checked.record, split=split))
+    if split in ("val", "test"):
+        held_out.add(item.id)
     summary.changes += checked.changes
     summary.images_written += 1
     summary.regions_written += len(checked.record.regions)
