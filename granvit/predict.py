@@ -29,6 +29,8 @@ Picture = Image.Image | bytes | str | Path
 
 # Tokens. What a question may have where the language model has more positions; attention takes its square in memory.
 LONGEST_QUESTION = 4096
+# Pictures, or windows of one, that are encoded at once.
+_LOOKS = 64
 # No picture within the limits of `images` needs a larger file.
 _LARGEST_FILE = 1 << 30
 
@@ -264,11 +266,11 @@ def checked_boxes(boxes: ArrayLike, size: tuple[int, int], normalized: bool = Fa
 
 
 def _chunks(asks: Sequence[Ask], rows: int) -> Iterator[list[Ask]]:
-    """Pictures in groups of at most `rows` questions; a picture with more makes a group of its own."""
+    """Looks in groups of at most `_LOOKS` with at most `rows` questions; one with more makes a group of its own."""
     chunk: list[Ask] = []
     filled = 0
     for ask in asks:
-        if chunk and filled + len(ask.questions) > rows:
+        if chunk and (len(chunk) == _LOOKS or filled + len(ask.questions) > rows):
             yield chunk
             chunk, filled = [], 0
         chunk.append(ask)

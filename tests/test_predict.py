@@ -358,6 +358,13 @@ def test_many_boxes_share_one_look_at_the_picture(granvit, monkeypatch):
     asks = [ask_about(granvit, photo(), boxes[i : i + 2]) for i in range(0, 8, 2)]
     assert granvit._texts(asks, predict.LONGEST_DESCRIPTION) == [answers[i : i + 2] for i in range(0, 8, 2)]
     assert looks == [2, 2]
+    looks.clear()
+    monkeypatch.setattr(predict, "_LOOKS", 3)  # of windows, each a look of its own
+    monkeypatch.setattr(granvit, "rows", 256)
+    windows = granvit.read(photo(), boxes[:8], window=50)
+    assert looks == [3, 3, 2]
+    monkeypatch.setattr(predict, "_LOOKS", 64)
+    assert granvit.read(photo(), boxes[:8], window=50) == windows
 
 
 def test_a_checkpoint_and_the_run_that_holds_it_answer_alike(granvit, tmp_path):
