@@ -20,9 +20,11 @@ from granvit.checkpoint_files import LoadError, check_folder, read_json
 from granvit.errors import CheckpointError, GranvitError
 from granvit.loading import image_settings, load, load_model
 from granvit.model.assemble import save_encoder, save_language
+from granvit.model.card import read_source
 from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
 from granvit.model.region_model import RegionModel
+from granvit.train.tensorfile import read_tensors
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,6 +119,7 @@ from granvit.corpus.annotate.ocr_networks import NetworkDetector, NetworkRecogni
 from granvit.errors import GranvitError
 from granvit.evaluate.patch_encoder import load_patch_encoder
 from granvit.loading import load, load_model
+from granvit.model.card import read_source
 from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
 from granvit.predict import GranViT
@@ -411,3 +414,20 @@ def test_every_part_loads_as_it_is(saved):
     assert image_settings(saved / "language") == {}
     check_folder(saved / "language", weights=True)
     assert read_json(saved / "checkpoint/granvit.json")["codec"] == "loc:16"
+
+
+# --- files of runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "data.json", "metrics.json"])
+def test_a_pipe_among_a_runs_files_is_refused(tmp_path, name):
+    (tmp_path / "checkpoint").mkdir()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name}: not readable as JSON: .*not a regular file"):
+        read_source(tmp_path)
+
+
+def test_a_pipe_among_a_checkpoints_tensors_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "student.safetensors")
+    with pytest.raises(CheckpointError, match="student.safetensors: cannot be read: .*not a regular file"):
+        read_tensors(tmp_path / "student.safetensors")

@@ -20,7 +20,7 @@ from granvit.evaluate.journal import ANSWERS, Journal
 from granvit.evaluate.measures import SCORERS
 from granvit.evaluate.run import answer_all
 from granvit.evaluate.scoring import Scores, score
-from granvit.files import atomic_file
+from granvit.files import atomic_file, read_regular
 from granvit.predict import GranViT
 from granvit.texts import has_words
 from granvit.words import in_other_scripts
@@ -188,7 +188,7 @@ def read_scores(place: Path) -> tuple[dict[str, Any], list[Item]]:
 
 def _read_tasks(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, 1 << 30))
         tasks = {name: Task(**task) for name, task in content["tasks"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise GranvitError(f"{path}: not the scores of an evaluation: {error}") from error

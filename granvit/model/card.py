@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from granvit.errors import CheckpointError
+from granvit.files import read_regular
 from granvit.model.older import OLDEST
 from granvit.model.region_model import RegionModel
 from granvit.page import percent
@@ -36,6 +37,7 @@ _TASKS = {
 }
 # Of the facts of an evaluation those that say nothing of whose machine it ran on.
 _CIRCUMSTANCES = ("Benchmarks", "Limit", "Reading")
+_LARGEST = 100_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def _read(path: Path, kind: type) -> Any:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_regular(path, _LARGEST))
     except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8, and endless numbers
         raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(content, kind):

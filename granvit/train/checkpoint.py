@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from granvit.errors import CheckpointError
-from granvit.files import apply_umask, sync
+from granvit.files import apply_umask, read_regular, sync
 from granvit.train import identity
 from granvit.train.fsdp import is_sharded
 from granvit.train.optimizer import expected_tensors, optimizer_parts, optimizer_state
@@ -237,7 +237,7 @@ def _read_shards(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
 def _read_state(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / STATE
     try:
-        state = json.loads(path.read_text())
+        state = json.loads(read_regular(path, 1 << 30))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     for name, kind in _FIELDS.items():

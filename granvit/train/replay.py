@@ -21,7 +21,7 @@ from granvit.errors import CheckpointError, GranvitError
 from granvit.files import read_json
 from granvit.loading import LoadError, build, load
 from granvit.model.packing import Batch
-from granvit.model.region_model import RegionModel, read_settings
+from granvit.model.region_model import RegionModel, check_parts, read_settings
 from granvit.train import nonfinite, rng
 from granvit.train.config import on_cpu
 from granvit.train.feed import Feed, Records
@@ -121,7 +121,9 @@ def _load_model(folder: Path) -> RegionModel:
         llava.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{folder / nonfinite.STUDENT}: {error}") from error
-    return RegionModel(llava.eval(), processor, settings)
+    model = RegionModel(llava.eval(), processor, settings)
+    check_parts(model, parts)
+    return model
 
 
 def _batches(

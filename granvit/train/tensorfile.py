@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from granvit.errors import CheckpointError
+from granvit.errors import CheckpointError, GranvitError
+from granvit.files import open_regular
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -37,10 +38,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing or damaged.
     """
     try:
+        open_regular(path).close()  # the library would wait for ever on a pipe
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             tied = json.loads((file.metadata() or {}).get("tied", "{}"))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, GranvitError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     return {**tensors, **{name: tensors[kept] for name, kept in tied.items()}}
 
