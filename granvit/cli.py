@@ -27,6 +27,7 @@ from granvit.commands_looking import Attend, AttentionMass, Probe
 from granvit.commands_transfer import Transfer
 from granvit.corpus.commands import COMMANDS as CORPUS_COMMANDS
 from granvit.errors import GranvitError
+from granvit.ranges import check_ranges
 from granvit.recipes import RECIPES
 from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.saved import read_recipe
@@ -143,6 +144,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         try:
             command = parse(args)
+            check_ranges(command)
             status = command.run()
         finally:
             sys.stdout.flush()

@@ -245,6 +245,9 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: {name} is missing")
         if not isinstance(state[name], kind):
             raise CheckpointError(f"{path}: {name} is {state[name]!r:.40}, not what was written")
+    for rank in state["ranks"]:
+        if not isinstance(rank, dict) or not all(isinstance(rank.get(name), dict) for name in ("feed", "rng")):
+            raise CheckpointError(f"{path}: ranks: feed or rng is missing")
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path}: format is {state['format']}, this version reads {FORMAT}")
     return state

@@ -6,6 +6,7 @@ gain little from a second thread.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -37,6 +38,7 @@ def launch(work: Callable[..., None], processes: int, reported: tuple[type[Excep
         return
     errors = mp.get_context("spawn").SimpleQueue()
     threads = max(1, torch.get_num_threads() // processes)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends ranks when one has ended
     ranks = mp.spawn(_rank, (processes, _free_port(), threads, reported, errors, work, args), processes, join=False)
     interrupted = False
     try:

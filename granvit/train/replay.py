@@ -73,11 +73,19 @@ def replay(folder: Path, corpora: Sequence[str] = (), device: Literal["auto", "c
         CheckpointError: the folder or a file in it is missing or damaged.
         ValueError: the samples can't be made again, or come out as others; the message says why.
     """
-    facts, ranks = _read(folder / nonfinite.BATCH), _read(folder / nonfinite.RANKS)
+    facts, ranks = _read_facts(folder / nonfinite.BATCH), _read_ranks(folder / nonfinite.RANKS)
     provenance = facts.get("provenance", facts.get("origin", {}))  # its name in earlier versions
     stage_config = stage_of(provenance)
+    try:
+        sources = reopen(provenance, corpora)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / nonfinite.BATCH}: sources: {type(error).__name__}: {error}") from error
+    if len(facts["ids"]) != len(ranks):
+        raise CheckpointError(
+            f"{folder}: {nonfinite.BATCH} is of {len(facts['ids'])} rank(s), the rest of {len(ranks)}"
+        )
     model = _load_model(folder)
-    batches = _batches(stage_config, model, facts["ids"], ranks, reopen(provenance, corpora))
+    batches = _batches(stage_config, model, facts["ids"], ranks, sources)
     stage = stage_config.build(model)
     stage.load_extra_state(read_expected(folder / nonfinite.EXTRA, stage.extra_state()))
     place = torch.device("cpu") if on_cpu(device) else torch.accelerator.current_accelerator()
@@ -104,6 +112,26 @@ def _read(path: Path) -> Any:
         return read_json(path)
     except (OSError, GranvitError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; is this a run's `nonfinite` folder?") from error
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """What `nonfinite.save` wrote of the step."""
+    facts = _read(path)
+    for name, kind in (("step", int), ("metrics", dict), ("precision", str), ("ids", list)):
+        if not isinstance(facts, dict) or not isinstance(facts.get(name), kind):
+            raise CheckpointError(f"{path}: {name} is missing or not what was written")
+    return facts
+
+
+def _read_ranks(path: Path) -> list[dict[str, Any]]:
+    """Per rank its place in the feed and its random generators."""
+    ranks = _read(path)
+    if not isinstance(ranks, list) or not ranks:
+        raise CheckpointError(f"{path}: a list of ranks is expected")
+    for rank in ranks:
+        if not isinstance(rank, dict) or not all(isinstance(rank.get(name), dict) for name in ("feed", "rng")):
+            raise CheckpointError(f"{path}: feed or rng of a rank is missing or not what was written")
+    return ranks
 
 
 def _load_model(folder: Path) -> RegionModel:

@@ -146,6 +146,17 @@ def test_what_cannot_be_taken_again_is_refused(tmp_path, corpus):
     (folder / "student.safetensors").write_bytes(b"half of it")
     with pytest.raises(CheckpointError, match="student.safetensors"):
         replay(folder, device="cpu")
+    facts = json.loads((folder / "batch.json").read_text())
+    for name in ("step", "ids", "precision", "metrics"):
+        (folder / "batch.json").write_text(json.dumps({**facts, name: None}))
+        with pytest.raises(CheckpointError, match=f"batch.json: {name} is missing"):
+            replay(folder, device="cpu")
+    (folder / "batch.json").write_text(json.dumps(facts))
+    for content in ("[]", "{}", '[{"feed": 1}]'):
+        (folder / "ranks.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"ranks.json: .*(expected|missing)"):
+            replay(folder, device="cpu")
+    (folder / "ranks.json").write_text(ranks)
     (folder / "batch.json").write_text("{")
     with pytest.raises(CheckpointError, match="batch.json: cannot be read"):
         replay(folder, device="cpu")

@@ -11,6 +11,7 @@ from granvit.corpus.synthetic import OBJECTS
 from granvit.errors import GranvitError
 from granvit.files import write_text
 from granvit.model.settings import Settings
+from granvit.ranges import OF_RECIPES, check_ranges
 from granvit.train.config import SELDOM
 from granvit.train.identity import ELSEWHERE, FREE
 from granvit.train.stages.config import StageConfig
@@ -83,6 +84,7 @@ class Recipe:
     canvas: int | None = None
 
     def __post_init__(self) -> None:
+        check_ranges(self, OF_RECIPES)
         folders = [stage.folder for stage in self.stages]
         if len(set(folders)) != len(folders):
             raise GranvitError(f"recipe {self.name!r}: two stages are called the same ({', '.join(folders)})")
