@@ -92,8 +92,8 @@ class CaptionConfig:
     @property
     def waiting_s(self) -> float:
         """For how long an endpoint may be silent until it counts as down: the last attempt begins when the patience
-        ends."""
-        return self.patience_s + self.timeout_s if self.endpoint else 0.0
+        ends, and then a plain picture is asked about."""
+        return self.patience_s + 2 * self.timeout_s if self.endpoint else 0.0
 
     def build(self, device: str = "cpu") -> Caption:
         """Open the cache, and reach the endpoint or load the model.

@@ -218,7 +218,7 @@ class Endpoint:
             self.down = failed.refusal
         if left > 0:
             return False
-        if closed or failed.status == 429 or self._last_answer < started:
+        if closed or failed.status == 429 or not await self._answers_plainly(request, pictures, started):
             self.down = failed.refusal
         return True
 

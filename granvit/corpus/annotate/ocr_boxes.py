@@ -177,15 +177,18 @@ def columns(quads: NDArray[np.float64]) -> list[list[int]]:
     middle = geometry.centres(hulls)[:, 0]
     narrow = width <= 1.3 * height  # a letter, or some letters below each other that were found as one
     order = [int(i) for i in np.argsort(hulls[:, 1], kind="stable") if narrow[i]]
+    widest = max((width[i] for i in order), default=0.0)
     found: list[list[int]] = []
     taken: set[int] = set()
-    for first in order:
+    for place, first in enumerate(order):
         if first in taken:
             continue
         column = [first]
-        for i in order:
+        for i in order[place + 1 :]:
             last = column[-1]
             gap = hulls[i, 1] - hulls[last, 3]
+            if gap > _LETTER_GAP * widest:
+                break  # and so are all that follow: they begin below
             letter = min(width[i], width[last])
             if (
                 i not in taken

@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)
         elif behaviour == "storm" and times <= 2:
             return self._send(429, {"error": {"message": "slow down"}}, headers={"Retry-After": "1"})
-        elif behaviour == "drop" and times <= 1:
+        elif (behaviour == "drop" and times <= 1) or (behaviour == "blue-drops" and "blue" in text):
             return self.connection.shutdown(socket.SHUT_RDWR)
         elif behaviour == "trickle":
             return self._trickle()

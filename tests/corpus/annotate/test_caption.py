@@ -357,6 +357,13 @@ def test_a_request_that_always_fails_does_not_stop_the_others(serve, config):
     assert [(r.reason, r.region) for r in items[0].rejections] == [("endpoint-http-503", 2)]
 
 
+def test_a_picture_at_which_the_server_always_hangs_up_does_not_stop_the_others(serve, config):
+    item = painted("p", 3)
+    item.record.regions = item.record.regions[2:]
+    config(serve("blue-drops"), patience_s=0.5).build()([item])
+    assert reasons([item]) == ["endpoint-unreachable"]
+
+
 def test_failures_are_not_remembered_as_answers(serve, config):
     config(serve("500"), patience_s=0.3, when_down="refuse").build()([painted("p", 2)])
     item = painted("p", 2)
@@ -562,5 +569,5 @@ def test_the_pause_that_a_server_asks_for():
 
 def test_an_image_is_not_given_up_while_the_endpoint_is_still_waited_for():
     waiting = CaptionConfig("m", "http://localhost:1/v1", patience_s=10.0, timeout_s=5.0)
-    assert Plan("keep", caption=waiting, image_seconds=2.0).seconds_for(3) == 3 * 2 + 10 + 5
+    assert Plan("keep", caption=waiting, image_seconds=2.0).seconds_for(3) == 3 * 2 + 10 + 2 * 5
     assert Plan("keep", caption=replace(waiting, endpoint=""), image_seconds=2.0).seconds_for(3) == 3 * 2

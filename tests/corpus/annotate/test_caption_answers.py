@@ -1,3 +1,7 @@
+import random
+import re
+import time
+
 import pytest
 
 from granvit.corpus.annotate.caption_answers import Answer, Refusal, judge
@@ -165,3 +169,57 @@ def test_a_thought_that_ran_into_the_limit_is_cut_off_and_not_a_caption():
 def test_what_the_server_calls_a_refusal_is_one_whatever_it_says():
     verdict = judge(Answer("A dog", refusal="caption-refused"), PROMPT, 10)
     assert verdict == Refusal("caption-refused", "A dog")
+
+
+PIECES = (
+    *(
+        "<think>",
+        "</think>",
+        "[INST]",
+        "[/INST]",
+        "<|im_end|>",
+        "<|box_start|>",
+        "<|channel|>final<|message|>",
+        "<answer>",
+    ),
+    *(
+        "[",
+        "]",
+        "{",
+        "}",
+        "(",
+        ")",
+        "1, ",
+        "0.5, ",
+        '"caption": ',
+        '"a dog"',
+        "```",
+        "```json\n",
+        "\n",
+        "- ",
+        "**",
+        "#",
+    ),
+    *("<loc0001>", "a ", "dog ", "|", "<", "</", "p>", "x1=3", "\\", "'", "哈", "![a](b)"),
+)
+
+
+def test_nothing_of_a_protocol_is_ever_kept_whatever_is_thrown_together():
+    rng = random.Random(0)
+    kept = 0
+    for _ in range(3000):
+        said = "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 30)))
+        verdict = judge(Answer(said, rng.random() < 0.1), PROMPT, rng.choice([10, None]))
+        if isinstance(verdict, str):
+            kept += 1
+            assert not re.search(r"<\||\|>|<loc|think>|```|INST\]|<answer|\A\s|\s\Z", verdict), said
+    assert kept > 100
+
+
+@pytest.mark.parametrize(
+    "piece", ["a", "1, 2 ", "(1,", "[1 ", "<p a", '{"a":', "**a*", "-\n", "<think>", "[a](", "```"]
+)
+def test_a_long_answer_of_whatever_kind_is_judged_at_once(piece):
+    started = time.process_time()
+    judge(Answer(piece * (19_000 // len(piece))), PROMPT, None)
+    assert time.process_time() - started < 2
