@@ -28,7 +28,9 @@ def own_corpora(
     """
     whole = Corpus(corpus)
     train, held_out = train_and_held_out(whole)
-    printed = {i for i, r in enumerate(whole.records()) if any(region.kind == "text" for region in r.regions)}
+    printed = {
+        i for i, r in enumerate(whole.records(check=False)) if any(region.kind == "text" for region in r.regions)
+    }
     parts = zip(_by(printed, train), (1.0, _TEXT_WEIGHT), strict=True)
     photos, scans = _by(printed, held_out)
     tiles = [scans[index] for index in evenly(range(len(scans)), limit)]

@@ -206,7 +206,12 @@ def locked(path: Path | str, wait: bool = False) -> Iterator[Lock]:
 
 def _lock(file: Path, path: Path, wait: bool) -> int:
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise GranvitError(
+                f"{file}: {error.strerror}: {path.name} is made beside its place, so in {path.parent}"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The one that held it may have removed the file between our opening and locking it.

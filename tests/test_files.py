@@ -68,6 +68,13 @@ def test_the_second_is_told_who_holds_a_place_and_may_have_it_afterwards(tmp_pat
     assert names(tmp_path) == []
 
 
+def test_a_place_beside_which_nothing_can_be_written(tmp_path):
+    (tmp_path / ".out.lock").mkdir()
+    with pytest.raises(GranvitError, match=r"\.out\.lock: .*out is made beside its place, so in "):
+        with locked(tmp_path / "out"):
+            pass
+
+
 def test_a_lock_ends_with_a_process_that_was_killed(tmp_path):
     holder = other_process(HOLD, tmp_path / "out")
     holder.kill()

@@ -55,7 +55,7 @@ class Split:
     corpus: Positional[Path]
     """The corpus folder."""
     out: Positional[Path]
-    """The folder to write them into."""
+    """The folder to write, which holds nothing else: all of them are there, or none."""
     val: float = 0.0
     """Share of the training images that becomes "val", chosen by a hash of their ids."""
     test: float = 0.0

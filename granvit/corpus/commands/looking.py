@@ -17,7 +17,6 @@ from tyro.conf import Positional
 from granvit.corpus.commands.common import fail
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.parts import sample
-from granvit.corpus.select import Subset
 from granvit.corpus.statistics import KindStatistics, SourceStatistics, Statistics
 from granvit.corpus.store import Corpus
 
@@ -113,7 +112,7 @@ class Head:
     def run(self) -> int:
         """Exit status: 0, or 1 when there is no such corpus."""
         try:
-            for record in islice(Corpus(self.corpus).records(), self.count):
+            for record in islice(Corpus(self.corpus).records(check=False), self.count):
                 about = [f"{record.width}x{record.height}", record.source, record.split, record.licence]
                 print(f"{record.id}  {'  '.join(filter(None, about))}")
                 if record.caption:
@@ -156,9 +155,11 @@ class Show:
 
         try:
             corpus = Corpus(self.corpus)
-            chosen = Subset(corpus, sample(corpus, self.count, self.seed, self.per_source))
+            chosen = sample(corpus, self.count, self.seed, self.per_source)
             shown = write_sheet(
-                chosen, self.out, f"{self.corpus.resolve().name}: {len(chosen)} of {len(corpus)} images"
+                (corpus[place] for place in chosen),
+                self.out,
+                f"{self.corpus.resolve().name}: {len(chosen)} of {len(corpus)} images",
             )
         except CorpusError as error:
             return fail(str(error))
