@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny_model import make_model
 
+from granvit.model import generate
 from granvit.model.generate import greedy
 from granvit.questions import ask_box, ask_caption, ask_global
 
@@ -127,3 +128,24 @@ def test_no_answer_depends_on_what_else_is_asked(model, monkeypatch):
     image_by_image = [greedy(model, c[None], [q], LONGEST)[0] for c, q in zip(canvases, questions, strict=True)]
     assert image_by_image == alone
     assert any(word % 2 for rows in alone for row in rows for word in row)  # twins do win
+
+
+@pytest.mark.parametrize(("rows", "mask"), [(1, 1 << 26), (3, 1 << 26), (256, 4_000), (256, 1)])
+def test_questions_in_parts_get_the_answers_they_get_together(model, monkeypatch, rows, mask):
+    """Of one picture and of several, by number and by length; every picture is prefilled once, but for ties."""
+    canvases, questions = pictures(model, 2), questions_of(model, (7, 4))
+    together = greedy(model, canvases, questions, LONGEST)
+    monkeypatch.setattr(generate, "_MASK", mask)
+    monkeypatch.setattr(generate, "_near_tie", lambda logits, largest: torch.zeros(len(logits), dtype=torch.bool))
+    prefill, counts = generate._prefill, []
+    monkeypatch.setattr(generate, "_prefill", lambda m, pixels: counts.append(len(pixels)) or prefill(m, pixels))
+    assert greedy(model, canvases, questions, LONGEST, rows) == together and counts == [2]
+
+
+def test_parts_are_bounded_by_number_and_by_mask():
+    short, long = [0] * 10, [0] * 4000
+    assert list(generate._parts([short] * 600, 100, 256)) == [range(256), range(256, 512), range(512, 600)]
+    # 4000 x 4100 entries a row: four rows fit into the mask, with short ones among them or without.
+    parts = list(generate._parts([long] * 5 + [short] * 3, 100, 256))
+    assert parts == [range(4), range(4, 8)]
+    assert list(generate._parts([[0] * 9000, short], 100, 256)) == [range(1), range(1, 2)]
