@@ -199,7 +199,8 @@ def _checkpoint(folder: Path, random: Random) -> str:
 def _in_tables(*files: str) -> Callable[[Path], int | None]:
     def count(src: Path) -> int | None:
         try:
-            return sum(len(json.loads(file.read_bytes())["annotations"]) for name in files for file in src.glob(name))
+            found = [file for name in files for file in src.glob(name)]
+            return sum(len(json.loads(file.read_bytes(), parse_int=float)["annotations"]) for file in found)
         except (ValueError, OSError, RecursionError):
             return None
 
@@ -210,12 +211,19 @@ def _in_lines(src: Path) -> int | None:
     total = 0
     for line in (src / "annotations.jsonl").read_bytes().split(b"\n"):
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_int=float, object_pairs_hook=_each_once)
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("regions"), list):
             total += len(row["regions"])
     return total
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A line with a key that is there twice is refused as a whole, as one that is no JSON."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError
+    return dict(pairs)
 
 
 def _in_xml(src: Path) -> int | None:
