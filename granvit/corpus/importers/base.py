@@ -130,7 +130,9 @@ def read_json(
         raise CorpusError(f"{file}: {error.strerror}") from error
     except GranvitError as error:  # it names the file already
         raise CorpusError(str(error)) from error
-    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
+    except UnicodeError as error:
+        raise CorpusError(f"{file} is not {encoding or 'UTF-8'}: name its encoding ({error!s:.100})") from error
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{file}: {error}") from error
 
 
@@ -297,6 +299,18 @@ def as_sides(value: Any) -> Box:
     """x, y, width and height as the box that they span; anything else gives NaNs, as with `as_box`."""
     x, y, width, height = as_box(value)
     return x, y, x + width, y + height
+
+
+def stated_sides(value: Any) -> Box:
+    """x, y, width and height as the box that they span.
+
+    Raises:
+        Refused: "bad-box" for anything else than four numbers, and says what.
+    """
+    box = as_sides(value)
+    if any(map(math.isnan, box)):
+        raise Refused("bad-box", f"four numbers are expected, got {shown(value)}")
+    return box
 
 
 def as_id(value: Any) -> int | str | None:

@@ -17,7 +17,6 @@ from granvit.corpus.importers.base import (
     as_flag,
     as_id,
     as_polygon,
-    as_sides,
     as_size,
     as_split,
     as_text,
@@ -26,6 +25,7 @@ from granvit.corpus.importers.base import (
     read_json,
     read_regions,
     require_own_id,
+    stated_sides,
 )
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import SPLITS, LeftOut, Refused, Rejection, shown
@@ -109,7 +109,7 @@ def _read_file(
     part = file.stem.removeprefix(_PREFIX) if file.stem.startswith(_PREFIX) else ""
     base = file.parent.parent
     beside = [base / part, base / "images" / part, base / "images", file.parent] if part else [file.parent]
-    root = images or folder_of(file, beside, [as_text(i.get("file_name")) for i in probes(tables["images"])])
+    root = images or folder_of(file, beside, [_file_name(image) for image in probes(tables["images"])])
     caption_of: dict[Hashable, str] = {}
     caption_file = captions or file.with_name(f"captions_{part}.json")
     if captions or caption_file.exists():
@@ -118,10 +118,15 @@ def _read_file(
         yield from left_out
 
     def locate(image: dict[str, Any]) -> tuple[str, str]:
-        name = as_text(image.get("file_name"))
+        name = _file_name(image)
         return name, f"{root.resolve().name}/{name}"
 
     yield from read_tables(tables, file, Variant(root, locate), source, licence, split, caption_of)
+
+
+def _file_name(image: dict[str, Any]) -> str:
+    """The picture's path, with slashes where a tool on Windows wrote it."""
+    return as_text(image.get("file_name")).replace("\\", "/")
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,7 @@ class _Annotations:
         for name in ("keypoints", "isfake", "isreflected"):
             self.left_out[f"{name} of an annotation"] += bool(annotation.get(name))
         return Region(
-            box=as_sides(annotation.get("bbox")),
+            box=stated_sides(annotation.get("bbox")),
             text=text,
             kind="text" if is_text else "object",
             alternatives=others,

@@ -11,7 +11,6 @@ from granvit.corpus.importers.base import (
     Found,
     as_id,
     as_polygon,
-    as_sides,
     as_size,
     as_split,
     as_text,
@@ -19,6 +18,7 @@ from granvit.corpus.importers.base import (
     read_image,
     read_json,
     read_regions,
+    stated_sides,
 )
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import Refused, Rejection, shown
@@ -170,7 +170,7 @@ def _region(value: Any) -> Region:
     row = value if isinstance(value, dict) else {}
     text = as_text(row.get("utf8_string"))
     return Region(
-        box=as_sides(row.get("bbox")),
+        box=stated_sides(row.get("bbox")),
         text=text,
         kind="text",
         polygon=as_polygon(row.get("points")),

@@ -263,6 +263,29 @@ def test_a_size_of_another_type_is_told_with_the_regions_that_it_costs(tmp_path)
     assert refusal.detail == "width should be a whole number of pixels, got 'wide'"
 
 
+def test_a_box_of_another_type_is_told_as_it_is_written(tmp_path):
+    boxes = [["1", "2", "3", "4"], [1, 2, 3], [1, 2, None, 4], "1,2,3,4", None, [1, 2, True, 4]]
+    annotations = [box(1), *(box(n, bbox=value) for n, value in enumerate(boxes, start=2))]
+    _, refused = bring("coco", written(tmp_path / "set", tables(annotations=annotations)), tmp_path / "out")
+    assert told(refused) == [("bad-box", n) for n in range(1, 7)]
+    assert [r.detail for r in refused] == [f"four numbers are expected, got {value!r}" for value in boxes]
+
+
+def test_names_and_encodings_of_windows(tmp_path):
+    content = tables(annotations=[box(1), box(2, 2)], categories=("狗狗",))
+    folder = written(tmp_path / "set", content)
+    content["images"][0]["file_name"] = "sub\\1.png"
+    content["images"][1]["file_name"] = "..\\set\\2.png"
+    save(folder / "sub/1.png")
+    file = folder / "_annotations.coco.json"
+    file.write_bytes(json.dumps(content, ensure_ascii=False).encode("gbk"))
+    with pytest.raises(CorpusError, match=r"_annotations.coco.json is not UTF-8: name its encoding"):
+        bring("coco", folder, tmp_path / "out")
+    [record], [refusal] = bring("coco", folder, tmp_path / "out", encoding="gbk")
+    assert (record.uri, record.regions[0].text) == ("set/sub/1.png", "狗狗")
+    assert refusal.reason == "path-outside"
+
+
 def test_entries_that_are_no_objects_cost_themselves_only(tmp_path):
     content = tables(annotations=[box(1), 7, None])
     folder = written(tmp_path / "set", content)
