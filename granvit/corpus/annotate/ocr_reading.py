@@ -210,24 +210,28 @@ def _turns(read: list[_Read]) -> int:
     for one in read:
         sides = np.sort(np.linalg.norm(np.roll(one.quad, -1, axis=0) - one.quad, axis=1))
         if len(one.text.strip()) >= _TELLING_LETTERS and sides[-1] >= 1.5 * sides[0]:
-            # A tall box is cut out and laid on its left side before it is read.
-            votes[int(is_tall(one.quad)) + 2 * one.flipped] += len(one.text)
+            corners = _in_text_order(one)
+            along = corners[1] - corners[0]
+            votes[round(np.arctan2(along[1], along[0]) / (np.pi / 2)) % 4] += len(one.text)
     if not votes:
         return 0
     ((turns, most),) = votes.most_common(1)
     return turns if 2 * most > votes.total() else 0
 
 
-def _line(one: _Read) -> Line:
-    """The line with the corners of its quad in the order of the text."""
+def _in_text_order(one: _Read) -> Quad:
+    """The corners from the top left one of the text: a tall box is read downwards, a flipped one from its end."""
     quad = np.roll(one.quad, 2, axis=0) if one.flipped else one.quad
-    words = words_of(quad, one.text, one.cut) if one.cut else []
-    if is_tall(quad):
-        quad, words = (
-            np.roll(quad, -1, axis=0),
-            [(np.roll(word, -1, axis=0), text, score) for word, text, score in words],
-        )
-    return Line(quad, one.text, one.score, words)
+    return np.roll(quad, -1, axis=0) if is_tall(quad) else quad
+
+
+def _line(one: _Read) -> Line:
+    words: list[tuple[Quad, str, float]] = []
+    if one.cut:
+        quad = np.roll(one.quad, 2, axis=0) if one.flipped else one.quad
+        back = -1 if is_tall(quad) else 0
+        words = [(np.roll(word, back, axis=0), text, score) for word, text, score in words_of(quad, one.text, one.cut)]
+    return Line(_in_text_order(one), one.text, one.score, words)
 
 
 def _turned_back(line: Line, turns: int, size: tuple[int, int]) -> Line:

@@ -1,6 +1,7 @@
 """Text on a drawn page is read where it was drawn: lines, words, tilted, downwards, enlarged."""
 
 import math
+from functools import cache
 
 import cv2
 import numpy as np
@@ -40,8 +41,14 @@ def item(picture: Image.Image) -> Item:
     return Item(RegionImage("page", None, *picture.size, [stale]), picture)
 
 
+@cache
+def reader(**settings):
+    """Loaded once for each way of reading; it keeps nothing of a page."""
+    return OcrConfig(**settings).build()
+
+
 def read(picture: Image.Image, **settings) -> Item:
-    return OcrConfig(**settings).build()([item(picture)])[0]
+    return reader(**settings)([item(picture)])[0]
 
 
 def test_lines_are_read_where_they_were_drawn():
@@ -162,6 +169,17 @@ def test_a_turned_page_is_read_and_its_boxes_are_of_the_page_as_it_is(turned):
         assert region.box == pytest.approx(geometry.hull(region.polygon))
     first = [region.box for region in read(lying, level="word").record.regions[:3]]
     assert np.diag(geometry.iou(first, [clockwise(box, turned, picture.size) for box in words])).min() > 0.6
+
+
+@pytest.mark.parametrize(("degrees", "turned"), [(8, 0), (98, 90), (188, 180), (262, 270)])
+def test_a_page_that_lies_askew_is_turned_by_the_nearest_quarter(degrees, turned):
+    askew = read(page()[0].rotate(-degrees, fillcolor="white", expand=True))
+    assert [region.text for region in askew.record.regions] == list(LINES)
+    assert dict(askew.changes) == ({f"page-turned-{turned}": 1} if turned else {})
+    for region in askew.record.regions:
+        corners = np.reshape(region.polygon, (4, 2))
+        along = corners[1] - corners[0]
+        assert np.degrees(np.arctan2(along[1], along[0])) % 360 == pytest.approx(degrees, abs=3)
 
 
 def test_a_page_is_not_turned_where_that_is_not_wanted():
