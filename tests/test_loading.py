@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcesso
 
 from granvit import loading
 from granvit.checkpoint_files import LoadError, check_folder, read_json
+from granvit.corpus.annotate.caption_local import LocalModel
+from granvit.corpus.annotate.detect_models import load_detector
 from granvit.errors import CheckpointError, GranvitError
+from granvit.evaluate.patch_encoder import load_patch_encoder
 from granvit.loading import image_settings, load, load_model
 from granvit.model.assemble import save_encoder, save_language
 from granvit.model.card import read_source
@@ -337,7 +341,9 @@ def test_an_adapter_is_no_model(checkpoint, tmp_path):
 
 def test_a_name_that_nobody_has_is_told_fast_without_a_network(monkeypatch):
     monkeypatch.setattr(loading, "hub_answers", lambda: False)
-    for loader in (load_encoder, load_language):
+    captioner = partial(LocalModel, device="cpu", batch_size=1)
+    detector = partial(load_detector, labels=(), threshold=0.5, device="cpu", dtype="float32")
+    for loader in (load_encoder, load_language, load_patch_encoder, captioner, detector):
         with pytest.raises(GranvitError, match="^nobody/such-model: .*the hub cannot be reached$"):
             loader("nobody/such-model")
     for name in ("/no/where", "./here", "a/b/c", "", "a//b"):

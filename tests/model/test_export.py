@@ -225,7 +225,7 @@ def test_files_that_say_other_than_the_model_are_not_exported(checkpoint, tmp_pa
 def test_transformers_4_57_and_the_card_give_the_same_logits_answers_and_boxes(tmp_path, monkeypatch):
     python = os.environ.get("TRANSFORMERS_4_57_PYTHON")
     if python is None:
-        pytest.skip("TRANSFORMERS_4_57_PYTHON names no interpreter that has transformers 4.57, torch and Pillow")
+        pytest.skip("TRANSFORMERS_4_57_PYTHON names no interpreter with transformers 4.57, torch and this Pillow")
     monkeypatch.setattr(predict, "LONGEST_DESCRIPTION", 6)
     monkeypatch.setattr(predict, "LONGEST_BOX", 6)
     models = {
