@@ -1,6 +1,10 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from drawn import jpeg, picture
@@ -10,7 +14,7 @@ from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthesize import make
 from granvit.demo import run_demo
 from granvit.demo_corpus import own_corpora
-from granvit.errors import CheckpointError
+from granvit.errors import BusyError, CheckpointError
 from granvit.predict import GranViT
 from granvit.regions import Region, RegionImage
 
@@ -197,3 +201,18 @@ def test_what_goes_wrong_in_one_of_two_processes_is_told_as_in_one(here, parts):
 def test_a_batch_that_cannot_be_shared_is_refused(here, parts):
     with pytest.raises(ValueError, match="3 processes cannot share batches of 2 images"):
         run_demo(here / "it", recipe=tiny_recipe(parts), processes=3)
+
+
+def test_of_two_demos_in_one_folder_the_second_is_told(here, parts):
+    """Before anything of it is trained; the folder stays as it is."""
+    corpus = own_corpus(here / "corpus", lambda record: record)
+    code = "import sys; from granvit.files import locked\nwith locked(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(here / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(BusyError, match=f"out: another process is writing here .process {other.pid} on"):
+            run_demo(here / "out", corpus, recipe=tiny_recipe(parts, steps=1), processes=1)
+        other.stdin.close()
+    assert not (here / "out").exists()

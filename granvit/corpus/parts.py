@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -73,6 +74,8 @@ def split(
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise CorpusError(f"the shares must be at least 0 and less than 1 together, got val {val} and test {test}")
+    if Path(os.path.realpath(corpus.path)).is_relative_to(os.path.realpath(out)):
+        raise CorpusError(f"{out} holds {corpus.path}, which it would replace: choose another folder")
     meta = {"split": {"val": val, "test": test}, "of": str(corpus.path), "before": corpus.manifest["meta"]}
     writers: dict[str, CorpusFiles] = {}
     with staged_folder(out, partial(_refuse_other_folders, overwrite=overwrite)) as folder, ExitStack() as stack:

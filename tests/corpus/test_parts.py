@@ -64,6 +64,21 @@ def test_a_split_that_cannot_be_written_leaves_none(tmp_path):
     assert not (tmp_path / "out/train/manifest.json").exists()
 
 
+def test_splits_are_replaced_as_a_whole_and_never_with_their_source(tmp_path):
+    source = corpus(tmp_path / "in", [record("a", None, split="train"), record("b", None, split="val")])
+    split(source, tmp_path / "out")
+    with pytest.raises(CorpusError, match="train is not empty"):
+        split(source, tmp_path / "out")
+    split(corpus(tmp_path / "other", [record("c", None, split="test")]), tmp_path / "out", overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["test"] and ids(tmp_path / "out/test") == ["c"]
+    with pytest.raises(CorpusError, match="out holds .*out/test, which it would replace"):
+        split(Corpus(tmp_path / "out/test"), tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "mine").mkdir()
+    with pytest.raises(CorpusError, match="it holds mine"):
+        split(source, tmp_path / "out", overwrite=True)
+    assert ids(tmp_path / "out/test") == ["c"]
+
+
 def test_samples_are_reproducible_and_nested(tmp_path):
     whole = corpus(tmp_path / "in", [record(f"{i}", None, source="a" if i < 90 else "b") for i in range(100)])
     few, more = sample(whole, 10), sample(whole, 30)

@@ -15,7 +15,7 @@ from granvit.corpus.store import CorpusWriter
 from granvit.errors import GranvitError
 from granvit.regions import Region, RegionImage
 
-_TRAINING = ("train", "demo", "export", "export-encoder", "assemble", "eval", "attend")
+_TRAINING = ("train", "export", "export-encoder", "assemble", "eval", "attend", "probe", "describe")
 
 
 @dataclass
@@ -135,6 +135,14 @@ def _train(inputs: Path, work: Path) -> None:
     run_recipe(recipe, work / "out", [(records, 1.0)], device="cpu")
 
 
+def _assemble(inputs: Path, work: Path) -> None:
+    from tiny_recipe import tiny_recipe
+
+    from granvit.commands_assemble import Assemble
+
+    Assemble(tiny_recipe(inputs / "parts"), work / "out").run()
+
+
 def _one_thread(inputs: Path, work: Path) -> None:
     import torch
 
@@ -144,6 +152,7 @@ def _one_thread(inputs: Path, work: Path) -> None:
 def cases() -> list[Case]:
     """All of them; those that need torch last."""
     corpus = ["corpus"]
+    asked = ["--box", "1,2,30,20", "--model", "{in}/checkpoint", "--device", "cpu"]
     return [
         Case("import", [*corpus, "import", "jsonl", "{in}/pack", "{work}/out"]),
         Case("import-over", [*corpus, "import", "jsonl", "{in}/pack", "{work}/out", "--overwrite"], before=_old),
@@ -167,6 +176,15 @@ def cases() -> list[Case]:
         Case("export", ["export", "{in}/checkpoint", "{work}/out"], before=_one_thread),
         Case("export-encoder", ["export", "{in}/checkpoint", "{work}/out", "--format", "encoder"]),
         Case("train", run=_train),
+        Case("assemble", run=_assemble),
+        Case("attend", ["attend", "{in}/photos/00.png", *asked, "--out", "{work}/out"]),
+        Case("describe", ["describe", "{in}/photos/00.png", *asked, "--draw", "{work}/out.png"], out="out.png"),
+        Case(
+            "probe",
+            ["probe", "{in}/checkpoint", "--corpus", "{in}/a", "--held-out", "{in}/b"]
+            + ["--task", "is-text", "--out", "{work}/out.json", "--device", "cpu"],
+            out="out.json",
+        ),
         Case("eval", ["eval", "{in}/checkpoint", "--corpus", "{in}/a", "--out", "{work}/out", "--device", "cpu"]),
     ]
 
