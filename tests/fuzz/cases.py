@@ -38,6 +38,8 @@ from granvit.errors import GranvitError
 SECONDS = 20
 # Of the clock, which other processes take from: only something that waits reaches it.
 WAIT_SECONDS = 60
+# One that states a value of the damaged file, of 3,000 characters, and the file.
+LONGEST_MESSAGE = 5_000
 
 
 class Broken(AssertionError):
@@ -101,7 +103,7 @@ def _import(name: str) -> Callable[[Path, Random], str]:
         try:
             summary = import_corpus(name, src / seed.src, out, **seed.options)
         except (GranvitError, OSError) as error:
-            _require(0 < len(str(error)) < 3000, f"a message of {len(str(error))} characters: {str(error)[:300]}")
+            _require_message(error)
             _require(not (out / "manifest.json").exists(), "a corpus despite an error")
             _require(_listing(folder) == before, f"left behind: {_listing(folder) ^ before}")
             return "refused"
@@ -142,6 +144,11 @@ def _require(holds: bool, problem: str) -> None:
         raise Broken(problem)
 
 
+def _require_message(error: Exception) -> None:
+    length = len(str(error))
+    _require(0 < length < LONGEST_MESSAGE, f"a message of {length} characters: {str(error)[:300]}")
+
+
 def _same(what: str, one: int, other: int) -> None:
     _require(one == other, f"{what}: {one} are counted, {other} are there")
 
@@ -156,7 +163,7 @@ def _manifest(folder: Path, random: Random) -> str:
     try:
         _require(list(Corpus(out)) == sound, "other records than were written")
     except (GranvitError, OSError) as error:
-        _require(0 < len(str(error)) < 3000, f"a message of {len(str(error))} characters: {str(error)[:300]}")
+        _require_message(error)
         with suppress(GranvitError, OSError):
             _require(bool(verify(out)), "verify finds nothing in a corpus that cannot be read")
         return "refused"
@@ -186,7 +193,7 @@ def _checkpoint(folder: Path, random: Random) -> str:
     try:
         GranViT.load(folder / "checkpoint")
     except (GranvitError, OSError) as error:
-        _require(0 < len(str(error)) < 3000, f"a message of {len(str(error))} characters: {str(error)[:300]}")
+        _require_message(error)
         return "refused"
     finally:
         _require(_listing(folder) == before, "loading wrote something")
