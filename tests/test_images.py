@@ -263,7 +263,11 @@ def test_an_opened_image_becomes_what_its_file_does(mode, form):
         data = encode(image, form, exif=exif)
     except (OSError, ValueError):
         pytest.skip(f"{form} has no {mode}")
-    from_file, from_image = as_file_and_image(data)
+    try:
+        from_file, from_image = as_file_and_image(data)
+    except ImageError as error:  # Pillow 12 cannot read the YCbCr that it writes into a TIFF
+        assert (mode, form, error.reason) == ("YCbCr", "TIFF", "truncated")
+        return
     assert (from_file.mode, from_file.size) == ("RGB", (32, 24) if form == "GIF" else (24, 32))
     assert from_image.tobytes() == from_file.tobytes()
 

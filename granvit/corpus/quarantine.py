@@ -96,11 +96,14 @@ class Checked:
 
 
 class Refused(Exception):
-    """Raised where something turns out to be unusable, and turned into a `Rejection` where it is known what."""
+    """Raised where something turns out to be unusable, and turned into a `Rejection` where it is known what.
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+    `regions` is how many regions are known to go with it, where whoever turns it into one cannot tell.
+    """
+
+    def __init__(self, reason: str, detail: str, regions: int = 0) -> None:
+        super().__init__(reason, detail, regions)
+        self.reason, self.detail, self.regions = reason, detail, regions
 
 
 def check_record(record: RegionImage, decoded: tuple[int, int] | None = None) -> Checked:

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,6 +164,10 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
     """
     try:
         row = parse_json(data, _unique)
+    except _RepeatedKey as error:
+        stated = parse_json(data)
+        regions = stated.get("regions") if isinstance(stated, dict) else None
+        raise Refused("not-json", str(error), len(regions) if isinstance(regions, list) else 0) from error
     except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
         raise Refused("not-json", str(error)) from error
     if not isinstance(row, dict):
@@ -170,11 +175,15 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
     return row
 
 
+class _RepeatedKey(ValueError):
+    pass
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(next(key for key in row if keys.count(key) > 1))} is there twice")
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise _RepeatedKey(f"the key {shown(twice)} is there twice")
     return row
 
 

@@ -53,6 +53,7 @@ def read(src: Path, *, source: str = "", licence: str = "", encoding: str = "") 
         count = 0
         try:
             if isinstance(row, Refused):
+                count = row.regions
                 raise row
             count = len(row["regions"]) if isinstance(row.get("regions"), list) else 0
             yield _record(row, file.parent, source, licence)

@@ -106,8 +106,8 @@ def _regions_in(parts: Parts) -> int:
     """How many regions a sample states that is refused."""
     try:
         regions = parse_object(unless_refused(parts.get("json", b""))).get("regions")
-    except Refused:
-        return 0
+    except Refused as refused:
+        return refused.regions
     return len(regions) if isinstance(regions, list) else 0
 
 

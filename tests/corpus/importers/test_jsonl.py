@@ -66,7 +66,7 @@ def test_a_key_that_is_there_twice(tmp_path):
     twice = b'{"image": "a.jpg", "width": 40, "height": 30, "regions": [{"bbox": [1,2,3,4], "bbox": [5,6,9,9]}]}'
     src = pack(tmp_path / "p", row(), twice)
     _, [refused] = bring("jsonl", src, tmp_path / "out")
-    assert (refused.reason, "'bbox' is there twice" in refused.detail) == ("not-json", True)
+    assert (refused.reason, "'bbox' is there twice" in refused.detail, refused.regions) == ("not-json", True, 1)
 
 
 def test_regions_of_a_picture_that_is_missing_are_counted(tmp_path):
