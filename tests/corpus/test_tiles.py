@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from drawn import corpus, jpeg, picture, record
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -33,6 +33,7 @@ def tiles_of(one: RegionImage, *args, **options) -> tuple[dict[str, RegionImage]
     return {part.id: part for part in cut(one, Tiling(*args, **options), made)}, made
 
 
+@settings(deadline=None)
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(8, 400), st.floats(0, 0.9), st.data())
 def test_tiles_cover_the_image_and_show_whatever_fits_the_overlap(width, height, side, overlap, data):
     windows = Tiling(side, overlap).windows(width, height)
