@@ -137,6 +137,14 @@ def test_jsonl_bad_lines_are_named_by_their_number(tmp_path):
     assert_all_accounted_for(summary, tmp_path / "out")
 
 
+def test_lines_in_utf_16_are_refused_alike_and_not_read_by_halves(tmp_path):
+    src = pack(tmp_path / "pack", *(row(f"images/{n}.jpg") for n in range(3)))
+    text = (src / "annotations.jsonl").read_text().rstrip("\n")
+    (src / "annotations.jsonl").write_bytes(text.encode("utf-16"))
+    with pytest.raises(CorpusError, match=r"none of 3 images could be imported \(not-json 3\)"):
+        import_corpus("jsonl", src, tmp_path / "out")
+
+
 def test_jsonl_bad_regions_keep_their_index_and_their_image(tmp_path):
     regions = [
         {"bbox": [1, 2, 3], "caption": "x"},

@@ -218,7 +218,7 @@ def _in_lines(src: Path) -> int | None:
     total = 0
     for line in (src / "annotations.jsonl").read_bytes().split(b"\n"):
         try:
-            row = json.loads(line, parse_int=float)  # of any number of digits
+            row = json.loads(line.decode("utf-8-sig"), parse_int=float)  # of any number of digits
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("regions"), list):

@@ -66,11 +66,12 @@ def json_lines(file: Path, encoding: str = "") -> Iterator[tuple[int, dict[str, 
 
 def _object(line: bytes, encoding: str) -> dict[str, Any] | Refused:
     try:
-        return parse_object(decode_text(line, encoding) if encoding else line)
+        # As text: of bytes, JSON's parser would read those lines as UTF-16 that happen to be cut at whole characters.
+        return parse_object(decode_text(line, encoding))
     except Refused as refused:
         return refused
     except UnicodeError as error:
-        return Refused("bad-encoding", f"not {encoding}: {error!s:.100}")
+        return Refused("bad-encoding" if encoding else "not-json", f"not {encoding or 'UTF-8'}: {error!s:.100}")
 
 
 def _array(file: Path) -> Iterator[Any]:
