@@ -44,6 +44,7 @@ from granvit.train.nonfinite import NonFiniteLoss
 from granvit.train.optimizer import make_optimizer, make_schedule
 from granvit.train.signals import StopSignals
 from granvit.train.stages.base import Stage
+from granvit.train.step import Step, counts_of
 from granvit.train.timing import Timing, section
 
 __all__ = ["LoopConfig", "NonFiniteLoss", "TrainResult", "train"]
@@ -227,16 +228,15 @@ class _Run:
         """
         random_state = rng.snapshot()
         counts = self._global_counts(batches)
-        weights: dict[str, float] = {}
-        shares: list[Tensor] = []
+        step = Step(self.wrapped, self.device, self.autocast, counts)
         for batch in batches[:-1]:
             # Gradients held back until the last micro-batch would be whole ones: sharded, each is sent off at once.
             with nullcontext() if self.sharded else self.accelerator.no_sync(self.wrapped):
-                shares.append(self._backward(batch, counts, weights))
-        shares.append(self._backward(batches[-1], counts, weights))
+                step.add(batch, self._backward)
+        step.add(batches[-1], self._backward)
         with section("optimizer"):
             norm = clip_gradients(self.parameters, self.config.clip_norm or math.inf)
-            metrics, stop = self._measure(shares, weights, norm, signals)
+            metrics, stop = self._measure(step, norm, signals)
             if not all(math.isfinite(value) for value in metrics.values()):
                 self._stop_at_nonfinite(batches, place, metrics, random_state)
             metrics["lr"] = float(self.scheduler.get_last_lr()[0])
@@ -249,42 +249,25 @@ class _Run:
 
     def _global_counts(self, batches: list[Batch]) -> dict[str, int]:
         """What `Batch.counts` gives for all micro-batches of all ranks together."""
-        counted = [batch.counts for batch in batches]
-        counts = {name: sum(c[name] for c in counted) for name in counted[0]}
+        counts = counts_of(batches)
         if self.accelerator.num_processes == 1:
             return counts
         summed = self.accelerator.reduce(torch.tensor(list(counts.values()), device=self.device), "sum")
         return dict(zip(counts, summed.tolist(), strict=True))
 
-    def _backward(self, batch: Batch, counts: dict[str, int], weights: dict[str, float]) -> Tensor:
-        """Adds a micro-batch to the gradients; returns its share of every term's mean, in the order of `weights`."""
-        with section("data"):
-            batch = batch.to(self.device)
-        with self.autocast:
-            terms = self.wrapped(batch)
-        shares = {name: term.total.float() / max(1, counts[term.count]) for name, term in terms.items()}
-        if weights and shares.keys() != weights.keys():
-            raise ValueError(f"stage {self.stage.name!r} gave the terms {list(shares)} after {list(weights)}")
-        weights.update((name, term.weight) for name, term in terms.items())
-        loss = torch.stack([weights[name] * share for name, share in shares.items()]).sum()
+    def _backward(self, loss: Tensor) -> None:
         # DistributedDataParallel and FSDP average the gradients over the ranks, and the shares want their sum.
-        with section("backward"):
-            self.accelerator.backward(loss * self.accelerator.num_processes)
-        return torch.stack([shares[name].detach() for name in weights])
+        self.accelerator.backward(loss * self.accelerator.num_processes)
 
-    def _measure(
-        self, shares: list[Tensor], weights: dict[str, float], norm: Tensor, signals: StopSignals
-    ) -> tuple[dict[str, float], int]:
+    def _measure(self, step: Step, norm: Tensor, signals: StopSignals) -> tuple[dict[str, float], int]:
         """The step's metrics over all ranks, and the signal to stop; the one point where the device is waited for."""
-        means = torch.stack(shares).sum(0)
+        means = step.means()
         vector = torch.cat([means, means.new_tensor([signals.received])])
         if self.accelerator.num_processes > 1:
             vector = self.accelerator.reduce(vector, "sum")
         *values, stop, norm_value = torch.cat([vector, norm.detach().float()[None]]).tolist()
-        terms = dict(zip(weights, values, strict=True))
-        loss = math.fsum(weights[name] * value for name, value in terms.items())
         signal_number = signals.received or (signal.SIGTERM if stop else 0)
-        return {"loss": loss, **terms, "grad_norm": norm_value}, signal_number if stop else 0
+        return step.metrics(values, norm_value), signal_number if stop else 0
 
     def _due(self) -> bool:
         return bool(self.config.save_every) and self.step % self.config.save_every == 0

@@ -10,11 +10,12 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from granvit.errors import CheckpointError, GranvitError
@@ -25,9 +26,11 @@ from granvit.model.region_model import RegionModel, check_parts, read_settings
 from granvit.train import nonfinite, rng
 from granvit.train.config import on_cpu
 from granvit.train.feed import Feed, Records
+from granvit.train.fsdp import clip_gradients
 from granvit.train.provenance import reopen, stage_of
 from granvit.train.stages.base import Stage
 from granvit.train.stages.config import StageConfig
+from granvit.train.step import Step, counts_of
 from granvit.train.tensorfile import read_expected, read_tensors
 from granvit.train.unpack import unpack
 from granvit.train.watch import Watch, nonfinite_weights
@@ -91,18 +94,18 @@ def replay(folder: Path, corpora: Sequence[str] = (), device: Literal["auto", "c
     place = torch.device("cpu") if on_cpu(device) else torch.accelerator.current_accelerator()
     assert place is not None
     stage.to(place).train()
-    step = _Step(stage, place, facts["precision"] == "bf16")
+    take = partial(_take, stage, place, facts["precision"] == "bf16")
     states = [rank["rng"] for rank in ranks]
     watch = Watch()
     with watch.over(stage):
-        now = step.take(batches, states)
+        now = take(batches, states)
     weights = nonfinite_weights(stage)
     samples = [
         (single.ids[0], taken["loss"], taken["grad_norm"])
         for micros, state in zip(batches, states, strict=True)
         for batch in micros
         for single in unpack(batch)
-        for taken in [step.take([[single]], [state])]
+        for taken in [take([[single]], [state])]
     ]
     return Replay(facts["step"], facts["metrics"], now, weights, watch, samples)
 
@@ -176,31 +179,16 @@ def _batches(
     return made
 
 
-class _Step:
-    """Forward and backward as the training loop takes them, without an optimizer."""
-
-    def __init__(self, stage: Stage, device: torch.device, bf16: bool):
-        self.stage, self.device = stage, device
-        self.autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-
-    def take(self, batches: list[list[Batch]], states: list[dict[str, Any]]) -> dict[str, float]:
-        """The metrics of one step on the micro-batches of all ranks, each begun with its random state."""
-        self.stage.zero_grad(set_to_none=True)
-        counted = [batch.counts for micros in batches for batch in micros]
-        counts = {name: sum(c[name] for c in counted) for name in counted[0]}
-        weights: dict[str, float] = {}
-        summed: list[Tensor] = []
-        for micros, state in zip(batches, states, strict=True):
-            rng.restore(state)
-            for batch in micros:
-                with self.autocast:
-                    terms = self.stage(batch.to(self.device))
-                weights = {name: term.weight for name, term in terms.items()}
-                shares = torch.stack([term.total.float() / max(1, counts[term.count]) for term in terms.values()])
-                loss = torch.stack([w * share for w, share in zip(weights.values(), shares, strict=True)]).sum()
-                loss.backward()
-                summed.append(shares.detach())
-        means = dict(zip(weights, torch.stack(summed).sum(0).tolist(), strict=True))
-        total = math.fsum(weights[name] * mean for name, mean in means.items())
-        trained = [p.grad for p in self.stage.parameters() if p.grad is not None]
-        return {"loss": total, **means, "grad_norm": nn.utils.get_total_norm(trained).item()}
+def _take(
+    stage: Stage, device: torch.device, bf16: bool, batches: list[list[Batch]], states: list[dict[str, Any]]
+) -> dict[str, float]:
+    """The metrics of the loop's step on the micro-batches of all ranks, each begun with its random state."""
+    stage.zero_grad(set_to_none=True)
+    autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    step = Step(stage, device, autocast, counts_of([batch for micros in batches for batch in micros]))
+    for micros, state in zip(batches, states, strict=True):
+        rng.restore(state)
+        for batch in micros:
+            step.add(batch, Tensor.backward)
+    trained = [p for p in stage.parameters() if p.requires_grad]
+    return step.metrics(step.means().tolist(), clip_gradients(trained, math.inf).item())
