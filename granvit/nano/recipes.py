@@ -119,7 +119,10 @@ def nano_encoder_recipe() -> Recipe:
 
 
 def _by_muon(steps: int, batch_size: int) -> LoopConfig:
-    """How parts that learn by Muon are trained; its matrices, in the blocks, at six times the rate of the rest."""
+    """How parts that learn by Muon are trained: all of the blocks at six times the rate of the rest.
+
+    That is the blocks' matrices, which are Muon's, and their norms and biases, which are AdamW's.
+    """
     return LoopConfig(
         steps=steps,
         batch_size=batch_size,

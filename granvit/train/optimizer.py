@@ -31,8 +31,8 @@ def make_optimizer(
 
     Biases, norms and embeddings do not decay.
 
-    `multipliers` maps a regular expression, searched in the parameter's name, to a factor on the learning rate;
-    the first that matches counts.
+    `multipliers` maps a regular expression, searched in the parameter's name, to a factor on the learning rate of all
+    that match, whichever optimizer takes them: norms and biases as well as matrices. The first that matches counts.
 
     Raises:
         ValueError: nothing trains, an expression matches nothing that trains, or there is no matrix for Muon.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_model import make_model
 
+from granvit.recipes import RECIPES
 from granvit.train.muon import MuonWithAdamW
 from granvit.train.optimizer import make_optimizer
 from granvit.train.stages.adapt import Adapt
@@ -86,3 +87,16 @@ def test_muon_alone_is_enough():
     matrix.grad = torch.eye(3)
     optimizer.step()
     assert not torch.equal(matrix, torch.ones(3, 3))
+
+
+def test_the_blocks_of_what_learns_by_muon_learn_faster_norms_and_biases_too():
+    """As `nano-own` and `nano-reader` say it."""
+    loop = RECIPES["nano-reader"]().stages[0].loop
+    stage = Pretrain(make_model())
+    optimizer = make_optimizer(stage, loop.lr, loop.weight_decay, loop.betas, loop.optimizer_groups, loop.optimizer)
+    names = {p: n for n, p in stage.named_parameters()}
+    rates = {names[p]: (group["lr"], "ns_steps" in group) for group in optimizer.param_groups for p in group["params"]}
+    faster = {name for name, (rate, _) in rates.items() if rate == pytest.approx(6 * loop.lr)}
+    assert faster == {name for name in rates if ".layers." in name}
+    assert {muon for name, (_, muon) in rates.items() if name in faster} == {True, False}
+    assert {rate for name, (rate, _) in rates.items() if name not in faster} == {loop.lr}
