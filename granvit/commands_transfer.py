@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from granvit.commands import train_into
 from granvit.errors import GranvitError
 from granvit.geometry import Fit, Frame
+from granvit.run_folder import checkpoint_of
 from granvit.train.config import CachingLoop
 from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.paper import transfer
@@ -82,8 +83,7 @@ class Transfer:
         """
         from granvit.model.region_model import read_settings
 
-        inner = self.source / "checkpoint"
-        checkpoint = inner if inner.is_dir() else self.source
+        checkpoint = checkpoint_of(self.source)
         given = {name: value for name in ("codec", "frame", "fit") if (value := getattr(self, name)) is not None}
         return Recipe(
             name="transfer",

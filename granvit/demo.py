@@ -26,6 +26,7 @@ from granvit.model.region_model import RegionModel
 from granvit.predict import GranViT
 from granvit.recipes import RECIPES
 from granvit.regions import RegionImage
+from granvit.run_folder import CHECKPOINT
 from granvit.train.build import embedded_corpora
 from granvit.train.feed import Records
 from granvit.train.launch import launch, processes_for
@@ -195,7 +196,7 @@ def _row(record: RegionImage, box: Any, said: dict[Any, Item], stages: Sequence[
 
 
 def _facts(recipe: Recipe, out: Path, corpus: Path | str | None, train: int, held_out: int) -> dict[str, str]:
-    model = RegionModel.load(out / "checkpoint").llava.model
+    model = RegionModel.load(out / CHECKPOINT).llava.model
     millions = {
         name: sum(p.numel() for p in part.parameters()) / 1e6
         for name, part in (("encoder", model.vision_tower), ("language model", model.language_model))
@@ -212,7 +213,7 @@ def _facts(recipe: Recipe, out: Path, corpus: Path | str | None, train: int, hel
 
 
 def _commands(out: Path) -> list[str]:
-    model = out / "checkpoint"
+    model = out / CHECKPOINT
     return [
         f"granvit describe photo.jpg --box 40,30,200,180 --model {model} --draw described.png",
         f'granvit locate photo.jpg "red star" --model {model} --draw located.png',

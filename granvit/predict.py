@@ -21,6 +21,7 @@ from granvit.images import decode, upright_rgb
 from granvit.model.generate import LONGEST_BOX, LONGEST_CAPTION, LONGEST_DESCRIPTION, NonFiniteAnswer, greedy
 from granvit.model.region_model import RegionModel
 from granvit.questions import CAPTION2BBOX, ask_box, ask_caption, ask_global, parse_box
+from granvit.run_folder import checkpoint_of
 
 if TYPE_CHECKING:
     from granvit.evaluate.attention import Seen
@@ -80,11 +81,9 @@ class GranViT:
             CheckpointError: the directory is no granvit checkpoint; the message names the file at fault.
             GranvitError: there is no such device here.
         """
-        folder = Path(folder)
-        inner = folder / "checkpoint"
         if isinstance(device, str):
             device = pick_device(device)
-        return cls(RegionModel.load(inner if inner.is_dir() else folder, device, dtype))
+        return cls(RegionModel.load(checkpoint_of(folder), device, dtype))
 
     def describe(self, image: Picture, boxes: ArrayLike, normalized: bool = False) -> list[str]:
         """What each box (N, 4) holds; all boxes share one look at the picture.

@@ -10,6 +10,7 @@ from typing import Any
 
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Task
+from granvit.run_folder import checkpoint_of
 
 ANSWERS = "answers.jsonl"
 
@@ -102,8 +103,7 @@ def fingerprint(item: Item, task: Task) -> str:
 
 def checkpoint_id(folder: Path) -> str:
     """What tells a checkpoint from another: a digest over its settings and weights."""
-    inner = folder / "checkpoint"
-    root = inner if inner.is_dir() else folder
+    root = checkpoint_of(folder)
     digest = hashlib.sha256()
     for path in sorted((*root.glob("*.json"), *root.glob("*.safetensors"), *root.glob("*.jinja"))):
         with path.open("rb") as file:

@@ -25,6 +25,7 @@ from granvit.model.encoders import load_encoder
 from granvit.model.families import ENCODERS, HOLDERS, family_of
 from granvit.model.forward import normalise
 from granvit.model.region_model import SETTINGS_FILE, RegionModel
+from granvit.run_folder import checkpoint_of
 
 # What `load_encoder` makes a square tower of.
 _KNOWN = {*ENCODERS, *HOLDERS, "siglip2_vision_model"}
@@ -156,7 +157,7 @@ def load_patch_encoder(folder: Path | str, device: str | torch.device = "cpu", n
     """
     folder = Path(folder)
     name = name or folder.name
-    inner = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+    inner = checkpoint_of(folder)
     if (inner / SETTINGS_FILE).exists():
         return PatchEncoder.of(RegionModel.load(inner, device), name)
     try:

@@ -16,6 +16,7 @@ from granvit.model.older import OLDEST
 from granvit.model.region_model import RegionModel
 from granvit.page import percent
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
+from granvit.run_folder import DATA, RECIPE, checkpoint_of
 
 # Metrics and tasks as `granvit eval` and the demo name them, in words for people.
 _METRICS = {
@@ -61,13 +62,13 @@ def read_source(folder: Path, metrics: Path | None = None) -> Source:
     Raises:
         CheckpointError: a file that is there cannot be read.
     """
-    inner = folder / "checkpoint"
+    checkpoint = checkpoint_of(folder)
     scores = _read(metrics or folder / "metrics.json", dict)
     if metrics is not None and scores is None:
         raise CheckpointError(f"{metrics}: no such file")
-    if not inner.is_dir():
+    if checkpoint == folder:
         return Source(folder, metrics=scores)
-    return Source(inner, _read(folder / "recipe.json", dict), _read(folder / "data.json", list), scores)
+    return Source(checkpoint, _read(folder / RECIPE, dict), _read(folder / DATA, list), scores)
 
 
 def _read(path: Path, kind: type) -> Any:

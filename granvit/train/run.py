@@ -26,6 +26,7 @@ from granvit.corpus.store import Corpus
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import locked, read_json, staged_folder, write_text
 from granvit.model.region_model import RegionModel
+from granvit.run_folder import CHECKPOINT, DATA, RECIPE
 from granvit.train import identity
 from granvit.train.build import build_model, earlier_folders
 from granvit.train.checkpoint import of_another_run
@@ -86,7 +87,7 @@ def _run_recipe(
     device: Literal["auto", "cpu"],
     on_stage: OnStage | None,
 ) -> RegionModel:
-    if not resume and (run_dir / "recipe.json").exists():
+    if not resume and (run_dir / RECIPE).exists():
         raise GranvitError(f"{run_dir} holds a run; name another folder, or resume it")
     data = _data_facts(sources)
     recipe = recipe.resolved(sum(len(records) for records, _ in sources), state.num_processes)
@@ -96,8 +97,8 @@ def _run_recipe(
         stage.check()
         stage.prepare(model)  # what doesn't fit the model is told now, not after hours of another stage
     if state.is_main_process:  # only now: what can't begin leaves no folder
-        recipe.save(run_dir / "recipe.json", state.num_processes)
-        write_text(run_dir / "data.json", json.dumps(data, indent=1) + "\n")
+        recipe.save(run_dir / RECIPE, state.num_processes)
+        write_text(run_dir / DATA, json.dumps(data, indent=1) + "\n")
     earlier = [] if init is not None else earlier_folders(recipe)
     if on_stage is not None and state.is_main_process:
         on_stage("before", model, None)
@@ -120,7 +121,7 @@ def _run_recipe(
         if on_stage is not None and state.is_main_process:
             on_stage(stage.folder, model, result)
     if state.is_main_process:
-        _publish(model, run_dir / "checkpoint")
+        _publish(model, run_dir / CHECKPOINT)
     return model
 
 
@@ -148,10 +149,10 @@ def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path, p
     finished = [stage.folder for stage in recipe.stages if (run_dir / stage.folder / "model").exists()]
     if not finished:
         return
-    path = run_dir / "recipe.json"
+    path = run_dir / RECIPE
     try:
         before, its_processes = read_run(path)
-        its_data = read_json(run_dir / "data.json", CheckpointError)
+        its_data = read_json(run_dir / DATA, CheckpointError)
     except (OSError, GranvitError) as error:
         raise of_another_run(str(error)) from error
     now = identity.of_stages(recipe, finished, processes)

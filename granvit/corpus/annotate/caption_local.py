@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from granvit.loading import LoadError, load, load_model
 from granvit.model.chat import OWN_TEMPLATES
 from granvit.model.region_model import SETTINGS_FILE, read_settings
 from granvit.model.settings import Settings
+from granvit.run_folder import checkpoint_of
 
 
 def settings_of(model: str) -> tuple[str, Settings | None]:
@@ -29,9 +29,7 @@ def settings_of(model: str) -> tuple[str, Settings | None]:
     Raises:
         AnnotateError: its settings cannot be read.
     """
-    folder = Path(model)
-    if (folder / "checkpoint" / SETTINGS_FILE).exists():
-        folder = folder / "checkpoint"
+    folder = checkpoint_of(model)
     if not (folder / SETTINGS_FILE).exists():
         return model, None
     try:
