@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -41,7 +41,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     """A file beside `path` to write; it becomes `path` when the block ends without an error, and is removed otherwise.
 
     The file has the mode that the umask gives, whatever wrote it (safetensors makes its files 0600). What is there and
-    no file, like /dev/stdout, is written to as it is. In a folder that this process holds, the folder's lock is enough.
+    no file, like /dev/stdout, is written to as it is.
 
     Raises:
         BusyError: another process writes `path`.
@@ -52,7 +52,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         return
     unfinished = _beside(path, "partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with nullcontext() if any(folder in _held for folder in path.parents) else locked(path):
+    with locked(path):
         try:
             yield unfinished
             unfinished.chmod(0o666 & ~_umask())
@@ -88,6 +88,7 @@ def staged_folder(out: Path | str, check: Callable[[Path], None] = lambda out: N
     if out.is_mount():
         raise GranvitError(f"{out} is a mount point, which cannot be replaced as a whole: name a folder below it")
     with locked(out) as lock:
+        out.parent.mkdir(parents=True, exist_ok=True)
         staging, old = _beside(out, "partial"), _beside(out, "old")
         if old.exists() and not out.exists():
             os.replace(old, out)
@@ -182,16 +183,17 @@ _held: dict[Path, Lock] = {}
 def locked(path: Path | str, wait: bool = False) -> Iterator[Lock]:
     """Hold a folder or file, present or not, against every other writer of this machine or shared disk.
 
-    The lock is the kernel's on `.NAME.lock` beside it: it ends with the process, however that ends. A process may hold
-    it several times, one block within the other. With `wait` another holder is waited for.
+    The lock is the kernel's on `.NAME.lock` beside it: it ends with the process, however that ends. A process that
+    holds a place, or a folder around it, has it already. With `wait` another holder is waited for.
 
     Raises:
         BusyError: another process holds it; the message says which, since the file holds its number, host and command.
     """
     path = Path(os.path.realpath(path))
-    if path in _held:
-        yield _held[path]
-        return
+    for around in (path, *path.parents):
+        if around in _held:
+            yield _held[around]
+            return
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _beside(path, "lock")
     descriptor = _lock(file, path, wait)

@@ -91,6 +91,17 @@ def test_one_process_may_hold_a_place_several_times(tmp_path):
     assert names(tmp_path) == ["out", "out/a"]
 
 
+def test_what_a_process_holds_it_holds_with_all_that_is_in_it(tmp_path):
+    """So a kill between the publishing of an inner folder and the end of its lock leaves no lock behind."""
+    with locked(tmp_path / "run"):
+        with staged_folder(tmp_path / "run" / "model") as folder:
+            write_text(folder / "a", "b")
+            assert [name for name in names(tmp_path) if name.endswith(".lock")] == [".run.lock"]
+        code = "print('ready', flush=True)\nwith locked(sys.argv[1]): pass"
+        assert other_process(code, tmp_path / "run").wait() == 1
+    assert names(tmp_path) == ["run", "run/model", "run/model/a"]
+
+
 def test_waiting_for_a_lock(tmp_path):
     holder = other_process("with locked(sys.argv[1]): print('ready', flush=True); time.sleep(0.5)", tmp_path / "out")
     with locked(tmp_path / "out", wait=True):
