@@ -1,4 +1,4 @@
-"""Cross-entropy over answer tokens, by choice with coordinate targets that know their neighbours."""
+"""Cross-entropy over answer tokens, by choice with label smoothing over location bins."""
 
 from __future__ import annotations
 

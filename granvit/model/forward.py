@@ -77,7 +77,7 @@ def scale_projector(llava: LlavaForConditionalGeneration, features: Tensor) -> N
     """Scale a fresh projector so that its output has the size of word embeddings.
 
     `features` (N, P, D) are any patch features of the tower. Without this a small frozen language model sees
-    image tokens that are far too loud or too quiet, and the first hundred steps only mend that.
+    image tokens whose RMS is far from that of words, and the first hundred steps only mend that.
     """
     words = llava.get_input_embeddings().weight
     last = llava.model.multi_modal_projector.linear_2

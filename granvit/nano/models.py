@@ -88,7 +88,7 @@ def nano_encoder(
     body = body_of(tower)
     with torch.no_grad():
         body.embeddings.position_embedding.weight.copy_(code)
-        for layer in body.encoder.layers:  # quiet branches: at the start every patch speaks of itself (GPT-2)
+        for layer in body.encoder.layers:  # small residual branches: at the start every patch speaks of itself (GPT-2)
             layer.self_attn.out_proj.weight.div_(math.sqrt(2 * layers))
             layer.mlp.fc2.weight.div_(math.sqrt(2 * layers))
     return tower

@@ -161,7 +161,7 @@ def nano() -> Recipe:
     Stage 1 is the paper's (Global + Bbox2Caption, distillation with lambda 1 and alpha 0.9), with the teacher's
     crops at 64 pixels and a slower projector. Stage 2 departs from the paper in two ways, because a language model of
     a million parameters forgets what a billion parameters keep: a tenth of the Bbox2Caption questions stay in the
-    mixture, and coordinate targets know their neighbours. `nano_paper` is the plain form.
+    mixture, and labels are smoothed over location bins. `nano_paper` is the plain form.
     """
     return Recipe(
         name="nano",
@@ -180,8 +180,8 @@ def nano() -> Recipe:
                     warmup_steps=50,
                     weight_decay=0.02,
                     betas=(0.9, 0.98),
-                    # At five times the rate it grew 180 times as loud as word embeddings: what it said still read
-                    # well, but stage 2 hardly learned where that is (docs/results.md). So it is 13 times.
+                    # At five times the rate its output's RMS grew to 180 times that of word embeddings: stage 1 still
+                    # read well, but stage 2 hardly learned to locate (docs/method.md). So it is 13 times.
                     optimizer_groups={"multi_modal_projector": 0.3},
                     precision=_PRECISION,
                 ),

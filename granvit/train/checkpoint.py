@@ -49,7 +49,7 @@ class Progress:
 
     Attributes:
         step: optimizer steps done.
-        ranks: per rank, its random generators ("rng") and its place in the data ("feed").
+        ranks: per rank, its random generators ("rng") and its stream position ("feed").
         history: lines of the run's history at this step, and the running sums of the line to come.
     """
 

@@ -1,6 +1,6 @@
 """Corpora -> an endless, exactly repeatable stream of packed batches (on Grain).
 
-What a batch holds depends on the seed and its place in the stream alone: never on threads, worker processes or
+What a batch holds depends on the seed and its position in the stream alone: never on threads, worker processes or
 prefetching. The position in the stream is that of the last batch handed out, so a run resumes at the exact sample.
 """
 
@@ -31,7 +31,7 @@ import grain  # noqa: E402
 
 from granvit.model.packing import Batch, Sample  # noqa: E402
 from granvit.regions import RegionImage  # noqa: E402
-from granvit.train.rank_sharding import Rest, Share  # noqa: E402
+from granvit.train.rank_sharding import RankShard, Remainder  # noqa: E402
 
 # So many refusals in a row mean that the corpus and the stage do not fit, not that a few records are bad.
 MAX_REJECTED_IN_A_ROW = 10_000
@@ -89,10 +89,10 @@ class _Make:
         try:
             record = self.sources[source][index]
         except Exception as error:
-            told = f"record {index} of source {source}: {type(error).__name__}: {error}"
+            message = f"record {index} of source {source}: {type(error).__name__}: {error}"
             if isinstance(error, _DAMAGE):
-                raise DataError(f"{told}; `granvit corpus verify` finds what else is damaged") from error
-            raise FeedError(told) from error
+                raise DataError(f"{message}; `granvit corpus verify` finds what else is damaged") from error
+            raise FeedError(message) from error
         try:
             return self.prepare(record, rng)
         except Reject as rejection:
@@ -148,7 +148,7 @@ class Feed:
         self._sizes = [len(records) for records, _ in sources]
         self._weights = [float(weight) for _, weight in sources]
         self._all_samples = self._stream(_Make([records for records, _ in sources], prepare))
-        self._go_to(Rest(), 0)
+        self._go_to(Remainder(), 0)
         self._listed: set[tuple[str, str]] | None = None
         self._items: Any = None
         self._assembler: ThreadPoolExecutor | None = None
@@ -164,10 +164,10 @@ class Feed:
         mixed = places[0] if len(places) == 1 else grain.MapDataset.mix(places, self._weights)
         return mixed.random_map(make, seed=int(seeds[-1]))
 
-    def _go_to(self, rest: Rest, position: int) -> None:
-        """Makes this rank's share of `rest` the stream, to be read from `position` on."""
-        self._rest, self._position = rest, position
-        shard = Share(self.rank, self.world_size, rest)
+    def _go_to(self, remainder: Remainder, position: int) -> None:
+        """Makes this rank's samples of `remainder` the stream, to be read from `position` on."""
+        self._remainder, self._position = remainder, position
+        shard = RankShard(self.rank, self.world_size, remainder)
         self._samples = grain.MapDataset.select_from_datasets([self._all_samples], shard)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -224,11 +224,11 @@ class Feed:
         ahead = self._prefetch * self.batch_size
         threads = self._threads if ahead else 0
         reading = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
-        rest = self._samples.slice(slice(position, None)).to_iter_dataset(reading)
+        samples = self._samples.slice(slice(position, None)).to_iter_dataset(reading)
         if self._workers:
             per_worker = max(1, ahead // self._workers)
-            rest = rest.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker), _leave_with_parent)
-        return iter(rest)
+            samples = samples.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker), _leave_with_parent)
+        return iter(samples)
 
     def _record(self, rejected: list[_Rejected]) -> None:
         for r in rejected:
@@ -244,8 +244,8 @@ class Feed:
 
     def state(self) -> dict[str, Any]:
         """The position after the last batch handed out, as JSON-able values."""
-        rest = {"stragglers": list(self._rest.stragglers), "start": self._rest.start}
-        return {"position": self._position, "rejected": dict(self.rejected), **self._identity(), **rest}
+        remainder = {"stragglers": list(self._remainder.stragglers), "start": self._remainder.start}
+        return {"position": self._position, "rejected": dict(self.rejected), **self._identity(), **remainder}
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same samples."""
@@ -260,13 +260,13 @@ class Feed:
         """
         self._check(state, self._identity())
         self.close()
-        self._go_to(_rest_of(state), state["position"])
+        self._go_to(_remainder_of(state), state["position"])
         self.rejected = Counter(state["rejected"])
 
     def restore_from(self, states: Sequence[dict[str, Any]]) -> None:
         """Goes on where all ranks' feeds together stood, `states` being theirs in order of rank.
 
-        Another number of ranks is dealt what is left of the stream: no sample is lost or comes up twice. Where nothing
+        Another number of ranks takes what is left of the stream: no sample is lost or comes up twice. Where nothing
         was rejected, the batches of all ranks together are those which the former ranks would have made.
 
         Raises:
@@ -278,7 +278,7 @@ class Feed:
         for rank, state in enumerate(states):
             self._check(state, {**self._identity(), "rank": rank, "world_size": len(states)})
         self.close()
-        self._go_to(_rest_of(states[0]).after([state["position"] for state in states]), 0)
+        self._go_to(_remainder_of(states[0]).after([state["position"] for state in states]), 0)
         self.rejected = Counter()
         if self.rank == 0:
             for state in states:
@@ -305,9 +305,8 @@ class Feed:
         self.close()
 
 
-def _rest_of(state: dict[str, Any]) -> Rest:
-    # States of before the number of ranks could change hold no such thing.
-    return Rest(tuple(state.get("stragglers", ())), state.get("start", 0))
+def _remainder_of(state: dict[str, Any]) -> Remainder:
+    return Remainder(tuple(state["stragglers"]), state["start"])
 
 
 def _listed(quarantine: Path) -> set[tuple[str, str]]:

@@ -154,14 +154,14 @@ class _Run:
         try:
             with StopSignals() as signals, self.timing.running() if self.timing else nullcontext():
                 while self.step < self.config.steps and not stop:
-                    began, place = time.perf_counter(), self.feed.state()
+                    began, position = time.perf_counter(), self.feed.state()
                     with section("data"):
                         batches = [next(self.feed) for _ in range(self.config.accumulate)]
                     wait = time.perf_counter() - began
                     if self.step == 0 and self.config.first_batch:
                         self._show(batches[0])
                         began = time.perf_counter() - wait  # the drawing is no part of the step
-                    metrics, counts, stop = self._take_step(batches, place, signals)
+                    metrics, counts, stop = self._take_step(batches, position, signals)
                     taken = self._speed(batches, counts, time.perf_counter() - began, wait)
                     self.history.add(self.step, metrics, taken)
                     total.add(taken)
@@ -172,8 +172,8 @@ class _Run:
         if stop:
             if self.accelerator.is_main_process:
                 way = "the same command goes on from there"
-                told = f"stopped after step {self.step} of {self.config.steps}, saved in {self.run_dir}; {way}"
-                print(told, file=sys.stderr)
+                message = f"stopped after step {self.step} of {self.config.steps}, saved in {self.run_dir}; {way}"
+                print(message, file=sys.stderr)
             raise SystemExit(128 + stop)
         seconds = max(time.perf_counter() - start, 1e-9)
         left_out: Counter[str] = Counter()
@@ -220,9 +220,9 @@ class _Run:
                 rng.start(self.config.seed, self.step, self.feed.world_size, self.feed.rank)
 
     def _take_step(
-        self, batches: list[Batch], place: dict[str, Any], signals: StopSignals
+        self, batches: list[Batch], position: dict[str, Any], signals: StopSignals
     ) -> tuple[dict[str, float], dict[str, int], int]:
-        """One optimizer step on the micro-batches, which begin at `place` in the feed.
+        """One optimizer step on the micro-batches, which begin at `position` in the feed.
 
         Returns its metrics, the counts over all ranks, and the signal to stop.
         """
@@ -238,7 +238,7 @@ class _Run:
             norm = clip_gradients(self.parameters, self.config.clip_norm or math.inf)
             metrics, stop = self._measure(step, norm, signals)
             if not all(math.isfinite(value) for value in metrics.values()):
-                self._stop_at_nonfinite(batches, place, metrics, random_state)
+                self._stop_at_nonfinite(batches, position, metrics, random_state)
             metrics["lr"] = float(self.scheduler.get_last_lr()[0])
             self.optimizer.step()
             self.scheduler.step()
@@ -282,10 +282,10 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _stop_at_nonfinite(
-        self, batches: list[Batch], place: dict[str, Any], metrics: dict[str, float], random_state: rng.Raw
+        self, batches: list[Batch], position: dict[str, Any], metrics: dict[str, float], random_state: rng.Raw
     ) -> None:
         """Leaves what is needed to take the step again, and raises."""
-        mine = {"ids": [batch.ids for batch in batches], "feed": place, "rng": rng.encode(random_state)}
+        mine = {"ids": [batch.ids for batch in batches], "feed": position, "rng": rng.encode(random_state)}
         ranks = gather_object([mine])
         tensors = whole_tensors(self.stage.model.state_dict()), whole_tensors(self.stage.extra_state())
         if self.accelerator.is_main_process:

@@ -2,7 +2,7 @@
 
 nonfinite/
   batch.json           step, metrics, sample ids, precision, where settings and data come from
-  ranks.json           per rank: its place in the feed and its random generators, as they were before the step
+  ranks.json           per rank: its stream position and its random generators, as they were before the step
   student.safetensors  the model before the step
   extra.safetensors    what the stage keeps besides, e.g. the teacher
   model/               config, tokenizer and geometry of the model, without weights

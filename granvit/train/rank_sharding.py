@@ -1,4 +1,4 @@
-"""How one stream of samples is dealt to several ranks, and what is left of it when their number changes."""
+"""Rank sharding: which samples of one stream each rank takes, and what remains when the number of ranks changes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import grain
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def _dealt(index: int, rank: int, world_size: int) -> int:
+def _index_of(index: int, rank: int, world_size: int) -> int:
     """Where in the stream a rank's sample number `index` stands: of every `world_size` neighbours each rank gets one.
 
-    In changing order, because a mixture is periodic: were it always the same neighbour, one rank could be dealt all the
+    In changing order, because a mixture is periodic: were it always the same neighbour, one rank could take all the
     documents and another all the photographs.
     """
     turn = (index * _GOLDEN % 2**64) >> 40
@@ -23,7 +23,7 @@ def _dealt(index: int, rank: int, world_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Rest:
+class Remainder:
     """What is still to come of a stream after the number of ranks changed: stragglers, then all from `start` on.
 
     A rank that met more rejected records than the others is further on; stragglers are what the others had before them.
@@ -36,23 +36,23 @@ class Rest:
         late = len(self.stragglers)
         return self.stragglers[index] if index < late else self.start + index - late
 
-    def after(self, positions: Sequence[int]) -> Rest:
-        """What remains when rank r of `len(positions)` has taken the first `positions[r]` of its share."""
+    def after(self, positions: Sequence[int]) -> Remainder:
+        """What remains when rank r of `len(positions)` has taken the first `positions[r]` of its samples."""
         world, furthest = len(positions), max(positions)
-        left = [_dealt(i, rank, world) for rank, taken in enumerate(positions) for i in range(taken, furthest)]
+        left = [_index_of(i, rank, world) for rank, taken in enumerate(positions) for i in range(taken, furthest)]
         end = furthest * world
         late = [self[index] for index in (*sorted(left), *range(end, len(self.stragglers)))]
-        return Rest(tuple(late), self[max(end, len(self.stragglers))])
+        return Remainder(tuple(late), self[max(end, len(self.stragglers))])
 
 
-class Share(grain.transforms.DatasetSelectionMap):
-    """One rank's share of what is left of the stream."""
+class RankShard(grain.transforms.DatasetSelectionMap):
+    """The samples of one rank among those that remain of the stream."""
 
-    def __init__(self, rank: int, world_size: int, rest: Rest):
-        self.rank, self.world_size, self.rest = rank, world_size, rest
+    def __init__(self, rank: int, world_size: int, remainder: Remainder):
+        self.rank, self.world_size, self.remainder = rank, world_size, remainder
 
     def __len__(self) -> int:
-        return sys.maxsize // self.world_size - 1 - self.rest.start
+        return sys.maxsize // self.world_size - 1 - self.remainder.start
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        return 0, self.rest[_dealt(index, self.rank, self.world_size)]
+        return 0, self.remainder[_index_of(index, self.rank, self.world_size)]

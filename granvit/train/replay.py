@@ -1,7 +1,7 @@
 """Takes a step again that ended in a loss or a gradient that is not finite, and finds where and why.
 
 What is read is what `granvit.train.nonfinite` left and the corpora themselves: the model as it was before the step, the
-same samples at the same place in the feed with the same random numbers.
+same samples at the same stream position with the same random numbers.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ def replay(folder: Path, corpora: Sequence[str] = (), device: Literal["auto", "c
     batches = _batches(stage_config, model, facts["ids"], ranks, sources)
     stage = stage_config.build(model)
     stage.load_extra_state(read_expected(folder / nonfinite.EXTRA, stage.extra_state()))
-    place = torch.device("cpu") if on_cpu(device) else torch.accelerator.current_accelerator()
-    assert place is not None
-    stage.to(place).train()
-    take = partial(_take, stage, place, facts["precision"] == "bf16")
+    target = torch.device("cpu") if on_cpu(device) else torch.accelerator.current_accelerator()
+    assert target is not None
+    stage.to(target).train()
+    take = partial(_take, stage, target, facts["precision"] == "bf16")
     states = [rank["rng"] for rank in ranks]
     watch = Watch()
     with watch.over(stage):
@@ -127,7 +127,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 
 def _read_ranks(path: Path) -> list[dict[str, Any]]:
-    """Per rank its place in the feed and its random generators."""
+    """Per rank its stream position and its random generators."""
     ranks = _read(path)
     if not isinstance(ranks, list) or not ranks:
         raise CheckpointError(f"{path}: a list of ranks is expected")

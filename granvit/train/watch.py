@@ -42,17 +42,17 @@ class Watch:
                 handle.remove()
 
     def _see_output(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        told = f"{name} ({type(module).__name__})"
+        described = f"{name} ({type(module).__name__})"
         for tensor in _tensors(output):
             if self.output is None and (bad := _bad(tensor)):
                 came_in = any(_bad(given) for given in _tensors(inputs))
-                self.output = f"{told}: {bad}; its inputs were {'not finite either' if came_in else 'finite'}"
+                self.output = f"{described}: {bad}; its inputs were {'not finite either' if came_in else 'finite'}"
             if tensor.requires_grad:
-                tensor.register_hook(partial(self._see_gradient, told))
+                tensor.register_hook(partial(self._see_gradient, described))
 
-    def _see_gradient(self, told: str, gradient: Tensor) -> None:
+    def _see_gradient(self, described: str, gradient: Tensor) -> None:
         if self.gradient is None and (bad := _bad(gradient)):
-            self.gradient = f"{told}: {bad}"
+            self.gradient = f"{described}: {bad}"
 
     def _see_parameter(self, name: str, parameter: Tensor) -> None:
         if self.parameter is None and parameter.grad is not None and (bad := _bad(parameter.grad)):
