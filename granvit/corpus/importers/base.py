@@ -162,28 +162,23 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
     Raises:
         Refused: "not-json".
     """
+    repeated: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(stated := dict(pairs)) < len(pairs):
+            repeated.append(Counter(key for key, _ in pairs).most_common(1)[0][0])
+        return stated
+
     try:
-        row = parse_json(data, _unique)
-    except _RepeatedKey as error:
-        stated = parse_json(data)
-        regions = stated.get("regions") if isinstance(stated, dict) else None
-        raise Refused("not-json", str(error), len(regions) if isinstance(regions, list) else 0) from error
+        row = parse_json(data, once)
     except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
         raise Refused("not-json", str(error)) from error
     if not isinstance(row, dict):
         raise Refused("not-json", f"an object is expected, got {type(row).__name__}")
-    return row
-
-
-class _RepeatedKey(ValueError):
-    pass
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise _RepeatedKey(f"the key {shown(twice)} is there twice")
+    if repeated:
+        regions = row.get("regions")
+        count = len(regions) if isinstance(regions, list) else 0
+        raise Refused("not-json", f"the key {shown(repeated[0])} is there twice", count)
     return row
 
 

@@ -138,6 +138,13 @@ def test_a_number_too_long_for_python_costs_no_table(tmp_path):
     assert base.read_json(file, "gb18030") == {"a": "日本"}
 
 
+@pytest.mark.parametrize("text", ['{"a": {"b": 1, "b": 2}', '{"a": 1, "a": 2} x', '{"a": 1, "a": ' + "[" * 100_000])
+def test_an_object_that_has_a_key_twice_and_is_damaged_behind_is_refused(text):
+    with pytest.raises(Refused) as told:
+        base.parse_object(text.encode())
+    assert told.value.reason == "not-json"
+
+
 # What an import makes of refused regions, and of what a record has no place for
 
 
