@@ -184,3 +184,18 @@ def test_a_run_of_no_recipe_says_so(tmp_path):
         train(TinyStage(poison="r1"), make_feed(37), config, tmp_path, device="cpu")
     with pytest.raises(ValueError, match="not started from a recipe"):
         replay(tmp_path / "nonfinite", device="cpu")
+
+
+def test_what_the_first_version_left_is_taken_again(tmp_path, corpus):
+    """It named the provenance otherwise, and wrote every stage's settings down for each."""
+    model, offending = poisoned(corpus)
+    folder = stopped(stage_recipe(**CAPTIONS), model, tmp_path, corpus)
+    facts = json.loads((folder / "batch.json").read_text())
+    origin = facts.pop("provenance")
+    others = {"noise": 0.3, "blur": 0.0, "smear": 0.0, "train_encoder": False}
+    origin["stage"] |= others
+    origin["stage"]["sample"] |= {"symbolic": False, "word_map": False}
+    cache = {"feature_cache": None, "feature_cache_dtype": "fp32", "feature_cache_gb": 100.0}
+    origin["stage"]["loop"] |= cache
+    (folder / "batch.json").write_text(json.dumps({**facts, "origin": origin}))
+    assert replay(folder, device="cpu").offending == [offending]
