@@ -1,10 +1,13 @@
 """Who imports whom: no circles, and the core nothing of what presets from random weights need."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from granvit.model.region_model import RegionModel
 
 PACKAGE = Path(__file__).parents[1] / "granvit"
 # They bring all parts together, and are imported by none of them.
@@ -94,3 +97,18 @@ def test_no_modules_import_each_other_within_functions_either():
 def test_the_core_imports_nothing_of_nano(name):
     if not name.startswith("granvit.nano"):
         assert not [target for target in targets(name, True) if target.startswith("granvit.nano")]
+
+
+# Where they stand for what the first version wrote down, or say what needs no picture.
+ALLOWED = {"granvit.train.identity", "granvit.corpus.synthetic", "granvit.corpus.undrawn"}
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - ALLOWED))
+def test_the_core_speaks_of_no_warm_up(name):
+    """Samples, batches and the model know nothing of symbolic images, of places and of words."""
+    if not name.startswith("granvit.nano"):
+        assert not re.findall(r"symbolic|word_map\b|LanguageWarmup|EncoderWarmup|grid_words", MODULES[name].read_text())
+
+
+def test_a_model_has_nothing_but_its_own_parts():
+    assert set(vars(RegionModel(None, None, None))) == {"llava", "processor", "settings"}

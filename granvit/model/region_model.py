@@ -41,10 +41,6 @@ class RegionModel:
         self.llava = llava
         self.processor = processor
         self.settings = settings
-        # The place that a warmed-up language model was shown for each patch, (P, hidden); presets only.
-        self.places: Tensor | None = None
-        # The head by which a warmed-up encoder's patches name words; presets only.
-        self.words: dict[str, Tensor] | None = None
 
     @property
     def codec(self) -> Codec:
