@@ -24,7 +24,7 @@ from unittest.mock import patch
 import torch
 from sizes import machine, make_model, make_samples
 
-from granvit.corpus.synthetic import sample_texts
+from granvit.corpus.synthetic.scenes import sample_texts
 from granvit.model.attention import PACKED
 from granvit.model.branch_attention import Branches
 from granvit.model.packing import Batch, pack

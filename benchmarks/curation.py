@@ -33,13 +33,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from granvit.corpus.curate import Curation, curate
-from granvit.corpus.filters import Filters
-from granvit.corpus.fingerprint import SIDE, thumbnail
-from granvit.corpus.fingerprinting import fingerprint
+from granvit.corpus.curate.curation import Curation, curate
+from granvit.corpus.curate.filters import Filters, apply_filters
+from granvit.corpus.dedup.perceptual_hash import SIDE, fingerprint, thumbnail
 from granvit.corpus.statistics import Statistics
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.survey import judge
 from granvit.regions import Region, RegionImage
 
 OURS, FULL = "filters + fingerprints", "full decode alone"
@@ -80,7 +78,7 @@ def image_arms(files: list[bytes], workers: int) -> dict[str, Callable[[], objec
     pool = ThreadPoolExecutor(workers)
 
     def ours() -> None:
-        kept = [verdict.record for verdict in judge(records, Filters()) if verdict.reason is None]
+        kept = [verdict.record for verdict in apply_filters(records, Filters()) if verdict.reason is None]
         assert sum(len(batch.thumbs) for batch in fingerprint(kept, workers)) == len(files)
 
     def full() -> None:

@@ -31,7 +31,7 @@ import torch
 
 from granvit.commands_eval import write_files
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.synthesize import make
+from granvit.corpus.synthetic.synthesize import make
 from granvit.evaluate.evaluation import Evaluation, open_journal, run_evaluation
 from granvit.evaluate.items import Look, Source
 from granvit.evaluate.region_tasks import region_looks, region_tasks

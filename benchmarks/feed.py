@@ -34,8 +34,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from granvit.coordinates import get_codec
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.synthesize import make, synthesize
-from granvit.corpus.synthetic import sample_texts
+from granvit.corpus.synthetic.scenes import sample_texts
+from granvit.corpus.synthetic.synthesize import make, synthesize
 from granvit.images import decode
 from granvit.model.assemble import assemble
 from granvit.model.region_model import RegionModel

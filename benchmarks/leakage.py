@@ -36,13 +36,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from granvit.corpus.alignment import _detail
-from granvit.corpus.copies import CopyFinder
-from granvit.corpus.duplicates import _candidates
-from granvit.corpus.fingerprint import SIDE, Hashes, Thumbs, hashes, mirrored, thumbnail
-from granvit.corpus.fingerprinting import BATCH
-from granvit.corpus.leakage import SIMILARITY
-from granvit.corpus.near import distance
+from granvit.corpus.dedup.copy_search import CopyFinder, _candidates, _detail
+from granvit.corpus.dedup.hamming_index import distance
+from granvit.corpus.dedup.leakage import SIMILARITY
+from granvit.corpus.dedup.perceptual_hash import BATCH, SIDE, Hashes, Thumbs, hashes, mirrored, thumbnail
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 SCANS = ("sroie", "docbank")

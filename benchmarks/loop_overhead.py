@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from granvit.corpus.synthesize import synthesize
+from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.model.packing import Batch
 from granvit.nano.recipes import nano
 from granvit.train.build import build_model

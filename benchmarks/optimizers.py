@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from sizes import machine
 
-from granvit.corpus.undrawn import Undrawn
+from granvit.corpus.synthetic.synthesize import LazySynthetic
 from granvit.model.packing import Batch
 from granvit.nano.recipes import nano_language
 from granvit.train.build import build_model
@@ -35,7 +35,7 @@ RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 def batches(steps: int, size: int) -> list[Batch]:
     recipe = nano_language()
     prepare = Prepare(build_model(recipe), recipe.stages[0].sample)
-    images, rng = Undrawn(steps * size, 11, 160, 0.15), np.random.default_rng(0)
+    images, rng = LazySynthetic(steps * size, 11, 160, 0.15), np.random.default_rng(0)
     return [prepare.collate([prepare(images[step * size + i], rng) for i in range(size)]) for step in range(steps)]
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from granvit.corpus.synthetic import sample_texts
+from granvit.corpus.synthetic.scenes import sample_texts
 from granvit.model.forward import project
 from granvit.model.packing import Batch, Sample, pack
 from granvit.train.stages.pretrain import Pretrain

@@ -42,7 +42,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.synthesize import make
+from granvit.corpus.synthetic.synthesize import make
 from granvit.images import decode
 from granvit.loading import load, load_model
 from granvit.model.export import export

@@ -33,7 +33,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
-from granvit.corpus.synthesize import make
+from granvit.corpus.synthetic.synthesize import make
 from granvit.images import decode
 from granvit.loading import load, load_model
 from granvit.model.export import export

@@ -38,7 +38,7 @@ from packing import LiveTensors
 from sizes import SIZES, autocast, machine, make_model, make_samples
 from torch._dynamo.utils import counters
 
-from granvit.corpus.synthetic import sample_texts
+from granvit.corpus.synthetic.scenes import sample_texts
 from granvit.model.attention import fit_attention
 from granvit.model.blocks import compiled, recomputed
 from granvit.model.packing import Batch, pack

@@ -320,7 +320,7 @@ def _quads(boxes: Sequence[Sequence[float]]) -> list[Box]:
 
 def example_pictures(folder: Path, count: int = 3) -> list[Path]:
     """Drawn pictures of held-out scenes, written to `folder`: what the demo's checkpoint knows."""
-    from granvit.corpus.synthesize import make
+    from granvit.corpus.synthetic.synthesize import make
 
     files = []
     for index in range(count):

@@ -11,7 +11,7 @@ from tiny_model import make_model
 from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 
 from granvit.cli import command_tree, main
-from granvit.corpus.synthesize import synthesize
+from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.ranges import check_ranges
 from granvit.recipes import RECIPES
 

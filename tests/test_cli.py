@@ -17,7 +17,7 @@ from transformers.utils.logging import enable_progress_bar
 from granvit import commands, commands_eval
 from granvit.cli import main
 from granvit.corpus.store import Corpus
-from granvit.corpus.synthesize import synthesize
+from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.nano.recipes import nano
 from granvit.predict import GranViT
 from granvit.recipes import RECIPES

@@ -7,7 +7,7 @@ from tiny_recipe import shorten_answers
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from granvit.cli import main
-from granvit.corpus.synthesize import synthesize
+from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.evaluate import attention, probe_heads, probes
 
 

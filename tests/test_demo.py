@@ -11,7 +11,7 @@ from drawn import jpeg, picture
 from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.synthesize import make
+from granvit.corpus.synthetic.synthesize import make
 from granvit.demo import run_demo
 from granvit.demo_corpus import own_corpora
 from granvit.errors import BusyError, CheckpointError

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from granvit.coordinates import get_codec
-from granvit.corpus.synthetic import sample_texts
+from granvit.corpus.synthetic.scenes import sample_texts
 from granvit.errors import GranvitError
 from granvit.model.assemble import assemble
 from granvit.model.encoders import Encoder, load_encoder

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from granvit.corpus.select import evenly
-from granvit.corpus.synthesize import make
+from granvit.corpus.synthetic.synthesize import make
 from granvit.images import decode
 from granvit.model.families import patches_of
 from granvit.model.forward import encode

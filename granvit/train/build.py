@@ -11,8 +11,7 @@ import torch
 
 from granvit.corpus.select import training_part
 from granvit.corpus.store import Corpus
-from granvit.corpus.synthesize import synthesize
-from granvit.corpus.undrawn import Undrawn
+from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
 from granvit.errors import GranvitError
 from granvit.files import locked
 from granvit.model.assemble import assemble
@@ -73,7 +72,7 @@ def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, fl
     embedded = recipe.corpus
     if not corpora and not any(stage.reads_pictures for stage in recipe.stages):
         drawn = (embedded.seed, embedded.size, embedded.documents, embedded.objects, embedded.prints)
-        return [(Undrawn(embedded.train, *drawn), 1.0)]
+        return [(LazySynthetic(embedded.train, *drawn), 1.0)]
     if not corpora:
         return [(embedded_corpora(embedded)[0], 1.0)]
     sources: list[tuple[Records, float]] = []

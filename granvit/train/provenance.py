@@ -8,7 +8,7 @@ from typing import Any
 
 from granvit.corpus.select import Subset, training_part
 from granvit.corpus.store import Corpus
-from granvit.corpus.undrawn import Undrawn
+from granvit.corpus.synthetic.synthesize import LazySynthetic
 from granvit.errors import GranvitError
 from granvit.train.feed import Records
 from granvit.train.recipes.saved import read_stage
@@ -22,7 +22,7 @@ def provenance_of(stage: StageConfig, sources: Sequence[tuple[Records, float]]) 
 
 def source_of(records: Records) -> dict[str, Any]:
     """One corpus: "path", "images" and the checksums of its "shards"; of one without files the settings, "undrawn"."""
-    if isinstance(records, Undrawn):
+    if isinstance(records, LazySynthetic):
         return {"undrawn": vars(records), "images": len(records)}
     whole = records.corpus if isinstance(records, Subset) else records
     if not isinstance(whole, Corpus):
@@ -58,7 +58,7 @@ def reopen(provenance: Mapping[str, Any], corpora: Sequence[str] = ()) -> list[t
 def _reopened(fact: Mapping[str, Any], folder: str | None) -> Records:
     if "undrawn" in fact:
         settings = fact["undrawn"]
-        return Undrawn(**{**settings, "objects": tuple(settings["objects"])})
+        return LazySynthetic(**{**settings, "objects": tuple(settings["objects"])})
     if folder is None:
         raise GranvitError("a source of the run was no corpus on a disk; it can't be read again")
     corpus = Corpus(Path(folder))

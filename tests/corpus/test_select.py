@@ -6,7 +6,7 @@ import pytest
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.select import held_out_part, train_and_held_out, training_part
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.synthesize import make
+from granvit.corpus.synthetic.synthesize import make
 
 
 def corpus_of(path, splits: list[str], prefix: str = "image") -> Corpus:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from granvit.cli import main
 from granvit.corpus import quarantine, store
+from granvit.corpus.dedup.perceptual_hash import FingerprintFile, store_fingerprints
 from granvit.corpus.exporters.base import part_of
-from granvit.corpus.fingerprinting import FingerprintFile, store_fingerprints
 from granvit.corpus.importers.run import import_corpus
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.quarantine import check_record, read_quarantine

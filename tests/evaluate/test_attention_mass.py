@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tiny_model import make_model, make_tower
 
-from granvit.corpus.drawing import encode
+from granvit.corpus.synthetic.scenes import encode
 from granvit.evaluate.attention import attend_box
 from granvit.evaluate.attention_mass import ATTENTION, CONTRAST, WORDS, attention_mass
 from granvit.evaluate.patch_encoder import PatchEncoder

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny_model import make_model, make_tower
 
-from granvit.corpus.drawing import encode
+from granvit.corpus.synthetic.scenes import encode
 from granvit.evaluate import attention, attention_page
 from granvit.evaluate.attention import attend_box, patch_weights
 from granvit.evaluate.attention_figures import canvas_in_image, located_figure, seen_figure

@@ -13,7 +13,7 @@ from tiny_model import make_model
 
 from granvit.coordinates import Decimal
 from granvit.corpus.store import Corpus
-from granvit.corpus.synthesize import synthesize
+from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.evaluate.metrics import box_scores
 from granvit.evaluate.region_tasks import evaluate
 from granvit.model.export import export

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from tiny_model import make_tower
 
-from granvit.corpus.drawing import encode
+from granvit.corpus.synthetic.scenes import encode
 from granvit.evaluate import probe_heads, probes
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.evaluate.probe_heads import AttentiveHead, LinearHead, ReadingHead, fit

@@ -124,7 +124,7 @@ def _train(inputs: Path, work: Path) -> None:
     import torch
     from tiny_recipe import tiny_recipe
 
-    from granvit.corpus.synthesize import make
+    from granvit.corpus.synthetic.synthesize import make
     from granvit.train.run import run_recipe
 
     torch.set_num_threads(1)
@@ -190,8 +190,8 @@ def cases() -> list[Case]:
 
 
 def _curate(inputs: Path, work: Path, overwrite: bool = False) -> None:
-    from granvit.corpus.curate import Curation, curate
-    from granvit.corpus.filters import BoxFilter, Filters, ImageFilter
+    from granvit.corpus.curate.curation import Curation, curate
+    from granvit.corpus.curate.filters import BoxFilter, Filters, ImageFilter
     from granvit.corpus.store import Corpus
 
     image, box = ImageFilter(8, 8), BoxFilter(0, 1, 50)

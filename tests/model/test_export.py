@@ -21,7 +21,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from granvit import predict
 from granvit.commands_export import Export
-from granvit.corpus.synthetic import layout
+from granvit.corpus.synthetic.scenes import layout
 from granvit.errors import CheckpointError, GranvitError
 from granvit.geometry import View
 from granvit.images import decode

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny_model import collate, make_model, make_samples
 
-from granvit.corpus.synthesize import make
-from granvit.corpus.undrawn import Undrawn
+from granvit.corpus.synthetic.synthesize import LazySynthetic, make
 from granvit.nano.assets import PLACES
 from granvit.nano.encoder_warmup import EncoderWarmup, present_tokens, word_maps
 from granvit.nano.language_warmup import LanguageWarmup
@@ -34,7 +33,7 @@ def model():
 
 def symbolic_batch(model, rng):
     prepare = SymbolicPrepare(model, SampleConfig(QUESTIONS))
-    corpus = Undrawn(4, seed=0, size=64, documents=0.0)
+    corpus = LazySynthetic(4, seed=0, size=64, documents=0.0)
     return prepare.collate([prepare(corpus[i], rng) for i in range(4)])
 
 

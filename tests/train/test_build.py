@@ -7,8 +7,7 @@ from safetensors.torch import load_file
 from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.synthesize import synthesize
-from granvit.corpus.undrawn import Undrawn
+from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
 from granvit.model.region_model import stock_weights
 from granvit.recipes import RECIPES
 from granvit.train.build import build_model, earlier_folders, embedded_corpora, sources_of
@@ -100,7 +99,7 @@ def test_without_corpora_the_embedded_one_is_drawn_once(parts, tmp_path, monkeyp
 def test_symbolic_images_alone_are_never_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     [(records, _)] = sources_of(RECIPES["nano-language"](), [])
-    assert isinstance(records, Undrawn) and not list(tmp_path.iterdir())
+    assert isinstance(records, LazySynthetic) and not list(tmp_path.iterdir())
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from granvit.corpus.checksums import ShardCheck
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.select import training_part
 from granvit.corpus.store import Corpus
-from granvit.corpus.synthesize import synthesize
+from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.train.run import run_recipe
 
 

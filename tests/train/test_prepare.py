@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from tiny_model import make_model, packed_loss
 
-from granvit.corpus.synthesize import make
-from granvit.corpus.undrawn import Undrawn
+from granvit.corpus.synthetic.synthesize import LazySynthetic, make
 from granvit.geometry import View
 from granvit.model.attention import bucket
 from granvit.nano.prepare import SymbolicPrepare, WordMapPrepare
@@ -278,7 +277,7 @@ def samples_of_the_embedded_corpus(made, count):
 
 @pytest.mark.parametrize("images", [32, 64])
 def test_rows_of_a_fixed_budget_hold_little_padding(images):
-    corpus, rng = Undrawn(images, seed=0, size=160, documents=0.15), np.random.default_rng(0)
+    corpus, rng = LazySynthetic(images, seed=0, size=160, documents=0.15), np.random.default_rng(0)
     made = prepare(questions=EVERYTHING, max_tokens=4096, kind=SymbolicPrepare)
     samples = [made(corpus[i], rng) for i in range(images)]
     assert len({sum(len(b.ids) for b in s.branches) for s in samples}) > images / 2  # of all lengths

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from granvit.cli import main
 from granvit.commands_transfer import Transfer
 from granvit.coordinates import get_codec
-from granvit.corpus.synthesize import synthesize
+from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.model.region_model import RegionModel
 from granvit.nano.tokenizer import train_tokenizer
 from granvit.train import config

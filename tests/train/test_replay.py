@@ -17,8 +17,7 @@ from tiny_stage import TinyStage, make_feed
 
 from granvit.cli import main
 from granvit.corpus.store import Corpus
-from granvit.corpus.synthesize import synthesize
-from granvit.corpus.undrawn import Undrawn
+from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
 from granvit.errors import CheckpointError
 from granvit.nano.config import EncoderWarmupConfig, LanguageWarmupConfig
 from granvit.train import loop
@@ -123,7 +122,7 @@ def test_the_step_is_taken_again_to_the_last_bit(tmp_path, corpus, monkeypatch, 
     healthy = 3 if kind is PretrainConfig else 2  # the first step's metrics but one: its terms, with the loss
     ill = SimpleNamespace(isfinite=lambda _: next(calls) <= healthy, fsum=math.fsum, inf=math.inf)
     monkeypatch.setattr(loop, "math", ill)
-    records = Undrawn(50, 0, CANVAS, 0.2) if kind is LanguageWarmupConfig else corpus
+    records = LazySynthetic(50, 0, CANVAS, 0.2) if kind is LanguageWarmupConfig else corpus
     folder = stopped(stage_recipe(kind, **sample), make_model("qwen2"), tmp_path, records)
     result = replay(folder, device="cpu")
     assert result.step == 2 and not result.reproduced and not result.offending

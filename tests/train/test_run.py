@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.corpus.store import Corpus
-from granvit.corpus.synthesize import make, synthesize
-from granvit.corpus.undrawn import Undrawn
+from granvit.corpus.synthetic.synthesize import LazySynthetic, make, synthesize
 from granvit.errors import CheckpointError, GranvitError
 from granvit.model.region_model import RegionModel, stock_weights
 from granvit.nano.config import LanguageWarmupConfig
@@ -173,7 +172,7 @@ def test_after_a_warm_up_the_projector_is_fitted_on_the_corpus_as_it_is_shown(pa
     ):
         recipe.stages = [LanguageWarmupConfig(sample, recipe.stages[0].loop, name=name)]
         run_recipe(recipe, tmp_path / name, SOURCES, device="cpu")
-    run_recipe(recipe, tmp_path / "undrawn", [(Undrawn(8, 0, 64, 0.5), 1.0)], device="cpu")
+    run_recipe(recipe, tmp_path / "undrawn", [(LazySynthetic(8, 0, 64, 0.5), 1.0)], device="cpu")
     whole, windows, undrawn = fitted
     prepare, rng = Prepare(build_model(recipe), SampleConfig({"bbox2caption": 1.0})), np.random.default_rng(0)
     assert np.array_equal(whole.numpy(), np.stack([prepare(record, rng).pixels for record in SOURCES[0][0]]))

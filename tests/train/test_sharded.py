@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_model import whole_mask
 from tiny_recipe import save_parts, tiny_recipe
 
-from granvit.corpus.synthesize import make
+from granvit.corpus.synthetic.synthesize import make
 from granvit.errors import CheckpointError
 from granvit.nano.config import EncoderWarmupConfig, WordMapSample
 from granvit.train import checkpoint

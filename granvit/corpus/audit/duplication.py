@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from granvit.corpus.curate import Curation
-from granvit.corpus.duplicates import exact_groups, near_groups
-from granvit.corpus.fingerprinting import FingerprintFile, store_fingerprints
+from granvit.corpus.curate.curation import Curation
+from granvit.corpus.dedup.copy_search import exact_groups, near_groups
+from granvit.corpus.dedup.perceptual_hash import FingerprintFile, store_fingerprints
 from granvit.corpus.store import Corpus
 
 

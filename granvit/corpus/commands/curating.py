@@ -10,12 +10,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from granvit.corpus.benchmark_images import load_benchmarks
 from granvit.corpus.commands.common import fail, status_of, warn
-from granvit.corpus.curate import Curation, curate
-from granvit.corpus.filters import Preset, with_preset
+from granvit.corpus.curate.curation import Curation, curate
+from granvit.corpus.curate.filters import Preset, with_preset
+from granvit.corpus.dedup.leakage import SIMILARITY, find_leaks, load_benchmarks, write_without
 from granvit.corpus.layout import CURATION, CorpusError
-from granvit.corpus.leakage import SIMILARITY, find_leaks, write_without
 from granvit.corpus.store import Corpus
 from granvit.files import locked
 

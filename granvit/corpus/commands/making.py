@@ -17,7 +17,7 @@ from granvit.corpus.importers.funsd import Level
 from granvit.corpus.importers.parquet import BoxFormat
 from granvit.corpus.importers.run import Group
 from granvit.corpus.layout import QUARANTINE, CorpusError
-from granvit.corpus.synthesize import synthesize
+from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.corpus.verify import verify
 from granvit.geometry import Frame
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from granvit.corpus.synthetic import OBJECTS
+from granvit.corpus.synthetic.scenes import OBJECTS
 from granvit.errors import GranvitError
 from granvit.files import write_text
 from granvit.model.settings import Settings
@@ -43,7 +43,7 @@ class EmbeddedCorpus:
         size: the pictures' side in pixels.
         documents: the share of documents, in [0, 1].
         objects: the fewest and the most objects of a scene.
-        prints: the share of all pictures that is print (`granvit.corpus.print`) in their place.
+        prints: the share of all pictures that is print (`granvit.corpus.synthetic.rendered_text`) in their place.
         seed: of what is drawn.
     """
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from granvit.corpus import near
-from granvit.corpus.near import HashIndex, distance, groups
+from granvit.corpus.dedup import hamming_index
+from granvit.corpus.dedup.hamming_index import HashIndex, distance, groups
 
 
 def around(count: int, seed: int) -> np.ndarray:
@@ -23,7 +23,7 @@ def around(count: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("radius", [0, 3, 4, 7, 8, 11])
 @pytest.mark.parametrize("chunk", [37, 2_000_000])
 def test_all_pairs_within_the_radius_are_found_once(radius, chunk, monkeypatch):
-    monkeypatch.setattr(near, "_CHUNK", chunk)
+    monkeypatch.setattr(hamming_index, "_CHUNK", chunk)
     hashes, queries = around(300, 1), around(80, 2)
     queries[:40] = hashes[:40] ^ np.uint64(0b1011 << 30)
     asked, found, apart = HashIndex(hashes).search(queries, radius)
@@ -39,7 +39,7 @@ def test_all_pairs_within_the_radius_are_found_once(radius, chunk, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [37, 2_000_000])
 def test_of_each_query_the_nearest_are_found(chunk, monkeypatch):
-    monkeypatch.setattr(near, "_CHUNK", chunk)
+    monkeypatch.setattr(hamming_index, "_CHUNK", chunk)
     hashes = around(300, 1)
     hashes[200:] = hashes[200:] & np.uint64(2**64 - 8)  # many that are alike, and some that are equal
     hashes[220:] = hashes[200] ^ np.arange(80, dtype=np.uint64) % 8

@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from granvit.corpus import synthetic
-from granvit.corpus.drawing import draw
-from granvit.corpus.synthesize import make
-from granvit.corpus.synthetic import COLORS, PATTERNS, SHAPES, Layout, Thing, layout, sample_texts
-from granvit.corpus.undrawn import Undrawn
+from granvit.corpus.synthetic import scenes
+from granvit.corpus.synthetic.scenes import COLORS, PATTERNS, SHAPES, Layout, Thing, draw, layout, sample_texts
+from granvit.corpus.synthetic.synthesize import LazySynthetic, make
 from granvit.geometry import area, intersection
 
 SIZE = 160
@@ -39,7 +37,7 @@ def drawn_mask(shape: str, box: tuple[float, float, float, float], pattern: str 
 
 def test_the_same_seed_and_index_give_the_same_bytes_in_another_process_too():
     code = (
-        "import hashlib; from granvit.corpus.synthesize import make;"
+        "import hashlib; from granvit.corpus.synthetic.synthesize import make;"
         "print([hashlib.sha256(make(i, 5, 64, 0.5).image).hexdigest() for i in range(4)])"
     )
     here = [hashlib.sha256(make(i, 5, 64, 0.5).image).hexdigest() for i in range(4)]
@@ -63,11 +61,11 @@ def test_a_picture_does_not_depend_on_those_before_it():
     assert [make(i, 0, 64, 0.5) for i in range(8)][7] == alone
 
 
-def test_undrawn_records_are_those_of_the_drawn_corpus():
-    undrawn = Undrawn(3, seed=4, size=64, documents=0.5)
-    assert len(undrawn) == 3
+def test_lazy_records_are_those_of_the_drawn_corpus():
+    lazy = LazySynthetic(3, seed=4, size=64, documents=0.5)
+    assert len(lazy) == 3
     for index in range(3):
-        assert undrawn[index] == replace(make(index, 4, 64, 0.5), image=None)
+        assert lazy[index] == replace(make(index, 4, 64, 0.5), image=None)
 
 
 # --- scenes ----------------------------------------------------------------------------------------------------------
@@ -161,8 +159,8 @@ def test_every_thing_is_seen_in_its_picture():
 
 def test_no_scene_holds_two_of_a_caption(monkeypatch):
     for name in ("SHAPES", "PATTERNS"):
-        monkeypatch.setattr(synthetic, name, getattr(synthetic, name)[:1])
-    monkeypatch.setattr(synthetic, "COLORS", {"red": (214, 39, 40)})
+        monkeypatch.setattr(scenes, name, getattr(scenes, name)[:1])
+    monkeypatch.setattr(scenes, "COLORS", {"red": (214, 39, 40)})
     for index in range(20):  # there are but three captions: one a size
         things = layout(0, index, SIZE, documents=0.0).things
         assert 1 <= len({t.caption for t in things}) == len(things) <= 3

@@ -20,16 +20,14 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from granvit.corpus.duplicates import SIMILARITY, exact_groups, near_groups
-from granvit.corpus.filters import Filters
-from granvit.corpus.fingerprinting import FingerprintFile, store_fingerprints
+from granvit.corpus.curate.balance import Repeats, mix, text_hash
+from granvit.corpus.curate.filters import Filters, PassedImages, apply_filters, too_few
+from granvit.corpus.dedup.copy_search import SIMILARITY, exact_groups, near_groups
+from granvit.corpus.dedup.perceptual_hash import FingerprintFile, store_fingerprints
 from granvit.corpus.languages import language, script
 from granvit.corpus.layout import CURATION, CorpusError
-from granvit.corpus.mixing import mix
-from granvit.corpus.repeats import Repeats, text_hash
 from granvit.corpus.select import unit_hash
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.survey import Survey, judge, too_few
 from granvit.files import write_text
 from granvit.regions import Region, RegionImage
 
@@ -205,9 +203,9 @@ def curate(
     meta = {"curated": str(corpus.path), "curation": asdict(curation), "before": corpus.manifest["meta"]}
     with CorpusWriter(out, meta=meta, overwrite=overwrite) as writer:
         records = tqdm(corpus.records(), "filter", len(corpus), unit=" images", disable=not progress)
-        survey = Survey(records, curation.filters, curation.repeats, curation.seed)
-        dropped = _choose(corpus, survey, curation, report, fingerprints, workers, writer.folder)
-        thinning = _Thinning(survey, curation.repeats)
+        passed = PassedImages(records, curation.filters, curation.repeats, curation.seed)
+        dropped = _choose(corpus, passed, curation, report, fingerprints, workers, writer.folder)
+        thinning = _Thinning(passed, curation.repeats)
         pictures = tqdm(corpus, "write", len(corpus), unit=" images", disable=not progress)
         for record in _kept(pictures, dropped, thinning, curation, report):
             writer.write(record)
@@ -224,7 +222,7 @@ def curate(
 
 def _choose(
     corpus: Corpus,
-    survey: Survey,
+    passed: PassedImages,
     curation: Curation,
     report: CurationReport,
     fingerprints: Path | None,
@@ -233,27 +231,27 @@ def _choose(
 ) -> dict[int, str]:
     """Why rows that passed the filters are dropped all the same. `unfinished` is a folder for passing files."""
     reasons: dict[int, str] = {}
-    left = np.ones(len(survey), dtype=bool)
+    left = np.ones(len(passed), dtype=bool)
 
     def drop(entry: int, reason: str) -> None:
-        reasons[int(survey.rows[entry])] = reason
+        reasons[int(passed.rows[entry])] = reason
         left[entry] = False
 
-    if len(survey) and (curation.exact_duplicates or curation.near_duplicates):
+    if len(passed) and (curation.exact_duplicates or curation.near_duplicates):
         # Beside what is written, not in the system's folder: what a killed run leaves is cleared by the next one.
         with tempfile.TemporaryDirectory(dir=unfinished) as folder:
-            file = _fingerprints(corpus, survey, fingerprints, Path(folder), workers)
-            entries = np.searchsorted(file.rows, survey.rows)
+            file = _fingerprints(corpus, passed, fingerprints, Path(folder), workers)
+            entries = np.searchsorted(file.rows, passed.rows)
             report.without_fingerprint.update(file.problems[i] for i in entries.tolist() if i in file.problems)
             for reason, group in _copies(file, entries, curation):
                 report.groups[reason] += 1
-                # From places in the file to places in the survey; earlier groups may have taken some.
+                # From places in the file to places among those that passed; earlier groups may have taken some.
                 members = [i for i in np.searchsorted(entries, group).tolist() if left[i]]
-                for entry in set(members) - {survey.best(members)} if members else ():
+                for entry in set(members) - {passed.best(members)} if members else ():
                     drop(entry, reason)
     open_rows = np.flatnonzero(left)
     over_cap, over_weight = mix(
-        survey.source[open_rows], survey.draw[open_rows], survey.sources, curation.caps, curation.weights
+        passed.source[open_rows], passed.draw[open_rows], passed.sources, curation.caps, curation.weights
     )
     for entry in open_rows[over_cap].tolist():
         drop(entry, "cap")
@@ -262,9 +260,11 @@ def _choose(
     return reasons
 
 
-def _fingerprints(corpus: Corpus, survey: Survey, kept: Path | None, folder: Path, workers: int) -> FingerprintFile:
+def _fingerprints(
+    corpus: Corpus, passed: PassedImages, kept: Path | None, folder: Path, workers: int
+) -> FingerprintFile:
     if kept is None:
-        return store_fingerprints(corpus, folder / "fingerprints.parquet", survey.rows, workers)
+        return store_fingerprints(corpus, folder / "fingerprints.parquet", passed.rows, workers)
     if kept.exists():
         return FingerprintFile(kept, corpus)
     return store_fingerprints(corpus, kept, None, workers)
@@ -282,9 +282,9 @@ def _copies(
 class _Thinning:
     """Thins out the texts that are repeated too often."""
 
-    def __init__(self, survey: Survey, repeats: Repeats) -> None:
+    def __init__(self, passed: PassedImages, repeats: Repeats) -> None:
         self._repeats = repeats
-        self._allowed = survey.allowed(repeats)
+        self._allowed = passed.allowed(repeats)
         self._seen: dict[tuple[str, str, int], dict[str, Any]] = {}
 
     def drops(self, record: RegionImage, place: int, region: Region) -> bool:
@@ -320,12 +320,12 @@ def _kept(
             source.regions_in += len(record.regions)
             yield record
 
-    for row, verdict in enumerate(judge(counted(), curation.filters)):
-        record, source = verdict.record, report.of(verdict.record.source)
-        source.regions_dropped.update(verdict.regions)
-        reason = verdict.reason or dropped.get(row)
+    for row, filtered in enumerate(apply_filters(counted(), curation.filters)):
+        record, source = filtered.record, report.of(filtered.record.source)
+        source.regions_dropped.update(filtered.regions)
+        reason = filtered.reason or dropped.get(row)
         if reason is None:
-            pairs = zip(verdict.places, record.regions, strict=True)
+            pairs = zip(filtered.places, record.regions, strict=True)
             regions = [region for place, region in pairs if not thinning.drops(record, place, region)]
             if len(regions) < len(record.regions):
                 source.regions_dropped["repeated-text"] += len(record.regions) - len(regions)

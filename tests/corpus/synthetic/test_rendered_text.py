@@ -4,23 +4,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from granvit.corpus.print import is_print, printed
-from granvit.corpus.synthesize import make, synthesize
-from granvit.corpus.undrawn import Undrawn
+from granvit.corpus.synthetic.rendered_text import is_rendered_text, render_text
+from granvit.corpus.synthetic.synthesize import LazySynthetic, make, synthesize
 from granvit.corpus.verify import verify
 
 SIZE = 160
 
 
 def test_print_is_the_same_for_the_same_arguments():
-    assert printed(3, 5, SIZE) == printed(3, 5, SIZE)
-    assert len({printed(seed, index, SIZE).image for seed in (0, 1) for index in (0, 1)}) == 4
+    assert render_text(3, 5, SIZE) == render_text(3, 5, SIZE)
+    assert len({render_text(seed, index, SIZE).image for seed in (0, 1) for index in (0, 1)}) == 4
 
 
 def test_every_region_is_a_letter_of_a_word_in_its_place():
     letters = set()
     for index in range(40):
-        record = printed(0, index, SIZE)
+        record = render_text(0, index, SIZE)
         assert Image.open(io.BytesIO(record.image)).size == (SIZE, SIZE) == (record.width, record.height)
         for region in record.regions:
             x1, y1, x2, y2 = region.box
@@ -32,8 +31,8 @@ def test_every_region_is_a_letter_of_a_word_in_its_place():
 
 @pytest.mark.parametrize("index", range(8))
 def test_ink_lies_in_the_boxes_of_letters(index, monkeypatch):
-    monkeypatch.setattr("granvit.corpus.print._worn", lambda picture, rng: picture)
-    record = printed(1, index, SIZE)
+    monkeypatch.setattr("granvit.corpus.synthetic.rendered_text._worn", lambda picture, rng: picture)
+    record = render_text(1, index, SIZE)
     grey = np.asarray(Image.open(io.BytesIO(record.image)).convert("L"), float)
     paper = np.median(grey)
     inked = grey < paper - 0.5 * (paper - grey.min())
@@ -49,13 +48,13 @@ def test_ink_lies_in_the_boxes_of_letters(index, monkeypatch):
 def test_a_share_of_the_embedded_corpus_is_print(tmp_path):
     made = synthesize(tmp_path / "it", 20, 4, 64, documents=0.2, prints=0.5, workers=1, progress=False)
     sources = [record.source for record in made]
-    assert [source == "synthetic-print" for source in sources] == [is_print(4, i, 0.5) for i in range(20)]
+    assert [source == "synthetic-print" for source in sources] == [is_rendered_text(4, i, 0.5) for i in range(20)]
     assert 4 < sources.count("synthetic-print") < 16 and len(set(sources)) > 2 and verify(tmp_path / "it") == []
     assert made[3].image == make(3, 4, 64, 0.2, prints=0.5).image
-    undrawn = Undrawn(20, 4, 64, 0.2, prints=0.5)
+    lazy = LazySynthetic(20, 4, 64, 0.2, prints=0.5)
     for i, record in enumerate(made):
-        assert undrawn[i].image is None and [r.text for r in undrawn[i].regions] == [r.text for r in record.regions]
-        boxes, stored = ([r.box for r in one.regions] for one in (undrawn[i], record))
+        assert lazy[i].image is None and [r.text for r in lazy[i].regions] == [r.text for r in record.regions]
+        boxes, stored = ([r.box for r in one.regions] for one in (lazy[i], record))
         np.testing.assert_allclose(boxes, stored, atol=1e-3)
 
 

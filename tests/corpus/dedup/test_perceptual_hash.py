@@ -7,10 +7,10 @@ import pytest
 from drawn import cropped, halved, jpeg, mirrored, picture
 from PIL import Image
 
-from granvit.corpus import fingerprint as fp
-from granvit.corpus.alignment import agreement
-from granvit.corpus.fingerprint import CROPS, SIDE, featureless, hashes, thumbnail
-from granvit.corpus.near import distance
+from granvit.corpus.dedup import perceptual_hash as fp
+from granvit.corpus.dedup.copy_search import agreement
+from granvit.corpus.dedup.hamming_index import distance
+from granvit.corpus.dedup.perceptual_hash import CROPS, SIDE, featureless, hashes, thumbnail
 from granvit.images import ImageError
 
 WHOLE = np.array([[0, 1]], np.float32)

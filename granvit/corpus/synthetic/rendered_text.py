@@ -1,7 +1,7 @@
-"""Print: letters in many fonts with a box around each, for an encoder that has to learn to read.
+"""Rendered text: letters in many fonts with a box around each, for an encoder that has to learn to read.
 
 A thousand scans show too little print to learn letters from, and say where a line is but not where its letters are.
-Drawn print has as many pictures as are wanted, and exact boxes.
+Of rendered text there are as many pictures as are wanted, with exact boxes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from granvit.corpus.drawing import encode
-from granvit.corpus.fonts import fonts_folder
-from granvit.corpus.synthetic import ITEMS, LICENCE, SHOPS, WORDS
+from granvit.corpus.synthetic.scenes import ITEMS, LICENCE, SHOPS, WORDS, encode, fonts_folder
 from granvit.regions import Region, RegionImage
 
 FONTS = (
@@ -26,12 +24,12 @@ _HEIGHTS, _WIDTHS = (0.11, 0.22), (0.75, 1.15)
 _PUNCTUATION = ".,:;-/()%&*#@!$+='\""
 
 
-def is_print(seed: int, index: int, prints: float) -> bool:
+def is_rendered_text(seed: int, index: int, prints: float) -> bool:
     """Whether picture number `index` of the embedded corpus is print, where a share of `prints` of them is."""
     return prints > 0 and np.random.default_rng((seed, index, 2)).random() < prints
 
 
-def printed(seed: int, index: int, size: int) -> RegionImage:
+def render_text(seed: int, index: int, size: int) -> RegionImage:
     """Picture number `index` of print, `size` x `size` pixels: words and numbers at random, a region per letter."""
     rng = np.random.default_rng((seed, index, 3))
     width = round(size / rng.uniform(*_WIDTHS))  # drawn so wide, then made `size` wide

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from granvit.corpus import synthesize as synthesizing
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
-from granvit.corpus.synthesize import make, synthesize
+from granvit.corpus.synthetic import synthesize as synthesizing
+from granvit.corpus.synthetic.synthesize import make, synthesize
 from granvit.corpus.verify import verify
 from granvit.images import decode
 

@@ -9,11 +9,10 @@ import pytest
 from drawn import COPIES, corpus, cropped, jpeg, picture, record
 from PIL import Image
 
-from granvit.corpus.benchmark_images import keys, load_benchmarks
-from granvit.corpus.copies import CopyFinder
-from granvit.corpus.fingerprint import thumbnail
+from granvit.corpus.dedup.copy_search import CopyFinder
+from granvit.corpus.dedup.leakage import find_leaks, keys, load_benchmarks, write_without
+from granvit.corpus.dedup.perceptual_hash import thumbnail
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.leakage import find_leaks, write_without
 from granvit.corpus.store import Corpus
 
 DATA = (Path(__file__).parents[2] / "../shared/data").resolve()

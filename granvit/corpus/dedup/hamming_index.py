@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from granvit.corpus.fingerprint import Hashes
+from granvit.corpus.dedup.perceptual_hash import Hashes
 
 MAX_RADIUS = 11
 

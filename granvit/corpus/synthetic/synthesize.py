@@ -1,4 +1,4 @@
-"""Write the embedded corpus to disk, on all cores, once: an ordinary corpus like any other."""
+"""The embedded corpus, written to disk on all cores like any other corpus, or made lazily without its pictures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from granvit.corpus.drawing import draw, encode
 from granvit.corpus.layout import CorpusError, read_manifest
-from granvit.corpus.print import is_print, printed
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.synthetic import OBJECTS, layout
+from granvit.corpus.synthetic.rendered_text import is_rendered_text, render_text
+from granvit.corpus.synthetic.scenes import OBJECTS, draw, encode, layout
 from granvit.errors import GranvitError
 from granvit.files import locked
 from granvit.regions import RegionImage
@@ -32,8 +31,8 @@ def make(
     index: int, seed: int, size: int, documents: float, objects: tuple[int, int] = OBJECTS, prints: float = 0.0
 ) -> RegionImage:
     """Picture number `index` with its bytes; `size` is its side in pixels, `prints` the share of print in [0, 1]."""
-    if is_print(seed, index, prints):
-        return printed(seed, index, size)
+    if is_rendered_text(seed, index, prints):
+        return render_text(seed, index, size)
     what = layout(seed, index, size, documents, objects)
     return replace(what.record, image=encode(draw(what, seed, index)))
 
@@ -119,3 +118,31 @@ def _embedded(out: Path | str, split: str) -> dict[str, object] | None:
     if not isinstance(settings, dict):
         return None
     return settings if list(manifest.get("images_by_split", {})) == [split] else None
+
+
+class LazySynthetic:
+    """`count` records of the embedded corpus `seed`, laid out when asked for, without their pictures.
+
+    `size` is the picture's side in pixels, `documents` the share of documents in [0, 1], `objects` the fewest and most
+    objects of a scene, `prints` the share of print in their place.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        size: int,
+        documents: float,
+        objects: tuple[int, int] = OBJECTS,
+        prints: float = 0.0,
+    ):
+        self.count, self.seed, self.size = count, seed, size
+        self.documents, self.objects, self.prints = documents, objects, prints
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> RegionImage:
+        if is_rendered_text(self.seed, index, self.prints):
+            return replace(render_text(self.seed, index, self.size), image=None)
+        return layout(self.seed, index, self.size, self.documents, self.objects).record

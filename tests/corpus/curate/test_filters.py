@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from granvit.corpus.filters import (
+from granvit.corpus.curate.filters import (
     PRESETS,
     BoxFilter,
     Filters,

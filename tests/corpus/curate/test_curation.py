@@ -9,14 +9,13 @@ import pytest
 from drawn import corpus, cropped, halved, jpeg, mirrored, picture, record
 
 from granvit import images
-from granvit.corpus import curate as curating
-from granvit.corpus.curate import Curation, curate
-from granvit.corpus.duplicates import _candidates, exact_groups, near_groups
-from granvit.corpus.filters import Filters
-from granvit.corpus.fingerprinting import FingerprintFile, store_fingerprints
+from granvit.corpus.curate import curation as curating
+from granvit.corpus.curate.balance import Repeats, TextCounts, mix, text_hash
+from granvit.corpus.curate.curation import Curation, curate
+from granvit.corpus.curate.filters import Filters
+from granvit.corpus.dedup.copy_search import _candidates, exact_groups, near_groups
+from granvit.corpus.dedup.perceptual_hash import FingerprintFile, store_fingerprints
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.mixing import mix
-from granvit.corpus.repeats import Repeats, TextCounts, text_hash
 from granvit.corpus.store import Corpus
 from granvit.corpus.verify import verify
 from granvit.regions import Region

@@ -1,0 +1,315 @@
+"""Benchmark images in a training corpus: found by name, by file and by looks, listed, and left out if wanted.
+
+A benchmark is given as pictures, or as lists of names where there are none. Its images are held in memory, 9 KB each;
+the corpus streams past them, so its size costs time alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from granvit.corpus.annotate.source_files import InputFile
+from granvit.corpus.annotate.sources import open_source
+from granvit.corpus.dedup.copy_search import CopyFinder
+from granvit.corpus.dedup.perceptual_hash import (
+    FEATURELESS,
+    SIDE,
+    Batch,
+    FingerprintFile,
+    Thumbs,
+    featureless,
+    fingerprint,
+    store_fingerprints,
+)
+from granvit.corpus.importers.pictures import pictures
+from granvit.corpus.layout import MANIFEST, CorpusError
+from granvit.corpus.parts import write_part
+from granvit.corpus.quarantine import Refused, Rejection
+from granvit.corpus.store import Corpus
+from granvit.files import write_text
+from granvit.regions import RegionImage
+
+LISTS = (".txt", ".json", ".jsonl", ".txt.gz", ".json.gz", ".jsonl.gz")
+
+# In the order of preference: a file name says more than a number.
+_NAME_FIELDS = ("file_name", "img_path", "image_path", "image", "uri", "image_id", "id")
+_COCO_NUMBER = re.compile(r"(?:^|\D)(\d{12})$")
+
+
+@dataclass
+class BenchmarkImages:
+    """What is known of the images of one or several benchmarks.
+
+    Attributes:
+        names: of those with pictures.
+        thumbs: their thumbnails, shape (N, SIDE, SIDE).
+        by_sha256: index by the checksum of the image file.
+        listed: for every key by which a listed image is known (see `keys`), its name in the list.
+        problems: pictures that could not be read: name and reason.
+    """
+
+    names: list[str] = field(default_factory=list)
+    thumbs: Thumbs = field(default_factory=lambda: np.empty((0, SIDE, SIDE), np.uint8))
+    by_sha256: dict[bytes, int] = field(default_factory=dict)
+    listed: dict[str, str] = field(default_factory=dict)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+def keys(name: str) -> set[str]:
+    """What an image of this file name or id may be called in a list: its COCO number, or the name without folder and
+    ending. COCO's numbers are the twelve digits at the end of "COCO_train2014_000000123456.jpg" and
+    "000000123456.jpg"; a name of fewer digits, like "1.jpg", is a name."""
+    stem = PurePosixPath(name.replace("\\", "/")).name
+    stem = stem.rpartition(".")[0] or stem
+    number = _COCO_NUMBER.search(stem)
+    return {f"coco:{int(number[1])}"} if number else {f"name:{stem.casefold()}"}
+
+
+def load_benchmarks(places: Iterable[Path], workers: int = 0) -> BenchmarkImages:
+    """The images of benchmarks, each a corpus, a folder of pictures, Parquet or tars with pictures, or lists of names.
+
+    A list is a text file with a name or number on each line, JSON lines, or JSON: an array, or an object with an array
+    "images", as COCO has. Names stand in the field file_name, img_path, image_path, image, uri, image_id or id,
+    whichever comes first. Numbers are COCO's image ids. A folder without pictures may hold several lists. Any list may
+    be compressed with gzip.
+
+    Raises:
+        CorpusError: a place does not exist or holds neither, or a list is damaged.
+    """
+    found = BenchmarkImages()
+    thumbs: list[Thumbs] = [found.thumbs]
+    for place in places:
+        if lists := _lists(place):
+            for file in lists:
+                _read_list(file, found.listed)
+            continue
+        for batch in fingerprint(_records(place, found), workers):
+            for i, record in enumerate(batch.records):
+                problem = batch.problems[i]
+                if problem is not None:
+                    found.problems.append((record.id, problem))
+                    continue
+                found.by_sha256.setdefault(batch.sha256[i], len(found.names))
+                found.names.append(record.id)
+                thumbs.append(batch.thumbs[i : i + 1])
+    found.thumbs = np.concatenate(thumbs)
+    if not found.names and not found.listed:
+        raise CorpusError(f"no benchmark image to compare with: {len(found.problems)} could not be read")
+    return found
+
+
+def _lists(place: Path) -> list[Path]:
+    if not place.exists():
+        raise CorpusError(f"{place} does not exist")
+    if place.is_file():
+        return [place] if place.name.lower().endswith(LISTS) else []
+    if (place / MANIFEST).exists() or any(pictures(place)):
+        return []
+    return sorted(file for file in place.iterdir() if file.name.lower().endswith(LISTS))
+
+
+def _records(place: Path, found: BenchmarkImages) -> Iterator[RegionImage]:
+    source = open_source(place, follow_links=True)
+    for file in source.files():
+        if isinstance(file, Rejection):
+            found.problems.append((file.uri, file.reason))
+        if not isinstance(file, InputFile):
+            continue
+        for index in range(file.images):
+            try:
+                yield source.read(file.name, index)
+            except Refused as refused:
+                found.problems.append((f"{file.name}#{index}", refused.reason))
+
+
+def _read_list(file: Path, listed: dict[str, str]) -> None:
+    try:
+        data = file.read_bytes()
+        text = (gzip.decompress(data) if file.name.endswith(".gz") else data).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{file}: {error}") from error
+    kind = file.name.lower().removesuffix(".gz").rpartition(".")[2]
+    for number, entry in enumerate(_entries(file, kind, text), start=1):
+        name = _name(entry)
+        if name is None:
+            raise CorpusError(f"{file}: entry {number} has none of the fields {', '.join(_NAME_FIELDS)}")
+        for key in {f"coco:{int(name)}"} if name.isdecimal() else keys(name):
+            listed.setdefault(key, name)
+
+
+def _entries(file: Path, kind: str, text: str) -> list[Any]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if kind == "txt":
+        return lines
+    try:
+        if kind == "jsonl":
+            return [json.loads(line) for line in lines]
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{file}: {error}") from error
+    images = value.get("images") if isinstance(value, dict) else value
+    if not isinstance(images, list):
+        raise CorpusError(f'{file}: an array is expected, or an object with an array "images"')
+    return images
+
+
+def _name(entry: Any) -> str | None:
+    if isinstance(entry, dict):
+        entry = next((entry[name] for name in _NAME_FIELDS if name in entry), None)
+    return str(entry) if isinstance(entry, str | int) and str(entry).strip() else None
+
+
+# From which agreement an image counts as a copy. Of 1,814 photos (benchmarks/leakage.py) all others stay below 0.15,
+# and more than 99 of 100 copies that were cropped by a tenth, halved, mirrored and recompressed reach it.
+SIMILARITY = 0.4
+
+
+@dataclass(frozen=True)
+class Leak:
+    """An image of the corpus that a benchmark has too.
+
+    Attributes:
+        id, uri, source: of the image.
+        how: "name": a list has its name; "file": the same bytes; "picture": a copy of some kind.
+        benchmark: the benchmark image's id, or its name in the list.
+        similarity: of pictures, in [0, 1]; see `granvit.corpus.dedup.copy_search.agreement`.
+        mirrored: whether it is flipped left to right.
+    """
+
+    id: str
+    uri: str
+    source: str
+    how: Literal["name", "file", "picture"]
+    benchmark: str
+    similarity: float | None = None
+    mirrored: bool = False
+
+
+@dataclass
+class LeakageReport:
+    """What was found.
+
+    Attributes:
+        images: how many images were looked at.
+        leaks: by corpus order; an image may be a copy of several benchmark images.
+        unseen: images whose picture could not be compared, by reason; their names and, if blank, files were.
+    """
+
+    images: int = 0
+    leaks: list[Leak] = field(default_factory=list)
+    unseen: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the leaked images, each once, in order."""
+        return list(dict.fromkeys(leak.id for leak in self.leaks))
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts by how and by source, and every leak."""
+        first = {leak.id: leak for leak in reversed(self.leaks)}
+        return {
+            "images": self.images,
+            "leaked": len(first),
+            "by_how": dict(Counter(leak.how for leak in first.values())),
+            "by_source": dict(Counter(leak.source for leak in first.values())),
+            "unseen": dict(+self.unseen),
+            "leaks": [asdict(leak) for leak in self.leaks],
+        }
+
+    def write(self, path: Path) -> Path:
+        """Write the numbers to `path` and, beside it, the ids alone, one on each line. Returns the second file."""
+        ids = path.with_suffix(".txt")
+        texts = {
+            path: json.dumps(self.to_json(), indent=1, ensure_ascii=False),
+            ids: "".join(f"{i}\n" for i in self.ids),
+        }
+        for file, text in texts.items():
+            write_text(file, text)
+        return ids
+
+
+def find_leaks(
+    corpus: Corpus,
+    benchmarks: BenchmarkImages,
+    *,
+    similarity: float = SIMILARITY,
+    fingerprints: Path | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> LeakageReport:
+    """Look for benchmark images in a corpus.
+
+    Found are the same files, and pictures that were resized, recompressed, mirrored, cropped by up to a tenth along
+    each axis (a fifth, less reliably), or all of it; and where the benchmark is a cropped copy of the corpus's image.
+
+    Args:
+        similarity: from which agreement a picture is a copy. Forms and receipts in the same layout reach 0.9.
+        fingerprints: a file with the corpus's fingerprints, or to keep them in; None computes them in passing.
+        workers: threads that decode; 0 for one per core.
+        progress: show a progress bar.
+
+    Raises:
+        CorpusError: the corpus cannot be read, or `fingerprints` are another corpus's.
+    """
+    report = LeakageReport()
+    bar = tqdm(desc="compare", total=len(corpus), unit=" images", disable=not progress)
+    if not benchmarks.names:
+        for record in corpus.records():
+            report.images += 1
+            report.leaks += _by_name(record, benchmarks)
+            bar.update()
+        return report
+    finder = CopyFinder(benchmarks.thumbs)
+    for batch in _fingerprinted(corpus, fingerprints, workers):
+        report.images += len(batch.records)
+        report.unseen.update(problem for problem in batch.problems if problem is not None)
+        blank = featureless(batch.thumbs).tolist()
+        report.unseen[FEATURELESS] += sum(b for b, p in zip(blank, batch.problems, strict=True) if p is None)
+        leaks: list[list[Leak]] = [_by_name(record, benchmarks) for record in batch.records]
+        for found, record, digest in zip(leaks, batch.records, batch.sha256, strict=True):
+            if digest in benchmarks.by_sha256:
+                name = benchmarks.names[benchmarks.by_sha256[digest]]
+                found.append(Leak(record.id, record.uri, record.source, "file", name, 1.0))
+        for copy in finder.search(batch.thumbs, similarity):
+            record, name = batch.records[copy.picture], benchmarks.names[copy.original]
+            found = leaks[copy.picture]
+            if name not in (leak.benchmark for leak in found):
+                score = round(copy.similarity, 3)
+                found.append(Leak(record.id, record.uri, record.source, "picture", name, score, copy.mirrored))
+        report.leaks += [leak for found in leaks for leak in found]
+        bar.update(len(batch.records))
+    return report
+
+
+def _by_name(record: RegionImage, benchmarks: BenchmarkImages) -> list[Leak]:
+    listed = benchmarks.listed
+    names = dict.fromkeys(listed[key] for key in sorted(keys(record.id) | keys(record.uri)) if key in listed)
+    return [Leak(record.id, record.uri, record.source, "name", name) for name in names]
+
+
+def _fingerprinted(corpus: Corpus, kept: Path | None, workers: int) -> Iterator[Batch]:
+    if kept is None:
+        return fingerprint(corpus, workers)
+    file = FingerprintFile(kept, corpus) if kept.exists() else store_fingerprints(corpus, kept, None, workers)
+    return file.batches(corpus)
+
+
+def write_without(corpus: Corpus, ids: Sequence[str], out: Path, overwrite: bool = False) -> int:
+    """Write the corpus without the images of these ids to `out`; returns how many images it has.
+
+    Raises:
+        CorpusError: `out` is in use, or nothing is left.
+    """
+    left_out = set(ids)
+    clean = (record for record in corpus if record.id not in left_out)
+    return write_part(corpus, clean, out, {"without_benchmark_images": len(left_out)}, overwrite)

@@ -1,0 +1,1 @@
+"""Pictures that are drawn, with regions that are right by construction."""
