@@ -36,7 +36,7 @@ from PIL import Image
 from granvit.corpus.curate.curation import Curation, curate
 from granvit.corpus.curate.filters import Filters, apply_filters
 from granvit.corpus.dedup.perceptual_hash import SIDE, fingerprint, thumbnail
-from granvit.corpus.statistics import Statistics
+from granvit.corpus.stats import Statistics
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.regions import Region, RegionImage
 

@@ -97,7 +97,7 @@ class Eval:
         return sources + [open_benchmark(name, place, pictures.get(name)) for name, place in benches]
 
     def _corpus_source(self, folder: Path) -> Source:
-        from granvit.corpus.select import held_out_part
+        from granvit.corpus.derive import held_out_part
         from granvit.corpus.store import Corpus
         from granvit.evaluate.items import Source
         from granvit.evaluate.region_tasks import MAX_REGIONS, region_looks, region_tasks

@@ -98,7 +98,7 @@ class AttentionMass:
     device: Device = "auto"
 
     def run(self) -> int:
-        from granvit.corpus.select import held_out_part
+        from granvit.corpus.derive import held_out_part
         from granvit.corpus.store import Corpus
         from granvit.evaluate.attention_mass import HEADLINES, attention_mass
         from granvit.evaluate.attention_page import write_mass
@@ -149,7 +149,7 @@ class Probe:
             return self._probe()
 
     def _probe(self) -> int:
-        from granvit.corpus.select import train_and_held_out, training_part
+        from granvit.corpus.derive import train_and_held_out, training_part
         from granvit.corpus.store import Corpus
         from granvit.evaluate.probes import probe
 

@@ -15,7 +15,6 @@ from typing import Any
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from granvit.corpus.select import evenly
 from granvit.demo_corpus import own_corpora
 from granvit.errors import GranvitError
 from granvit.evaluate.region_tasks import Item, Report, evaluate
@@ -27,6 +26,7 @@ from granvit.predict import GranViT
 from granvit.recipes import RECIPES
 from granvit.regions import RegionImage
 from granvit.run_folder import CHECKPOINT
+from granvit.sampling import evenly
 from granvit.train.build import embedded_corpora
 from granvit.train.feed import Records
 from granvit.train.launch import launch, processes_for

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from granvit.corpus.select import Subset, evenly, train_and_held_out
-from granvit.corpus.store import Corpus
-from granvit.corpus.tiles import Tiled, Tiling, cut
+from granvit.corpus.derive import Tiled, Tiling, cut, train_and_held_out
+from granvit.corpus.store import Corpus, Subset
 from granvit.regions import RegionImage
+from granvit.sampling import evenly
 from granvit.train.feed import Records
 
 # How much oftener an image with text is seen than one without: it shows a small part of itself at a time.

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from granvit.corpus.check import Rejection, read_quarantine, verify
 from granvit.corpus.importers import import_corpus
-from granvit.corpus.quarantine import Rejection, read_quarantine
 from granvit.corpus.store import Corpus
-from granvit.corpus.verify import verify
 from granvit.regions import RegionImage
 
 

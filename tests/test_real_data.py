@@ -9,10 +9,10 @@ import pytest
 from tiny_model import make_model
 from tiny_recipe import shorten_answers
 
+from granvit.corpus.check import verify
+from granvit.corpus.derive import train_and_held_out
 from granvit.corpus.importers import import_corpus
-from granvit.corpus.select import train_and_held_out
 from granvit.corpus.store import Corpus
-from granvit.corpus.verify import verify
 from granvit.evaluate.region_tasks import evaluate
 from granvit.predict import GranViT
 from granvit.train.config import LoopConfig

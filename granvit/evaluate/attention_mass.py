@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from granvit.corpus.audit.bootstrap import Estimate, ratios
+from granvit.bootstrap import Estimate, ratios
 from granvit.errors import GranvitError
 from granvit.evaluate.attention import (
     LAST_LAYERS,

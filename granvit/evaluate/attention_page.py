@@ -12,8 +12,8 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from granvit.bootstrap import Estimate
 from granvit.coordinates import Box
-from granvit.corpus.audit.bootstrap import Estimate
 from granvit.draw import save_picture
 from granvit.evaluate.attention import LAST_LAYERS, Floats, Seen, attend_box, attend_point, patch_weights
 from granvit.evaluate.attention_figures import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from granvit.corpus.audit.bootstrap import DRAWS
+from granvit.bootstrap import DRAWS, interval
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Task
 from granvit.evaluate.measures import SCORERS, Table
@@ -85,8 +85,8 @@ def _of_task(task: Task, first: list[Item], second: list[Item], seed: int) -> tu
         # The same seed and length: both tables are drawn alike.
         drawn_a, drawn_b = draws(measure, a, seed), draws(measure, b, seed)
         drawn = drawn_b - drawn_a if len(drawn_a) and len(drawn_b) else np.empty(0)
-        interval = _interval(drawn[~np.isnan(drawn)], len(images))
-        told.append(Difference(task.name, name, len(first), len(images), value_a, value_b, *interval))
+        limits = _interval(drawn[~np.isnan(drawn)], len(images))
+        told.append(Difference(task.name, name, len(first), len(images), value_a, value_b, *limits))
     return told, notes
 
 
@@ -94,7 +94,7 @@ def _interval(drawn: Table, images: int) -> tuple[float, float, float] | tuple[N
     """Low, high and p of differences that were drawn."""
     if not len(drawn):
         return None, None, None
-    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    low, high = interval(drawn)
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return low, high, float(min(1.0, max(2 * (tail + 1) / (DRAWS + 1), 2.0 ** (1 - images))))
 
@@ -103,10 +103,10 @@ def as_table(differences: Sequence[Difference]) -> str:
     """A Markdown table; the differences are in percentage points."""
     lines = ["| task | measure | questions | A | B | B - A | 95 % | p |", "|---|---|---|---|---|---|---|---|"]
     for d in differences:
-        interval = "–" if d.low is None or d.high is None else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+        limits = "–" if d.low is None or d.high is None else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
         p = "–" if d.p is None else f"{d.p:.3f}"
         lines.append(
             f"| {d.task} | {d.measure} | {d.questions:,} | {100 * d.first:.1f} | {100 * d.second:.1f} "
-            f"| {100 * d.difference:+.1f} | {interval} | {p} |"
+            f"| {100 * d.difference:+.1f} | {limits} | {p} |"
         )
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from granvit.corpus.audit.bootstrap import Estimate, estimate
+from granvit.bootstrap import Estimate, estimate
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Source, Task
 from granvit.evaluate.journal import ANSWERS, Journal

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from granvit.corpus.audit.bootstrap import Estimate, estimate, resampled_sums
+from granvit.bootstrap import Estimate, estimate, resampled_sums
 
 Floats = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from granvit.corpus.audit.bootstrap import Estimate
+from granvit.bootstrap import Estimate
 from granvit.errors import GranvitError
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.evaluate.probe_heads import AttentiveHead, Fitted, LinearHead, ReadingHead, fit

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from granvit.corpus.audit.bootstrap import enough_images, estimate, resampled_sums
+from granvit.bootstrap import enough_images, estimate, resampled_sums
 from granvit.evaluate import metrics
 from granvit.evaluate.items import Item, Task
 from granvit.evaluate.measures import LESS_IS_BETTER, SCORERS, Items, Measure, Scorer, Table

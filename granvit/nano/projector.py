@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from granvit.corpus.select import evenly
 from granvit.corpus.synthetic.synthesize import make
 from granvit.images import decode
 from granvit.model.families import patches_of
 from granvit.model.forward import encode
 from granvit.model.region_model import RegionModel
+from granvit.sampling import evenly
 from granvit.train.feed import Records, Reject
 from granvit.train.prepare import Prepare
 from granvit.train.sampling import SampleConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from granvit.corpus.select import training_part
+from granvit.corpus.derive import training_part
 from granvit.corpus.store import Corpus
 from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
 from granvit.errors import GranvitError

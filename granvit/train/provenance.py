@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.select import Subset, training_part
-from granvit.corpus.store import Corpus
+from granvit.corpus.derive import training_part
+from granvit.corpus.store import Corpus, Subset
 from granvit.corpus.synthetic.synthesize import LazySynthetic
 from granvit.errors import GranvitError
 from granvit.train.feed import Records

@@ -20,9 +20,7 @@ from typing import Any, Literal
 from accelerate import PartialState
 from torch import Tensor
 
-from granvit.corpus.checksums import ShardCheck
-from granvit.corpus.select import Subset
-from granvit.corpus.store import Corpus
+from granvit.corpus.store import Corpus, ShardCheck, Subset
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import locked, read_json, staged_folder, write_text
 from granvit.model.region_model import RegionModel

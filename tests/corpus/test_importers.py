@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 from granvit import images
+from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.commands.making import Import, Verify
 from granvit.corpus.importers import IMPORTERS, import_corpus
-from granvit.corpus.quarantine import read_quarantine
 from granvit.corpus.store import Corpus, CorpusError
-from granvit.corpus.verify import verify
 from granvit.regions import Region
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"

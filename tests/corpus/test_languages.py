@@ -2,7 +2,7 @@
 
 import pytest
 
-from granvit.corpus.languages import language, script, words
+from granvit.corpus.stats import language, script, words
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import torch
 from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.annotate.pipeline import annotate
 from granvit.corpus.annotate.plan import Plan
+from granvit.corpus.derive import held_out_part
 from granvit.corpus.importers.run import import_corpus
-from granvit.corpus.select import Subset, held_out_part
-from granvit.corpus.store import Corpus
+from granvit.corpus.store import Corpus, Subset
 
 pytest.importorskip("rapidocr")
 PACK = (Path(__file__).parents[2] / "../shared/data/sroie").resolve()

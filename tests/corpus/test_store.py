@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from granvit.corpus import store
+from granvit.corpus.check import verify
 from granvit.corpus.store import Corpus, CorpusError, CorpusWriter
-from granvit.corpus.verify import verify
 from granvit.regions import Region, RegionImage
 
 ROOT = Path(__file__).resolve().parents[2]

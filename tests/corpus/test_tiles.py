@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from granvit.corpus.check import verify
+from granvit.corpus.derive import Tiled, Tiling, cut, tile, train_and_held_out
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.select import train_and_held_out
 from granvit.corpus.store import Corpus
-from granvit.corpus.tiles import Tiled, Tiling, cut, tile
-from granvit.corpus.verify import verify
 from granvit.regions import Region, RegionImage
 
 SIZE = (300, 200)

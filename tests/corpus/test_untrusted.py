@@ -13,15 +13,14 @@ from drawn import corpus as write_corpus
 from PIL import Image
 
 from granvit.cli import main
-from granvit.corpus import quarantine, store
+from granvit.corpus import check, store
+from granvit.corpus.check import check_record, read_quarantine, verify
 from granvit.corpus.dedup.perceptual_hash import FingerprintFile, store_fingerprints
+from granvit.corpus.derive import training_part
 from granvit.corpus.exporters.base import part_of
 from granvit.corpus.importers.run import import_corpus
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import check_record, read_quarantine
-from granvit.corpus.select import training_part
 from granvit.corpus.store import Corpus
-from granvit.corpus.verify import verify
 from granvit.regions import Region, RegionImage
 
 
@@ -338,7 +337,7 @@ def test_one_record_that_cannot_be_stored_does_not_end_an_import(tmp_path, monke
         {"regions": [THING]},
     )
     (src / "3.png").write_bytes(png(3) + bytes(10_000))
-    monkeypatch.setattr(quarantine, "MAX_IMAGE_BYTES", 9_000)
+    monkeypatch.setattr(check, "MAX_IMAGE_BYTES", 9_000)
     summary = import_corpus("jsonl", src, tmp_path / "out")
     assert (summary.images_seen, summary.images_written) == (4, 3)
     assert summary.reasons["too-large"] == 1

@@ -29,10 +29,9 @@ from xml.etree import ElementTree
 from fuzz.damage import SECRET, damage
 from fuzz.seeds import SEEDS, picture, put
 
+from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.importers import import_corpus
-from granvit.corpus.quarantine import read_quarantine
 from granvit.corpus.store import Corpus
-from granvit.corpus.verify import verify
 from granvit.errors import GranvitError
 
 SECONDS = 20

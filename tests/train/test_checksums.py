@@ -9,10 +9,9 @@ from drawn import corpus as write_corpus
 from drawn import jpeg, picture, record
 from tiny_recipe import save_parts, tiny_recipe
 
-from granvit.corpus.checksums import ShardCheck
+from granvit.corpus.derive import training_part
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.select import training_part
-from granvit.corpus.store import Corpus
+from granvit.corpus.store import Corpus, ShardCheck
 from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.train.run import run_recipe
 

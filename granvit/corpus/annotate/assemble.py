@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from granvit.corpus.annotate.shards import SUMMARY, WORK, Counts, shard_folder
+from granvit.corpus.check import Quarantine, Rejection
 from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError, read_manifest
-from granvit.corpus.quarantine import Quarantine, Rejection
 from granvit.files import remove_folder, sync, write_text
 
 _SUMMED = ("images", "regions")

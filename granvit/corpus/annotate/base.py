@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from PIL import Image
 
-from granvit.corpus.quarantine import Rejection
+from granvit.corpus.check import Rejection
 from granvit.errors import GranvitError
 from granvit.regions import RegionImage
 

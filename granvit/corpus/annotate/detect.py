@@ -13,7 +13,7 @@ from PIL import Image
 
 from granvit.corpus.annotate.base import AnnotateError, Item, each_or_why
 from granvit.corpus.annotate.nms import in_turns, nms
-from granvit.corpus.quarantine import MIN_BOX_SIDE
+from granvit.corpus.check import MIN_BOX_SIDE
 from granvit.geometry import clip
 from granvit.regions import Region
 

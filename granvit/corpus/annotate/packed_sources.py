@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from granvit.corpus.annotate.source_files import InputFile, Listed, beside, new_record, stamp
+from granvit.corpus.check import SPLITS, LeftOut, Refused, Rejection
 from granvit.corpus.importers import parquet_rows, tars
 from granvit.corpus.importers.base import as_split
 from granvit.corpus.importers.pictures import HEAD_BYTES, LEFT_OUT, kind_of, unsupported
 from granvit.corpus.layout import CorpusError, group_ends
-from granvit.corpus.quarantine import SPLITS, LeftOut, Refused, Rejection
 from granvit.links import LinkOutsideError, check_link, walk
 from granvit.regions import RegionImage
 

@@ -22,8 +22,8 @@ from granvit.corpus.annotate.schedule import Schedule
 from granvit.corpus.annotate.shards import WORK, Counts, Task, counted
 from granvit.corpus.annotate.source_files import InputFile, Source
 from granvit.corpus.annotate.sources import LinkedSource, open_source
+from granvit.corpus.check import LeftOut, Rejection
 from granvit.corpus.layout import MANIFEST, QUARANTINE, SHARDS, CorpusError, read_manifest
-from granvit.corpus.quarantine import LeftOut, Rejection
 from granvit.files import checked_field, locked, read_json, remove_folder, removed, write_text
 
 Device = Literal["auto", "cpu", "cuda"]

@@ -26,8 +26,8 @@ from granvit import images
 from granvit.corpus.annotate.base import CAPTIONER, Item
 from granvit.corpus.annotate.plan import Stages
 from granvit.corpus.annotate.source_files import Source
+from granvit.corpus.check import UNKNOWN_SIZE, Quarantine, Refused, Rejection, check_record
 from granvit.corpus.layout import QUARANTINE, CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, Quarantine, Refused, Rejection, check_record
 from granvit.corpus.store import CorpusFiles
 from granvit.files import checked_field, read_json, sync
 from granvit.regions import RegionImage

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Rejection
 from granvit.corpus.importers.pictures import LEFT_OUT, listing
-from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Rejection
 from granvit.regions import RegionImage
 
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
+from granvit.bootstrap import Estimate, ratios
 from granvit.corpus.annotate.base import Annotator, Item
-from granvit.corpus.audit.bootstrap import Estimate, ratios
 from granvit.corpus.audit.matching import match
 from granvit.geometry import whole_pixels
 from granvit.regions import Region, RegionImage

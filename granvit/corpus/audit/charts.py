@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from granvit.corpus.histogram import Histogram
-from granvit.corpus.statistics import KindStatistics, SourceStatistics
+from granvit.corpus.stats import Histogram, KindStatistics, SourceStatistics
 
 _TOP = 14
 

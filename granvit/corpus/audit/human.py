@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from granvit import geometry
-from granvit.corpus.audit.bootstrap import Estimate, ratios
+from granvit.bootstrap import Estimate, ratios
 from granvit.corpus.audit.join import Join
 from granvit.corpus.audit.matching import THRESHOLD, Matching, covered, holding_several, match
 from granvit.regions import Kind, Region, RegionImage

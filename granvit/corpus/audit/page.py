@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from granvit.corpus.audit.bootstrap import Estimate
+from granvit.bootstrap import Estimate
 from granvit.corpus.audit.charts import distributions
 from granvit.corpus.audit.human import KindScores
 from granvit.corpus.audit.notes import counted, notes

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from granvit.corpus.audit.sample import rank
-from granvit.corpus.quarantine import Rejection
+from granvit.corpus.check import Rejection
+from granvit.sampling import lowest_by_hash
 
 EXAMPLES = 8
 
@@ -52,17 +51,17 @@ def count_refusals(rejections: Iterable[Rejection], sources: Iterable[str], seed
     # Longest first: "coco" must not take what is of "coco/val".
     names = sorted((name for name in sources if name), key=lambda name: (-len(name), name))
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    chosen: dict[tuple[str, str], list[tuple[int, int, Rejection]]] = defaultdict(list)
-    for number, rejection in enumerate(rejections):
-        source = next((name for name in names if rejection.id.startswith(name + "/")), "")
-        counts[source][rejection.reason] += 1
-        heap = chosen[source, rejection.reason]
-        heapq.heappush(heap, (-rank(seed, f"{number}/{rejection.id}"), number, rejection))
-        if len(heap) > EXAMPLES:
-            heapq.heappop(heap)
+
+    def counted() -> Iterator[tuple[tuple[int, Rejection], tuple[str, str], str]]:
+        for number, rejection in enumerate(rejections):
+            source = next((name for name in names if rejection.id.startswith(name + "/")), "")
+            counts[source][rejection.reason] += 1
+            yield (number, rejection), (source, rejection.reason), f"{seed}/{number}/{rejection.id}"
+
+    chosen = lowest_by_hash(counted(), EXAMPLES)
     examples = [
         (source, rejection)
-        for (source, _), heap in sorted(chosen.items())
-        for _, _, rejection in sorted(heap, key=lambda entry: entry[1])
+        for (source, _), some in sorted(chosen.items())
+        for _, rejection in sorted(some, key=lambda numbered: numbered[0])
     ]
     return Refusals(dict(sorted(counts.items())), examples)

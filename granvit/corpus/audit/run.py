@@ -20,9 +20,9 @@ from granvit.corpus.audit.page import write_audit_page
 from granvit.corpus.audit.refusals import Refusals, count_refusals
 from granvit.corpus.audit.sample import sample
 from granvit.corpus.audit.sheet import Card, make_card
+from granvit.corpus.check import each_rejection
 from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError, sha256
-from granvit.corpus.quarantine import each_rejection
-from granvit.corpus.statistics import SourceStatistics, Statistics
+from granvit.corpus.stats import SourceStatistics, Statistics
 from granvit.corpus.store import Corpus
 from granvit.files import write_text
 from granvit.images import ImageError, decode

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
-from collections import defaultdict
 from collections.abc import Iterable
+
+from granvit.sampling import lowest_by_hash
 
 
 def sample(images: Iterable[tuple[int, str, str]], count: int, seed: int) -> list[int]:
@@ -17,18 +16,7 @@ def sample(images: Iterable[tuple[int, str, str]], count: int, seed: int) -> lis
     Args:
         images: (position, source, id) of each candidate.
     """
-    smallest: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for position, source, id in images:
-        heap = smallest[source]
-        # Negated, so that the largest hash is on top of the heap: the first to go.
-        heapq.heappush(heap, (-rank(seed, id), position))
-        if len(heap) > count:
-            heapq.heappop(heap)
-    queues = [[position for _, position in sorted(heap, reverse=True)] for _, heap in sorted(smallest.items())]
+    lowest = lowest_by_hash(((position, source, f"{seed}/{id}") for position, source, id in images), count)
+    queues = [queue for _, queue in sorted(lowest.items())]
     turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
     return turns[:count]
-
-
-def rank(seed: int, name: str) -> int:
-    """A number that depends on the seed and the name alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")

@@ -9,11 +9,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from granvit.corpus import parts
+from granvit.corpus import derive
 from granvit.corpus.commands.common import fail, status_of
+from granvit.corpus.derive import Tiling, tile
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
-from granvit.corpus.tiles import Tiling, tile
 from granvit.regions import Kind
 
 
@@ -38,7 +38,7 @@ class Merge:
         *places, out = self.paths
         try:
             corpora = [Corpus(place) for place in places]
-            images = parts.merge(corpora, out, self.skip_known, self.overwrite)
+            images = derive.merge(corpora, out, self.skip_known, self.overwrite)
         except CorpusError as error:
             return fail(str(error))
         print(f"{out}: {images} images")
@@ -66,7 +66,7 @@ class Split:
     def run(self) -> int:
         """Exit status: 0, or 1 when nothing could be written."""
         try:
-            images = parts.split(Corpus(self.corpus), self.out, self.val, self.test, self.overwrite)
+            images = derive.split(Corpus(self.corpus), self.out, self.val, self.test, self.overwrite)
         except CorpusError as error:
             return fail(str(error))
         for name, count in images.items():
@@ -98,9 +98,9 @@ class Sample:
         """Exit status: 0, or 1 when nothing could be written."""
         try:
             corpus = Corpus(self.corpus)
-            places = parts.sample(corpus, self.count, self.seed, self.per_source)
+            places = derive.sample(corpus, self.count, self.seed, self.per_source)
             made = {"sample": {"count": self.count, "seed": self.seed, "per_source": self.per_source}}
-            images = parts.write_part(corpus, parts.at(corpus, places), self.out, made, self.overwrite)
+            images = derive.write_part(corpus, derive.at(corpus, places), self.out, made, self.overwrite)
         except CorpusError as error:
             return fail(str(error))
         print(f"{self.out}: {images} of {len(corpus)} images")

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from granvit.corpus.commands.common import fail
+from granvit.corpus.derive import sample
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.parts import sample
-from granvit.corpus.statistics import KindStatistics, SourceStatistics, Statistics
+from granvit.corpus.stats import KindStatistics, SourceStatistics, Statistics
 from granvit.corpus.store import Corpus
 
 SHOWN_CHARACTERS = 100

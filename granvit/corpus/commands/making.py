@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from granvit.corpus.check import verify
 from granvit.corpus.commands.common import fail
 from granvit.corpus.importers import IMPORTERS, import_corpus
 from granvit.corpus.importers.funsd import Level
@@ -18,7 +19,6 @@ from granvit.corpus.importers.parquet import BoxFormat
 from granvit.corpus.importers.run import Group
 from granvit.corpus.layout import QUARANTINE, CorpusError
 from granvit.corpus.synthetic.synthesize import synthesize
-from granvit.corpus.verify import verify
 from granvit.geometry import Frame
 
 SHOWN_PROBLEMS = 20

@@ -24,12 +24,12 @@ from granvit.corpus.curate.balance import Repeats, mix, text_hash
 from granvit.corpus.curate.filters import Filters, PassedImages, apply_filters, too_few
 from granvit.corpus.dedup.copy_search import SIMILARITY, exact_groups, near_groups
 from granvit.corpus.dedup.perceptual_hash import FingerprintFile, store_fingerprints
-from granvit.corpus.languages import language, script
 from granvit.corpus.layout import CURATION, CorpusError
-from granvit.corpus.select import unit_hash
+from granvit.corpus.stats import language, script
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.files import write_text
 from granvit.regions import Region, RegionImage
+from granvit.sampling import unit_hash
 
 WITH_IMAGE = "with-image"
 

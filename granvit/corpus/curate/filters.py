@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from granvit import geometry
 from granvit.corpus.curate.balance import Repeats, TextCounts, text_hash
-from granvit.corpus.select import unit_hash
 from granvit.regions import Region, RegionImage
+from granvit.sampling import unit_hash
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from granvit.corpus.annotate.source_files import InputFile
 from granvit.corpus.annotate.sources import open_source
+from granvit.corpus.check import Refused, Rejection
 from granvit.corpus.dedup.copy_search import CopyFinder
 from granvit.corpus.dedup.perceptual_hash import (
     FEATURELESS,
@@ -31,10 +32,9 @@ from granvit.corpus.dedup.perceptual_hash import (
     fingerprint,
     store_fingerprints,
 )
+from granvit.corpus.derive import write_part
 from granvit.corpus.importers.pictures import pictures
 from granvit.corpus.layout import MANIFEST, CorpusError
-from granvit.corpus.parts import write_part
-from granvit.corpus.quarantine import Refused, Rejection
 from granvit.corpus.store import Corpus
 from granvit.files import write_text
 from granvit.regions import RegionImage

@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from granvit import image_limits, images
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, Unread, shown
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection, Unread, shown
 from granvit.errors import GranvitError
 from granvit.files import is_inside, read_regular
 from granvit.geometry import View

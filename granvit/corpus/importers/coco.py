@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from granvit.corpus.check import SPLITS, LeftOut, Refused, Rejection, shown
 from granvit.corpus.importers.base import (
     MAX_NAMES,
     Found,
@@ -28,7 +29,6 @@ from granvit.corpus.importers.base import (
     stated_sides,
 )
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import SPLITS, LeftOut, Refused, Rejection, shown
 from granvit.regions import Region, RegionImage
 
 _Entry = TypeVar("_Entry")

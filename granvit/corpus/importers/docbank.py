@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
+from granvit.corpus.check import Refused, Rejection
 from granvit.corpus.importers.base import Found, as_split, from_canvas, importer, read_image, size_of
 from granvit.corpus.importers.pictures import chosen, listing
 from granvit.corpus.importers.split_lists import splits_of
 from granvit.corpus.importers.textlines import Word, joined, numbers, read_lines, unreadable
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection
 from granvit.geometry import View
 from granvit.regions import Region, RegionImage
 

@@ -8,6 +8,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, Unread
 from granvit.corpus.importers.base import (
     MAX_FILE_BYTES,
     NO_BOX,
@@ -24,7 +25,6 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.textlines import Word, joined
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection, Unread
 from granvit.regions import Region, RegionImage
 
 Level = Literal["entry", "line", "word"]

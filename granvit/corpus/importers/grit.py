@@ -7,6 +7,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from granvit.corpus.check import LeftOut, Refused, Rejection, shown
 from granvit.corpus.importers import rows, tars
 from granvit.corpus.importers.base import (
     Found,
@@ -23,7 +24,6 @@ from granvit.corpus.importers.base import (
 from granvit.corpus.importers.pictures import SUFFIXES as PICTURES
 from granvit.corpus.importers.pictures import chosen
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import LeftOut, Refused, Rejection, shown
 from granvit.geometry import View
 from granvit.regions import Region, RegionImage
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from granvit.corpus.check import UNKNOWN_SIZE, Refused, Rejection
 from granvit.corpus.importers.base import Found, as_split, importer, read_image
 from granvit.corpus.importers.pictures import pictures
 from granvit.corpus.importers.textlines import count_lines, numbers, outlined, read_lines, unreadable
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused, Rejection
 from granvit.links import walk
 from granvit.regions import Region, RegionImage
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection
 from granvit.corpus.importers.base import Found, as_split, importer, read_image
 from granvit.corpus.importers.pictures import LEFT_OUT, listing, unsupported
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection
 from granvit.regions import RegionImage
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from granvit.corpus.check import Refused, Rejection, shown
 from granvit.corpus.importers.base import (
     Found,
     as_box,
@@ -22,7 +23,6 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.rows import json_lines
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection, shown
 from granvit.regions import Region, RegionImage
 
 ANNOTATIONS = "annotations.jsonl"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from granvit.coordinates import Codec, get_codec
+from granvit.corpus.check import LeftOut, Refused, Rejection, shown
 from granvit.corpus.importers.base import (
     NO_BOX,
     Found,
@@ -21,7 +22,6 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.rows import json_lines
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import LeftOut, Refused, Rejection, shown
 from granvit.geometry import Frame, View
 from granvit.questions import GLOBAL
 from granvit.regions import Region, RegionImage

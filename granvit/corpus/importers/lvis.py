@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from granvit.corpus.check import LeftOut
 from granvit.corpus.importers.base import Found, as_text, importer
 from granvit.corpus.importers.coco import Variant, folder_of, load_tables, probes, read_tables
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import LeftOut
 
 _FILES = ("lvis_v*_train.json", "lvis_v*_val.json")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection
 from granvit.corpus.importers.base import (
     Found,
     as_box,
@@ -20,7 +21,6 @@ from granvit.corpus.importers.base import (
 from granvit.corpus.importers.parquet_rows import open_parquet, read_rows
 from granvit.corpus.importers.pictures import Kind, listing
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection
 from granvit.regions import Region, RegionImage
 
 BoxFormat = Literal["xywh", "xyxy"]

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from granvit import image_limits
+from granvit.corpus.check import Refused
 from granvit.corpus.importers.base import MAX_FILE_BYTES
-from granvit.corpus.quarantine import Refused
 from granvit.errors import GranvitError
 from granvit.files import open_regular
 from granvit.links import LinkOutsideError

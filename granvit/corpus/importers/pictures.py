@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from granvit.corpus.quarantine import LeftOut, Refused
+from granvit.corpus.check import LeftOut, Refused
 from granvit.errors import GranvitError
 from granvit.files import open_regular
 from granvit.links import LinkOutsideError, walk

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from granvit.corpus.check import Refused, Rejection, shown
 from granvit.corpus.importers.base import (
     Box,
     ambiguous_ids,
@@ -24,7 +25,6 @@ from granvit.corpus.importers.base import (
 from granvit.corpus.importers.coco import folder_of, load_tables, probes
 from granvit.corpus.importers.rows import SUFFIXES, read_rows
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection, shown
 from granvit.regions import Region, RegionImage
 
 _INSTANCES = "instances.json"

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from granvit.corpus.check import Refused
 from granvit.corpus.importers import parquet_rows
 from granvit.corpus.importers.base import MAX_FILE_BYTES, MAX_TABLE_BYTES, decode_text, parse_object
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused
 from granvit.errors import GranvitError
 from granvit.files import open_regular, read_regular
 from granvit.links import LinkOutsideError

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from granvit.corpus.check import LeftOut, Quarantine, Rejection, check_record
 from granvit.corpus.importers.base import WITHOUT_REGIONS, Found, check_encoding, get_importer
 from granvit.corpus.layout import QUARANTINE, CorpusError
-from granvit.corpus.quarantine import LeftOut, Quarantine, Rejection, check_record
 from granvit.corpus.store import CorpusWriter
 from granvit.links import read_within
 from granvit.regions import RegionImage

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
+from granvit.corpus.check import LeftOut
 from granvit.corpus.importers.base import needed, read_text
 from granvit.corpus.importers.pictures import SUFFIXES
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import LeftOut
 
 # In this order: of a picture in two lists, the held-out split counts.
 _SPLITS = ("test", "val", "train")

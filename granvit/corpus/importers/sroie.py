@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection
 from granvit.corpus.importers.base import Found, as_split, importer, read_image
 from granvit.corpus.importers.pictures import LEFT_OUT, chosen, listing
 from granvit.corpus.importers.textlines import count_lines, numbers, outlined, read_lines, unquoted, unreadable
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection
 from granvit.regions import Region, RegionImage
 
 _BOX_FILES = (".csv", ".txt")

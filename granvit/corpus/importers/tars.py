@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Self
 
 from granvit import image_limits
+from granvit.corpus.check import LeftOut, Refused
 from granvit.corpus.importers.pictures import HEAD_BYTES, LEFT_OUT, kind_of
-from granvit.corpus.quarantine import LeftOut, Refused
 from granvit.errors import GranvitError
 from granvit.files import open_regular
 from granvit.links import LinkOutsideError

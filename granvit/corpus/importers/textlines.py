@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from granvit import geometry
+from granvit.corpus.check import Refused
 from granvit.corpus.importers.base import NO_BOX, Box, read_text
-from granvit.corpus.quarantine import Refused
 from granvit.regions import Region
 
 # Two neighbours share a line where the lower one of the two overlaps the other by half its height ...

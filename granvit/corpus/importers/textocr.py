@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from granvit.corpus.check import Refused, Rejection, shown
 from granvit.corpus.importers.base import (
     Found,
     as_id,
@@ -21,7 +22,6 @@ from granvit.corpus.importers.base import (
     stated_sides,
 )
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Refused, Rejection, shown
 from granvit.regions import Region, RegionImage
 
 _UNREADABLE = "."

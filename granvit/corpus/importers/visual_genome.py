@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
+from granvit.corpus.check import LeftOut, Refused, Rejection, shown
 from granvit.corpus.importers.base import (
     Found,
     ambiguous_ids,
@@ -20,7 +21,6 @@ from granvit.corpus.importers.base import (
 )
 from granvit.corpus.importers.rows import read_rows
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import LeftOut, Refused, Rejection, shown
 from granvit.regions import Region, RegionImage
 
 _REGIONS, _IMAGES, _OBJECTS = "region_descriptions.json", "image_data.json", "objects.json"

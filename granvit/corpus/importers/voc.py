@@ -9,12 +9,12 @@ from pathlib import Path
 from unicodedata import normalize
 from xml.etree.ElementTree import Element
 
+from granvit.corpus.check import SPLITS, LeftOut, Refused, Rejection
 from granvit.corpus.importers.base import MAX_NAMES, Found, as_flag, as_split, importer, read_image, read_regions
 from granvit.corpus.importers.pictures import SUFFIXES
 from granvit.corpus.importers.split_lists import splits_of
 from granvit.corpus.importers.voc_xml import box_of, read_xml, size_of
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import SPLITS, LeftOut, Refused, Rejection
 from granvit.regions import Region, RegionImage
 
 _LAYOUT = "the layout is Annotations/*.xml and JPEGImages/*, or both kinds of files in train/, valid/ and test/"

@@ -8,8 +8,8 @@ from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml.ElementTree import fromstring  # type: ignore[import-untyped]
 
+from granvit.corpus.check import UNKNOWN_SIZE, Refused
 from granvit.corpus.importers.base import MAX_FILE_BYTES, Box, is_text_encoding
-from granvit.corpus.quarantine import UNKNOWN_SIZE, Refused
 from granvit.errors import GranvitError
 from granvit.files import read_regular
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, shown
 from granvit.corpus.importers.base import (
     Found,
     as_caption,
@@ -21,7 +22,6 @@ from granvit.corpus.importers.pictures import SUFFIXES as PICTURES
 from granvit.corpus.importers.pictures import chosen
 from granvit.corpus.importers.tars import SUFFIXES, Parts, samples, unless_refused
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import UNKNOWN_SIZE, LeftOut, Refused, Rejection, shown
 from granvit.regions import RegionImage
 
 _TEXTS = ("json", "txt")

@@ -11,8 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from granvit.corpus.check import Refused
 from granvit.corpus.importers.base import read_image, read_json
-from granvit.corpus.quarantine import Refused
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Look, Source, Task
 

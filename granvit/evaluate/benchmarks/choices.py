@@ -11,9 +11,9 @@ from pathlib import Path
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
+from granvit.corpus.check import Refused
 from granvit.corpus.importers.base import read_json
 from granvit.corpus.importers.rows import read_rows
-from granvit.corpus.quarantine import Refused
 from granvit.errors import GranvitError
 from granvit.evaluate.benchmarks.base import (
     BadRow,

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from granvit.corpus.check import Rejection
 from granvit.corpus.importers.refcoco import photo_folder, references
-from granvit.corpus.quarantine import Rejection
 from granvit.errors import GranvitError
 from granvit.evaluate.benchmarks.base import LeftOut, benchmark, file_loader, source_of
 from granvit.evaluate.items import Item, Source, Task

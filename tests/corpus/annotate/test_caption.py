@@ -20,7 +20,7 @@ from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption import CaptionConfig
 from granvit.corpus.annotate.caption_endpoint import _retry_after
 from granvit.corpus.annotate.plan import Plan
-from granvit.corpus.quarantine import check_record
+from granvit.corpus.check import check_record
 from granvit.questions import GLOBAL
 from granvit.regions import Region
 

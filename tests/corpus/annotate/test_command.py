@@ -8,10 +8,9 @@ from test_ocr import LINES, page
 
 from granvit.cli import main
 from granvit.corpus.annotate import pipeline
+from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.commands.annotating import Annotate
-from granvit.corpus.quarantine import read_quarantine
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.verify import verify
 
 pytest.importorskip("rapidocr")
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from granvit.corpus.annotate.base import AnnotateError, Item
 from granvit.corpus.annotate.detect import Detect, DetectConfig, KeepConfig
 from granvit.corpus.annotate.detect_models import Found
-from granvit.corpus.quarantine import check_record
+from granvit.corpus.check import check_record
 from granvit.geometry import iou
 from granvit.regions import Region, RegionImage
 

@@ -19,10 +19,9 @@ from granvit.corpus.annotate import assemble, pipeline
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.crew import AnnotatorBug
 from granvit.corpus.annotate.pipeline import annotate
+from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import read_quarantine
 from granvit.corpus.store import Corpus, CorpusWriter
-from granvit.corpus.verify import verify
 from granvit.errors import BusyError, GranvitError
 from granvit.regions import Region, RegionImage
 

@@ -6,7 +6,7 @@ from test_pipeline import contents, png
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.pipeline import annotate
-from granvit.corpus.verify import verify
+from granvit.corpus.check import verify
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow

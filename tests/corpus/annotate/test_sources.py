@@ -12,9 +12,9 @@ from PIL import Image
 from granvit.corpus.annotate.pipeline import Listing
 from granvit.corpus.annotate.source_files import InputFile
 from granvit.corpus.annotate.sources import open_source
+from granvit.corpus.check import LeftOut, Refused, Rejection
 from granvit.corpus.importers import parquet_rows
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import LeftOut, Refused, Rejection
 from granvit.corpus.store import CorpusWriter
 from granvit.regions import Region, RegionImage
 

@@ -16,9 +16,9 @@ from granvit.corpus.audit.agreement import Opinion
 from granvit.corpus.audit.refusals import EXAMPLES, count_refusals
 from granvit.corpus.audit.run import audit, write_audit
 from granvit.corpus.audit.sheet import REASONS, make_card
+from granvit.corpus.check import Quarantine, Rejection
 from granvit.corpus.commands.auditing import Audit
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import Quarantine, Rejection
 from granvit.regions import Region
 
 # tiny_detectors.py lies beside the tests of annotators.

@@ -9,6 +9,7 @@ import pytest
 from drawn import corpus, cropped, halved, jpeg, mirrored, picture, record
 
 from granvit import images
+from granvit.corpus.check import verify
 from granvit.corpus.curate import curation as curating
 from granvit.corpus.curate.balance import Repeats, TextCounts, mix, text_hash
 from granvit.corpus.curate.curation import Curation, curate
@@ -17,7 +18,6 @@ from granvit.corpus.dedup.copy_search import _candidates, exact_groups, near_gro
 from granvit.corpus.dedup.perceptual_hash import FingerprintFile, store_fingerprints
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
-from granvit.corpus.verify import verify
 from granvit.regions import Region
 
 BARE = Curation(exact_duplicates=False, near_duplicates=False)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from importing import bring, save
 
+from granvit.corpus.check import LeftOut, Refused, Rejection, check_record, read_quarantine, shown
 from granvit.corpus.importers import IMPORTERS, base, import_corpus
 from granvit.corpus.importers.run import ImportSummary
-from granvit.corpus.quarantine import LeftOut, Refused, Rejection, check_record, read_quarantine, shown
 from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region, RegionImage
 

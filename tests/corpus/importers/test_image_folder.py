@@ -5,9 +5,9 @@ import os
 import pytest
 from importing import bring, picture, save
 
+from granvit.corpus.check import read_quarantine
 from granvit.corpus.importers import import_corpus
 from granvit.corpus.importers.pictures import kind_of
-from granvit.corpus.quarantine import read_quarantine
 from granvit.corpus.store import Corpus, CorpusError
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from importing import bring, save
 
+from granvit.corpus.check import Refused
 from granvit.corpus.importers import import_corpus
 from granvit.corpus.importers.rows import json_lines
-from granvit.corpus.quarantine import Refused
 
 BOX = {"bbox": [1, 2, 20, 10], "caption": "a cup"}
 

@@ -7,8 +7,8 @@ import tarfile
 import pytest
 from importing import bring, picture
 
+from granvit.corpus.check import read_quarantine
 from granvit.corpus.importers import import_corpus, tars
-from granvit.corpus.quarantine import read_quarantine
 from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from granvit.corpus.check import verify
 from granvit.corpus.synthetic.rendered_text import is_rendered_text, render_text
 from granvit.corpus.synthetic.synthesize import LazySynthetic, make, synthesize
-from granvit.corpus.verify import verify
 
 SIZE = 160
 

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
+from granvit.corpus.check import verify
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
 from granvit.corpus.synthetic import synthesize as synthesizing
 from granvit.corpus.synthetic.synthesize import make, synthesize
-from granvit.corpus.verify import verify
 from granvit.images import decode
 
 

@@ -72,5 +72,10 @@ def estimate(value: float, drawn: np.ndarray) -> Estimate | None:
         return None
     if not len(drawn):
         return Estimate(float(value), None, None)
+    return Estimate(float(value), *interval(drawn))
+
+
+def interval(drawn: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of what the draws (D,) gave."""
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high))
+    return float(low), float(high)

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from granvit.corpus import statistics
-from granvit.corpus.histogram import Frequent, Histogram
-from granvit.corpus.statistics import GRID, Statistics
+from granvit.corpus import stats
+from granvit.corpus.stats import GRID, Frequent, Histogram, Statistics
 from granvit.regions import Region, RegionImage
 
 
@@ -51,7 +50,7 @@ def test_a_source_without_regions_has_no_numbers_that_json_lacks():
 
 def test_batches_do_not_show(monkeypatch):
     whole = {name: s.to_json() for name, s in Statistics.of(three() * 7).items()}
-    monkeypatch.setattr(statistics, "_BATCH", 2)
+    monkeypatch.setattr(stats, "_BATCH", 2)
     assert {name: s.to_json() for name, s in Statistics.of(three() * 7).items()} == whole
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from granvit.corpus.audit.bootstrap import Estimate, ratios
+from granvit.bootstrap import Estimate, ratios
 
 
 def test_sums_are_divided_not_ratios_averaged():

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from drawn import corpus, record
 
+from granvit.corpus.check import verify
+from granvit.corpus.derive import at, merge, sample, split, write_part
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.parts import at, merge, sample, split, write_part
 from granvit.corpus.store import Corpus
-from granvit.corpus.verify import verify
 from granvit.regions import Region
 
 

@@ -1,17 +1,197 @@
-"""What is in a corpus, source by source: one pass over the records, no pixels, memory that does not grow with it."""
+"""What is in a corpus, source by source: one pass over the records, no pixels, memory that does not grow with it.
+
+Which script a text is in comes from the characters' names in the Unicode database. The language comes from the script
+where that decides, else from function words, without a model: a hint for counting a corpus, not a judgement of one
+text. Most labels and short lines hold fewer than two function words and stay "und", undetermined.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from granvit import geometry
-from granvit.corpus.histogram import Frequent, Histogram
-from granvit.corpus.languages import language, script, words
 from granvit.regions import Region, RegionImage
+
+NO_LETTERS = "none"
+UNDETERMINED = "und"
+
+_BY_SCRIPT = {
+    "hangul": "ko",
+    "hiragana": "ja",
+    "katakana": "ja",
+    "greek": "el",
+    "hebrew": "he",
+    "thai": "th",
+    "georgian": "ka",
+    "armenian": "hy",
+    "tamil": "ta",
+    "telugu": "te",
+    "bengali": "bn",
+    "cjk": "zh",
+}
+# Frequent words that few of the other languages share.
+_FUNCTION_WORDS = {
+    "en": "the of and with is are was for from that this has have on at by an in to his her their wearing",
+    "de": "der die das und mit ist ein eine einen einem einer auf von dem den nicht zu für im sich auch bei",
+    "fr": "le la les et avec est une des du dans sur pour pas qui que au aux ce cette son ses",
+    "es": "el los las con es una del por para que en su sus está al como lo un",
+    "it": "il lo gli con una di del della nel per che su dei alla sono un",
+    "pt": "os as com uma um do da dos das no na em para por que não ao",
+    "nl": "de het een en met van is op voor niet dat aan zijn ook naar bij",
+    "pl": "na do nie jest to się że od po dla przez",
+    "tr": "ve bir bu ile için da de çok ne olarak",
+    "id": "dan yang di dengan untuk dari pada ini itu sebuah",
+}
+_MIN_VOTES = 2
+_LANGUAGES_OF: dict[str, list[str]] = {}
+for _language, _words in _FUNCTION_WORDS.items():
+    for _word in _words.split():
+        _LANGUAGES_OF.setdefault(_word, []).append(_language)
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, lower case: runs of letters, numbers and punctuation left out."""
+    return _WORD.findall(text.lower())
+
+
+@lru_cache(maxsize=65_536)
+def _script_of_letter(letter: str) -> str:
+    """The first word of the character's name, e.g. "latin" of LATIN SMALL LETTER A."""
+    # Normalised, for the OHM SIGN is a Greek letter; and KATAKANA-HIRAGANA PROLONGED SOUND MARK is mostly the former.
+    return re.split("[ -]", unicodedata.name(unicodedata.normalize("NFKC", letter)[0], "unknown"))[0].lower()
+
+
+def script(text: str) -> str:
+    """The script of most of its letters, as Unicode names it: "latin", "cyrillic", "cjk"; "none" without letters.
+
+    Japanese counts as "hiragana" or "katakana" as soon as it has kana, since its kanji alone would be "cjk".
+    """
+    if text.isascii():
+        return "latin" if any(map(str.isalpha, text)) else NO_LETTERS
+    found = Counter(_script_of_letter(letter) for letter in text if letter.isalpha())
+    if not found:
+        return NO_LETTERS
+    kana = found["hiragana"] + found["katakana"]
+    if kana and kana + found["cjk"] > found.total() / 2:
+        return "hiragana" if found["hiragana"] >= found["katakana"] else "katakana"
+    return max(found, key=lambda name: (found[name], name))
+
+
+def language(text: str, script_name: str | None = None, found: list[str] | None = None) -> str:
+    """An ISO 639-1 code where the script or the function words tell, else "und".
+
+    `script_name` and `found` save a second look where `script(text)` and `words(text)` are known.
+    """
+    name = script(text) if script_name is None else script_name
+    if name in _BY_SCRIPT:
+        return _BY_SCRIPT[name]
+    if name != "latin":
+        return UNDETERMINED
+    told = [_LANGUAGES_OF[word] for word in (words(text) if found is None else found) if word in _LANGUAGES_OF]
+    if len(told) < _MIN_VOTES:
+        return UNDETERMINED
+    (best, votes), *others = Counter(code for codes in told for code in codes).most_common(2)
+    return UNDETERMINED if votes < _MIN_VOTES or others and others[0][1] == votes else best
+
+
+class Histogram:
+    """Counts of numbers between fixed edges, with their mean and extremes.
+
+    Args:
+        edges: ascending; bin i holds edges[i] <= value < edges[i + 1]. What lies outside goes to the first or last bin.
+    """
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        self.edges = np.asarray(edges, dtype=float)
+        self.counts = np.zeros(len(self.edges) - 1, dtype=np.int64)
+        self.sum = 0.0
+        self.min, self.max = np.inf, -np.inf
+
+    def add(self, values: ArrayLike) -> None:
+        """Count numbers, an array of any shape."""
+        array = np.asarray(values, dtype=float).ravel()
+        if not array.size:
+            return
+        bins = np.searchsorted(self.edges, array, side="right") - 1
+        self.counts += np.bincount(np.clip(bins, 0, len(self.counts) - 1), minlength=len(self.counts))
+        self.sum += float(array.sum())
+        self.min, self.max = min(self.min, float(array.min())), max(self.max, float(array.max()))
+
+    @property
+    def total(self) -> int:
+        """How many numbers were counted."""
+        return int(self.counts.sum())
+
+    def quantile(self, share: float) -> float | None:
+        """The value below which `share` of the numbers lie, interpolated within its bin; None where there are none."""
+        if not self.total:
+            return None
+        ends = np.concatenate([[0], np.cumsum(self.counts)])
+        value = float(np.interp(share * self.total, ends, self.edges))
+        return min(max(value, self.min), self.max)
+
+    def to_json(self) -> dict[str, Any]:
+        """Edges, counts, count, mean, extremes and three quantiles."""
+        found = self.total > 0
+        return {
+            "edges": self.edges.tolist(),
+            "counts": self.counts.tolist(),
+            "count": self.total,
+            # Six digits, since further ones depend on how the stream was cut into batches.
+            "mean": float(f"{self.sum / self.total:.6g}") if found else None,
+            "min": self.min if found else None,
+            "max": self.max if found else None,
+            "p5": self.quantile(0.05),
+            "median": self.quantile(0.5),
+            "p95": self.quantile(0.95),
+        }
+
+
+class Frequent:
+    """How often each text occurs, exact while there are at most `capacity` different ones.
+
+    Beyond that the rarest are forgotten now and then, so `distinct` becomes a lower bound and so do the counts; a
+    text that is a noticeable share of all is never lost.
+    """
+
+    def __init__(self, capacity: int = 50_000) -> None:
+        self.capacity = capacity
+        self.counts: Counter[str] = Counter()
+        self.total = 0
+        self.exact = True
+        self._forgotten = 0
+
+    def update(self, texts: Iterable[str]) -> None:
+        """Count texts."""
+        before = self.counts.total()
+        self.counts.update(texts)
+        self.total += self.counts.total() - before
+        if len(self.counts) > 2 * self.capacity:
+            self.exact = False
+            self._forgotten = max(self._forgotten, len(self.counts))
+            self.counts = Counter(dict(self.counts.most_common(self.capacity)))
+
+    @property
+    def distinct(self) -> int:
+        """How many different texts there are, or at least are where `exact` is False."""
+        return max(len(self.counts), self._forgotten)
+
+    def to_json(self, top: int = 20) -> dict[str, Any]:
+        """Total, distinct, whether that is exact, and the `top` most frequent with their counts."""
+        # Equal counts in the order of the texts: the same report for every order of the records.
+        common = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))[:top]
+        return {"total": self.total, "distinct": self.distinct, "exact": self.exact, "top": common}
+
 
 SIDE_EDGES = (0, 64, 128, 224, 336, 448, 512, 640, 768, 1024, 1536, 2048, 4096, 8192)
 ASPECT_EDGES = (0, 1 / 32, 1 / 16, 1 / 8, 1 / 5, 1 / 3, 1 / 2, 3 / 4, 1, 4 / 3, 2, 3, 5, 8, 16, 32, 64)
@@ -39,7 +219,7 @@ class KindStatistics:
         characters, word_counts: lengths of the texts.
         scores: of the regions that have one; `unscored` counts the others.
         vocabulary, texts: the most frequent words, and whole texts without regard to case.
-        scripts, languages: of the texts, see `granvit.corpus.languages`.
+        scripts, languages: of the texts, see `granvit.corpus.stats`.
         box_by, text_by: who made them.
     """
 

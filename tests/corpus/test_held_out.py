@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
+from granvit.corpus.derive import held_out_part, train_and_held_out, training_part
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.select import held_out_part, train_and_held_out, training_part
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic.synthesize import make
 

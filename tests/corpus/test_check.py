@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from granvit.corpus.check import MAX_TEXT, Quarantine, Rejection, check_record, read_quarantine
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.quarantine import MAX_TEXT, Quarantine, Rejection, check_record, read_quarantine
 from granvit.errors import GranvitError
 from granvit.regions import Region, RegionImage
 
