@@ -72,6 +72,32 @@ def compare(
     return differences, notes
 
 
+Means = dict[str, dict[str, float]]
+
+
+def compare_means(first: Means, second: Means) -> tuple[list[Difference], list[str]]:
+    """Differences of scores alone, by task and measure: without the single answers there is no interval and no p.
+
+    Raises:
+        GranvitError: no measure is in both.
+    """
+    differences = [
+        Difference(
+            task, name, int(min(ours["count"], second[task]["count"])), 0, value, second[task][name], *[None] * 3
+        )
+        for task, ours in first.items()
+        if task in second
+        for name, value in ours.items()
+        if name != "count" and name in second[task]
+    ]
+    if not differences:
+        raise GranvitError("no task was scored in both")
+    notes = ["means alone: intervals and p need the single answers, in the folder that `granvit eval --out` writes"]
+    counts = {task: (int(ours["count"]), int(second[task]["count"])) for task, ours in first.items() if task in second}
+    notes += [f"{task}: of {a:,} questions in A, of {b:,} in B" for task, (a, b) in counts.items() if a != b]
+    return differences, notes
+
+
 def _of_task(task: Task, first: list[Item], second: list[Item], seed: int) -> tuple[list[Difference], list[str]]:
     images = list(dict.fromkeys(item.id for item in first))
     told: list[Difference] = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -20,7 +21,7 @@ from granvit.evaluate.journal import ANSWERS, Journal
 from granvit.evaluate.measures import SCORERS
 from granvit.evaluate.run import answer_all
 from granvit.evaluate.scoring import Scores, score
-from granvit.files import atomic_file, read_regular
+from granvit.files import atomic_file, read_json, read_regular
 from granvit.predict import GranViT
 from granvit.texts import has_words
 from granvit.words import in_other_scripts
@@ -175,7 +176,7 @@ def read_scores(place: Path) -> tuple[dict[str, Any], list[Item]]:
     if not place.exists():
         raise GranvitError(f"{place}: no such file or folder; give the folder that `granvit eval --out` wrote")
     folder = place if place.is_dir() else place.parent
-    if not (folder / SCORES).is_file() or (place.is_file() and place.name not in (SCORES, ITEMS)):
+    if not has_answers(place):
         wanted = f"compared are the single answers, which the folder of `granvit eval --out` holds ({SCORES}, {ITEMS})"
         below = next((path.parent for path in sorted(folder.glob(f"*/{SCORES}"))), None)
         raise GranvitError(f"{place}: no evaluation; {wanted}{'' if below is None else f': give {below}'}")
@@ -184,6 +185,41 @@ def read_scores(place: Path) -> tuple[dict[str, Any], list[Item]]:
     if any(item.box is None for item in items if item.task in located):
         raise GranvitError(f"{folder / ITEMS}: an answer of {', '.join(sorted(located))} has no true box")
     return content, items
+
+
+def has_answers(place: Path) -> bool:
+    """Whether `place` is an evaluation with its single answers: the folder, or a file in it."""
+    folder = place if place.is_dir() else place.parent
+    return (folder / SCORES).is_file() and (place.is_dir() or place.name in (SCORES, ITEMS))
+
+
+def read_means(place: Path) -> dict[str, dict[str, float]]:
+    """The scores by task and measure, each task with its "count" of questions: of an evaluation, or of a run's
+    metrics.json, of which the last stage's count.
+
+    Raises:
+        GranvitError: `place` is missing, or neither.
+    """
+    if has_answers(place):
+        content, items = read_scores(place)
+        asked = Counter(item.task for item in items)
+        return {task: {**_numbers(scores), "count": asked[task]} for task, scores in content["scores"].items()}
+    if not place.is_file():
+        read_scores(place)  # says what is missing, and what to give in its place
+    content = read_json(place)
+    if not isinstance(content, dict):
+        raise GranvitError(f"{place}: an object is expected")
+    stages = [scores for name, scores in content.items() if name != "baseline" and isinstance(scores, dict)]
+    means = {task: _numbers(scores) for task, scores in (stages[-1] if stages else {}).items() if scores}
+    if not means or not all("count" in scores for scores in means.values()):
+        raise GranvitError(f"{place}: neither an evaluation nor a run's metrics.json: no stage with scores and counts")
+    return means
+
+
+def _numbers(scores: Any) -> dict[str, float]:
+    """The measures that have a value."""
+    entries = scores.items() if isinstance(scores, dict) else ()
+    return {name: float(v) for name, v in entries if isinstance(v, int | float) and math.isfinite(v)}
 
 
 def _read_tasks(path: Path) -> dict[str, Any]:

@@ -1,9 +1,12 @@
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from granvit.evaluate.compare import as_table, compare
+from granvit.errors import GranvitError
+from granvit.evaluate.compare import as_table, compare, compare_means
+from granvit.evaluate.evaluation import read_means
 from granvit.evaluate.items import Item, Task
 from granvit.evaluate.measures import SCORERS
 
@@ -93,3 +96,32 @@ def test_other_questions_cannot_be_compared():
 def test_the_table_tells_percentage_points():
     text = as_table([exact(answers([0, 1] * 50), answers([1, 1] * 50))])
     assert "| t | exact | 100 | 50.0 | 100.0 | +50.0 | +4" in text and text.endswith("| 0.002 |")
+
+
+def test_means_alone_are_compared_without_interval_and_p(tmp_path):
+    """A run's metrics.json: its last stage counts, and the best constant answer is no stage."""
+    stages = {"before": 0.1, "baseline": 0.9, "stage1": 0.25}
+    for name, shift, count in (("a", 0.0, 50), ("b", 0.5, 40)):
+        scores = {s: {"t": {"exact": v + shift, "count": count}} for s, v in stages.items()}
+        (tmp_path / f"{name}.json").write_text(json.dumps({**scores, "seconds": 3.5}))
+    first, second = read_means(tmp_path / "a.json"), read_means(tmp_path / "b.json")
+    assert first == {"t": {"exact": 0.25, "count": 50}}
+    (told,), notes = compare_means(first, second)
+    assert (told.task, told.measure, told.first, told.second) == ("t", "exact", 0.25, 0.75)
+    assert (told.low, told.high, told.p) == (None, None, None)
+    assert any("means alone" in note for note in notes) and "t: of 50 questions in A, of 40 in B" in notes
+    assert "| t | exact | 40 | 25.0 | 75.0 | +50.0 | – | – |" in as_table([told])
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "nothing", '{"stage1": 3}', '{"stage1": {"t": {"exact": 0.5}}}'])
+def test_what_holds_no_means_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(GranvitError, match="a.json"):
+        read_means(tmp_path / "a.json")
+    with pytest.raises(GranvitError, match="missing.json: no such file"):
+        read_means(tmp_path / "missing.json")
+
+
+def test_means_without_a_common_task_are_refused():
+    with pytest.raises(GranvitError, match="no task"):
+        compare_means({"a": {"exact": 0.5, "count": 1}}, {"b": {"exact": 0.5, "count": 1}})
