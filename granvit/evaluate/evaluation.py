@@ -21,7 +21,7 @@ from granvit.evaluate.journal import ANSWERS, Journal
 from granvit.evaluate.measures import SCORERS
 from granvit.evaluate.run import answer_all
 from granvit.evaluate.scoring import Scores, score
-from granvit.files import atomic_file, read_json, read_regular
+from granvit.files import atomic_file, open_regular, read_json, read_regular
 from granvit.predict import GranViT
 from granvit.texts import has_words
 from granvit.words import in_other_scripts
@@ -236,7 +236,7 @@ def _read_tasks(path: Path) -> dict[str, Any]:
 def _read_items(path: Path) -> list[Item]:
     items: list[Item] = []
     try:
-        with path.open(encoding="utf-8") as lines:
+        with open_regular(path) as lines:
             for line in lines:
                 items.append(_item(json.loads(line)))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Task
+from granvit.files import open_regular
 from granvit.run_folder import checkpoint_of
 
 ANSWERS = "answers.jsonl"
@@ -39,7 +40,7 @@ class Journal:
     def _read(self, header: dict[str, str]) -> int:
         """Reads what is there; returns where the last whole line ends."""
         end = 0
-        with self.path.open("rb") as lines:
+        with open_regular(self.path) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.endswith(b"\n"):
                     break

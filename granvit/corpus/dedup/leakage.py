@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,8 +37,11 @@ from granvit.corpus.derive import write_part
 from granvit.corpus.importers.pictures import pictures
 from granvit.corpus.layout import MANIFEST, CorpusError
 from granvit.corpus.store import Corpus
-from granvit.files import write_text
+from granvit.files import open_regular, read_regular, write_text
 from granvit.regions import RegionImage
+
+# A list of names: RefCOCO's have a few MB.
+_LONGEST_LIST = 1 << 30
 
 LISTS = (".txt", ".json", ".jsonl", ".txt.gz", ".json.gz", ".jsonl.gz")
 
@@ -111,7 +115,7 @@ def load_benchmarks(places: Iterable[Path], workers: int = 0) -> BenchmarkImages
 def _lists(place: Path) -> list[Path]:
     if not place.exists():
         raise CorpusError(f"{place} does not exist")
-    if place.is_file():
+    if not place.is_dir():
         return [place] if place.name.lower().endswith(LISTS) else []
     if (place / MANIFEST).exists() or any(pictures(place)):
         return []
@@ -132,11 +136,21 @@ def _records(place: Path, found: BenchmarkImages) -> Iterator[RegionImage]:
                 found.problems.append((f"{file.name}#{index}", refused.reason))
 
 
+def _unpacked(file: Path) -> bytes:
+    """The bytes of a list of names, unpacked where it is packed; at most `_LONGEST_LIST`."""
+    if not file.name.endswith(".gz"):
+        return read_regular(file, _LONGEST_LIST)
+    with open_regular(file) as stored, gzip.open(stored) as packed:
+        data = packed.read(_LONGEST_LIST + 1)
+    if len(data) > _LONGEST_LIST:
+        raise CorpusError(f"{file}: unpacks to more than {_LONGEST_LIST} bytes")
+    return data
+
+
 def _read_list(file: Path, listed: dict[str, str]) -> None:
     try:
-        data = file.read_bytes()
-        text = (gzip.decompress(data) if file.name.endswith(".gz") else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        text = _unpacked(file).decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise CorpusError(f"{file}: {error}") from error
     kind = file.name.lower().removesuffix(".gz").rpartition(".")[2]
     for number, entry in enumerate(_entries(file, kind, text), start=1):

@@ -15,6 +15,11 @@ from granvit.corpus.check import Refused
 from granvit.corpus.importers.base import read_image, read_json
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Look, Source, Task
+from granvit.files import read_regular
+
+# The questions of a benchmark; pictures in them count.
+_LONGEST_FILE = 8 << 30
+
 
 # So many pictures are looked for in a folder, since some may be absent.
 _PROBED = 100
@@ -137,7 +142,7 @@ def rows_of(file: Path, key: str | None = None) -> list[Any]:
 
 def json_lines(file: Path, left_out: LeftOut) -> Iterator[tuple[str, Any]]:
     """Where each line that isn't empty is, for messages, and what it holds; what is no JSON is left out."""
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(read_regular(file, _LONGEST_FILE).splitlines(), start=1):
         if line.strip():
             where = f"{file}: line {number}"
             try:

@@ -6,6 +6,7 @@ import ast
 import base64
 import binascii
 import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_uppercase as LETTERS
@@ -28,6 +29,7 @@ from granvit.evaluate.benchmarks.base import (
     value,
 )
 from granvit.evaluate.items import Item, Source, Task
+from granvit.files import open_regular
 from granvit.questions import ask_choice, ask_short
 
 _LONGEST_FIELD = 1 << 28
@@ -56,7 +58,7 @@ def mmbench(src: Path, images: Path | None) -> Source:
     items: list[Item] = []
     left_out = LeftOut()
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
+        with open_regular(file) as binary, io.TextIOWrapper(binary, encoding="utf-8", newline="") as lines:
             for number, row in enumerate(csv.DictReader(lines, delimiter="\t"), start=1):
                 with left_out.row():
                     items += _mmbench_items(row, pictures, f"{file}: question {number}")
