@@ -17,7 +17,7 @@ from granvit import geometry
 from granvit.corpus.annotate.base import AnnotateError, Annotator, Item, each_or_why
 from granvit.corpus.annotate.ocr_boxes import Quad
 from granvit.corpus.annotate.ocr_reading import Line, Reader, Reading
-from granvit.corpus.importers.textlines import outlined
+from granvit.corpus.importers.text_lines import outlined
 from granvit.regions import Region
 
 # A picture that can be read, pixels.

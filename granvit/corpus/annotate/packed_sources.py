@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from granvit.corpus.annotate.source_files import InputFile, Listed, beside, new_record, stamp
 from granvit.corpus.check import SPLITS, LeftOut, Refused, Rejection
-from granvit.corpus.importers import parquet_rows, tars
+from granvit.corpus.importers import parquet, webdataset
 from granvit.corpus.importers.base import as_split
-from granvit.corpus.importers.pictures import HEAD_BYTES, LEFT_OUT, kind_of, unsupported
+from granvit.corpus.importers.image_folder import HEAD_BYTES, LEFT_OUT, kind_of, unsupported
 from granvit.corpus.layout import CorpusError, group_ends
 from granvit.links import LinkOutsideError, check_link, walk
 from granvit.regions import RegionImage
@@ -43,8 +43,8 @@ class ParquetSource:
     def files(self) -> Iterator[Listed]:
         for name in [self.only] if self.only else self.names(self.root):
             try:
-                parquet = _parquet(self.root / name)
-                yield InputFile(name, parquet.metadata.num_rows, stamp(self.root / name))
+                table = _parquet(self.root / name)
+                yield InputFile(name, table.metadata.num_rows, stamp(self.root / name))
             except Refused as refused:
                 yield Rejection(refused.reason, "", name, None, refused.detail)
         if not self.only:
@@ -54,8 +54,8 @@ class ParquetSource:
         return f"{self.name}/{file}:{index}", f"{file}:{index}"
 
     def read(self, file: str, index: int) -> RegionImage:
-        parquet = _parquet(self.root / file)
-        ends = group_ends(parquet.metadata)
+        table = _parquet(self.root / file)
+        ends = group_ends(table.metadata)
         group = next(i for i, end in enumerate(ends) if index < end)
         value = _rows(self.root / file, group).row(index - (ends[group - 1] if group else 0))
         image = value["bytes"] if isinstance(value, dict) else value
@@ -71,9 +71,9 @@ def _parquet(file: Path) -> Any:
     Raises:
         Refused: it is damaged or has no column of images.
     """
-    parquet = parquet_rows.open_parquet(file)
-    _image_column(file, parquet.schema_arrow)
-    return parquet
+    table = parquet.open_parquet(file)
+    _image_column(file, table.schema_arrow)
+    return table
 
 
 def _image_column(file: Path, schema: pa.Schema) -> str:
@@ -98,7 +98,7 @@ class _Rows:
         self._begin()
 
     def _begin(self) -> None:
-        self._batches = parquet_rows.batches(self._parquet, self._group, [self._name])
+        self._batches = parquet.batches(self._parquet, self._group, [self._name])
         self._batch: Any = None
         self._start, self._end = 0, 0
         self._failure: Refused | None = None
@@ -121,7 +121,7 @@ class _Rows:
                 self._failure = Refused("damaged-parquet", f"row group {self._group} ends after {self._end} rows")
                 continue
             self._start, self._end = self._end, self._end + self._batch.num_rows
-        row = parquet_rows.row_of(self._batch, index - self._start)
+        row = parquet.row_of(self._batch, index - self._start)
         if isinstance(row, Refused):
             raise row
         return row[self._name]
@@ -144,7 +144,7 @@ class TarSource:
     name: str
     licence: str
     only: str = ""
-    suffixes: ClassVar[tuple[str, ...]] = tars.SUFFIXES
+    suffixes: ClassVar[tuple[str, ...]] = webdataset.SUFFIXES
 
     @classmethod
     def names(cls, root: Path) -> Iterator[str]:
@@ -190,7 +190,7 @@ def _pictures_in(tar: Path) -> tuple[list[tuple[str, int, int]], list[tuple[str,
     refused: list[tuple[str, Refused]] = []
     others: list[LeftOut] = []
     with tar.open("rb") as file:
-        for name, place in tars.places(tar):
+        for name, place in webdataset.places(tar):
             if isinstance(place, Refused):
                 refused.append((name, place))
                 continue

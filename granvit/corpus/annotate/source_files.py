@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Rejection
-from granvit.corpus.importers.pictures import LEFT_OUT, listing
+from granvit.corpus.importers.image_folder import LEFT_OUT, listing
 from granvit.regions import RegionImage
 
 

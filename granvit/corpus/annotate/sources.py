@@ -16,7 +16,7 @@ from granvit.corpus.annotate.packed_sources import DatasetSource, ParquetSource,
 from granvit.corpus.annotate.source_files import InputFile, Listed, Source, new_record, stamp
 from granvit.corpus.check import LeftOut, Rejection
 from granvit.corpus.importers.base import read_image
-from granvit.corpus.importers.pictures import LEFT_OUT, listing, unsupported
+from granvit.corpus.importers.image_folder import LEFT_OUT, listing, unsupported
 from granvit.corpus.layout import MANIFEST, CorpusError, sha256
 from granvit.corpus.store import Corpus
 from granvit.links import LinkOutsideError, check_link, read_within, within

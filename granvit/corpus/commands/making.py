@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from granvit.corpus.check import verify
 from granvit.corpus.commands.common import fail
 from granvit.corpus.importers import IMPORTERS, import_corpus
-from granvit.corpus.importers.funsd import Level
+from granvit.corpus.importers.documents import Level
 from granvit.corpus.importers.parquet import BoxFormat
 from granvit.corpus.importers.run import Group
 from granvit.corpus.layout import QUARANTINE, CorpusError

@@ -34,7 +34,7 @@ from granvit.corpus.dedup.perceptual_hash import (
     store_fingerprints,
 )
 from granvit.corpus.derive import write_part
-from granvit.corpus.importers.pictures import pictures
+from granvit.corpus.importers.image_folder import pictures
 from granvit.corpus.layout import MANIFEST, CorpusError
 from granvit.corpus.store import Corpus
 from granvit.files import open_regular, read_regular, write_text

@@ -1,21 +1,18 @@
-"""Public data set layouts. A new one is a file here with a function under `@importer`, and its line below."""
+"""Public data set layouts. A new one has a function under `@importer`, in a file that is named below."""
 
 from granvit.corpus.importers import (  # noqa: F401  (importing registers them)
     coco,
-    docbank,
+    coco_variants,
+    documents,
     finehard,
     flickr30k_entities,
-    funsd,
     grit,
-    icdar,
     image_folder,
     jsonl,
     llava,
-    lvis,
-    objects365,
     parquet,
     refcoco,
-    sroie,
+    text_lines,
     textocr,
     visual_genome,
     voc,

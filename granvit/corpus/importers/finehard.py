@@ -19,7 +19,7 @@ from granvit.corpus.importers.base import (
     read_image,
     size_of,
 )
-from granvit.corpus.importers.rows import read_rows
+from granvit.corpus.importers.jsonl import read_rows
 from granvit.corpus.layout import CorpusError
 from granvit.geometry import View
 from granvit.regions import Region, RegionImage

@@ -11,8 +11,7 @@ from xml.etree.ElementTree import Element
 
 from granvit.corpus.check import LeftOut, Refused, Rejection
 from granvit.corpus.importers.base import NO_BOX, Box, Found, importer, needed, read_image, read_text
-from granvit.corpus.importers.split_lists import splits_of
-from granvit.corpus.importers.voc_xml import box_of, read_xml, size_of
+from granvit.corpus.importers.voc import box_of, read_xml, size_of, splits_of
 from granvit.corpus.layout import CorpusError
 from granvit.geometry import hull
 from granvit.regions import Region, RegionImage

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from granvit.corpus.check import LeftOut, Refused, Rejection, shown
-from granvit.corpus.importers import rows, tars
+from granvit.corpus.importers import jsonl, webdataset
 from granvit.corpus.importers.base import (
     Found,
     as_box,
@@ -21,8 +21,8 @@ from granvit.corpus.importers.base import (
     read_image,
     size_of,
 )
-from granvit.corpus.importers.pictures import SUFFIXES as PICTURES
-from granvit.corpus.importers.pictures import chosen
+from granvit.corpus.importers.image_folder import SUFFIXES as PICTURES
+from granvit.corpus.importers.image_folder import chosen
 from granvit.corpus.layout import CorpusError
 from granvit.geometry import View
 from granvit.regions import Region, RegionImage
@@ -51,13 +51,15 @@ def read(src: Path, *, source: str = "grit", licence: str = "", split: str = "tr
     Raises:
         CorpusError: there are neither shards nor tables.
     """
-    shards, others = ([src], []) if src.is_file() else chosen(src, tars.SUFFIXES, "files that are no shards")
+    shards, others = ([src], []) if src.is_file() else chosen(src, webdataset.SUFFIXES, "files that are no shards")
     shards, others = (shards, others) if shards else chosen(src, _TABLES)
     if not shards:
-        raise CorpusError(f"{src} holds neither {' nor '.join(f'*{name}' for name in (*tars.SUFFIXES, *_TABLES))}")
+        raise CorpusError(
+            f"{src} holds neither {' nor '.join(f'*{name}' for name in (*webdataset.SUFFIXES, *_TABLES))}"
+        )
     yield from others
     for shard in shards:
-        samples = _from_tar(shard) if shard.name.lower().endswith(tars.SUFFIXES) else _from_table(shard)
+        samples = _from_tar(shard) if shard.name.lower().endswith(webdataset.SUFFIXES) else _from_table(shard)
         for item in samples:
             if isinstance(item, LeftOut):
                 yield item
@@ -82,7 +84,7 @@ _Sample = tuple[str, dict[str, Any] | Refused, bytes | Refused]
 
 
 def _from_tar(shard: Path) -> Iterator[_Sample | LeftOut]:
-    for item in tars.samples(shard, lambda ending: ending == "json" or f".{ending}" in PICTURES):
+    for item in webdataset.samples(shard, lambda ending: ending == "json" or f".{ending}" in PICTURES):
         if isinstance(item, LeftOut):
             yield item
             continue
@@ -91,14 +93,14 @@ def _from_tar(shard: Path) -> Iterator[_Sample | LeftOut]:
         picture = next((content for ending, content in parts.items() if f".{ending}" in PICTURES), None)
         picture = Refused("missing-image", only) if picture is None else picture
         try:
-            row = parse_object(tars.unless_refused(parts.get("json", Refused("missing-annotation", only))))
+            row = parse_object(webdataset.unless_refused(parts.get("json", Refused("missing-annotation", only))))
             yield uri, row, parts.get("") or picture
         except Refused as refused:
             yield uri, refused, parts.get("") or picture
 
 
 def _from_table(table: Path) -> Iterator[_Sample]:
-    for index, row in enumerate(rows.read_rows(table)):
+    for index, row in enumerate(jsonl.read_rows(table)):
         uri = f"{table.name}:{index}"
         if not isinstance(row, dict):
             why = row if isinstance(row, Refused) else Refused("not-json", f"an object is expected, got {shown(row)}")

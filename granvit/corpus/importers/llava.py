@@ -20,7 +20,7 @@ from granvit.corpus.importers.base import (
     read_json,
     size_of,
 )
-from granvit.corpus.importers.rows import json_lines
+from granvit.corpus.importers.jsonl import json_lines
 from granvit.corpus.layout import CorpusError
 from granvit.geometry import Frame, View
 from granvit.questions import GLOBAL

@@ -23,7 +23,7 @@ from granvit.corpus.importers.base import (
     read_image,
 )
 from granvit.corpus.importers.coco import folder_of, load_tables, probes
-from granvit.corpus.importers.rows import SUFFIXES, read_rows
+from granvit.corpus.importers.jsonl import SUFFIXES, read_rows
 from granvit.corpus.layout import CorpusError
 from granvit.regions import Region, RegionImage
 

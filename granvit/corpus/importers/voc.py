@@ -1,21 +1,182 @@
-"""PASCAL VOC's detection annotations, and what annotation tools write in their format."""
+"""PASCAL VOC's detection annotations, and what annotation tools write in their format.
+
+Other data sets state their boxes in VOC's XML too, and the splits of their pictures in lists with one name a line, as
+VOC's ``ImageSets/Main/val.txt``.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from unicodedata import normalize
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, ParseError
 
-from granvit.corpus.check import SPLITS, LeftOut, Refused, Rejection
-from granvit.corpus.importers.base import MAX_NAMES, Found, as_flag, as_split, importer, read_image, read_regions
-from granvit.corpus.importers.pictures import SUFFIXES
-from granvit.corpus.importers.split_lists import splits_of
-from granvit.corpus.importers.voc_xml import box_of, read_xml, size_of
+from defusedxml.ElementTree import fromstring  # type: ignore[import-untyped]
+
+from granvit.corpus.check import SPLITS, UNKNOWN_SIZE, LeftOut, Refused, Rejection
+from granvit.corpus.importers.base import (
+    MAX_FILE_BYTES,
+    MAX_NAMES,
+    Box,
+    Found,
+    as_flag,
+    as_split,
+    importer,
+    is_text_encoding,
+    needed,
+    read_image,
+    read_regions,
+    read_text,
+)
+from granvit.corpus.importers.image_folder import SUFFIXES
 from granvit.corpus.layout import CorpusError
+from granvit.errors import GranvitError
+from granvit.files import read_regular
 from granvit.regions import Region, RegionImage
+
+_DECLARED = re.compile(rb"""(?:\xef\xbb\xbf)?<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+
+
+def read_xml(file: Path, encoding: str = "") -> Element:
+    """The root of an XML file that declares no document type, and so no entities to expand or files to fetch.
+
+    Its text is in the encoding that it declares or has a mark of, and else in the one named, or UTF-8.
+
+    Raises:
+        Refused: "bad-xml".
+    """
+    try:
+        return fromstring(_decoded(read_regular(file, MAX_FILE_BYTES), encoding), forbid_dtd=True)
+    # ValueError: what defusedxml forbids, or a file that is not regular or too large; LookupError: an encoding that
+    # nobody knows.
+    except (ParseError, OSError, ValueError, LookupError) as error:
+        told = str(error) if isinstance(error, GranvitError) else f"{file.name}: {error}"
+        raise Refused("bad-xml", told) from error
+
+
+def _decoded(data: bytes, encoding: str) -> str | bytes:
+    """The text, or the bytes where only the parser can tell: it knows UTF-8, and UTF-16 by its mark."""
+    found = _DECLARED.match(data)
+    declared = found[1].decode() if found else ""
+    if declared and not is_text_encoding(declared):
+        raise LookupError(f"unknown encoding: {declared}")
+    # Bytes in which the declaration itself could be read as ASCII are not UTF-16, whatever it says.
+    if declared.lower().startswith(("utf-16", "utf_16", "utf16")):
+        declared = "utf-8"
+    for name in filter(None, (declared, encoding)):
+        try:
+            return data.decode("utf-8-sig" if data.startswith(b"\xef\xbb\xbf") else name)
+        except UnicodeError:
+            pass
+    return data
+
+
+def size_of(root: Element) -> tuple[int, int]:
+    """(width, height) in pixels that an annotation states; unknown where it states none."""
+    sides = [_NUMBER.fullmatch((root.findtext(f"size/{name}") or "").strip()) for name in ("width", "height")]
+    width, height = (float(side[0]) if side else 0.0 for side in sides)
+    whole = width.is_integer() and height.is_integer() and min(width, height) > 0
+    return (int(width), int(height)) if whole else UNKNOWN_SIZE
+
+
+def box_of(bndbox: Element) -> Box:
+    """The box of a ``bndbox``. Its pixels count from 1, the last ones included.
+
+    Raises:
+        Refused: "bad-box" where one of the four is missing, stated twice, or no number.
+    """
+    xmin, ymin, xmax, ymax = (_side(bndbox, name) for name in ("xmin", "ymin", "xmax", "ymax"))
+    return xmin - 1, ymin - 1, xmax, ymax
+
+
+def _side(bndbox: Element, name: str) -> float:
+    stated = [(element.text or "").strip() for element in bndbox.findall(name)]
+    if len(stated) != 1 or not _NUMBER.fullmatch(stated[0]):
+        raise Refused("bad-box", f"{name} should be one number, got {', '.join(stated) or 'none':.100}")
+    return float(stated[0])
+
+
+# In this order: of a picture in two lists, the held-out split counts.
+_SPLITS = ("test", "val", "train")
+# A list of one class states behind the name whether the picture shows it: 1, 0 or -1.
+_COLUMN = re.compile(r"(.*\S)\s+-?[01]")
+_LIST_BYTES = 1 << 30
+
+
+def splits_of(
+    lists: Mapping[str, Iterable[Path]], pictures: Iterable[str], encoding: str = "", default: str = ""
+) -> tuple[dict[str, str], list[LeftOut]]:
+    """The split of each picture that a list names, by its name's stem, and which lines say nothing.
+
+    A line may name the picture with or without its ending and folders, be from Windows, and state a class's column. A
+    picture in the lists of two splits is held out: it belongs to test before val, and to val before train.
+
+    Args:
+        lists: the files by split, "train", "val" or "test".
+        pictures: the pictures' names.
+        encoding: of the lists, see `read_text`.
+        default: the split of the pictures that no list names, where one is stated.
+
+    Raises:
+        CorpusError: a list cannot be read; or a list of held-out pictures names none of them while no list names some,
+            which then would be trained on.
+    """
+    stems = {_same(name): PurePosixPath(name).stem for name in pictures}
+    stems |= {_same(stem): stem for stem in stems.values()}
+    split_of: dict[str, str] = {}
+    used = Counter[str]()
+    lost: dict[str, list[str]] = {}
+    repeated = []
+    for split in _SPLITS:
+        for file in lists.get(split, ()):
+            for where, line in _lines(file, encoding):
+                stem = next((stems[name] for name in _names(line) if name in stems), None)
+                if stem is None:
+                    lost.setdefault(split, []).append(where)
+                    continue
+                used[split] += 1
+                if split_of.setdefault(stem, split) != split:
+                    repeated.append(where)
+    for split in ("test", "val"):
+        unlisted = len(set(stems.values()) - split_of.keys())
+        if split in lost and not used[split] and unlisted and not default:
+            raise CorpusError(
+                f"{lost[split][0]}: none of {len(lost[split])} lines for {split} names a picture, and {unlisted} "
+                "pictures, which no list names, would be trained on: mend the names, or state the split of those"
+            )
+    named_nothing = [where for split in _SPLITS for where in lost.get(split, [])]
+    told = {"line of a split list that names no picture": named_nothing,
+            "line of a split list, its picture being held out by another": repeated}  # fmt: skip
+    return split_of, [LeftOut(what, len(lines), lines[0]) for what, lines in told.items() if lines]
+
+
+def _lines(file: Path, encoding: str) -> Iterator[tuple[str, str]]:
+    """The lines that hold something, each with the words for where it is."""
+    with needed(file):
+        text = read_text(file, encoding, _LIST_BYTES)
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line := line.strip():
+            yield f"{file.name}:{number}: {line!r:.100}", line
+
+
+def _names(line: str) -> Iterator[str]:
+    """What a line may mean, the likeliest first: a name may hold blanks and end in a number."""
+    column = _COLUMN.fullmatch(line)
+    for text in filter(None, (line, column and column[1])):
+        name = text.strip("\"'").replace("\\", "/").rpartition("/")[2]
+        yield _same(name)
+        if name.lower().endswith(SUFFIXES):
+            yield _same(PurePosixPath(name).stem)
+
+
+def _same(name: str) -> str:
+    """A name in the one of Unicode's spellings that lists have; macOS stores "é" as two characters."""
+    return normalize("NFC", name)
+
 
 _LAYOUT = "the layout is Annotations/*.xml and JPEGImages/*, or both kinds of files in train/, valid/ and test/"
 # What an object states beside its name, its boxes and whether it is difficult; "Unspecified" states nothing.

@@ -14,7 +14,7 @@ from typing import Any
 
 from granvit.corpus.check import Refused
 from granvit.corpus.importers.base import read_json
-from granvit.corpus.importers.rows import read_rows
+from granvit.corpus.importers.jsonl import read_rows
 from granvit.errors import GranvitError
 from granvit.evaluate.benchmarks.base import (
     BadRow,

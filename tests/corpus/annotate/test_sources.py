@@ -13,7 +13,7 @@ from granvit.corpus.annotate.pipeline import Listing
 from granvit.corpus.annotate.source_files import InputFile
 from granvit.corpus.annotate.sources import open_source
 from granvit.corpus.check import LeftOut, Refused, Rejection
-from granvit.corpus.importers import parquet_rows
+from granvit.corpus.importers import parquet
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import CorpusWriter
 from granvit.regions import Region, RegionImage
@@ -240,14 +240,14 @@ def test_what_macos_adds_to_a_tar_is_no_picture(tmp_path):
 def test_a_table_is_decoded_in_batches_and_its_rows_have_a_size(tmp_path, monkeypatch):
     same = png(7) + bytes(1 << 20)
     pq.write_table(pa.table({"image": [same] * 40 + [png(1)]}), tmp_path / "a.parquet", compression="zstd")
-    monkeypatch.setattr(parquet_rows, "_MAX_BATCH_BYTES", 4 << 20)
+    monkeypatch.setattr(parquet, "_MAX_BATCH_BYTES", 4 << 20)
     source = open_source(tmp_path)
     sizes = []
-    take = parquet_rows.row_of
-    monkeypatch.setattr(parquet_rows, "row_of", lambda batch, i: sizes.append(batch.num_rows) or take(batch, i))
+    take = parquet.row_of
+    monkeypatch.setattr(parquet, "row_of", lambda batch, i: sizes.append(batch.num_rows) or take(batch, i))
     assert [source.read("a.parquet", i).image for i in (39, 40, 0, 3)] == [same, png(1), same, same]
     assert max(sizes) <= 4
-    monkeypatch.setattr(parquet_rows, "MAX_ROW_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet, "MAX_ROW_BYTES", 1 << 20)
     assert source.read("a.parquet", 40).image == png(1)
     with pytest.raises(Refused) as refused:
         source.read("a.parquet", 5)

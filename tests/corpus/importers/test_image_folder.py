@@ -7,7 +7,7 @@ from importing import bring, picture, save
 
 from granvit.corpus.check import read_quarantine
 from granvit.corpus.importers import import_corpus
-from granvit.corpus.importers.pictures import kind_of
+from granvit.corpus.importers.image_folder import kind_of
 from granvit.corpus.store import Corpus, CorpusError
 
 

@@ -7,7 +7,7 @@ from importing import bring, save
 
 from granvit.corpus.check import Refused
 from granvit.corpus.importers import import_corpus
-from granvit.corpus.importers.rows import json_lines
+from granvit.corpus.importers.jsonl import json_lines
 
 BOX = {"bbox": [1, 2, 20, 10], "caption": "a cup"}
 
@@ -87,7 +87,7 @@ def test_another_encoding(tmp_path):
 
 
 def test_a_line_without_an_end_is_not_held_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("granvit.corpus.importers.rows.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("granvit.corpus.importers.jsonl.MAX_LINE_BYTES", 1000)
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + b"[" * 5000 + b'\n{"b": 2}\n')
     found = list(json_lines(tmp_path / "a.jsonl"))
     assert [n for n, _ in found] == [1, 2, 3]

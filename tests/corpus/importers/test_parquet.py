@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from importing import bring, picture, save
 
-from granvit.corpus.importers import import_corpus, parquet_rows
+from granvit.corpus.importers import import_corpus, parquet
 from granvit.corpus.store import CorpusError
 
 PICTURE = picture()
@@ -184,15 +184,15 @@ def test_a_value_that_many_rows_share_is_decoded_within_bounds(tmp_path, monkeyp
     long = "a" * (2 << 20)
     file = small(tmp_path / "a.parquet", image=[PICTURE] * 64, caption=[long] * 64)
     assert file.stat().st_size < 20_000
-    monkeypatch.setattr(parquet_rows, "_MAX_BATCH_BYTES", 8 << 20)
+    monkeypatch.setattr(parquet, "_MAX_BATCH_BYTES", 8 << 20)
     sizes = []
-    decode = parquet_rows.row_of
-    monkeypatch.setattr(parquet_rows, "row_of", lambda batch, i: sizes.append(batch.nbytes) or decode(batch, i))
-    assert len(list(parquet_rows.read_rows(file))) == 64
+    decode = parquet.row_of
+    monkeypatch.setattr(parquet, "row_of", lambda batch, i: sizes.append(batch.nbytes) or decode(batch, i))
+    assert len(list(parquet.read_rows(file))) == 64
     assert max(sizes) < 8 << 20
-    monkeypatch.setattr(parquet_rows, "MAX_FILE_BYTES", 1 << 20)
-    assert {row.reason for row in parquet_rows.read_rows(file)} == {"too-costly"}
-    monkeypatch.setattr(parquet_rows, "MAX_FILE_BYTES", 8 << 20)
+    monkeypatch.setattr(parquet, "MAX_FILE_BYTES", 1 << 20)
+    assert {row.reason for row in parquet.read_rows(file)} == {"too-costly"}
+    monkeypatch.setattr(parquet, "MAX_FILE_BYTES", 8 << 20)
     summary = import_corpus("parquet", file, tmp_path / "out")
     assert (summary.images_written, summary.changes["caption-dropped"]) == (64, 64)
 
@@ -201,7 +201,7 @@ def test_dictionaries_that_the_table_keeps(tmp_path, monkeypatch):
     texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 0], pa.int32()), pa.array(["a" * 3000, "short"]))
     pictures = pa.DictionaryArray.from_arrays(pa.array([0] * 4, pa.int32()), pa.array([PICTURE]))
     table(tmp_path / "a.parquet", image=pictures, caption=texts)
-    monkeypatch.setattr(parquet_rows, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(parquet, "MAX_FILE_BYTES", 1000)
     records, refused = bring("parquet", tmp_path / "a.parquet", tmp_path / "out")
     assert [(r.uri, r.image, r.caption) for r in records] == [
         ("a.parquet:1", PICTURE, "short"), ("a.parquet:2", PICTURE, None)
@@ -214,7 +214,7 @@ def test_a_row_group_that_is_nothing_but_compression_is_refused_and_the_next_one
     with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("image", pa.binary())]), compression="zstd") as writer:
         writer.write_table(pa.table({"image": zeros}))
         writer.write_table(pa.table({"image": [PICTURE]}))
-    monkeypatch.setattr(parquet_rows, "_MAX_GROUP_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet, "_MAX_GROUP_BYTES", 1 << 20)
     [record], refused = bring("parquet", tmp_path / "a.parquet", tmp_path / "out")
     assert record.image == PICTURE
     assert [(r.reason, r.detail.partition(":")[0]) for r in refused] == [("too-costly", "row group 0 of 1 rows")]

@@ -6,7 +6,7 @@ import pytest
 from importing import bring, save
 
 from granvit.corpus.importers import import_corpus
-from granvit.corpus.importers.textlines import unquoted
+from granvit.corpus.importers.text_lines import unquoted
 from granvit.corpus.store import CorpusError
 from granvit.regions import Region
 

@@ -5,7 +5,8 @@ import os
 import pytest
 from importing import bring, save
 
-from granvit.corpus.importers import import_corpus, voc_xml
+from granvit.corpus.importers import import_corpus
+from granvit.corpus.importers import voc as voc_importer
 from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
 
@@ -328,7 +329,7 @@ def test_folders_named_after_their_splits_hold_pictures_and_annotations_side_by_
 
 
 def test_pipes_huge_files_and_deep_nesting_cost_their_picture_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(voc_xml, "MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr(voc_importer, "MAX_FILE_BYTES", 1_000_000)
     deep = "<a>" * 100_000 + "</a>" * 100_000
     src = voc(tmp_path / "VOC", a=DOG, b=DOG, c=DOG.replace("<size>", " " * 1_000_000 + "<size>"), d=deep)
     (src / "Annotations/b.xml").unlink()

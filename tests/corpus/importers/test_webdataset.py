@@ -8,7 +8,7 @@ import pytest
 from importing import bring, picture
 
 from granvit.corpus.check import read_quarantine
-from granvit.corpus.importers import import_corpus, tars
+from granvit.corpus.importers import import_corpus, webdataset
 from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
 
@@ -121,7 +121,7 @@ def test_a_damaged_header_is_told(tmp_path):
 
 
 def test_damaged_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(tars, "MAX_MEMBER_BYTES", 5_000)
+    monkeypatch.setattr(webdataset, "MAX_MEMBER_BYTES", 5_000)
     src = shard(
         tmp_path / "wds/a.tar",
         ("a.jpg", PICTURE), ("a.json", b"{"),
@@ -188,7 +188,7 @@ def test_the_same_key_in_two_shards_is_two_samples(tmp_path):
 
 
 def test_the_members_of_a_sample_have_a_sum(tmp_path, monkeypatch):
-    monkeypatch.setattr(tars, "MAX_SAMPLE_BYTES", 20_000)
+    monkeypatch.setattr(webdataset, "MAX_SAMPLE_BYTES", 20_000)
     many = [(f"0.{n}.txt", bytes(9_000)) for n in range(20)]
     src = shard(tmp_path / "wds/a.tgz", ("0.jpg", PICTURE), *many, ("0.json", bytes(15_000)), ("0.png", bytes(15_000)),
                 ("1.jpg", PICTURE), mode="w:gz")  # fmt: skip
@@ -197,7 +197,7 @@ def test_the_members_of_a_sample_have_a_sum(tmp_path, monkeypatch):
 
 
 def test_a_shard_that_unpacks_to_too_much_is_left_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(tars, "_MAX_UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr(webdataset, "_MAX_UNPACKED_BYTES", 100_000)
     src = shard(tmp_path / "wds/a.tgz", ("0.jpg", PICTURE), ("1.npy", bytes(1 << 20)), ("2.jpg", PICTURE), mode="w:gz")
     shard(tmp_path / "wds/b.tgz", ("3.jpg", PICTURE), mode="w:gz")
     records, refused = bring("webdataset", tmp_path / "wds", tmp_path / "out")

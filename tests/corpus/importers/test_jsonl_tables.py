@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granvit.corpus.importers.rows import read_rows
+from granvit.corpus.importers.jsonl import read_rows
 from granvit.corpus.layout import CorpusError
 
 VALUES = st.recursive(
