@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from granvit.commands_eval import write_files
+from granvit.cli.evaluate import write_files
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic.synthesize import make
 from granvit.evaluate.evaluation import Evaluation, open_journal, run_evaluation

@@ -31,7 +31,7 @@ def _mathml(equation: str) -> str:
 
 def command_reference() -> str:
     """The help of every command, as the program prints it."""
-    from granvit.cli import parse
+    from granvit.cli.app import parse
 
     parts = []
     for path in command_paths():
@@ -45,7 +45,7 @@ def command_reference() -> str:
 
 def command_paths() -> list[tuple[str, ...]]:
     """("corpus", "import") and so on, for every command."""
-    from granvit.cli import Group, command_tree
+    from granvit.cli.app import Group, command_tree
 
     found: list[tuple[str, ...]] = []
     for name, command in command_tree().items():

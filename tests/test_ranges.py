@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from granvit.cli.recipes import RECIPES
 from granvit.errors import GranvitError
 from granvit.ranges import OF_RECIPES, check_ranges
-from granvit.recipes import RECIPES
 
 STAGE = "--stages.0."
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from granvit import images
+from granvit.cli.corpus_make import Import, Verify
 from granvit.corpus.check import read_quarantine, verify
-from granvit.corpus.commands.making import Import, Verify
 from granvit.corpus.importers import IMPORTERS, import_corpus
 from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region

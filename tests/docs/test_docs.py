@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from granvit.cli import parse
+from granvit.cli.app import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

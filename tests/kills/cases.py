@@ -138,7 +138,7 @@ def _train(inputs: Path, work: Path) -> None:
 def _assemble(inputs: Path, work: Path) -> None:
     from tiny_recipe import tiny_recipe
 
-    from granvit.commands_assemble import Assemble
+    from granvit.cli.train import Assemble
 
     Assemble(tiny_recipe(inputs / "parts"), work / "out").run()
 

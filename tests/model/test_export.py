@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from granvit import predict
-from granvit.commands_export import Export
+from granvit.cli.export import Export
 from granvit.corpus.synthetic.scenes import layout
 from granvit.errors import CheckpointError, GranvitError
 from granvit.geometry import View

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny_model import collate, make_model, make_samples
 
+from granvit.cli.recipes import RECIPES
 from granvit.corpus.synthetic.synthesize import LazySynthetic, make
 from granvit.nano.assets import PLACES
 from granvit.nano.encoder_warmup import EncoderWarmup, present_tokens, word_maps
@@ -16,7 +17,6 @@ from granvit.nano.language_warmup import LanguageWarmup
 from granvit.nano.models import patch_code
 from granvit.nano.prepare import SymbolicPrepare, WordMapPrepare
 from granvit.nano.projector import fit_projector, start_projector, word_scores
-from granvit.recipes import RECIPES
 from granvit.train.prepare import Prepare
 from granvit.train.recipes.base import Recipe
 from granvit.train.sampling import SampleConfig

@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_recipe import save_parts, tiny_recipe
 
+from granvit.cli.recipes import RECIPES
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
 from granvit.model.region_model import stock_weights
-from granvit.recipes import RECIPES
 from granvit.train.build import build_model, earlier_folders, embedded_corpora, sources_of
 from granvit.train.stages.context import RunContext
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from test_run import SOURCES
 from tiny_recipe import save_parts, tiny_recipe
 
-from granvit.cli import parse
+from granvit.cli.app import parse
+from granvit.cli.recipes import RECIPES
 from granvit.errors import CheckpointError, GranvitError
-from granvit.recipes import RECIPES
 from granvit.train import identity
 from granvit.train.checkpoint import STATE, latest
 from granvit.train.config import CachingLoop, LoopConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import make_model
 
-from granvit.recipes import RECIPES
+from granvit.cli.recipes import RECIPES
 from granvit.train.muon import MuonWithAdamW
 from granvit.train.optimizer import make_optimizer
 from granvit.train.stages.adapt import Adapt

@@ -11,7 +11,7 @@ from tiny_model import TEXTS, make_language, make_tower
 from transformers import LlavaForConditionalGeneration
 
 from granvit.cli import main
-from granvit.commands_transfer import Transfer
+from granvit.cli.train import Transfer
 from granvit.coordinates import get_codec
 from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.model.region_model import RegionModel

@@ -7,9 +7,9 @@ from serving import MODEL, ChatServer, expected, painted
 from test_ocr import LINES, page
 
 from granvit.cli import main
+from granvit.cli.corpus_make import Annotate
 from granvit.corpus.annotate import pipeline
 from granvit.corpus.check import read_quarantine, verify
-from granvit.corpus.commands.annotating import Annotate
 from granvit.corpus.store import Corpus, CorpusWriter
 
 pytest.importorskip("rapidocr")

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from audited import corpus, record, text
 
+from granvit.cli.corpus_look import Audit
 from granvit.corpus.annotate.detect import DetectConfig
 from granvit.corpus.audit.agreement import Opinion
 from granvit.corpus.audit.refusals import EXAMPLES, count_refusals
 from granvit.corpus.audit.run import audit, write_audit
 from granvit.corpus.audit.sheet import REASONS, make_card
 from granvit.corpus.check import Quarantine, Rejection
-from granvit.corpus.commands.auditing import Audit
 from granvit.corpus.layout import CorpusError
 from granvit.regions import Region
 

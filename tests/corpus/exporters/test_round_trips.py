@@ -14,8 +14,8 @@ from importing import bring, picture
 from PIL import Image
 
 from granvit import images
-from granvit.corpus.commands import COMMANDS
-from granvit.corpus.commands.exporting import Export
+from granvit.cli.app import command_tree
+from granvit.cli.corpus_look import Export
 from granvit.corpus.exporters import EXPORTERS, export_corpus
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus, CorpusWriter
@@ -271,7 +271,7 @@ def test_wrong_calls(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    assert COMMANDS["export"] is Export
+    assert command_tree()["corpus"].commands["export"].load() is Export
     assert set(get_args(get_type_hints(Export)["name"])) == set(EXPORTERS)
     corpus = store(tmp_path / "corpus", *RECORDS)
     assert Export("llava", corpus, tmp_path / "export", coordinates="int1000").run() == 0

@@ -10,10 +10,10 @@ from PIL import Image
 from tiny_model import make_model
 from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 
-from granvit.cli import command_tree, main
+from granvit.cli.app import command_tree, main
+from granvit.cli.recipes import RECIPES
 from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.ranges import check_ranges
-from granvit.recipes import RECIPES
 
 
 @dataclass
@@ -149,7 +149,7 @@ def test_the_defaults_of_every_command_are_in_range():
     def walk(tree):
         for command in tree.values():
             inner = getattr(command, "commands", None)
-            yield from walk(inner) if inner else [command]
+            yield from walk(inner) if inner else [command.load()]
 
     for command in walk(command_tree()):
         check_ranges({f.name: f.default for f in command.__dataclass_fields__.values()})

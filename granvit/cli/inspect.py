@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from granvit.commands import Boxes, parse_box_option
+from granvit.cli.ask import Boxes, parse_box_option
 from granvit.devices import Device, pick_device
 from granvit.errors import GranvitError
 from granvit.files import locked, write_text

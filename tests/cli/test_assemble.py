@@ -3,7 +3,7 @@ import torch
 from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.cli import main
-from granvit.commands_assemble import Assemble
+from granvit.cli.train import Assemble
 from granvit.errors import GranvitError
 from granvit.model.region_model import RegionModel
 from granvit.train.build import build_model

@@ -15,15 +15,16 @@ from typing import Any
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from granvit.demo_corpus import own_corpora
+from granvit.corpus.derive import Tiled, Tiling, cut, train_and_held_out
+from granvit.corpus.store import Corpus, Subset
 from granvit.errors import GranvitError
 from granvit.evaluate.region_tasks import Item, Report, evaluate
 from granvit.evaluate.report import Example, ExampleRegion, write_report
 from granvit.files import locked, write_text
 from granvit.images import decode
 from granvit.model.region_model import RegionModel
+from granvit.nano.recipes import nano, nano_own
 from granvit.predict import GranViT
-from granvit.recipes import RECIPES
 from granvit.regions import RegionImage
 from granvit.run_folder import CHECKPOINT
 from granvit.sampling import evenly
@@ -76,7 +77,7 @@ def run_demo(
         ValueError: a batch of the recipe cannot be shared by so many processes; see also `run_recipe` and `launch`.
     """
     start = time.time()
-    recipe = recipe or RECIPES["nano" if corpus is None else "nano-own"]()
+    recipe = recipe or (nano() if corpus is None else nano_own())
     processes = processes or min(processes_for(stage.loop.batch_size) for stage in recipe.stages)
     shared = _share_batches(recipe, processes)
     sources, held_out = _corpora(recipe, corpus, limit)
@@ -219,3 +220,40 @@ def _commands(out: Path) -> list[str]:
         f'granvit locate photo.jpg "red star" --model {model} --draw located.png',
         f"granvit caption photo.jpg --model {model}",
     ]
+
+
+# How much oftener an image with text is seen than one without: it shows a small part of itself at a time.
+_TEXT_WEIGHT = 3.0
+
+
+def own_corpora(
+    corpus: Path | str, tile: int | None, limit: int
+) -> tuple[list[tuple[Records, float]], list[RegionImage]]:
+    """What to train on, and at most `limit` held-out images, evenly from those without text and those with text.
+
+    The training images come in two parts with their weights, those without text and those with. A scan on a canvas of
+    160 pixels has letters of one pixel, so held-out images with text are cut into tiles of `tile` pixels, where letters
+    are as they were scanned or larger; None leaves them whole.
+
+    Raises:
+        CorpusError: the corpus has nothing to train on, or nothing held out, or an image cannot be decoded.
+    """
+    whole = Corpus(corpus)
+    train, held_out = train_and_held_out(whole)
+    printed = {
+        i for i, r in enumerate(whole.records(check=False)) if any(region.kind == "text" for region in r.regions)
+    }
+    parts = zip(_by(printed, train), (1.0, _TEXT_WEIGHT), strict=True)
+    photos, scans = _by(printed, held_out)
+    tiles = [scans[index] for index in evenly(range(len(scans)), limit)]
+    if tile is not None:
+        tiles = [part for record in tiles for part in cut(record, Tiling(tile, kind="text"), Tiled())]
+    share = limit // 2 if tiles and len(photos) else limit
+    shown = [*(photos[index] for index in evenly(range(len(photos)), share)), *evenly(tiles, share)]
+    return [(part, weight) for part, weight in parts if len(part)], shown
+
+
+def _by(printed: set[int], part: Subset) -> tuple[Subset, Subset]:
+    """The records of a part that are not among `printed`, and those that are."""
+    without, having = ([i for i in part.indices if (i in printed) is wanted] for wanted in (False, True))
+    return Subset(part.corpus, without), Subset(part.corpus, having)

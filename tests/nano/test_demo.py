@@ -12,9 +12,8 @@ from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic.synthesize import make
-from granvit.demo import run_demo
-from granvit.demo_corpus import own_corpora
 from granvit.errors import BusyError, CheckpointError
+from granvit.nano.demo import own_corpora, run_demo
 from granvit.predict import GranViT
 from granvit.regions import Region, RegionImage
 
@@ -208,7 +207,7 @@ def test_of_two_demos_in_one_folder_the_second_is_told(here, parts):
     corpus = own_corpus(here / "corpus", lambda record: record)
     code = "import sys; from granvit.files import locked\nwith locked(sys.argv[1]): print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(here / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdin is not None and other.stdout is not None
         other.stdout.readline()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from granvit.commands import check_window, load_model
+from granvit.cli.ask import check_window, load_model
 from granvit.devices import Device
 from granvit.errors import GranvitError
 from granvit.files import locked, write_text

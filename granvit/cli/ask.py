@@ -1,105 +1,22 @@
-"""The commands of the main program, each a typed dataclass with `run() -> int`."""
+"""Commands that ask a checkpoint about pictures: `describe`, `read`, `locate`, `caption`, and `app`, the page."""
 
 from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
 from granvit.devices import Device, pick_device
 from granvit.errors import GranvitError
-from granvit.train.recipes.base import Recipe
 
 DEFAULT_MODEL = Path("runs/demo/checkpoint")
-
-
-@dataclass
-class Demo:
-    """Run the whole recipe at nano size and write an HTML report: a few minutes on two CPU cores."""
-
-    out: Path = Path("runs/demo")
-    """Where report.html, metrics.json and checkpoint/ go."""
-    corpus: Path | None = None
-    """A corpus of your own (see `granvit corpus import`); the embedded one by default."""
-    processes: int | None = None
-    """Processes that share each batch; by default two where there are two cores and no GPU."""
-    resumes: ClassVar[bool] = True
-
-    def run(self) -> int:
-        from granvit.demo import run_demo
-
-        report = run_demo(self.out, self.corpus, processes=self.processes)
-        print(f"\nreport: {report}\nmetrics: {self.out / 'metrics.json'}\ncheckpoint: {self.out / 'checkpoint'}")
-        return 0
-
-
-@dataclass
-class Train:
-    """Train a recipe. Every setting of it can be overridden; the resolved recipe is saved with the run."""
-
-    recipe: Recipe
-    corpus: tuple[str, ...] = ()
-    """Corpus folders, each DIR or DIR=WEIGHT; their training images are mixed. The recipe's embedded corpus if none."""
-    embedded_corpus: bool = False
-    """Train on the embedded corpus, drawn shapes, also where the model comes pretrained."""
-    out: Path | None = None
-    """The run folder; runs/RECIPE by default."""
-    init: Path | None = None
-    """Start from this checkpoint, not the recipe's parts."""
-    resume: bool = True
-    """Go on where an interrupted run in `out` stopped."""
-    device: Literal["auto", "cpu"] = "auto"
-    """Where to train; "auto" takes a GPU where there is one."""
-
-    def run(self) -> int:
-        self._check_corpus()
-        out = self.out or Path("runs") / self.recipe.name
-        return train_into(out, self.recipe, self.corpus, init=self.init, resume=self.resume, device=self.device)
-
-    @property
-    def resumes(self) -> bool:
-        return self.resume
-
-    def _check_corpus(self) -> None:
-        if self.corpus and self.embedded_corpus:
-            raise GranvitError("--corpus and --embedded-corpus exclude each other")
-        if self.corpus or self.embedded_corpus:
-            return
-        foreign = [str(self.init)] if self.init is not None else self.recipe.pretrained_parts()
-        if foreign:
-            raise GranvitError(
-                f"{' and '.join(foreign)} would be trained on the drawn shapes of the embedded corpus: name pictures "
-                "with --corpus DIR, or say --embedded-corpus if that is what you want"
-            )
-
-
-def train_into(
-    out: Path,
-    recipe: Recipe,
-    corpora: Sequence[str],
-    *,
-    init: Path | None = None,
-    resume: bool,
-    device: Literal["auto", "cpu"],
-) -> int:
-    """Train a recipe into a run folder, and tell where the checkpoint is; of several processes the first one tells."""
-    from accelerate import PartialState
-    from transformers.utils.logging import disable_progress_bar
-
-    from granvit.train.build import sources_of
-    from granvit.train.run import run_recipe
-
-    disable_progress_bar()
-    run_recipe(recipe, out, sources_of(recipe, corpora), init=init, resume=resume, device=device)
-    if PartialState().is_main_process:
-        print(f"checkpoint: {out / 'checkpoint'}")
-    return 0
 
 
 def load_model(model: Path, device: Device) -> Any:
@@ -258,3 +175,73 @@ class Caption(Ask):
         picture = self.open()
         model = load_model(self.model, self.device)
         return self.finish(picture, [(0, 0, *picture.size)], [model.caption(picture)])
+
+
+@dataclass
+class App:
+    """Open a page to draw boxes on pictures and ask checkpoints about them; several answer side by side.
+
+    Needs the extra `app`. Only this machine can reach it, unless --host or --share says otherwise.
+    """
+
+    checkpoints: Positional[tuple[Path, ...]] = (DEFAULT_MODEL,)
+    """Checkpoints, or run folders that hold one: the first is what came before, say."""
+    host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 lets the whole network in."""
+    port: int = 7860
+    """The port; 0 for any that is free."""
+    share: bool = False
+    """Also open a public address through Gradio's servers, for a day."""
+    max_pixels: int = 40_000_000
+    """Larger pictures are refused."""
+    max_upload_mb: int = 20
+    """Larger files are refused."""
+    max_questions: int = 100
+    """Boxes or phrases of one request."""
+    queue: int = 16
+    """Requests that wait for their turn; one more is refused."""
+    open: bool = False
+    """Open the browser as well."""
+    device: Device = "auto"
+    """Where the models compute."""
+
+    def run(self) -> int:
+        try:
+            import gradio  # noqa: F401
+            import gradio_image_annotation  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise GranvitError(f'the page needs the extra app: pip install -e ".[app]" ({error})') from error
+        from granvit.app import Limits, build, example_pictures
+
+        models = {name: load_model(path, self.device) for name, path in _named(self.checkpoints).items()}
+        limits = Limits(self.max_pixels, self.max_upload_mb, self.max_questions, self.queue)
+        with tempfile.TemporaryDirectory(prefix="granvit-app-") as folder:
+            page = build(models, limits, example_pictures(Path(folder)))
+            try:
+                page.launch(
+                    server_name=self.host,
+                    server_port=self.port or None,
+                    share=self.share,
+                    inbrowser=self.open,
+                    max_file_size=f"{self.max_upload_mb}mb",
+                    allowed_paths=[folder],
+                    show_error=True,
+                )
+            except OSError as error:  # gradio's own words about a port that is taken
+                raise GranvitError(f"--port {self.port}: {error}") from error
+        return 0
+
+
+def _named(folders: tuple[Path, ...]) -> dict[str, Path]:
+    """Each checkpoint under a name of its own: its folder's, or as much of its path as tells it from the others.
+
+    Raises:
+        GranvitError: none is named, or one twice.
+    """
+    if not folders:
+        raise GranvitError("name at least one checkpoint")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise GranvitError("the same checkpoint is named twice")
+    names = [folder.parent.name if folder.name in ("checkpoint", "model") else folder.name for folder in folders]
+    unique = len(set(names)) == len(names) and all(names)
+    return dict(zip(names if unique else map(str, folders), folders, strict=True))

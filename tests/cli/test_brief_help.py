@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from granvit.brief_help import shortened
-from granvit.cli import command_tree, main, parse
-from granvit.recipes import RECIPES
+from granvit.cli.app import command_tree, main, parse
+from granvit.cli.brief_help import shortened
+from granvit.cli.recipes import RECIPES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _FLAG = re.compile(r"│ (--[\w.-]+)(?:[ ,].*)?│$")
 
 
@@ -79,7 +79,7 @@ def test_a_setting_shows_with_the_stage_that_heeds_it_alone():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_help_leaves_settings_as_they_are(name):
-    shortened(command_tree()["train"].commands[name], ["--help"])
+    shortened(command_tree()["train"].commands[name].load(), ["--help"])
     assert parse(["train", name]).recipe == RECIPES[name]()
 
 

@@ -14,13 +14,15 @@ from tiny_model import make_model
 from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 from transformers.utils.logging import enable_progress_bar
 
-from granvit import commands, commands_eval
 from granvit.cli import main
+from granvit.cli.app import Group, command_tree
+from granvit.cli.evaluate import Benchmarks
+from granvit.cli.recipes import RECIPES
+from granvit.cli.train import Demo, Train
 from granvit.corpus.store import Corpus
 from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.nano.recipes import nano
 from granvit.predict import GranViT
-from granvit.recipes import RECIPES
 
 COMMANDS = ["demo", "train", "eval", "benchmarks", "compare", "ap", "describe", "locate", "read", "caption", "corpus"]
 
@@ -88,6 +90,33 @@ def test_help_of_every_command(granvit, command, shows):
     assert status == 0 and shows in out and not err
 
 
+def every_command(tree):
+    for command in tree.values():
+        yield from every_command(command.commands) if isinstance(command, Group) else [command]
+
+
+def test_the_line_of_a_command_is_the_first_of_its_docstring():
+    found = list(every_command(command_tree()))
+    assert len(found) > 40
+    for command in found:
+        assert command.help == command.load().__doc__.strip().splitlines()[0]
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["corpus", "--help"]])
+def test_help_waits_for_no_library(args):
+    heavy = ("torch", "transformers", "pyarrow", "numpy", "PIL")
+    script = f"""
+import sys
+from granvit.cli import main
+try:
+    main({args!r})
+except SystemExit as end:
+    assert not end.code
+assert not [name for name in {heavy!r} if name in sys.modules]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_a_reader_that_has_seen_enough_is_no_error():
     program = subprocess.Popen(
         [sys.executable, "-m", "granvit", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -116,7 +145,7 @@ def test_an_interrupted_command_is_one_line(granvit, monkeypatch, command, way):
     def interrupted(self):
         raise KeyboardInterrupt
 
-    for kind in (commands.Demo, commands_eval.Benchmarks):
+    for kind in (Demo, Benchmarks):
         monkeypatch.setattr(kind, "run", interrupted)
     assert granvit(*command) == (130, "", f"granvit: interrupted{way}\n")
 
@@ -189,7 +218,7 @@ def test_a_pretrained_model_learns_drawn_shapes_only_where_that_is_said(granvit,
     assert not (tmp_path / "run").exists()
     status, out, _ = granvit("train", "tiny", "--embedded-corpus", "--out", tmp_path / "run")
     assert status == 0 and (tmp_path / "run" / "checkpoint").exists()
-    assert commands.Train(nano())._check_corpus() is None
+    assert Train(nano())._check_corpus() is None
 
 
 def test_of_several_processes_the_first_alone_tells_the_checkpoint(granvit, tiny, monkeypatch):
@@ -283,10 +312,10 @@ def test_an_answer_that_the_terminal_cannot_show_is_shown_as_escapes(granvit, sh
     monkeypatch.setattr(GranViT, "caption", lambda self, image: "caf\xe9 \x1b[2J\nok")
     assert granvit("caption", "photo.png", "--model", "model")[1] == "0,0,200,100\tcaf\xe9 \\x1b[2J\\nok\n"
     assert json.loads(granvit("caption", "photo.png", "--model", "model", "--json")[1])[0]["text"].endswith("[2J\nok")
-    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(Path(__file__).parents[1])}
-    said = "import sys; from granvit import cli; cli.parse = lambda args: App(); cli.main([])"
-    app = "class App:\n def run(self): print('caf\xe9 \u661f'); return 0\n"
-    program = subprocess.run([sys.executable, "-c", app + said], env=ascii_only, capture_output=True)
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(Path(__file__).parents[2])}
+    said = "import sys; from granvit.cli import app; app.parse = lambda args: App(); app.main([])"
+    class_ = "class App:\n def run(self): print('caf\xe9 \u661f'); return 0\n"
+    program = subprocess.run([sys.executable, "-c", class_ + said], env=ascii_only, capture_output=True)
     assert program.returncode == 0 and program.stdout == b"caf\\xe9 \\u661f\n" and not program.stderr
 
 

@@ -1,0 +1,258 @@
+"""Commands that make models: `demo`, `train`, `transfer`, `assemble`, and `debug replay` for a run that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from granvit.errors import GranvitError
+from granvit.files import refuse_filled, staged_folder
+from granvit.geometry import Fit, Frame
+from granvit.run_folder import checkpoint_of
+from granvit.train.config import CachingLoop
+from granvit.train.recipes.base import Recipe
+from granvit.train.recipes.paper import transfer
+from granvit.train.sampling import SampleConfig
+from granvit.train.stages.config import AdaptConfig
+
+if TYPE_CHECKING:
+    from granvit.train.replay import Replay as Result
+
+
+@dataclass
+class Demo:
+    """Run the whole recipe at nano size and write an HTML report: a few minutes on two CPU cores."""
+
+    out: Path = Path("runs/demo")
+    """Where report.html, metrics.json and checkpoint/ go."""
+    corpus: Path | None = None
+    """A corpus of your own (see `granvit corpus import`); the embedded one by default."""
+    processes: int | None = None
+    """Processes that share each batch; by default two where there are two cores and no GPU."""
+    resumes: ClassVar[bool] = True
+
+    def run(self) -> int:
+        from granvit.nano.demo import run_demo
+
+        report = run_demo(self.out, self.corpus, processes=self.processes)
+        print(f"\nreport: {report}\nmetrics: {self.out / 'metrics.json'}\ncheckpoint: {self.out / 'checkpoint'}")
+        return 0
+
+
+@dataclass
+class Train:
+    """Train a recipe. Every setting of it can be overridden; the resolved recipe is saved with the run."""
+
+    recipe: Recipe
+    corpus: tuple[str, ...] = ()
+    """Corpus folders, each DIR or DIR=WEIGHT; their training images are mixed. The recipe's embedded corpus if none."""
+    embedded_corpus: bool = False
+    """Train on the embedded corpus, drawn shapes, also where the model comes pretrained."""
+    out: Path | None = None
+    """The run folder; runs/RECIPE by default."""
+    init: Path | None = None
+    """Start from this checkpoint, not the recipe's parts."""
+    resume: bool = True
+    """Go on where an interrupted run in `out` stopped."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where to train; "auto" takes a GPU where there is one."""
+
+    def run(self) -> int:
+        self._check_corpus()
+        out = self.out or Path("runs") / self.recipe.name
+        return train_into(out, self.recipe, self.corpus, init=self.init, resume=self.resume, device=self.device)
+
+    @property
+    def resumes(self) -> bool:
+        return self.resume
+
+    def _check_corpus(self) -> None:
+        if self.corpus and self.embedded_corpus:
+            raise GranvitError("--corpus and --embedded-corpus exclude each other")
+        if self.corpus or self.embedded_corpus:
+            return
+        foreign = [str(self.init)] if self.init is not None else self.recipe.pretrained_parts()
+        if foreign:
+            raise GranvitError(
+                f"{' and '.join(foreign)} would be trained on the drawn shapes of the embedded corpus: name pictures "
+                "with --corpus DIR, or say --embedded-corpus if that is what you want"
+            )
+
+
+def train_into(
+    out: Path,
+    recipe: Recipe,
+    corpora: Sequence[str],
+    *,
+    init: Path | None = None,
+    resume: bool,
+    device: Literal["auto", "cpu"],
+) -> int:
+    """Train a recipe into a run folder, and tell where the checkpoint is; of several processes the first one tells."""
+    from accelerate import PartialState
+    from transformers.utils.logging import disable_progress_bar
+
+    from granvit.train.build import sources_of
+    from granvit.train.run import run_recipe
+
+    disable_progress_bar()
+    run_recipe(recipe, out, sources_of(recipe, corpora), init=init, resume=resume, device=device)
+    if PartialState().is_main_process:
+        print(f"checkpoint: {out / 'checkpoint'}")
+    return 0
+
+
+def _questions() -> SampleConfig:
+    return transfer().sample
+
+
+def _loop() -> CachingLoop:
+    return transfer().loop
+
+
+@dataclass
+class Transfer:
+    """Give a trained encoder another, larger language model: stage 2 with a fresh projector, the encoder frozen.
+
+    The defaults are those of the recipe `paper-transfer`: Global and Caption2Bbox questions, AdamW with 1e-5, 256
+    images a step on any number of GPUs, one epoch.
+    """
+
+    source: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run folder, or a checkpoint: where the encoder comes from."""
+    llm: str
+    """The language model, a directory or a hub name: Qwen2, Qwen2.5, Qwen3, Llama 3, SmolLM to SmolLM3."""
+    corpus: tuple[str, ...]
+    """Corpus folders, each DIR or DIR=WEIGHT; their training images are mixed."""
+    out: Path | None = None
+    """The run folder; runs/transfer-LLM by default."""
+    codec: str | None = None
+    """How boxes are written ("decimal", "int1000", "loc", "loc:BINS"); as RUN writes them by default."""
+    frame: Frame | None = None
+    """What relative coordinates refer to; as in RUN by default."""
+    fit: Fit | None = None
+    """How the whole image becomes the canvas; as in RUN by default, which is how the encoder learned to see."""
+    sample: SampleConfig = field(default_factory=_questions)
+    """What is asked."""
+    loop: CachingLoop = field(default_factory=_loop)
+    """How it is trained."""
+    epochs: float = 1.0
+    """How often each image is seen, where --loop.steps names no number of steps."""
+    images_per_step: int = 256
+    """The global batch, where --loop.accumulate names no number of micro-batches."""
+    smoothing: float = 0.0
+    """Spread of a location token's target over its neighbours, in bins."""
+    seed: int = 0
+    resume: bool = True
+    """Go on where an interrupted run in `out` stopped."""
+    device: Literal["auto", "cpu"] = "auto"
+
+    def run(self) -> int:
+        if not self.corpus:
+            raise GranvitError("--corpus names no corpus; stage 2 needs at least one")
+        out = self.out or Path("runs") / f"transfer-{Path(self.llm).name}"
+        return train_into(out, self.recipe(), self.corpus, resume=self.resume, device=self.device)
+
+    @property
+    def resumes(self) -> bool:
+        return self.resume
+
+    def recipe(self) -> Recipe:
+        """Stage 2 alone, from the source's encoder and the new language model.
+
+        Raises:
+            CheckpointError: the source is no granvit checkpoint.
+        """
+        from granvit.model.region_model import read_settings
+
+        checkpoint = checkpoint_of(self.source)
+        given = {name: value for name in ("codec", "frame", "fit") if (value := getattr(self, name)) is not None}
+        return Recipe(
+            name="transfer",
+            encoder=str(checkpoint),
+            language=self.llm,
+            settings=replace(read_settings(checkpoint), **given),
+            stages=[
+                AdaptConfig(
+                    self.sample,
+                    self.loop,
+                    smoothing=self.smoothing,
+                    epochs=self.epochs,
+                    images_per_step=self.images_per_step,
+                )
+            ],
+            seed=self.seed,
+        )
+
+
+@dataclass
+class Assemble:
+    """Write the model that a recipe starts from: what its run is to be compared with."""
+
+    recipe: Recipe
+    out: Path | None = None
+    """The checkpoint's folder, which must not be there yet; runs/RECIPE-before by default."""
+
+    def run(self) -> int:
+        from transformers.utils.logging import disable_progress_bar
+
+        from granvit.train.build import build_model
+
+        out = self.out or Path("runs") / f"{self.recipe.name}-before"
+        disable_progress_bar()
+        with staged_folder(out, refuse_filled) as folder:
+            build_model(self.recipe).save(folder)
+        print(f"checkpoint: {out}")
+        return 0
+
+
+@dataclass
+class Replay:
+    """Take a step again that ended in a loss or gradient that is not finite, and find where.
+
+    Exits with 0 where it happened again, with 1 where it did not.
+    """
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """The `nonfinite` folder that the run left."""
+    corpus: tuple[str, ...] = ()
+    """Where the run's corpora are now, in the run's order; where they were by default."""
+    device: Literal["auto", "cpu"] = "auto"
+
+    def run(self) -> int:
+        from transformers.utils.logging import disable_progress_bar
+
+        from granvit.cli import recipes  # noqa: F401  (with it come the stages that a recipe may name)
+        from granvit.train.replay import replay
+
+        disable_progress_bar()
+        result = replay(self.folder, self.corpus, self.device)
+        print("\n".join(report(result)))
+        return 0 if result.reproduced else 1
+
+
+def report(result: Result) -> list[str]:
+    """A replay as lines of text; the last one is the verdict."""
+    lines = [f"step {result.step}{'in the run':>22}{'now':>14}"]
+    lines += [f"  {name:12}{before:>18}{result.now[name]:>14.6g}" for name, before in result.before.items()]
+    found = [
+        *[("weight not finite before the step", weight) for weight in result.weights],
+        ("first output not finite", result.watch.output),
+        ("first gradient not finite, counted from the loss", result.watch.gradient),
+        ("first parameter with such a gradient", result.watch.parameter),
+    ]
+    lines += [f"{what}: {where}" for what, where in found if where is not None]
+    lines += [
+        f"sample {id!r} alone: loss {loss:.6g}, gradient norm {norm:.6g}"
+        for id, loss, norm in result.samples
+        if id in result.offending
+    ]
+    alone = f"{len(result.offending)} of {len({id for id, *_ in result.samples})} samples do it alone"
+    if result.reproduced:
+        return [*lines, f"reproduced: step {result.step} is not finite again; {alone}"]
+    return [*lines, f"not reproduced: step {result.step} is finite here; {alone}"]
