@@ -43,9 +43,9 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic.synthesize import make
+from granvit.export.llava import export
 from granvit.images import decode
 from granvit.loading import load, load_model
-from granvit.model.export import export
 from granvit.model.packing import IGNORE
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano

@@ -18,7 +18,7 @@ from openai import OpenAI, OpenAIError
 from PIL import Image
 
 from granvit.errors import GranvitError
-from granvit.model.card import line_break
+from granvit.export.card import line_break
 from granvit.predict import Ask, GranViT, open_picture
 from granvit.questions import ask_box
 

@@ -22,9 +22,9 @@ from granvit.corpus.annotate.caption_local import LocalModel
 from granvit.corpus.annotate.detect_models import load_detector
 from granvit.errors import CheckpointError, GranvitError
 from granvit.evaluate.patch_encoder import load_patch_encoder
+from granvit.export.card import read_source
 from granvit.loading import image_settings, load, load_model
 from granvit.model.assemble import save_encoder, save_language
-from granvit.model.card import read_source
 from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
 from granvit.model.region_model import RegionModel
@@ -123,7 +123,7 @@ from granvit.corpus.annotate.ocr_networks import NetworkDetector, NetworkRecogni
 from granvit.errors import GranvitError
 from granvit.evaluate.patch_encoder import load_patch_encoder
 from granvit.loading import load, load_model
-from granvit.model.card import read_source
+from granvit.export.card import read_source
 from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
 from granvit.predict import GranViT

@@ -33,7 +33,7 @@ class Export:
     def run(self) -> int:
         from transformers.utils.logging import disable_progress_bar
 
-        from granvit.model.export import export, push
+        from granvit.export.llava import export, push
 
         disable_progress_bar()
         made = export(

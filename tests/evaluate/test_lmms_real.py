@@ -16,7 +16,7 @@ from granvit.corpus.store import Corpus
 from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.evaluate.metrics import box_scores
 from granvit.evaluate.region_tasks import evaluate
-from granvit.model.export import export
+from granvit.export.llava import export
 from granvit.predict import GranViT
 from granvit.questions import parse_box
 

@@ -80,7 +80,7 @@ def preload(names: set[str]) -> None:
 
     if names & set(_TRAINING):
         import granvit.evaluate.cases
-        import granvit.model.export
+        import granvit.export.llava
         import granvit.train.run  # noqa: F401
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import jinja2
 
 from granvit.errors import CheckpointError
+from granvit.export.older_names import OLDEST
 from granvit.files import read_regular
-from granvit.model.older import OLDEST
 from granvit.model.region_model import RegionModel
 from granvit.page import percent
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
@@ -42,7 +42,7 @@ _LARGEST = 100_000_000  # bytes
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What is exported, and what is known of how it came about.
 
     Attributes:
@@ -56,7 +56,7 @@ class Source:
     metrics: dict[str, Any] | None = None
 
 
-def read_source(folder: Path, metrics: Path | None = None) -> Source:
+def read_source(folder: Path, metrics: Path | None = None) -> ExportSource:
     """A run folder with its facts, or a bare checkpoint; `metrics` replaces the run's own metrics.json.
 
     Raises:
@@ -67,8 +67,8 @@ def read_source(folder: Path, metrics: Path | None = None) -> Source:
     if metrics is not None and scores is None:
         raise CheckpointError(f"{metrics}: no such file")
     if checkpoint == folder:
-        return Source(folder, metrics=scores)
-    return Source(checkpoint, _read(folder / RECIPE, dict), _read(folder / DATA, list), scores)
+        return ExportSource(folder, metrics=scores)
+    return ExportSource(checkpoint, _read(folder / RECIPE, dict), _read(folder / DATA, list), scores)
 
 
 def _read(path: Path, kind: type) -> Any:
@@ -84,7 +84,7 @@ def _read(path: Path, kind: type) -> Any:
 
 
 def write_card(
-    path: Path, model: RegionModel, source: Source, form: str, name: str, licence: str | None, left_out: list[str]
+    path: Path, model: RegionModel, source: ExportSource, form: str, name: str, licence: str | None, left_out: list[str]
 ) -> None:
     """Write README.md for an export of the form "llava", "encoder" or "gguf"."""
     settings, vision, text = model.settings, model.llava.config.vision_config, model.llava.config.text_config

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from tiny_model import make_model
 
-from granvit.model.export import export
+from granvit.export.llava import export
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from tiny_model import CANVAS, PATCH, TEXTS, make_language, make_model, make_tow
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
 
+from granvit.export.gguf import _QWEN2_SPLIT, write_mmproj
+from granvit.export.llava import ExportError, export
 from granvit.model.assemble import assemble
-from granvit.model.export import ExportError, export
-from granvit.model.gguf import _QWEN2_SPLIT, write_mmproj
 from granvit.model.region_model import Settings
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
 
@@ -279,7 +279,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("what", STRANGE)
 def test_what_the_tokenizers_of_llama_cpp_cannot_do_is_told(model, tmp_path, what):
-    from granvit.model.gguf import write_language
+    from granvit.export.gguf import write_language
 
     edit, said = STRANGE[what]
     path = tmp_path / "tokenizer.json"
@@ -300,7 +300,7 @@ def test_without_its_tokenizer_the_encoder_goes_alone_and_the_card_says_so(tmp_p
 
 def test_without_the_package_the_command_says_what_to_install(model, tmp_path, monkeypatch):
     model.save(tmp_path / "trained")
-    monkeypatch.delitem(sys.modules, "granvit.model.gguf")
+    monkeypatch.delitem(sys.modules, "granvit.export.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ExportError, match="pip install gguf"):
         export(tmp_path / "trained", tmp_path / "out", "gguf")

@@ -23,11 +23,11 @@ from granvit import predict
 from granvit.cli.export import Export
 from granvit.corpus.synthetic.scenes import layout
 from granvit.errors import CheckpointError, GranvitError
+from granvit.export.card import read_source, write_card
+from granvit.export.llava import ExportError, check_stock, export
 from granvit.geometry import View
 from granvit.images import decode
 from granvit.model.assemble import assemble
-from granvit.model.card import read_source, write_card
-from granvit.model.export import ExportError, check_stock, export
 from granvit.model.packing import Sample
 from granvit.model.region_model import RegionModel, Settings
 from granvit.predict import GranViT
@@ -210,7 +210,7 @@ def test_what_older_versions_look_for_is_written_beside_what_is_read_now(tmp_pat
 
 
 def test_files_that_say_other_than_the_model_are_not_exported(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("granvit.model.export.for_older", lambda model, folder: spoil(folder))
+    monkeypatch.setattr("granvit.export.llava.for_older", lambda model, folder: spoil(folder))
 
     def spoil(folder):
         config = json.loads((folder / "config.json").read_text())
@@ -486,7 +486,7 @@ def test_the_command_tells_what_it_wrote_and_uploads_when_asked(checkpoint, tmp_
             calls.append(("upload", named))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr("granvit.model.export.hub_answers", lambda: True)
+    monkeypatch.setattr("granvit.export.llava.hub_answers", lambda: True)
     assert Export(checkpoint, tmp_path / "out", "encoder", push_to_hub="me/mine").run() == 0
     assert calls == [
         ("create", ("me/mine",), {"private": True, "exist_ok": True}),
@@ -506,7 +506,7 @@ def test_an_upload_that_fails_is_told_in_one_line_and_the_folder_stays(checkpoin
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     for answers, said in ((True, "401 Client Error. Invalid username or password."), (False, "cannot be reached")):
-        monkeypatch.setattr("granvit.model.export.hub_answers", lambda answers=answers: answers)
+        monkeypatch.setattr("granvit.export.llava.hub_answers", lambda answers=answers: answers)
         out = tmp_path / str(answers)
         with pytest.raises(GranvitError) as caught:
             Export(checkpoint, out, "encoder", push_to_hub="me/mine").run()

@@ -17,11 +17,11 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaConfig
 
 from granvit.errors import ExportError
+from granvit.export.card import ExportSource, read_source, write_card
+from granvit.export.older_names import for_older, name_rope
 from granvit.files import refuse_filled, staged_folder
 from granvit.loading import hub_answers, load, one_line
 from granvit.model.assemble import save_encoder
-from granvit.model.card import Source, read_source, write_card
-from granvit.model.older import for_older, name_rope
 from granvit.model.region_model import RegionModel
 from granvit.model.settings import Precision
 from granvit.questions import ask_global
@@ -85,7 +85,9 @@ def export(
     return Exported(out, left_out)
 
 
-def _write(model: RegionModel, found: Source, folder: Path, name: str, form: Form, precision: Precision) -> list[str]:
+def _write(
+    model: RegionModel, found: ExportSource, folder: Path, name: str, form: Form, precision: Precision
+) -> list[str]:
     """The files of one form; what had to be left out."""
     if form == "llava":
         model.save(folder)
@@ -96,7 +98,7 @@ def _write(model: RegionModel, found: Source, folder: Path, name: str, form: For
         name_rope(folder)
     else:
         try:
-            from granvit.model.gguf import write_language, write_mmproj
+            from granvit.export.gguf import write_language, write_mmproj
         except ModuleNotFoundError as error:
             raise ExportError(f"GGUF files need the gguf package: pip install gguf ({error})") from error
         write_mmproj(model, folder / f"mmproj-{name}.gguf", name, precision)

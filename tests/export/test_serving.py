@@ -12,8 +12,8 @@ from PIL import Image
 from served import Process
 
 from granvit import predict
+from granvit.export.llava import export
 from granvit.model.assemble import assemble
-from granvit.model.export import export
 from granvit.model.region_model import Settings
 
 ASSETS = Path(predict.__file__).parent / "assets"
