@@ -56,5 +56,5 @@ clean:
 	touch $@
 
 .venv/dev.stamp: .venv/core.stamp
-	$(PIP) install -q -c constraints.txt -e ".[dev,annotate,eval,gguf,app,docs]"
+	$(PIP) install -q -c constraints.txt -e ".[dev,annotate,eval,gguf,docs]"
 	touch $@
