@@ -1,4 +1,5 @@
 import io
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -262,11 +263,13 @@ def test_a_real_model_answers_every_task_as_it_does_alone(monkeypatch):
         assert all(0 <= value <= (10 if name == "cider" else 1) for name, value in scores.items() if name != "count")
     for item in report.items:
         image = next(r.image for r in RECORDS if r.id == item.id)
+        # Scored is what was said; to people, a text is told without the location tokens that a random model puts there.
+        text = re.sub(r"<loc\d{4}>", "", item.said).strip()
         if item.task in ("describe", "region_caption", "label"):
-            assert [item.said] == model.describe(image, item.box)
+            assert [text] == model.describe(image, item.box)
         elif item.task == "read":
-            assert [item.said] == model.read(image, item.box, window=30)
+            assert [text] == model.read(image, item.box, window=30)
         elif item.task == "caption":
-            assert item.said == model.caption(image)
+            assert text == model.caption(image)
         else:
             assert [item.found] == model.locate(image, item.truth)
