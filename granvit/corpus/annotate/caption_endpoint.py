@@ -21,8 +21,7 @@ from typing import Any
 from PIL import Image
 
 from granvit.corpus.annotate.base import AnnotateError
-from granvit.corpus.annotate.caption_answers import Answer, Refusal
-from granvit.corpus.annotate.caption_replies import Unfinished, answer_of
+from granvit.corpus.annotate.caption_answers import Answer, Refusal, Unfinished, answer_of
 from granvit.corpus.annotate.caption_requests import SHORTEST_SIDE, Request
 
 Keep = Callable[[Request, Answer], None]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from granvit.corpus.annotate.source_files import InputFile, Listed, beside, new_record, stamp
+from granvit.corpus.annotate.base import InputFile, Listed, beside, new_record, stamp
 from granvit.corpus.check import SPLITS, LeftOut, Refused, Rejection
 from granvit.corpus.importers import parquet, webdataset
 from granvit.corpus.importers.base import as_split

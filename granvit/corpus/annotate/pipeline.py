@@ -13,15 +13,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from granvit.corpus.annotate.assemble import assemble, counts_of
-from granvit.corpus.annotate.base import CAPTIONER, AnnotateError
-from granvit.corpus.annotate.crew import Crew, Job, drive
+from granvit.corpus.annotate.base import CAPTIONER, AnnotateError, InputFile, Source
 from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.progress import Progress
-from granvit.corpus.annotate.schedule import Schedule
-from granvit.corpus.annotate.shards import WORK, Counts, Task, counted
-from granvit.corpus.annotate.source_files import InputFile, Source
+from granvit.corpus.annotate.shards import WORK, Counts, Task, assemble, counted, counts_of
 from granvit.corpus.annotate.sources import LinkedSource, open_source
+from granvit.corpus.annotate.workers import Job, Schedule, WorkerPool, drive
 from granvit.corpus.check import LeftOut, Rejection
 from granvit.corpus.layout import MANIFEST, QUARANTINE, SHARDS, CorpusError, read_manifest
 from granvit.files import checked_field, locked, read_json, remove_folder, removed, write_text
@@ -137,8 +134,8 @@ def annotate(
         )
         if schedule.open:
             job = Job(plan, listing.source, out.resolve())
-            with _crew(job, workers, ray, device) as crew, Progress(listing.images, before, progress) as bar:
-                drive(crew, schedule, plan, bar)
+            with _pool(job, workers, ray, device) as pool, Progress(listing.images, before, progress) as bar:
+                drive(pool, schedule, plan, bar)
         left_out = listing.left_out
         total = assemble(out, listing.shards, listing.problems, meta, left_out)
     return AnnotateSummary(total, len(listing.problems), before.images_seen if resumed else 0, left_out, plan)
@@ -271,16 +268,16 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return {name: item for part in parts for name, item in part.items()}
 
 
-def _crew(job: Job, workers: int | None, ray: str, device: Device) -> Crew:
+def _pool(job: Job, workers: int | None, ray: str, device: Device) -> WorkerPool:
     if ray:
-        from granvit.corpus.annotate.rayrun import RayCrew
+        from granvit.corpus.annotate.ray_workers import RayWorkers
 
-        return RayCrew(job, workers, ray, device)
-    from granvit.corpus.annotate.pool import LocalCrew
+        return RayWorkers(job, workers, ray, device)
+    from granvit.corpus.annotate.workers import LocalWorkers
 
     devices = _devices(device, job.plan)
     cores = len(os.sched_getaffinity(0))
-    return LocalCrew(job, workers or (cores if devices == ["cpu"] else len(devices)), devices)
+    return LocalWorkers(job, workers or (cores if devices == ["cpu"] else len(devices)), devices)
 
 
 def _devices(device: Device, plan: Plan) -> list[str]:

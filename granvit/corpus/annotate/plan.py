@@ -1,4 +1,7 @@
-"""What is to be done to every image, and doing it: the same for one process and for a cluster."""
+"""What is to be done to every image, and doing it: the same for one process and for a cluster.
+
+Text images are read, others described: the paper reads documents, charts and receipts, and describes photographs.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,24 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from granvit import geometry
 from granvit.corpus.annotate.base import AnnotateError, Annotator, AnnotatorConfig, Item
-from granvit.corpus.annotate.route import is_text_image
+
+# In photographs PP-OCR now and then takes a whole dog or car for one or two huge letters.
+_FEWEST_LETTERS = 3
+
+
+def text_coverage(item: Item) -> float:
+    """The share of the image that text regions of at least three characters cover, in [0, 1]."""
+    texts = [region for region in item.record.regions if region.kind == "text"]
+    boxes = [region.box for region in texts if len(region.text) >= _FEWEST_LETTERS]
+    return geometry.covered_share(boxes, *item.picture.size)
+
+
+def is_text_image(item: Item, threshold: float) -> bool:
+    """Whether an image that OCR has been over shows enough text; `threshold` is a share of its area."""
+    return text_coverage(item) >= threshold
+
 
 How = Literal["ocr", "detect", "keep", "auto"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from granvit.corpus.annotate.base import InputFile, Listed, Source, new_record, stamp
 from granvit.corpus.annotate.packed_sources import DatasetSource, ParquetSource, TarSource
-from granvit.corpus.annotate.source_files import InputFile, Listed, Source, new_record, stamp
 from granvit.corpus.check import LeftOut, Rejection
 from granvit.corpus.importers.base import read_image
 from granvit.corpus.importers.image_folder import LEFT_OUT, listing, unsupported

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from granvit.corpus.annotate.source_files import InputFile
+from granvit.corpus.annotate.base import InputFile
 from granvit.corpus.annotate.sources import open_source
 from granvit.corpus.check import Refused, Rejection
 from granvit.corpus.dedup.copy_search import CopyFinder

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from granvit.corpus.annotate.base import AnnotateError
-from granvit.corpus.annotate.crew import Done, Ready
 from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.shards import run_task
+from granvit.corpus.annotate.workers import Done, Ready
 from granvit.regions import Region
 
 HERE_ON_PATH = f"{Path(__file__).parent}:{Path(__file__).parents[3]}"
@@ -78,7 +78,7 @@ def plan(**settings) -> Plan:
     return Plan(**settings)
 
 
-class InlineCrew:
+class InlineWorkers:
     """One worker that is this very process: for tests of what is done rather than of who does it."""
 
     size = 1
@@ -86,7 +86,7 @@ class InlineCrew:
     def __init__(self, job, *_):
         self._stages = job.plan.build("cpu")
         self._job = job
-        self._notes = iter([Ready()])
+        self._messages = iter([Ready()])
 
     def __enter__(self):
         return self
@@ -94,15 +94,15 @@ class InlineCrew:
     def __exit__(self, *error):
         pass
 
-    def hire(self):
+    def start_worker(self):
         return self
 
-    def give(self, task):
-        notes = run_task(task, self._job.source, self._stages, self._job.out)
-        self._notes = itertools.chain(notes, [Done()])
+    def submit(self, task):
+        messages = run_task(task, self._job.source, self._stages, self._job.out)
+        self._messages = itertools.chain(messages, [Done()])
 
-    def listen(self, workers, seconds):
-        return [(self, next(self._notes))]
+    def poll(self, workers, seconds):
+        return [(self, next(self._messages))]
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from granvit.corpus.annotate import caption_cache
+from granvit.corpus.annotate import caption
 from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.caption import AnswerCache, default_path
 from granvit.corpus.annotate.caption_answers import Answer
-from granvit.corpus.annotate.caption_cache import AnswerCache, default_path
 
 
 def test_answers_are_found_again_by_another_reader(tmp_path):
@@ -35,7 +35,7 @@ _WRITER = """
 import sys
 from pathlib import Path
 from granvit.corpus.annotate.caption_answers import Answer
-from granvit.corpus.annotate.caption_cache import AnswerCache
+from granvit.corpus.annotate.caption import AnswerCache
 cache = AnswerCache(Path(sys.argv[1]))
 for i in range(10_000_000):
     cache.put(f"{sys.argv[2]}-{i}", "m", Answer(str(i)))
@@ -75,7 +75,7 @@ def test_many_may_open_a_new_cache_at_once(tmp_path):
 
 
 def test_a_cache_that_stays_locked_is_an_error_in_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(caption_cache, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(caption, "_PATIENCE_S", 0.2)
     file = tmp_path / "c.sqlite"
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("CREATE TABLE something (x)")

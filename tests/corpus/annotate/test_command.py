@@ -1,7 +1,7 @@
 """`granvit corpus annotate` from its flags to its exit status."""
 
 import pytest
-from cheap import InlineCrew
+from cheap import InlineWorkers
 from PIL import Image
 from serving import MODEL, ChatServer, expected, painted
 from test_ocr import LINES, page
@@ -22,7 +22,7 @@ def granvit(*args) -> int:
 
 
 def test_pages_become_a_corpus_of_text(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+    monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
     (tmp_path / "scans").mkdir()
     page()[0].save(tmp_path / "scans" / "a.png")
     Image.new("RGB", (60, 60), "white").save(tmp_path / "scans" / "blank.png")
@@ -60,7 +60,7 @@ def test_what_cannot_be_done_is_told_in_one_line(tmp_path, capsys, flags, told):
 
 
 def test_auto_without_a_detector_that_finds_no_text_says_so_and_fails(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+    monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
     (tmp_path / "photos").mkdir()
     for name in "ab":
         Image.new("RGB", (60, 60), "white").save(tmp_path / "photos" / f"{name}.png")
@@ -73,7 +73,7 @@ def test_auto_without_a_detector_that_finds_no_text_says_so_and_fails(tmp_path, 
 
 
 def test_auto_without_a_detector_says_how_many_images_got_no_boxes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+    monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
     (tmp_path / "mixed").mkdir()
     page()[0].save(tmp_path / "mixed" / "a.png")
     Image.new("RGB", (60, 60), "white").save(tmp_path / "mixed" / "b.png")
@@ -82,7 +82,7 @@ def test_auto_without_a_detector_says_how_many_images_got_no_boxes(tmp_path, mon
 
 
 def test_blank_pages_are_told_to_be_blank(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+    monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
     (tmp_path / "scans").mkdir()
     Image.new("RGB", (60, 60), "white").save(tmp_path / "scans" / "a.png")
     assert granvit(tmp_path / "scans", tmp_path / "out") == 1
@@ -90,7 +90,7 @@ def test_blank_pages_are_told_to_be_blank(tmp_path, monkeypatch, capsys):
 
 
 def test_a_page_that_lies_is_counted_as_such(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+    monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
     (tmp_path / "scans").mkdir()
     page()[0].rotate(180).save(tmp_path / "scans" / "a.png")
     assert granvit(tmp_path / "scans", tmp_path / "out") == 0
@@ -123,7 +123,7 @@ def test_captions_that_fail_for_the_servers_reasons_are_asked_for_again(
     tmp_path, monkeypatch, capsys, boxed, server, fault
 ):
     """The same command, once the server is mended, makes the corpus as if nothing had happened."""
-    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+    monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
 
     def command(behaviour: str) -> int:
         endpoint = f"{server.address}/{behaviour}/{behaviour}/v1"
@@ -144,7 +144,7 @@ def test_captions_that_fail_for_the_servers_reasons_are_asked_for_again(
 
 
 def test_captions_of_which_not_one_can_be_used_are_told(tmp_path, monkeypatch, capsys, boxed, server):
-    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+    monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
     endpoint = ["--caption.model", MODEL, "--caption.endpoint", f"{server.address}/refuse/me/v1"]
     flags = [*endpoint, "--caption.keep-label", "--caption.cache", tmp_path / "cache.sqlite"]
     assert granvit(boxed, tmp_path / "out", "--how", "keep", *flags) == 1
@@ -153,7 +153,7 @@ def test_captions_of_which_not_one_can_be_used_are_told(tmp_path, monkeypatch, c
 
 
 def test_what_else_is_in_a_folder_is_counted_and_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+    monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
     scans = tmp_path / "scans"
     scans.mkdir()
     for name in ("a.png", "b.jfif", "noending"):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granvit.corpus.annotate.nms import in_turns, nms
+from granvit.corpus.annotate.detect import in_turns, nms
 from granvit.geometry import iou
 
 

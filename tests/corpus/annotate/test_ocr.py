@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from granvit import geometry
 from granvit.corpus.annotate.base import AnnotateError, Item
-from granvit.corpus.annotate.ocr import OcrConfig
-from granvit.corpus.annotate.ocr_reading import words_of
+from granvit.corpus.annotate.ocr import OcrConfig, words_of
 from granvit.regions import Region, RegionImage
 
 pytest.importorskip("rapidocr")

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-from cheap import HERE_ON_PATH, CheapConfig, InlineCrew, plan
+from cheap import HERE_ON_PATH, CheapConfig, InlineWorkers, plan
 from PIL import Image
 
-from granvit.corpus.annotate import assemble, pipeline
+from granvit.corpus.annotate import pipeline, shards
 from granvit.corpus.annotate.base import AnnotateError
-from granvit.corpus.annotate.crew import AnnotatorBug
 from granvit.corpus.annotate.pipeline import annotate
+from granvit.corpus.annotate.workers import AnnotatorBug
 from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus, CorpusWriter
@@ -58,7 +58,7 @@ def run(src, out, made=None, **options):
 @pytest.fixture
 def inline(monkeypatch):
     """Without worker processes, which take a second to start."""
-    monkeypatch.setattr(pipeline, "_crew", InlineCrew)
+    monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
 
 
 def reasons(out: Path) -> dict[str, list[str]]:
@@ -277,7 +277,7 @@ def test_killed_while_the_corpus_is_put_together(photos, tmp_path, monkeypatch, 
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(assemble, "write_text", die)
+        patch.setattr(shards, "write_text", die)
         run(photos, tmp_path / "killed")
     assert (tmp_path / "killed" / "part-00000.parquet").exists()
     assert run(photos, tmp_path / "killed").resumed == 20
@@ -334,7 +334,7 @@ def test_an_edited_summary_of_a_shard_is_one_sentence(photos, tmp_path, inline, 
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(assemble, "write_text", die)
+        patch.setattr(shards, "write_text", die)
         run(photos, tmp_path / "out")
     (tmp_path / "out" / ".annotate" / "shards" / "00000" / "summary.json").write_text(content)
     with pytest.raises(CorpusError, match=f"summary.json: damaged: .*{problem}"):

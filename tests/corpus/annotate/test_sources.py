@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from granvit.corpus.annotate.base import InputFile
 from granvit.corpus.annotate.pipeline import Listing
-from granvit.corpus.annotate.source_files import InputFile
 from granvit.corpus.annotate.sources import open_source
 from granvit.corpus.check import LeftOut, Refused, Rejection
 from granvit.corpus.importers import parquet
@@ -180,7 +180,7 @@ def test_the_listing_changes_when_a_file_does(tmp_path):
 def test_small_inputs_are_cut_finely(images, size):
     class Many:
         def files(self):
-            from granvit.corpus.annotate.source_files import InputFile
+            from granvit.corpus.annotate.base import InputFile
 
             yield InputFile("all", images, "")
 

@@ -3,8 +3,8 @@
 import pytest
 
 from granvit.corpus.annotate.base import AnnotateError
-from granvit.corpus.annotate.schedule import CRASHED, TIMEOUT, Schedule
 from granvit.corpus.annotate.shards import Task
+from granvit.corpus.annotate.workers import CRASHED, TIMEOUT, Schedule
 
 
 def work(deadly, images=9, batch=3, shards=1, together=(), reason=CRASHED):

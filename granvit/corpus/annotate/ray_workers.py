@@ -8,12 +8,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from granvit.corpus.annotate.base import AnnotateError
-from granvit.corpus.annotate.crew import Died, Done, Failed, Job, Note, Ready, Worker
-from granvit.corpus.annotate.pool import failure, one_thread_each
 from granvit.corpus.annotate.shards import Began, Counts, Task, run_task
+from granvit.corpus.annotate.workers import Died, Done, Failed, Job, Message, Ready, Worker, failure, one_thread_each
 
 
-class RayCrew:
+class RayWorkers:
     """Actors with a core each, and a GPU each where the models go to GPUs.
 
     Args:
@@ -31,7 +30,7 @@ class RayCrew:
             raise AnnotateError(f"a cluster needs Ray: pip install ray ({error})") from error
         self._ray = ray
         try:
-            _knock(address)
+            _check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
         except Exception as error:  # Ray raises bare ones too
             raise AnnotateError(f"Ray at {address!r} cannot be reached or started: {error}") from error
@@ -42,24 +41,24 @@ class RayCrew:
         on_gpu = gpus > 0 and (device == "cuda" or (device == "auto" and job.plan.uses_gpu))
         self.size = size or (gpus if on_gpu else cores)
         self._job, self._device = job, "cuda" if on_gpu else "cpu"
-        self._actor = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_restarts=0)(Station)
+        self._actor = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_restarts=0)(RayWorker)
 
-    def __enter__(self) -> RayCrew:
+    def __enter__(self) -> RayWorkers:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ray.shutdown()
 
-    def hire(self) -> _Actor:
+    def start_worker(self) -> _Actor:
         return _Actor(self._ray, self._actor.remote(self._job, self._device))
 
-    def listen(self, workers: Iterable[Worker], seconds: float) -> list[tuple[Worker, Note]]:
+    def poll(self, workers: Iterable[Worker], seconds: float) -> list[tuple[Worker, Message]]:
         waiting = [worker for worker in workers if isinstance(worker, _Actor) and worker.pending is not None]
         ready, _ = self._ray.wait([worker.pending for worker in waiting], timeout=seconds, fetch_local=False)
-        return [(worker, worker.hear()) for worker in waiting if any(worker.pending is one for one in ready)]
+        return [(worker, worker.receive()) for worker in waiting if any(worker.pending is one for one in ready)]
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Ray itself tries for ten minutes to reach a machine that is not there.
 
     Raises:
@@ -70,7 +69,7 @@ def _knock(address: str) -> None:
         socket.create_connection((place.hostname or "", place.port), timeout=10).close()
 
 
-class Station:
+class RayWorker:
     """What runs in an actor."""
 
     def __init__(self, job: Job, device: str) -> None:
@@ -78,7 +77,7 @@ class Station:
         self._stages: Any = None
         self._device = device
 
-    def prepare(self) -> Note:
+    def prepare(self) -> Message:
         """Load the models."""
         try:
             self._stages = one_thread_each(self._job, self._device)
@@ -87,7 +86,7 @@ class Station:
             return failure(error)
 
     def work(self, task: Task) -> Iterator[Began | Counts | Failed]:
-        """Do a task; the notes are streamed to the driver."""
+        """Do a task; the messages are streamed to the driver."""
         try:
             yield from run_task(task, self._job.source, self._stages, self._job.out)
         except Exception as error:
@@ -95,22 +94,22 @@ class Station:
 
 
 class _Actor:
-    """One actor; `pending` is the note, or the stream of notes, that it owes."""
+    """One actor; `pending` is the message, or the stream of messages, that it owes."""
 
     def __init__(self, ray: Any, handle: Any) -> None:
         self._ray, self._handle = ray, handle
         self.pending: Any = handle.prepare.remote()
         self._streams = False
 
-    def give(self, task: Task) -> None:
+    def submit(self, task: Task) -> None:
         self._streams = True
         self.pending = self._handle.work.options(num_returns="streaming").remote(task)
 
-    def hear(self) -> Note:
+    def receive(self) -> Message:
         try:
             if not self._streams:
-                note, self.pending = self._ray.get(self.pending), None
-                return note
+                message, self.pending = self._ray.get(self.pending), None
+                return message
             return self._ray.get(next(self.pending))
         except StopIteration:
             self.pending = None
