@@ -45,7 +45,7 @@ from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic.synthesize import make
 from granvit.export.llava import export
 from granvit.images import decode
-from granvit.loading import load, load_model
+from granvit.loading.models import load, load_model
 from granvit.model.packing import IGNORE
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano

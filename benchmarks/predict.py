@@ -36,7 +36,7 @@ from transformers.utils.logging import disable_progress_bar
 from granvit.corpus.synthetic.synthesize import make
 from granvit.export.llava import export
 from granvit.images import decode
-from granvit.loading import load, load_model
+from granvit.loading.models import load, load_model
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano
 from granvit.predict import Ask, GranViT

@@ -13,15 +13,15 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from granvit.coordinates import Box
-from granvit.devices import pick_device
 from granvit.errors import GranvitError
 from granvit.files import read_regular
 from granvit.geometry import View, as_boxes, clip
 from granvit.images import decode, upright_rgb
+from granvit.loading.devices import pick_device
+from granvit.loading.run_folder import checkpoint_of
 from granvit.model.generate import LONGEST_BOX, LONGEST_CAPTION, LONGEST_DESCRIPTION, NonFiniteAnswer, greedy
 from granvit.model.region_model import RegionModel
 from granvit.questions import CAPTION2BBOX, ask_box, ask_caption, ask_global, parse_box
-from granvit.run_folder import checkpoint_of
 
 if TYPE_CHECKING:
     from granvit.evaluate.attention import Seen

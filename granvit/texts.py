@@ -7,14 +7,55 @@ predictions as references.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import regex
 from rapidfuzz.distance import LCSseq, Levenshtein
+from rouge_score.tokenize import tokenize
 
-from granvit.words import composed, spaced, words
+# Words in any script. Latin letters are cut as the reference packages cut them, which pass over all others: there a
+# right answer in Chinese, Japanese, Russian or Arabic scores 0. Here other words are runs of letters, marks and
+# digits, and in scripts that write no blank between words every character is one. A text in Latin letters has the same
+# words as in the packages (tested).
+
+# Scripts without blanks between words; the last is the long vowel of Japanese, which Unicode counts to no script.
+_SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー"
+_CHARACTER = rf"[{_SPACELESS}]\p{{M}}*"
+# Not Common: signs such as the micro sign, which stand in English texts and are no words of the packages.
+_OTHER = rf"(?![{_SPACELESS}])(?:[\p{{L}}--\p{{Latin}}--\p{{Common}}]|[\p{{Nd}}--[0-9]])"
+_WORDS = regex.compile(rf"{_CHARACTER}|[a-z0-9]+|{_OTHER}(?:{_OTHER}|\p{{M}})*", regex.VERSION1)
+_OTHER_SCRIPTS = regex.compile(rf"{_CHARACTER}|{_OTHER}", regex.VERSION1)
+_SPACELESS_CHARACTER = regex.compile(_CHARACTER, regex.VERSION1)
+# Full-width letters, digits and signs -> plain ones.
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+
+
+@lru_cache(maxsize=1 << 16)
+def words(text: str) -> tuple[str, ...]:
+    """The lower-case words of a text without punctuation: those of `rouge_score`, and those of other scripts."""
+    if text.isascii():
+        return tuple(tokenize(text, stemmer=None))
+    return tuple(_WORDS.findall(composed(text).translate(FULL_WIDTH).lower()))
+
+
+def in_other_scripts(text: str) -> bool:
+    """Whether a text has a word that the reference packages pass over."""
+    return not text.isascii() and _OTHER_SCRIPTS.search(composed(text)) is not None
+
+
+def spaced(text: str) -> str:
+    """The text with blanks around every character of a script that writes none between words."""
+    return text if text.isascii() else _SPACELESS_CHARACTER.sub(r" \g<0> ", composed(text))
+
+
+def composed(text: str) -> str:
+    """The text in one of the ways in which Unicode writes the same: a letter and its mark as one character (NFC)."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
 
 Reference = str | Sequence[str]
 
@@ -34,7 +75,7 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any]) -> None:
 def rouge_l_each(predictions: Sequence[str], references: Sequence[Reference]) -> list[float]:
     """ROUGE-L F1 in [0, 1] of each prediction, as the `rouge-score` package computes it without stemming (tested).
 
-    Of texts in other than Latin letters, which that package passes over, the words are those of `granvit.words`. The
+    Of texts in other than Latin letters, which that package passes over, the words are those of `granvit.texts`. The
     common words are counted by rapidfuzz: the best constant answer takes 50 times as many comparisons as there are
     questions. A reference without any word, such as "%", scores 0 whatever is said (see `has_words`).
     """

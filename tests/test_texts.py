@@ -16,7 +16,7 @@ from granvit.texts import (
     shared_words_each,
     word_error_rate,
 )
-from granvit.words import words as words_of
+from granvit.texts import words as words_of
 
 METRICS = [rouge_l, exact_match, character_error_rate, word_error_rate]
 

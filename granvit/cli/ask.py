@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from granvit.devices import Device, pick_device
 from granvit.errors import GranvitError
+from granvit.loading.devices import Device, pick_device
 
 DEFAULT_MODEL = Path("runs/demo/checkpoint")
 

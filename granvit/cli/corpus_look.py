@@ -25,9 +25,9 @@ from granvit.corpus.exporters import export_corpus
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.stats import KindStatistics, SourceStatistics, Statistics
 from granvit.corpus.store import Corpus
-from granvit.devices import pick_device
 from granvit.files import locked
 from granvit.geometry import Frame
+from granvit.loading.devices import pick_device
 
 if TYPE_CHECKING:
     from granvit.corpus.audit.agreement import Check

@@ -13,9 +13,9 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.cli.ask import check_window, load_model
-from granvit.devices import Device
 from granvit.errors import GranvitError
 from granvit.files import locked, write_text
+from granvit.loading.devices import Device
 
 if TYPE_CHECKING:
     from granvit.evaluate.evaluation import Evaluation

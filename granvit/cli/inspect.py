@@ -14,9 +14,9 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.cli.ask import Boxes, parse_box_option
-from granvit.devices import Device, pick_device
 from granvit.errors import GranvitError
 from granvit.files import locked, write_text
+from granvit.loading.devices import Device, pick_device
 
 Models = Annotated[
     list[Path],

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from granvit.errors import GranvitError
 from granvit.files import refuse_filled, staged_folder
 from granvit.geometry import Fit, Frame
-from granvit.run_folder import checkpoint_of
+from granvit.loading.run_folder import checkpoint_of
 from granvit.train.config import CachingLoop
 from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.paper import transfer

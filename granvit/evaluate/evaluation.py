@@ -23,8 +23,7 @@ from granvit.evaluate.run import answer_all
 from granvit.evaluate.scoring import Scores, score
 from granvit.files import atomic_file, open_regular, read_json, read_regular
 from granvit.predict import GranViT
-from granvit.texts import has_words
-from granvit.words import in_other_scripts
+from granvit.texts import has_words, in_other_scripts
 
 SCORES = "scores.json"
 ITEMS = "items.jsonl"

@@ -11,7 +11,7 @@ from typing import Any
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Task
 from granvit.files import open_regular
-from granvit.run_folder import checkpoint_of
+from granvit.loading.run_folder import checkpoint_of
 
 ANSWERS = "answers.jsonl"
 

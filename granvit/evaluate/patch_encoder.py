@@ -20,12 +20,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from granvit.errors import GranvitError
 from granvit.geometry import Boxes, Fit, View, area, as_boxes, cells, intersection
-from granvit.loading import LoadError, image_settings, load, load_model
+from granvit.loading.models import LoadError, image_settings, load, load_model
+from granvit.loading.run_folder import checkpoint_of
 from granvit.model.encoders import load_encoder
 from granvit.model.families import ENCODERS, HOLDERS, family_of
 from granvit.model.forward import normalise
 from granvit.model.region_model import SETTINGS_FILE, RegionModel
-from granvit.run_folder import checkpoint_of
 
 # What `load_encoder` makes a square tower of.
 _KNOWN = {*ENCODERS, *HOLDERS, "siglip2_vision_model"}

@@ -13,10 +13,10 @@ import jinja2
 from granvit.errors import CheckpointError
 from granvit.export.older_names import OLDEST
 from granvit.files import read_regular
+from granvit.loading.run_folder import DATA, RECIPE, checkpoint_of
 from granvit.model.region_model import RegionModel
 from granvit.page import percent
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
-from granvit.run_folder import DATA, RECIPE, checkpoint_of
 
 # Metrics and tasks as `granvit eval` and the demo name them, in words for people.
 _METRICS = {

@@ -20,7 +20,7 @@ from granvit.errors import ExportError
 from granvit.export.card import ExportSource, read_source, write_card
 from granvit.export.older_names import for_older, name_rope
 from granvit.files import refuse_filled, staged_folder
-from granvit.loading import hub_answers, load, one_line
+from granvit.loading.models import hub_answers, load, one_line
 from granvit.model.assemble import save_encoder
 from granvit.model.region_model import RegionModel
 from granvit.model.settings import Precision

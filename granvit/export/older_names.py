@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from granvit.checkpoint_files import read_json
 from granvit.files import write_text
+from granvit.loading.checkpoint_files import read_json
 from granvit.model.region_model import RegionModel
 
 # The oldest version that reads what `for_older` leaves; the card says so.

@@ -18,10 +18,10 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from granvit.chat_template import check_template
 from granvit.coordinates import get_codec
 from granvit.errors import GranvitError
-from granvit.loading import build
+from granvit.loading.chat_template import check_template
+from granvit.loading.models import build
 from granvit.model.chat import OWN_TEMPLATES, template_for
 from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.families import body_of, canvas_of, family_of, patch_of, registers_of

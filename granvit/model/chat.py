@@ -32,7 +32,7 @@ PLAIN = (
     "{{ '<|answer|>' if message['role'] == 'user' else '<|end|>' }}{% endfor %}"
 )
 
-# Known to end, so they need no trial (see `granvit.chat_template`).
+# Known to end, so they need no trial (see `granvit.loading.chat_template`).
 OWN_TEMPLATES = (CHATML, LLAMA3, PLAIN)
 
 

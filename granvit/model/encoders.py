@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
 
 from granvit.errors import GranvitError
-from granvit.loading import LoadError, build, image_settings, load, load_model, read_settings_of
+from granvit.loading.models import LoadError, build, image_settings, load, load_model, read_settings_of
 from granvit.model.families import ENCODERS, HOLDERS, SIGLIP, Family, body_of, canvas_of, family_of, patch_of
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from granvit.errors import GranvitError
-from granvit.loading import LoadError, load, load_model, read_settings_of
+from granvit.loading.models import LoadError, load, load_model, read_settings_of
 from granvit.model.families import LANGUAGES
 
 

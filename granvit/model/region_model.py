@@ -17,12 +17,12 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from granvit.chat_template import check_template
-from granvit.checkpoint_files import LoadError, read_json
 from granvit.coordinates import Codec, get_codec
 from granvit.errors import CheckpointError, GranvitError
 from granvit.geometry import View
-from granvit.loading import image_settings, load, load_model
+from granvit.loading.chat_template import check_template
+from granvit.loading.checkpoint_files import LoadError, read_json
+from granvit.loading.models import image_settings, load, load_model
 from granvit.model.chat import OWN_TEMPLATES
 from granvit.model.dialog import Dialog
 from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of

@@ -22,11 +22,11 @@ from granvit.evaluate.region_tasks import Item, Report, evaluate
 from granvit.evaluate.report import Example, ExampleRegion, write_report
 from granvit.files import locked, write_text
 from granvit.images import decode
+from granvit.loading.run_folder import CHECKPOINT
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano, nano_own
 from granvit.predict import GranViT
 from granvit.regions import RegionImage
-from granvit.run_folder import CHECKPOINT
 from granvit.sampling import evenly
 from granvit.train.build import embedded_corpora
 from granvit.train.feed import Records

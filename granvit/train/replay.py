@@ -20,7 +20,7 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import read_json
-from granvit.loading import LoadError, build, load
+from granvit.loading.models import LoadError, build, load
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel, check_parts, read_settings
 from granvit.train import nonfinite, rng

@@ -23,8 +23,8 @@ from torch import Tensor
 from granvit.corpus.store import Corpus, ShardCheck, Subset
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import locked, read_json, staged_folder, write_text
+from granvit.loading.run_folder import CHECKPOINT, DATA, RECIPE
 from granvit.model.region_model import RegionModel
-from granvit.run_folder import CHECKPOINT, DATA, RECIPE
 from granvit.train import identity
 from granvit.train.build import build_model, earlier_folders
 from granvit.train.checkpoint import of_another_run

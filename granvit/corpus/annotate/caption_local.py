@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from granvit.chat_template import check_template
 from granvit.corpus.annotate.base import AnnotateError, each_or_why
 from granvit.corpus.annotate.caption_answers import Answer, Refusal
 from granvit.corpus.annotate.caption_endpoint import Keep
 from granvit.corpus.annotate.caption_requests import Request
 from granvit.errors import CheckpointError
-from granvit.loading import LoadError, load, load_model
+from granvit.loading.chat_template import check_template
+from granvit.loading.models import LoadError, load, load_model
+from granvit.loading.run_folder import checkpoint_of
 from granvit.model.chat import OWN_TEMPLATES
 from granvit.model.region_model import SETTINGS_FILE, read_settings
 from granvit.model.settings import Settings
-from granvit.run_folder import checkpoint_of
 
 
 def settings_of(model: str) -> tuple[str, Settings | None]:

@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.geometry import Boxes
-from granvit.loading import LoadError, load, load_model
+from granvit.loading.models import LoadError, load, load_model
 
 # Their text encoder reads all labels as one sentence; the others read each label for itself.
 _READS_A_SENTENCE = ("grounding-dino", "mm-grounding-dino")

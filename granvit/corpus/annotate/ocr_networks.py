@@ -20,7 +20,7 @@ from rapidocr.utils.typings import LangRec
 from transformers import AutoModelForObjectDetection, AutoModelForTextRecognition
 
 from granvit.corpus.annotate.base import AnnotateError
-from granvit.loading import LoadError, image_settings, load_model
+from granvit.loading.models import LoadError, image_settings, load_model
 
 
 class _Session:

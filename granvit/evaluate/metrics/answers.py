@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from rapidfuzz.distance import Levenshtein
 
 from granvit.evaluate.metrics.vqa_words import plain_answer
-from granvit.texts import check_pairs, one_spaced
-from granvit.words import FULL_WIDTH
+from granvit.texts import FULL_WIDTH, check_pairs, one_spaced
 
 # --- DocVQA, InfoVQA -------------------------------------------------------------------------------------------------
 

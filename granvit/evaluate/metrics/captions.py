@@ -2,7 +2,7 @@
 
 That package cuts texts into words with Stanford's tokenizer, which needs Java; here it is NLTK's, which follows the
 same Penn Treebank rules. On equal words the scores are those of the package (tested). Captions in scripts that it does
-not know are cut as `granvit.words` says.
+not know are cut as `granvit.texts` says.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import regex
 from nltk.tokenize.treebank import TreebankWordTokenizer  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike, NDArray
 
-from granvit.texts import check_pairs
-from granvit.words import composed, in_other_scripts, spaced
+from granvit.texts import check_pairs, composed, in_other_scripts, spaced
 
 ORDER = 4
 _SIGMA = 6.0  # of CIDEr-D's penalty for another length, in words

@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from string import ascii_uppercase as LETTERS
 
-from granvit.texts import one_spaced
-from granvit.words import FULL_WIDTH, composed
+from granvit.texts import FULL_WIDTH, composed, one_spaced
 
 # "B", "(B)", "B.", "B) a cat", "B: a cat", but not "A cat"; full-width letters and signs are plain ones.
 _LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:,](?=\s|$)|[。、]|$)")

@@ -1,7 +1,7 @@
 """Every model, tokenizer, processor and config of somebody's checkpoint is loaded here, and nowhere else.
 
 No code of a checkpoint runs and nobody is asked whether it may; its files are checked before they are read
-(`granvit.checkpoint_files`); a model has all its weights, and they are finite. Whatever `transformers` stumbles over in
+(`checkpoint_files.py`); a model has all its weights, and they are finite. Whatever `transformers` stumbles over in
 somebody's files is a `LoadError` of one line.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, dynamic_module_utils
 from transformers.utils import logging
 
-from granvit.checkpoint_files import INDEX, LoadError, check_folder, elements, find_damage, read_json, shards
+from granvit.loading.checkpoint_files import INDEX, LoadError, check_folder, elements, find_damage, read_json, shards
 
 # A loader that drops our `trust_remote_code=False` on its way to a part's loader would have that one ask on standard
 # input whether to run the checkpoint's code. With no time to answer there is no question and the answer is no.

@@ -8,9 +8,9 @@ import time
 import pytest
 from tiny_model import make_model
 
-from granvit import chat_template
-from granvit.chat_template import TemplateError, check_template
 from granvit.errors import CheckpointError, GranvitError
+from granvit.loading import chat_template
+from granvit.loading.chat_template import TemplateError, check_template
 from granvit.model.chat import CHATML, LLAMA3, OWN_TEMPLATES, PLAIN
 from granvit.model.region_model import RegionModel
 
@@ -89,5 +89,5 @@ def test_a_language_model_that_shows_images_is_tried_too(tmp_path):
 
 
 def test_the_trial_needs_nothing_of_ours():
-    code = "import granvit.chat_template, sys; assert 'torch' not in sys.modules"
+    code = "import granvit.loading.chat_template, sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-from granvit.run_folder import checkpoint_of
+from granvit.loading.run_folder import checkpoint_of
 
 
 def test_a_runs_checkpoint_is_meant_where_a_run_is_named(tmp_path):
