@@ -75,7 +75,7 @@ def command_tree() -> dict[str, Command | Group]:
         ),
         "ap": _command(
             "evaluate.AveragePrecision",
-            "COCO's average precision of a corpus's boxes against people's boxes on the same images (extra `eval`).",
+            "COCO's average precision of a corpus's boxes against human boxes on the same images (extra `eval`).",
         ),
         "describe": _command("ask.Describe", "Say what is in each box of a picture."),
         "locate": _command("ask.Locate", "Find the region that each phrase describes."),

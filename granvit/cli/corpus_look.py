@@ -164,7 +164,7 @@ class Show:
 
     def run(self) -> int:
         """Exit status: 0, or 1 when there is nothing to show."""
-        from granvit.corpus.contact_sheet import write_sheet
+        from granvit.corpus.audit.sheet import write_sheet
 
         try:
             corpus = Corpus(self.corpus)

@@ -203,7 +203,7 @@ class Compare:
 
 @dataclass
 class AveragePrecision:
-    """COCO's average precision of a corpus's boxes against people's boxes on the same images (extra `eval`)."""
+    """COCO's average precision of a corpus's boxes against human boxes on the same images (extra `eval`)."""
 
     found: Positional[Path]
     """The corpus whose boxes are judged, with their scores."""
@@ -215,7 +215,7 @@ class AveragePrecision:
     """Which regions are judged: objects, or printed text."""
 
     def run(self) -> int:
-        from granvit.corpus.audit.join import join
+        from granvit.corpus.audit.human import join
         from granvit.corpus.store import Corpus
         from granvit.evaluate.metrics.detection import average_precision
         from granvit.page import percent

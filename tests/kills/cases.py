@@ -76,7 +76,7 @@ def preload(names: set[str]) -> None:
     import granvit.cli
     import granvit.corpus.annotate.pipeline
     import granvit.corpus.audit.run
-    import granvit.corpus.contact_sheet  # noqa: F401
+    import granvit.corpus.audit.sheet  # noqa: F401
 
     if names & set(_TRAINING):
         import granvit.evaluate.cases

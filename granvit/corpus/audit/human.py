@@ -1,7 +1,11 @@
-"""A corpus against one whose regions people made: are the boxes there, and is the text right?"""
+"""A corpus against one whose regions people made: are the boxes there, and is the text right?
+
+The images of the two are joined by their ids, or else by the sha256 of their files.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,10 +15,79 @@ import numpy as np
 
 from granvit import geometry
 from granvit.bootstrap import Estimate, ratios
-from granvit.corpus.audit.join import Join
-from granvit.corpus.audit.matching import THRESHOLD, Matching, covered, holding_several, match
+from granvit.corpus.audit.agreement import THRESHOLD, Matching, covered, holding_several, match
+from granvit.corpus.layout import CorpusError
+from granvit.corpus.store import Corpus
 from granvit.regions import Kind, Region, RegionImage
 from granvit.texts import edit_cost, rouge_l_each
+
+
+@dataclass
+class Join:
+    """Which image of the human corpus is which image of the audited one.
+
+    Attributes:
+        human: the human record (without picture) for each joined id of the audited corpus.
+        by_id, by_content: how many were joined by their id, and by the sha256 of their file.
+        only_here: images of the audited corpus that have no human partner.
+        absent: human images that the audited corpus lacks, and `absent_regions`, their regions by kind.
+        other_size: images of equal id but other pixel sizes; their boxes can't be compared.
+    """
+
+    human: dict[str, RegionImage] = field(default_factory=dict)
+    by_id: int = 0
+    by_content: int = 0
+    only_here: int = 0
+    absent: int = 0
+    absent_regions: Counter[str] = field(default_factory=Counter)
+    other_size: int = 0
+
+
+def join(corpus: Corpus, human: Corpus) -> Join:
+    """Join two corpora of the same images, by id, else by the sha256 of the image file.
+
+    Pictures are read only where ids don't match. The human corpus's regions are held in memory.
+
+    Raises:
+        CorpusError: they have no image in common.
+    """
+    joined = Join()
+    waiting = {record.id: record for record in human.records()}
+    strangers: dict[str, tuple[int, int]] = {}
+    for record in corpus.records():
+        size = (record.width, record.height)
+        if (partner := waiting.pop(record.id, None)) is None:
+            strangers[record.id] = size
+        elif (partner.width, partner.height) != size:
+            joined.other_size += 1
+        else:
+            joined.human[record.id] = partner
+    joined.by_id = len(joined.human)
+    if waiting and strangers:
+        ids = {digest: id for id, digest in _digests(human, waiting)}
+        for id, digest in _digests(corpus, strangers):
+            if digest in ids:
+                joined.human[id] = waiting.pop(ids.pop(digest))
+    joined.by_content = len(joined.human) - joined.by_id
+    joined.only_here = len(strangers) - joined.by_content
+    joined.absent = len(waiting)
+    joined.absent_regions.update(r.kind for record in waiting.values() for r in record.regions if not r.ignore)
+    if not joined.human:
+        raise CorpusError(
+            f"{human.path}: no image of {corpus.path} is in it, neither by id nor by the sha256 of its file"
+        )
+    return joined
+
+
+def _digests(corpus: Corpus, wanted: Iterable[str]) -> Iterable[tuple[str, bytes]]:
+    """The ids and sha256 of the wanted images, as far as their files are embedded."""
+    ids = set(wanted)
+    return (
+        (record.id, hashlib.sha256(record.image).digest())
+        for record in corpus
+        if record.id in ids and record.image is not None
+    )
+
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -69,7 +142,7 @@ class KindScores:
     """The scores of one source and kind, over all joined images.
 
     Attributes:
-        images, found, true, matched, excused: counts; `found` is without the excused.
+        images, found, true, matched, ignored: counts; `found` is without the ignored.
         scores: by name, fractions in [0, 1] with intervals. "precision", "recall", "f1": one-to-one at IoU 0.5;
             "mean_iou" of the pairs. "covered": true boxes at least half of whose area lies in found ones, in
             whatever grouping; "supported": the same of found boxes in true ones. Of matched texts: "cer",
@@ -82,7 +155,7 @@ class KindScores:
     found: int = 0
     true: int = 0
     matched: int = 0
-    excused: int = 0
+    ignored: int = 0
     merged: int = 0
     merged_true: int = 0
     split: int = 0
@@ -101,7 +174,8 @@ class KindScores:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON-able values."""
-        counts = {name: value for name, value in vars(self).items() if name != "scores"}
+        names = {"ignored": "excused"}  # in the file
+        counts = {names.get(name, name): value for name, value in vars(self).items() if name != "scores"}
         scores = {name: estimate and estimate.to_json() for name, estimate in self.scores.items()}
         return {**counts, "granularity": self.granularity, "iou_threshold": THRESHOLD, "scores": scores}
 
@@ -170,7 +244,7 @@ def against_human(records: Iterable[RegionImage], joined: Join, seed: int = 0) -
 def _row(compared: Compared, kind: str) -> list[float]:
     """What one image contributes to `_SUMS`."""
     matching = compared.matching
-    judged = [r.box for i, r in enumerate(compared.found) if i not in set(matching.excused)]
+    judged = [r.box for i, r in enumerate(compared.found) if i not in set(matching.ignored)]
     true = [r.box for r in compared.true]
     sums = dict.fromkeys(_SUMS, 0.0)
     sums["pairs"], sums["found"], sums["true"] = len(matching.pairs), len(judged), len(true)
@@ -203,10 +277,10 @@ def _text_sums(said: list[str], truth: list[list[str]]) -> dict[str, float]:
 def _count(scores: KindScores, compared: Compared) -> None:
     matching = compared.matching
     scores.images += 1
-    scores.found += len(compared.found) - len(matching.excused)
+    scores.found += len(compared.found) - len(matching.ignored)
     scores.true += len(compared.true)
     scores.matched += len(matching.pairs)
-    scores.excused += len(matching.excused)
+    scores.ignored += len(matching.ignored)
     false = geometry.as_boxes([compared.found[i].box for i in matching.false])
     missed = geometry.as_boxes([compared.true[i].box for i in matching.missed])
     merged, merged_true = holding_several(false, missed)

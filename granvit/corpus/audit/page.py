@@ -2,18 +2,164 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from granvit.bootstrap import Estimate
-from granvit.corpus.audit.charts import distributions
-from granvit.corpus.audit.human import KindScores
-from granvit.corpus.audit.notes import counted, notes
-from granvit.corpus.audit.sheet import REASONS
-from granvit.page import percent, write_page
+import numpy as np
+
+from granvit.corpus.audit.human import HumanScores, KindScores
+from granvit.corpus.stats import Histogram, KindStatistics, SourceStatistics
+from granvit.page import percent
 
 if TYPE_CHECKING:
     from granvit.corpus.audit.run import Audit
+
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from granvit.bootstrap import Estimate
+from granvit.corpus.audit.sheet import REASONS
+from granvit.page import write_page
+
+if TYPE_CHECKING:
+    from granvit.corpus.audit.run import Audit
+
+_TOP = 14
+
+
+def distributions(statistics: dict[str, SourceStatistics]) -> list[dict[str, Any]]:
+    """For each source and kind: histograms, the map of positions, and the most frequent words and texts."""
+    return [
+        {
+            "source": source,
+            "kind": kind,
+            "panels": _panels(mine),
+            "positions": _positions(mine),
+            "words": mine.vocabulary.to_json(_TOP),
+            "texts": mine.texts.to_json(6),
+            "scripts": _shares(dict(mine.scripts.most_common(4))),
+            "languages": _shares(dict(mine.languages.most_common(5))),
+            "by": ", ".join(sorted(mine.box_by.keys() | mine.text_by.keys())),
+        }
+        for source, found in statistics.items()
+        for kind, mine in sorted(found.kinds.items())
+        if mine.regions > mine.ignored
+    ]
+
+
+def _panels(mine: KindStatistics) -> list[dict[str, Any]]:
+    named = [
+        ("Box size", "√area, px", mine.box_side),
+        ("Box area", "share of the image", mine.box_share),
+        ("Box aspect", "width / height", mine.box_aspect),
+        ("Text length", "characters", mine.characters),
+        ("Words", "per text", mine.word_counts),
+        ("Score", "of the annotator", mine.scores),
+    ]
+    return [{"name": name, "unit": unit, **_bars(found)} for name, unit, found in named if found.total]
+
+
+def _bars(histogram: Histogram) -> dict[str, Any]:
+    """The occupied bins from the first to the last, as heights in percent of the highest."""
+    occupied = np.flatnonzero(histogram.counts)
+    first, last = int(occupied[0]), int(occupied[-1])
+    highest, total = int(histogram.counts.max()), histogram.total
+    bars = []
+    for i in range(first, last + 1):
+        count = int(histogram.counts[i])
+        span = f"{_plain(histogram.edges[i])} to {_plain(histogram.edges[i + 1])}"
+        bars.append({"height": round(100 * count / highest, 1), "title": f"{span}: {count:,} ({count / total:.1%})"})
+    ends = [_plain(histogram.edges[first]), _plain(histogram.edges[last + 1])]
+    quantiles = [_plain(histogram.quantile(share) or 0.0) for share in (0.05, 0.5, 0.95)]
+    return {"bars": bars, "ends": ends, "quantiles": quantiles}
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _positions(mine: KindStatistics) -> list[list[dict[str, Any]]]:
+    highest = max(int(mine.positions.max()), 1)
+    return [
+        [{"opacity": round(count / highest, 3), "count": count} for count in row] for row in mine.positions.tolist()
+    ]
+
+
+def _shares(counts: dict[str, int]) -> str:
+    total = max(sum(counts.values()), 1)
+    return ", ".join(f"{name} {count / total:.0%}" for name, count in counts.items())
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "2,000 images"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def notes(result: Audit) -> list[str]:
+    """One sentence or two about each thing to know, the gravest first."""
+    found = _about_people(result.human) if result.human is not None else []
+    if result.refusals.total:
+        found.append(f"{result.refusals.total:,} images or regions refused on the way in: see the quarantine.")
+    empty = sum(statistics.empty for statistics in result.statistics.values())
+    if empty:
+        found.append(f"{counted(empty, 'image')} without any region.")
+    return found
+
+
+def _about_people(human: HumanScores) -> list[str]:
+    found = []
+    for source, kinds in human.sources.items():
+        for kind, mine in kinds.items():
+            found += _granularity_note(source, kind, mine)
+            found += _case_note(source, mine)
+    if human.join.absent:
+        found.append(_absent_note(human))
+    if human.join.only_here:
+        found.append(f"{counted(human.join.only_here, 'image')} of the corpus without human annotation: not scored.")
+    if human.join.other_size:
+        found.append(f"{counted(human.join.other_size, 'image')} of another size in the human corpus: not scored.")
+    for (source, kind), regions in human.unjudged.items():
+        found.append(f"{source}: people annotated no {kind} regions, {counted(regions, 'region')} not judged.")
+    return found
+
+
+def _absent_note(human: HumanScores) -> str:
+    join = human.join
+    text = f"{counted(join.absent, 'human image')} not in the corpus and left out of the scores."
+    for kind, absent in sorted(join.absent_regions.items()):
+        mine = [kinds[kind] for kinds in human.sources.values() if kind in kinds]
+        matched, true = sum(m.matched for m in mine), sum(m.true for m in mine)
+        recall = percent(matched / (true + absent))
+        text += f" With their {counted(absent, f'{kind} region')} as misses, recall over all sources would be {recall}."
+    return text
+
+
+def _granularity_note(source: str, kind: str, mine: KindScores) -> list[str]:
+    if mine.granularity == "same":
+        return []
+    covered, supported = (mine.scores[name] for name in ("covered", "supported"))
+    if covered is None or supported is None:
+        return []
+    if mine.granularity == "coarser":
+        how = f"found boxes that hold several human ones: {mine.merged:,}, holding {mine.merged_true:,}"
+    else:
+        how = f"human boxes that hold several found ones: {mine.split:,}, holding {mine.split_found:,}"
+    return [
+        f"{source}, {kind}: the two corpora cut differently, as lines hold words ({how}). One-to-one precision and "
+        f"recall suffer from that alone. In whatever grouping, {percent(covered.value)} of human boxes lie in "
+        f"found ones by half or more, and {percent(supported.value)} of the found ones in human ones."
+    ]
+
+
+def _case_note(source: str, mine: KindScores) -> list[str]:
+    with_case, without = mine.scores.get("cer"), mine.scores.get("cer_any_case")
+    if with_case is None or without is None or with_case.value < 1.5 * without.value:
+        return []
+    return [
+        f"{source}: the character error rate is {percent(with_case.value)} where letter case counts and "
+        f"{percent(without.value)} where it doesn't: one of the two corpora may write in capitals whatever the print."
+    ]
+
 
 # Check -> source -> score.
 Checked = dict[str, dict[str, dict[str, Estimate | None]]]
@@ -34,8 +180,8 @@ _CHECKS = {
 _CHECK_TITLES = {"reread": "Re-read", "detector": "Second detector", "captioner": "Second captioner"}
 _MEANINGS = {
     "Precision": "boxes that people drew too",
-    "Recall": "people's boxes that are here",
-    "Covered": "people's boxes that lie in found ones by half, however grouped",
+    "Recall": "human boxes that are here",
+    "Covered": "human boxes that lie in found ones by half, however grouped",
     "CER": "wrong characters of matched texts, letter case aside",
     "ROUGE-L": "words that matched captions share with people's",
     "Re-read CER": "characters that differ when the crop is read alone",
@@ -157,7 +303,7 @@ def _headlines(result: Audit, checks: Checked) -> list[dict[str, str]]:
         where = f"{kind} regions of {source}" if source else f"{kind} regions"
         cards += [
             _headline("Precision", mine.scores["precision"], where, "found boxes that people drew too"),
-            _headline("Recall", mine.scores["recall"], where, "people's boxes that were found"),
+            _headline("Recall", mine.scores["recall"], where, "human boxes that were found"),
         ]
         if kind == "text":
             cards.append(

@@ -1,4 +1,4 @@
-"""The audit of a corpus: statistics, agreement, people's boxes, and a sheet of pictures; a page and its numbers."""
+"""The audit of a corpus: statistics, agreement, human boxes, and a sheet of pictures; a page and its numbers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from tqdm import tqdm
 
 from granvit.corpus.audit import agreement
 from granvit.corpus.audit.agreement import Check
-from granvit.corpus.audit.duplication import Duplication, count_duplicates
-from granvit.corpus.audit.human import HumanScores, against_human, group
-from granvit.corpus.audit.join import Join, join
+from granvit.corpus.audit.counts import Duplication, Refusals, count_duplicates, count_refusals
+from granvit.corpus.audit.human import HumanScores, Join, against_human, group, join
 from granvit.corpus.audit.page import write_audit_page
-from granvit.corpus.audit.refusals import Refusals, count_refusals
-from granvit.corpus.audit.sample import sample
-from granvit.corpus.audit.sheet import Card, make_card
+from granvit.corpus.audit.sheet import Card, make_card, sample
 from granvit.corpus.check import each_rejection
 from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError, sha256
 from granvit.corpus.stats import SourceStatistics, Statistics
@@ -49,7 +46,7 @@ class Audit:
         statistics: by source.
         refusals: the corpus's quarantine.
         duplication: by source, or None where nobody looked for it.
-        human: the scores against people's boxes, or None.
+        human: the scores against human boxes, or None.
         checks: those that were run, with their scores inside.
         cards: the sampled images.
     """
@@ -113,7 +110,7 @@ def audit(
 ) -> Audit:
     """Look at a corpus, and compare it with what people made of the same images where `against` is given.
 
-    Statistics and people's boxes are counted over the whole corpus; checks and pictures are of a sample of `count`
+    Statistics and human boxes are counted over the whole corpus; checks and pictures are of a sample of `count`
     images, drawn from those that both corpora have where there is a human one. `duplicates` are counted over the whole
     corpus, with `fingerprints` as `count_duplicates` has them.
 

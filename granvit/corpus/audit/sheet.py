@@ -1,19 +1,43 @@
-"""The contact sheet: each sampled image with its regions, and what is right or wrong with each of them."""
+"""Contact sheets: images with their regions, of an audit also with what is right or wrong with each of them.
+
+An audit's images are chosen by a hash, so that anyone can choose them again.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from granvit.corpus.audit.agreement import SAME_CAPTION, Opinion
 from granvit.corpus.audit.human import KINDS, compare
-from granvit.page import data_uri
+from granvit.draw import colors_for, draw_boxes
+from granvit.geometry import View
+from granvit.images import ImageError, decode
+from granvit.page import data_uri, write_page
 from granvit.regions import Region, RegionImage
+from granvit.sampling import lowest_by_hash
 from granvit.texts import exact_match, rouge_l_each
+
+
+def sample(images: Iterable[tuple[int, str, str]], count: int, seed: int) -> list[int]:
+    """The positions of up to `count` images, spread evenly over the sources.
+
+    Within a source, those whose hash with the seed is smallest: the choice depends neither on the order of the corpus
+    nor on the machine, and an image added to the corpus changes it by one image at most.
+
+    Args:
+        images: (position, source, id) of each candidate.
+    """
+    lowest = lowest_by_hash(((position, source, f"{seed}/{id}") for position, source, id in images), count)
+    queues = [queue for _, queue in sorted(lowest.items())]
+    turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
+    return turns[:count]
+
 
 LONGEST_SIDE = 900
 
@@ -141,7 +165,7 @@ def _judge(record: RegionImage, human: RegionImage, kind: str, marks: dict[int, 
         mark.notes.append(f"IoU {overlap:.2f}" + ("" if mark.reasons[-1] == "matched" else f", people: {true.text}"))
     for i in compared.matching.false:
         marks[positions[i]].reasons.append("false")
-    for i in compared.matching.excused:
+    for i in compared.matching.ignored:
         marks[positions[i]].reasons.append("excused")
     missed = [compared.true[j] for j in compared.matching.missed]
     return [Mark(r.box, r.text, r.kind, ["missed"]) for r in missed]
@@ -161,3 +185,42 @@ def _embedded(picture: Image.Image | None) -> str:
     small = picture.copy()
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return data_uri(small, quality=75)
+
+
+SHOWN_SIDE = 1_000
+
+
+@dataclass
+class Shown:
+    """An image of the page; `picture` is the drawn picture as a data URI, or why there is none."""
+
+    record: RegionImage
+    picture: str
+    problem: str
+    rows: list[tuple[int, str, Region]]
+
+
+def write_sheet(records: Iterable[RegionImage], path: Path, title: str) -> int:
+    """Draw the records and write the page; returns how many there are. An unreadable picture is told, not drawn."""
+    shown = [_show(record) for record in records]
+    regions = sum(len(entry.record.regions) for entry in shown)
+    summary = f"{len(shown)} images, {regions} regions. Frames in dashes are marked to be ignored."
+    write_page(path, "sheet.html.j2", title=title, summary=summary, shown=shown)
+    return len(shown)
+
+
+def _show(record: RegionImage) -> Shown:
+    colors = colors_for(len(record.regions))
+    rows = [(n, color, region) for n, (color, region) in enumerate(zip(colors, record.regions, strict=True), start=1)]
+    if record.image is None:
+        return Shown(record, "", "the corpus has no file for this image", rows)
+    try:
+        picture = decode(record.image)
+    except ImageError as error:
+        return Shown(record, "", str(error), rows)
+    full = picture.size
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    boxes = View((0, 0, *full), (0, 0), full, picture.size).to_canvas([region.box for region in record.regions])
+    dashed = [region.ignore for region in record.regions]
+    drawn = draw_boxes(picture, boxes, [str(n) for n, _, _ in rows], colors, dashed=dashed)
+    return Shown(record, data_uri(drawn, quality=80), "", rows)

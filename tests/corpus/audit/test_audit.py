@@ -14,7 +14,7 @@ from audited import corpus, record, text
 from granvit.cli.corpus_look import Audit
 from granvit.corpus.annotate.detect import DetectConfig
 from granvit.corpus.audit.agreement import Opinion
-from granvit.corpus.audit.refusals import EXAMPLES, count_refusals
+from granvit.corpus.audit.counts import EXAMPLES, count_refusals
 from granvit.corpus.audit.run import audit, write_audit
 from granvit.corpus.audit.sheet import REASONS, make_card
 from granvit.corpus.check import Quarantine, Rejection
@@ -30,7 +30,7 @@ SCRIPT = "<script>alert('x')</script>&\""
 
 @pytest.fixture
 def machine(tmp_path):
-    """Two sources; of the shop's first image, one region is right, one misread, one false, one excused."""
+    """Two sources; of the shop's first image, one region is right, one misread, one false, one ignored."""
     found = [
         Region((100, 0, 130, 90), "a logo"),
         text(A, "Total", score=0.9, box_by="ocr"),
@@ -100,9 +100,9 @@ def test_without_people_nothing_is_judged(machine):
     assert card.counts == {"unjudged": 5} and not any(mark.problem for mark in card.marks)
 
 
-def test_other_models_are_heard_too(machine, human):
-    heard = {"reread": Opinion([1], {3: "OK"}), "detector": Opinion(more=[Region(C, "a cup")])}
-    card = make_card(machine[0], None, human[0], ["text"], heard)
+def test_other_models_opinions_are_shown_too(machine, human):
+    opinions = {"reread": Opinion([1], {3: "OK"}), "detector": Opinion(more=[Region(C, "a cup")])}
+    card = make_card(machine[0], None, human[0], ["text"], opinions)
     reasons = {mark.text: (mark.reasons, mark.notes, mark.dashed) for mark in card.marks}
     assert reasons["Total"] == (["matched", "agreed"], ["IoU 1.00"], False)
     assert reasons[SCRIPT] == (["false", "reread-differs"], ["reread: OK"], False)
@@ -116,7 +116,7 @@ def test_the_numbers(machine, human, tmp_path):
     numbers, _ = run(tmp_path / "out", machine, human, seed=3)
     assert (numbers["corpus"]["images"], numbers["corpus"]["regions"], numbers["seed"]) == (3, 7, 3)
     scores = numbers["human"]["sources"]["shop"]["text"]
-    # Found and not excused: 4, of which 3 right; people's: 4, of which 3 found. Of 14 characters one is wrong.
+    # Found and not ignored: 4, of which 3 right; human: 4, of which 3 found. Of 14 characters one is wrong.
     assert (scores["found"], scores["true"], scores["matched"], scores["excused"]) == (4, 4, 3, 1)
     assert scores["scores"]["precision"]["value"] == scores["scores"]["recall"]["value"] == 0.75
     assert scores["scores"]["cer_any_case"]["value"] == pytest.approx(1 / 14)

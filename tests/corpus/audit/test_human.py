@@ -1,12 +1,11 @@
-"""Against people's boxes: which images are compared, and scores worked out by hand."""
+"""Against human boxes: which images are compared, and scores worked out by hand."""
 
 from dataclasses import replace
 
 import pytest
 from audited import corpus, picture, record, text
 
-from granvit.corpus.audit.human import against_human
-from granvit.corpus.audit.join import join
+from granvit.corpus.audit.human import against_human, join
 from granvit.corpus.layout import CorpusError
 from granvit.regions import Region
 
@@ -76,7 +75,7 @@ def test_ignored_regions_are_neither_misses_nor_make_false_boxes(tmp_path):
     found = [text(A, "total"), text(B, "something"), text(D, "false")]
     true = [text(A, "total"), text(B, "", ignore=True), text(C, "", ignore=True)]
     mine = scores(tmp_path, found, true)
-    assert (mine.found, mine.true, mine.matched, mine.excused) == (2, 1, 1, 1)
+    assert (mine.found, mine.true, mine.matched, mine.ignored) == (2, 1, 1, 1)
     assert values(mine)["precision"] == 0.5 and values(mine)["recall"] == 1
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from granvit.corpus.audit.matching import covered, holding_several, match
+from granvit.corpus.audit.agreement import covered, holding_several, match
 from granvit.geometry import iou
 
 A = (0, 0, 10, 10)
@@ -15,7 +15,7 @@ def test_pairs_false_missed():
     # IoU with A: 80 / 100 of the first; the second lies on nothing; the second true box is found by none.
     matching = match([(0, 0, 10, 8), (50, 50, 60, 60)], [A, (100, 0, 110, 10)])
     assert matching.pairs == [(0, 0, pytest.approx(0.8))]
-    assert (matching.false, matching.missed, matching.excused) == ([1], [1], [])
+    assert (matching.false, matching.missed, matching.ignored) == ([1], [1], [])
 
 
 def test_half_an_overlap_is_a_match_and_less_is_none():
@@ -38,16 +38,16 @@ def test_what_lies_in_ignored_regions_is_neither_right_nor_wrong():
     # More than half inside, exactly half inside, outside.
     found = [(0, 0, 10, 10), (15, 0, 25, 10), (50, 0, 60, 10)]
     matching = match(found, [], [(0, 0, 20, 10)])
-    assert matching.excused == [0] and matching.false == [1, 2] and matching.missed == []
+    assert matching.ignored == [0] and matching.false == [1, 2] and matching.missed == []
 
 
 def test_several_ignored_regions_excuse_together():
-    assert match([(0, 0, 20, 10)], [], [(0, 0, 8, 10), (10, 0, 18, 10)]).excused == [0]
+    assert match([(0, 0, 20, 10)], [], [(0, 0, 8, 10), (10, 0, 18, 10)]).ignored == [0]
 
 
 def test_a_true_box_may_be_found_inside_an_ignored_region():
     matching = match([A], [A], [(0, 0, 100, 100)])
-    assert matching.pairs == [(0, 0, 1.0)] and matching.excused == []
+    assert matching.pairs == [(0, 0, 1.0)] and matching.ignored == []
 
 
 def test_nothing_at_all():
@@ -67,11 +67,11 @@ boxes = st.lists(
 def test_every_box_has_one_fate_and_no_pair_is_left(found, true, ignored):
     matching = match(found, true, ignored)
     rows, columns = [p[0] for p in matching.pairs], [p[1] for p in matching.pairs]
-    assert sorted(rows + matching.false + matching.excused) == list(range(len(found)))
+    assert sorted(rows + matching.false + matching.ignored) == list(range(len(found)))
     assert sorted(columns + matching.missed) == list(range(len(true)))
     overlap = iou(found, true)
     assert all(overlap[i, j] == value >= 0.5 for i, j, value in matching.pairs)
-    rest = overlap[np.ix_(matching.false + matching.excused, matching.missed)]
+    rest = overlap[np.ix_(matching.false + matching.ignored, matching.missed)]
     assert not (rest >= 0.5).any()
 
 

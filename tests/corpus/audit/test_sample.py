@@ -1,6 +1,6 @@
 import random
 
-from granvit.corpus.audit.sample import sample
+from granvit.corpus.audit.sheet import sample
 
 IMAGES = [(i, "a" if i % 10 else "b", f"{i}.jpg") for i in range(200)]
 

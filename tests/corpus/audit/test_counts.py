@@ -7,7 +7,7 @@ import pytest
 from audited import corpus, record
 from PIL import Image
 
-from granvit.corpus.audit.duplication import Duplication, count_duplicates
+from granvit.corpus.audit.counts import Duplication, count_duplicates
 from granvit.corpus.layout import CorpusError
 
 
@@ -48,7 +48,7 @@ def test_nothing_to_compare(tmp_path):
 def test_fingerprints_are_kept_and_used_again(repeated, tmp_path, monkeypatch):
     kept = tmp_path / "fingerprints.parquet"
     once = count_duplicates(repeated, kept)
-    monkeypatch.setattr("granvit.corpus.audit.duplication.store_fingerprints", None)
+    monkeypatch.setattr("granvit.corpus.audit.counts.store_fingerprints", None)
     assert kept.exists() and count_duplicates(repeated, kept) == once
 
 
