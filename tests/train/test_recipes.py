@@ -138,3 +138,17 @@ def test_the_papers_recipe_from_stock_checkpoints_to_a_transfer(stock, tmp_path)
     command = Transfer(run, str(stock / "llama"), (str(stock / "corpus"),)).recipe()
     recipe = replace(paper_transfer(), encoder=str(run / "checkpoint"), language=str(stock / "llama"))
     assert replace(command, name=recipe.name) == recipe
+
+
+def test_a_stage_whose_package_is_not_imported_is_named(tmp_path):
+    """In a process of its own: here the warm-ups are imported."""
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"stages": [{"kind": "warmup"}]}))
+    code = (
+        "import sys; from pathlib import Path; from granvit.errors import GranvitError\n"
+        "from granvit.train.recipes.saved import read_recipe\n"
+        "try: read_recipe(Path(sys.argv[1]))\n"
+        "except GranvitError as error: print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert "not 'warmup'" in ran.stdout and "import granvit.nano" in ran.stdout

@@ -64,7 +64,11 @@ def read_stage(facts: Any, where: str) -> StageConfig:
         GranvitError: as `read_recipe`.
     """
     if not isinstance(facts, Mapping) or facts.get("kind") not in KINDS:
-        raise GranvitError(f"{where}.kind: expected one of {', '.join(KINDS)}")
+        kind = facts.get("kind") if isinstance(facts, Mapping) else None
+        raise GranvitError(
+            f"{where}.kind: expected one of {', '.join(KINDS)}, not {kind!r}; a stage of another package is known "
+            "once that is imported (warm-ups by `import granvit.nano`)"
+        )
     return _made(KINDS[facts["kind"]], {k: v for k, v in facts.items() if k != "kind"}, f"{where}.")
 
 
