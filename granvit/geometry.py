@@ -7,6 +7,7 @@ and how it becomes the model's square canvas. No other module does box arithmeti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +56,17 @@ def centres(boxes: ArrayLike) -> Boxes:
 def clip(boxes: ArrayLike, width: float, height: float) -> Boxes:
     """Boxes cut to the image, shape (N, 4). `width` and `height` in pixels."""
     return np.clip(as_boxes(boxes), 0, [width, height, width, height])
+
+
+def clip_box(box: Sequence[float], width: float, height: float) -> tuple[float, float, float, float]:
+    """`clip` of a single box of finite numbers, some ten times as fast."""
+    x1, y1, x2, y2 = box
+    return (
+        float(min(max(x1, 0), width)),
+        float(min(max(y1, 0), height)),
+        float(min(max(x2, 0), width)),
+        float(min(max(y2, 0), height)),
+    )
 
 
 def whole_pixels(box: ArrayLike, width: int, height: int) -> tuple[int, int, int, int]:

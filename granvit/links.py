@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,7 +73,23 @@ def check_link(path: Path) -> None:
     places = _PLACES.get()
     if not places:
         return
-    file, real = os.path.abspath(path), os.path.realpath(path)
+    file = os.path.abspath(path)
+    # Of a folder's many files that are no links, the folder alone has to be resolved, and once.
+    if os.path.islink(file) or not _stays(os.path.dirname(file), places):
+        _check(file, places)
+
+
+@lru_cache(maxsize=1024)
+def _stays(folder: str, places: tuple[str, ...]) -> bool:
+    try:
+        _check(folder, places)
+    except LinkOutsideError:
+        return False
+    return True
+
+
+def _check(path: str, places: tuple[str, ...]) -> None:
+    file, real = path, os.path.realpath(path)
     shared = max((os.path.commonpath([place, file]) for place in places), key=len)
     allowed = (os.path.realpath(shared), *(os.path.realpath(place) for place in places))
     if not any(_is_below(real, folder) for folder in allowed):

@@ -9,7 +9,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from granvit import geometry
-from granvit.geometry import View, area, as_boxes, clip, hull, intersection, iou, turned_back, whole_pixels
+from granvit.geometry import View, area, as_boxes, clip, clip_box, hull, intersection, iou, turned_back, whole_pixels
 
 CANVAS = 224
 sides = st.integers(1, 5000)
@@ -68,6 +68,11 @@ def test_area_of_inverted_box_is_zero():
 
 def test_clip_cuts_to_the_image():
     assert clip([-5, -5, 30, 30], 20, 10).tolist() == [[0, 0, 20, 10]]
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=4, max_size=4), st.integers(1, 500), st.integers(1, 500))
+def test_a_single_box_is_clipped_as_many_are(box, width, height):
+    assert list(clip_box(box, width, height)) == clip(box, width, height)[0].tolist()
 
 
 def test_whole_pixels_hold_the_box_and_stay_in_the_image():

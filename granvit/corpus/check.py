@@ -189,21 +189,26 @@ def _checked_region(region: Region, width: int, height: int, changes: Counter[st
 
 
 def _checked_box(region: Region, width: int, height: int, changes: Counter[str]) -> tuple[float, float, float, float]:
-    detail = f"box {shown(region.box)} in {width}x{height}, text {shown(region.text)}"
     # In the precision of the store, so that what is judged is what is stored.
     box = _as_stored(region.box)
+    if reason := _box_problem(box, width, height):
+        raise Refused(reason, f"box {shown(region.box)} in {width}x{height}, text {shown(region.text)}")
+    clipped = geometry.clip_box(box, width, height)
+    changes["clipped"] += list(clipped) != box
+    return clipped
+
+
+def _box_problem(box: list[float], width: int, height: int) -> str:
+    """Why a box cannot be one of a picture of (width, height) pixels; "" where it can."""
     if len(box) != 4 or not all(map(math.isfinite, box)):
-        raise Refused("bad-box", detail)
+        return "bad-box"
     x1, y1, x2, y2 = box
     if x2 < x1 or y2 < y1:
-        raise Refused("inverted", detail)
+        return "inverted"
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-        raise Refused("outside", detail)
-    left, top, right, bottom = geometry.clip(box, width, height)[0].tolist()
-    if right - left < MIN_BOX_SIDE or bottom - top < MIN_BOX_SIDE:
-        raise Refused("degenerate", detail)
-    changes["clipped"] += [left, top, right, bottom] != box
-    return left, top, right, bottom
+        return "outside"
+    left, top, right, bottom = geometry.clip_box(box, width, height)
+    return "degenerate" if right - left < MIN_BOX_SIDE or bottom - top < MIN_BOX_SIDE else ""
 
 
 def _checked_alternatives(texts: list[str], chosen: str, changes: Counter[str]) -> list[str]:
