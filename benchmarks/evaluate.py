@@ -32,10 +32,10 @@ import torch
 from granvit.cli.evaluate import write_files
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic.synthesize import make
+from granvit.evaluate.answering import answer_some, batched, decode_named
 from granvit.evaluate.evaluation import Evaluation, open_journal, run_evaluation
 from granvit.evaluate.items import Look, Source
 from granvit.evaluate.region_tasks import region_looks, region_tasks
-from granvit.evaluate.run import answer_some, batched, decode_named
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano
 from granvit.predict import GranViT

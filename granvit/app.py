@@ -85,7 +85,7 @@ class Desk:
     def attend(self, picture: Image.Image, point: tuple[float, float]) -> Image.Image:
         """Where each checkpoint's encoder looks from the patch under a point (x, y), and what is alike to it."""
         from granvit.evaluate.attention import attend_point
-        from granvit.evaluate.attention_figures import seen_figure
+        from granvit.evaluate.attention_page import seen_figure
         from granvit.evaluate.patch_encoder import PatchEncoder
 
         encoders = [PatchEncoder.of(model.model, name) for name, model in self.models.items()]

@@ -54,8 +54,8 @@ class Eval:
     device: Device = "auto"
 
     def run(self) -> int:
+        from granvit.evaluate.answering import checkpoint_id
         from granvit.evaluate.evaluation import open_journal, run_evaluation
-        from granvit.evaluate.journal import checkpoint_id
 
         self._check()
         sources = self._sources()
@@ -140,8 +140,8 @@ def _named(text: str, option: str) -> tuple[str, Path]:
 
 
 def _print(result: Evaluation) -> None:
-    from granvit.evaluate.measures import SCORERS
-    from granvit.evaluate.tables import GROUPS, heading
+    from granvit.evaluate.evaluation_report import GROUPS, heading
+    from granvit.evaluate.scoring import SCORERS
     from granvit.page import percent
 
     for task, scores in result.scores.items():
@@ -160,9 +160,8 @@ def _print(result: Evaluation) -> None:
 
 def write_files(result: Evaluation, sources: Sequence[Source], out: Path) -> list[Path]:
     """Scores, Markdown and page into a folder; returns what a reader opens."""
-    from granvit.evaluate.cases import write_report
     from granvit.evaluate.evaluation import SCORES, write_scores
-    from granvit.evaluate.tables import markdown
+    from granvit.evaluate.evaluation_report import markdown, write_report
 
     write_scores(result, out)
     write_text(out / "scores.md", markdown(result))
@@ -217,7 +216,7 @@ class AveragePrecision:
     def run(self) -> int:
         from granvit.corpus.audit.human import join
         from granvit.corpus.store import Corpus
-        from granvit.evaluate.metrics.detection import average_precision
+        from granvit.evaluate.metrics.boxes import average_precision
         from granvit.page import percent
 
         found = Corpus(self.found)

@@ -10,8 +10,7 @@ import numpy as np
 from granvit.bootstrap import DRAWS, interval
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.measures import SCORERS, Table
-from granvit.evaluate.scoring import by_image, draws
+from granvit.evaluate.scoring import SCORERS, Table, by_image, draws
 
 
 @dataclass(frozen=True)

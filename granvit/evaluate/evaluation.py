@@ -16,11 +16,9 @@ import numpy as np
 
 from granvit.bootstrap import Estimate, estimate
 from granvit.errors import GranvitError
+from granvit.evaluate.answering import ANSWERS, Journal, answer_all
 from granvit.evaluate.items import Item, Source, Task
-from granvit.evaluate.journal import ANSWERS, Journal
-from granvit.evaluate.measures import SCORERS
-from granvit.evaluate.run import answer_all
-from granvit.evaluate.scoring import Scores, score
+from granvit.evaluate.scoring import SCORERS, Scores, score
 from granvit.files import atomic_file, open_regular, read_json, read_regular
 from granvit.predict import GranViT
 from granvit.texts import has_words, in_other_scripts

@@ -59,7 +59,7 @@ class Task:
     """What a name in `Item.task` means.
 
     Attributes:
-        scorer: a key of `granvit.evaluate.measures.SCORERS`.
+        scorer: a key of `granvit.evaluate.scoring.SCORERS`.
         group: where its main score counts in, after the paper's tables.
         longest: the most tokens an answer may have.
         expected: the published number of its questions, where there is one.

@@ -1,4 +1,4 @@
-"""What a probe is asked about regions: examples with their targets, from a region corpus."""
+"""What a probe is asked about regions of a corpus, and how its answers are scored under any weighting of the images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from granvit.bootstrap import Estimate, estimate, resampled_sums
 from granvit.coordinates import Box
 from granvit.errors import GranvitError
 from granvit.geometry import elsewhere
@@ -115,3 +117,75 @@ def usable(task: Task, questions: Questions, known: Sequence[Any]) -> Questions:
 def steps_needed(text: str) -> int:
     """How many steps a CTC reader needs for a text."""
     return len(text) + sum(a == b for a, b in zip(text, text[1:], strict=False))
+
+
+Floats = NDArray[np.float64]
+
+
+class Score(Protocol):
+    """A score in [0, 1] of all held-out questions, images counted as often as `weights` (K, images) say: (K,)."""
+
+    def __call__(self, weights: Floats) -> Floats: ...
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float], image: Sequence[int], images: int) -> Score:
+    """A sum over questions divided by another; `image` tells each question's image."""
+    top, bottom = (np.bincount(image, weights=values, minlength=images) for values in (numerators, denominators))
+
+    def score(weights: Floats) -> Floats:
+        below = weights @ bottom
+        return np.divide(weights @ top, below, out=np.full(len(weights), np.nan), where=below > 0)
+
+    return score
+
+
+def mean_average_precision(scores: Floats, truth: NDArray[np.bool_], image: Sequence[int]) -> Score:
+    """The mean over V words of the average precision.
+
+    That is the mean, over the questions that have the word, of the precision among all questions that score as high or
+    higher; scores that tell nothing get the word's share of the questions.
+
+    Args:
+        scores, truth: (N, V). A word that stands on no question drawn is left out of the mean.
+    """
+    at = np.asarray(image)
+
+    def score(weights: Floats) -> Floats:
+        w_kn = weights[:, at]
+        columns = [_average_precision(s, t, w_kn) for s, t in zip(scores.T, truth.T, strict=True)]
+        return _mean_of_known(np.stack(columns, axis=1))
+
+    return score
+
+
+def _average_precision(score_n: Floats, truth_n: NDArray[np.bool_], w_kn: Floats) -> Floats:
+    order = np.argsort(-score_n, kind="stable")
+    descending = -score_n[order]
+    w_kn = w_kn[:, order]
+    right_kn = w_kn * truth_n[order]
+    last = np.searchsorted(descending, descending, side="right") - 1  # of those that score alike
+    found, seen = right_kn.cumsum(1)[:, last], w_kn.cumsum(1)[:, last]
+    precision = np.divide(found, seen, out=np.zeros_like(found), where=seen > 0)
+    positives = right_kn.sum(1)
+    return np.divide((right_kn * precision).sum(1), positives, out=np.full(len(w_kn), np.nan), where=positives > 0)
+
+
+def _mean_of_known(values_kv: Floats) -> Floats:
+    known = ~np.isnan(values_kv)
+    counts = known.sum(1)
+    sums = np.where(known, values_kv, 0).sum(1)
+    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+
+
+def with_intervals(scores: Sequence[Score], images: int) -> tuple[list[Estimate | None], list[Estimate | None]]:
+    """Each score with its 95 % interval, and its difference to the first on the same draws (None for the first)."""
+    drawn = resampled_sums(np.eye(images)) if images > 1 else np.empty((0, images))
+    weights = np.concatenate([np.ones((1, images)), drawn])
+    values = [score(weights) for score in scores]
+    changes: list[Estimate | None] = [_interval(v - values[0]) for v in values]
+    return [_interval(v) for v in values], [None, *changes[1:]]
+
+
+def _interval(values: Floats) -> Estimate | None:
+    draws = values[1:]
+    return estimate(float(values[0]), draws[~np.isnan(draws)])

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from granvit.errors import GranvitError
+from granvit.evaluate.answering import answer_all
 from granvit.evaluate.items import Item, Look, Task
-from granvit.evaluate.run import answer_all
 from granvit.evaluate.scoring import score
 from granvit.predict import LONGEST_BOX, LONGEST_CAPTION, LONGEST_DESCRIPTION, GranViT
 from granvit.questions import ask_global

@@ -3,15 +3,238 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from granvit import texts
 from granvit.bootstrap import enough_images, estimate, resampled_sums
 from granvit.evaluate import metrics
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.measures import LESS_IS_BETTER, SCORERS, Items, Measure, Scorer, Table
+
+Table = NDArray[np.float64]
+Items = Sequence[Item]
+
+
+def ratio(sums: Table) -> Table:
+    """(..., 2) -> (...): what is counted over how much there is; NaN where there is nothing."""
+    return np.divide(sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] > 0)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score as a function of sums over questions, so that it can be computed anew for any drawing of images.
+
+    Attributes:
+        each: (N questions) -> (N, K), what each contributes; zeros where the measure is not defined for it.
+        value: (..., K) sums -> (...) scores; NaN where nothing counts.
+        undefined: why there may be no value.
+    """
+
+    each: Callable[[Items], Table]
+    value: Callable[[Table], Table] = ratio
+    undefined: str = "nothing to count"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How a kind of task is scored.
+
+    Attributes:
+        main: the measure that stands for the task in a group's average.
+        quality: the mean measure by which single cases are called good or bad.
+        measures: by name; all in [0, 1] but for CIDEr, in [0, 10].
+        constants: the measures that are also told of the best constant answer.
+    """
+
+    main: str
+    quality: str
+    measures: dict[str, Measure]
+    constants: tuple[str, ...] = ()
+
+
+def mean(
+    each: Callable[[Items], ArrayLike],
+    defined: Callable[[Items], ArrayLike] | None = None,
+    undefined: str = Measure.undefined,
+) -> Measure:
+    """The mean over questions of a score in [0, 1]; over those alone that `defined` has True for, where it is given."""
+
+    def table(items: Items) -> Table:
+        values = np.asarray(each(items), dtype=float)
+        counts = np.ones_like(values) if defined is None else np.asarray(defined(items), dtype=float)
+        return np.stack([values * counts, counts], axis=1)
+
+    return Measure(table, undefined=undefined)
+
+
+def _said(items: Items) -> list[str]:
+    return [item.said for item in items]
+
+
+def _truth(items: Items) -> list[list[str]]:
+    return [item.truth for item in items]
+
+
+def _iou(items: Items) -> Table:
+    return metrics.paired_iou([item.found for item in items], [item.box for item in items if item.box is not None])
+
+
+def _found(items: Items) -> list[bool]:
+    return [item.found is not None for item in items]
+
+
+def _bleu(items: Items) -> Table:
+    words = metrics.caption_words
+    counts = np.stack([metrics.bleu_counts(words(i.said), [words(text) for text in i.truth]) for i in items])
+    long = any(len(words(text)) >= 4 for item in items for text in item.truth)
+    return counts if long else np.zeros_like(counts)
+
+
+def _bleu4(sums: Table) -> Table:
+    return np.where(sums.any(axis=-1), metrics.bleu(sums), np.nan)
+
+
+def _with_words(items: Items) -> list[bool]:
+    return [texts.has_words(item.truth) for item in items]
+
+
+def _costs(cost: Callable[[str, list[str]], tuple[int, int]], undefined: str) -> Measure:
+    return Measure(
+        lambda items: np.array([cost(item.said, item.truth) for item in items], dtype=float), undefined=undefined
+    )
+
+
+def _choice(item: Item) -> str | None:
+    """The letter chosen; of a question without options, the text itself."""
+    return metrics.choice_of(item.said, item.options) if item.options else item.said
+
+
+def _right_choice(items: Items) -> list[bool]:
+    """An open question among multiple choice (MMMU) is right where the text is equal."""
+    return [_choice(i) in i.truth if i.options else texts.exact_each([i.said], [i.truth]) == [1.0] for i in items]
+
+
+def _whole(items: Items) -> Table:
+    """Each image's first question carries the image: 1 where all its questions are right."""
+    right: dict[str, bool] = {}
+    for item, hit in zip(items, _right_choice(items), strict=True):
+        right[item.id] = right.get(item.id, True) and hit
+    rows = []
+    for item in items:
+        rows.append([float(right.pop(item.id)), 1.0] if item.id in right else [0.0, 0.0])
+    return np.array(rows)
+
+
+def _yes_counts(items: Items) -> Table:
+    """True yeses, said yeses, real yeses, questions."""
+    said = np.array([metrics.yes_or_no(item.said) == "yes" for item in items])
+    true = np.array([item.truth == ["yes"] for item in items])
+    return np.stack([said & true, said, true, np.ones_like(said)], axis=1).astype(float)
+
+
+def _of(*columns: int) -> Callable[[Table], Table]:
+    top, bottom = columns
+    return lambda sums: ratio(sums[..., [top, bottom]])
+
+
+def _f1(sums: Table) -> Table:
+    return ratio(np.stack([2 * sums[..., 0], sums[..., 1] + sums[..., 2]], axis=-1))
+
+
+_ROUGE_L = mean(lambda items: texts.rouge_l_each(_said(items), _truth(items)), _with_words, "no true text has a word")
+_EXACT = mean(lambda items: texts.exact_each(_said(items), _truth(items)))
+_BLEU4 = Measure(_bleu, _bleu4, "no true caption has four words")
+_CIDER = mean(
+    lambda items: metrics.cider_each(_said(items), _truth(items)),
+    lambda items: np.full(len(items), metrics.cider_is_defined(_truth(items))),
+    "it weighs words by how few true captions have them, and there are no two different ones",
+)
+_ANLS = mean(lambda items: metrics.anls_each(_said(items), _truth(items)))
+_CHOICE = mean(_right_choice)
+_CHOSEN = mean(lambda items: [_choice(item) is not None for item in items])
+
+SCORERS: dict[str, Scorer] = {
+    "boxes": Scorer(
+        main="acc50",
+        quality="miou",
+        measures={
+            "acc50": mean(lambda items: _iou(items) >= 0.5),
+            "acc75": mean(lambda items: _iou(items) >= 0.75),
+            "miou": mean(_iou),
+            "parse_rate": mean(_found),
+        },
+        constants=("acc50", "acc75", "miou"),
+    ),
+    "texts": Scorer("rouge_l", "rouge_l", {"rouge_l": _ROUGE_L, "exact": _EXACT}, ("rouge_l", "exact")),
+    "captions": Scorer(
+        main="rouge_l",
+        quality="rouge_l",
+        measures={"rouge_l": _ROUGE_L, "bleu4": _BLEU4, "cider": _CIDER, "exact": _EXACT},
+        constants=("rouge_l", "exact"),
+    ),
+    "reading": Scorer(
+        main="exact",
+        quality="rouge_l",
+        measures={
+            "rouge_l": _ROUGE_L,
+            "exact": _EXACT,
+            "cer": _costs(texts.edit_cost, "all true texts are empty"),
+            "wer": _costs(texts.word_edit_cost, "all true texts are empty"),
+        },
+        constants=("rouge_l", "exact", "cer", "wer"),
+    ),
+    "labels": Scorer(
+        main="exact",
+        quality="shared_words",
+        measures={
+            "exact": _EXACT,
+            "shared_words": mean(
+                lambda items: texts.shared_words_each(_said(items), _truth(items)),
+                _with_words,
+                "no true text has a word",
+            ),
+        },
+        constants=("exact", "shared_words"),
+    ),
+    "anls": Scorer("anls", "anls", {"anls": _ANLS, "exact": _EXACT}, ("anls", "exact")),
+    "vqa": Scorer("vqa", "vqa", {"vqa": mean(lambda items: metrics.vqa_each(_said(items), _truth(items)))}, ("vqa",)),
+    "relaxed": Scorer(
+        "relaxed",
+        "relaxed",
+        {"relaxed": mean(lambda items: metrics.relaxed_each(_said(items), _truth(items))), "exact": _EXACT},
+        ("relaxed", "exact"),
+    ),
+    "contains": Scorer(
+        "contains",
+        "contains",
+        {"contains": mean(lambda items: metrics.contains_each(_said(items), _truth(items), [i.kind for i in items]))},
+        ("contains",),
+    ),
+    "choice": Scorer("accuracy", "accuracy", {"accuracy": _CHOICE, "parse_rate": _CHOSEN}, ("accuracy",)),
+    "circular": Scorer(
+        main="circular",
+        quality="accuracy",
+        measures={"circular": Measure(_whole), "accuracy": _CHOICE, "parse_rate": _CHOSEN},
+        constants=("circular", "accuracy"),
+    ),
+    "yes_no": Scorer(
+        main="accuracy",
+        quality="accuracy",
+        measures={
+            "accuracy": mean(lambda items: [metrics.yes_or_no(i.said) in i.truth for i in items]),
+            "f1": Measure(_yes_counts, _f1, "nothing was answered yes, and nothing should be"),
+            "precision": Measure(_yes_counts, _of(0, 1), "nothing was answered yes"),
+            "recall": Measure(_yes_counts, _of(0, 2), "no right answer is yes"),
+            "yes_rate": Measure(_yes_counts, _of(1, 3)),
+            "parse_rate": mean(lambda items: [metrics.yes_or_no(item.said) is not None for item in items]),
+        },
+        constants=("accuracy", "f1"),
+    ),
+}
+LESS_IS_BETTER = frozenset({"cer", "wer"})
 
 
 @dataclass

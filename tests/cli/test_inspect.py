@@ -8,7 +8,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from granvit.cli import main
 from granvit.corpus.synthetic.synthesize import synthesize
-from granvit.evaluate import attention, probe_heads, probes
+from granvit.evaluate import attention, probes
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def granvit(shelf, monkeypatch, capsys):
     monkeypatch.chdir(shelf)
     shorten_answers(monkeypatch)
     monkeypatch.setattr(attention, "LONGEST_DESCRIPTION", 3)
-    monkeypatch.setattr(probe_heads, "_WIDTH", 16)
-    monkeypatch.setattr(probe_heads, "LEARNING_RATES", (3e-3,))
+    monkeypatch.setattr(probes, "_WIDTH", 16)
+    monkeypatch.setattr(probes, "LEARNING_RATES", (3e-3,))
     monkeypatch.setattr(probes, "_STEPS", 10)
 
     def run(*args: str):

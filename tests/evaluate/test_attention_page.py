@@ -10,9 +10,8 @@ from tiny_model import make_model, make_tower
 from granvit.corpus.synthetic.scenes import encode
 from granvit.evaluate import attention, attention_page
 from granvit.evaluate.attention import attend_box, patch_weights
-from granvit.evaluate.attention_figures import canvas_in_image, located_figure, seen_figure
 from granvit.evaluate.attention_mass import attention_mass
-from granvit.evaluate.attention_page import write_mass, write_picture
+from granvit.evaluate.attention_page import canvas_in_image, located_figure, seen_figure, write_mass, write_picture
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.page import percent
 from granvit.regions import Region, RegionImage

@@ -8,7 +8,7 @@ from granvit.errors import GranvitError
 from granvit.evaluate.compare import as_table, compare, compare_means
 from granvit.evaluate.evaluation import read_means
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.measures import SCORERS
+from granvit.evaluate.scoring import SCORERS
 
 TASKS = {"t": Task("t", "texts"), "b": Task("b", "boxes")}
 RNG = np.random.default_rng(0)

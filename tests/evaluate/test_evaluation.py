@@ -7,8 +7,7 @@ from PIL import Image
 from tiny_model import make_model
 
 from granvit.errors import GranvitError
-from granvit.evaluate import evaluation, run
-from granvit.evaluate.cases import chosen, write_report
+from granvit.evaluate import answering, evaluation
 from granvit.evaluate.evaluation import (
     Evaluation,
     _on_measures,
@@ -18,9 +17,9 @@ from granvit.evaluate.evaluation import (
     run_evaluation,
     write_scores,
 )
+from granvit.evaluate.evaluation_report import chosen, markdown, write_report
 from granvit.evaluate.items import Item, Look, Source, Task
 from granvit.evaluate.scoring import Scores, score
-from granvit.evaluate.tables import markdown
 from granvit.geometry import View
 from granvit.predict import Ask, GranViT, open_picture
 from granvit.questions import ask_box
@@ -83,7 +82,7 @@ def test_answers_and_scores_are_the_same_at_any_batch_size(model, monkeypatch):
     whole = evaluated(model)
     assert len(whole.items) == sum(1 + i % 4 for i in range(COUNT)) and all(item.size[1] == 40 for item in whole.items)
     for rows, at_once in ((1, 1), (3, 2), (256, 4)):
-        monkeypatch.setattr(run, "_IMAGES_AT_ONCE", at_once)
+        monkeypatch.setattr(answering, "_IMAGES_AT_ONCE", at_once)
         part = evaluated(model, rows=rows)
         assert part.items == whole.items
         assert {n: s.values for n, s in part.scores.items()} == {n: s.values for n, s in whole.scores.items()}
@@ -105,7 +104,7 @@ def test_every_question_is_asked_as_the_model_answers_it_alone(model):
 
 
 def test_an_evaluation_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr(answering, "_IMAGES_AT_ONCE", 2)
     whole = evaluated(model)
 
     class Killed(Exception):

@@ -8,12 +8,18 @@ from PIL import Image, ImageDraw
 from tiny_model import make_tower
 
 from granvit.corpus.synthetic.scenes import encode
-from granvit.evaluate import probe_heads, probes
+from granvit.evaluate import probes
 from granvit.evaluate.patch_encoder import PatchEncoder
-from granvit.evaluate.probe_heads import AttentiveHead, LinearHead, ReadingHead, fit
-from granvit.evaluate.probe_scores import mean_average_precision, ratio, with_intervals
-from granvit.evaluate.probe_tasks import ask, steps_needed, usable, vocabulary
-from granvit.evaluate.probes import probe
+from granvit.evaluate.probe_tasks import (
+    ask,
+    mean_average_precision,
+    ratio,
+    steps_needed,
+    usable,
+    vocabulary,
+    with_intervals,
+)
+from granvit.evaluate.probes import AttentiveHead, LinearHead, ReadingHead, fit, probe
 from granvit.geometry import intersection
 from granvit.regions import Region, RegionImage
 
@@ -38,8 +44,8 @@ def encoder():
 
 @pytest.fixture(autouse=True)
 def small_heads(monkeypatch):
-    monkeypatch.setattr(probe_heads, "_WIDTH", 32)
-    monkeypatch.setattr(probe_heads, "LEARNING_RATES", (3e-3, 1e-2))
+    monkeypatch.setattr(probes, "_WIDTH", 32)
+    monkeypatch.setattr(probes, "LEARNING_RATES", (3e-3, 1e-2))
     monkeypatch.setattr(probes, "_STEPS", 40)
     monkeypatch.setattr(probes, "_READING_STEPS_TAUGHT", 10)
 

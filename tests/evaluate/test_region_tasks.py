@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_model import make_model
 
 from granvit import predict
-from granvit.evaluate import region_tasks, run
+from granvit.evaluate import answering, region_tasks
 from granvit.evaluate.region_tasks import ALL_TASKS, TASKS, evaluate
 from granvit.images import decode
 from granvit.predict import Ask, GranViT
@@ -188,7 +188,7 @@ def test_limit_and_max_regions():
 
 def test_many_images_are_taken_some_at_a_time(monkeypatch):
     whole = evaluate(knowing(RECORDS), RECORDS, progress=False)
-    monkeypatch.setattr(run, "_IMAGES_AT_ONCE", 1)
+    monkeypatch.setattr(answering, "_IMAGES_AT_ONCE", 1)
     parts = evaluate(knowing(RECORDS), RECORDS, progress=False)
     assert parts.scores == whole.scores and parts.baseline == whole.baseline and parts.intervals == whole.intervals
     assert sorted(map(str, parts.items)) == sorted(map(str, whole.items))

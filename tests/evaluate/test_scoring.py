@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.measures import SCORERS
-from granvit.evaluate.scoring import by_image, score
+from granvit.evaluate.scoring import SCORERS, by_image, score
 from granvit.texts import character_error_rate, word_error_rate
 
 BOX = (0.0, 0.0, 10.0, 10.0)

@@ -79,7 +79,7 @@ def preload(names: set[str]) -> None:
     import granvit.corpus.audit.sheet  # noqa: F401
 
     if names & set(_TRAINING):
-        import granvit.evaluate.cases
+        import granvit.evaluate.evaluation_report
         import granvit.export.llava
         import granvit.train.run  # noqa: F401
 

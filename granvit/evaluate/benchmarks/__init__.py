@@ -4,7 +4,6 @@ from granvit.evaluate.benchmarks import (  # noqa: F401  (importing registers th
     choices,
     documents,
     packs,
-    pope,
     refcoco,
 )
 from granvit.evaluate.benchmarks.base import BENCHMARKS, benchmark, open_benchmark

@@ -5,10 +5,9 @@ answer that cannot be read is a miss, never left out.
 """
 
 from granvit.evaluate.metrics.answers import anls_each, contains_each, relaxed_each, vqa_each
-from granvit.evaluate.metrics.boxes import box_scores, paired_iou
+from granvit.evaluate.metrics.boxes import best_constant_box, box_scores, paired_iou
 from granvit.evaluate.metrics.captions import bleu, bleu_counts, caption_words, cider_each, cider_is_defined
 from granvit.evaluate.metrics.choices import choice_of, yes_or_no
-from granvit.evaluate.metrics.constant import best_constant_box
 
 __all__ = [
     "anls_each",

@@ -6,10 +6,10 @@ import pytest
 
 from granvit.corpus.dedup.leakage import load_benchmarks
 from granvit.errors import GranvitError
+from granvit.evaluate.answering import Journal
 from granvit.evaluate.benchmarks.base import LeftOut, json_lines
 from granvit.evaluate.benchmarks.choices import mmbench
 from granvit.evaluate.evaluation import ITEMS, SCORES, read_scores
-from granvit.evaluate.journal import Journal
 
 
 @pytest.mark.parametrize("name", ["names.txt", "names.jsonl", "ids.json.gz"])

@@ -1,7 +1,7 @@
 import pytest
 
 from granvit.evaluate.metrics import anls_each, contains_each, relaxed_each, vqa_each
-from granvit.evaluate.metrics.vqa_words import plain_answer
+from granvit.evaluate.metrics.answers import plain_answer
 
 # --- ANLS ------------------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from granvit.evaluate.answering import Journal, checkpoint_id, fingerprint
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.journal import Journal, checkpoint_id, fingerprint
 
 TASKS = {"locate": Task("locate", "boxes"), "read": Task("read", "reading", window=64)}
 
