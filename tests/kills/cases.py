@@ -112,11 +112,11 @@ def _old(inputs: Path, work: Path) -> None:
 
 
 def _annotate(inputs: Path, work: Path) -> None:
-    from cheap import InlineCrew, plan
+    from cheap import InlineWorkers, plan
 
     from granvit.corpus.annotate import pipeline
 
-    pipeline._crew = InlineCrew  # type: ignore[assignment]
+    pipeline._pool = InlineWorkers  # type: ignore[assignment]
     pipeline.annotate(inputs / "photos", work / "out", plan(), workers=1, device="cpu")
 
 

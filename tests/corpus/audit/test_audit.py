@@ -155,7 +155,7 @@ def test_a_difference_in_granularity_is_said(tmp_path):
     line, words = text((0, 0, 100, 10), "a b"), [text((0, 0, 45, 10), "a"), text((55, 0, 100, 10), "b")]
     lines, split = corpus(tmp_path / "lines", record("a", line)), corpus(tmp_path / "words", record("a", *words))
     _, page = run(tmp_path / "out", lines, split)
-    assert "cut differently" in page and "hold several of people&#39;s: 1, holding 2" in page
+    assert "cut differently" in page and "hold several human ones: 1, holding 2" in page
 
 
 def test_peoples_data_sets_have_rows_of_their_own(tmp_path):
