@@ -42,7 +42,7 @@ def corpus(tmp_path_factory):
         rows = [{**row, "split": "val" if i % 3 == 0 else "train"} for i, row in enumerate(rows)]
         (place / "annotations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         places.append(place)
-    summary = import_corpus("jsonl", places, folder / "corpus")
+    summary = import_corpus("jsonl", places, folder / "corpus", follow_links=True)
     assert summary.images_written == sum(PACKS.values()), summary
     return Corpus(folder / "corpus")
 

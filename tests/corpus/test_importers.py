@@ -344,7 +344,7 @@ def test_real_packs_import_completely(tmp_path, name):
     lines = (REAL_DATA / name / "annotations.jsonl").read_text().splitlines()[:12]
     (tmp_path / "annotations.jsonl").write_text("\n".join(lines))
     (tmp_path / "images").symlink_to((REAL_DATA / name / "images").resolve())
-    summary = import_corpus("jsonl", tmp_path, tmp_path / "out")
+    summary = import_corpus("jsonl", tmp_path, tmp_path / "out", follow_links=True)
     rows = [json.loads(line) for line in lines]
     assert (summary.images_written, summary.images_quarantined) == (12, 0)
     assert summary.regions_written == sum(len(r["regions"]) for r in rows) > 12
