@@ -13,6 +13,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, get_args
@@ -33,6 +34,7 @@ MAX_CAPTION = 100_000
 MAX_IMAGE_BYTES = 1 << 30
 MIN_BOX_SIDE = 1.0
 UNKNOWN_SIZE = (0, 0)
+_KINDS = get_args(Kind)
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 100
@@ -164,6 +166,12 @@ def _checked_size(record: RegionImage, decoded: tuple[int, int] | None) -> tuple
     return width, height
 
 
+@lru_cache(maxsize=1024)
+def _is_unwanted(maker: str) -> bool:
+    """Whether a name that is the same in most regions, that of who made them, cannot be stored."""
+    return UNWANTED.search(maker) is not None
+
+
 def _checked_region(region: Region, width: int, height: int, changes: Counter[str]) -> Region:
     if isinstance(region, Unread):
         raise Refused(region.reason, region.detail)
@@ -172,11 +180,11 @@ def _checked_region(region: Region, width: int, height: int, changes: Counter[st
         raise Refused("empty-text", f"box {shown(region.box)}")
     if len(text) > MAX_TEXT:
         raise Refused("long-text", f"{len(text)} characters: {text[:60]}...")
-    if region.kind not in get_args(Kind):
-        raise Refused("bad-kind", f"{shown(region.kind)} is none of {get_args(Kind)}")
-    for name in ("box_by", "text_by"):
-        if UNWANTED.search(getattr(region, name)):
-            raise Refused("bad-name", f"{name} is {shown(getattr(region, name))}")
+    if region.kind not in _KINDS:
+        raise Refused("bad-kind", f"{shown(region.kind)} is none of {_KINDS}")
+    for name, maker in (("box_by", region.box_by), ("text_by", region.text_by)):
+        if _is_unwanted(maker):
+            raise Refused("bad-name", f"{name} is {shown(maker)}")
     if region.score is not None and not 0 <= region.score <= 1:
         raise Refused("bad-score", f"{shown(region.score)} is not in [0, 1]")
     return replace(
