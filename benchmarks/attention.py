@@ -25,8 +25,7 @@ import torch
 from sizes import machine, make_model, make_samples
 
 from granvit.corpus.synthetic.scenes import sample_texts
-from granvit.model.attention import PACKED
-from granvit.model.branch_attention import Branches
+from granvit.model.attention import PACKED, Branches
 from granvit.model.packing import Batch, pack
 from granvit.train.stages.pretrain import Pretrain
 

@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from granvit.model.distill import Teacher
 from granvit.model.families import trained_parameters
 from granvit.model.packing import Batch, Branch, Sample, pack
-from granvit.train.flops import StepFlops
 from granvit.train.stages.base import Stage
+from granvit.train.timing import StepFlops
 
 IMAGES, PEAK = 29.51e6, 989e12  # Gran-29M; an H100's dense bfloat16, FLOP/s
 # Tokens of a question and of its answer. The questions are the paper's, the coordinates three decimals each; how long

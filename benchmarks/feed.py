@@ -40,16 +40,14 @@ from granvit.images import decode
 from granvit.model.assemble import assemble
 from granvit.model.region_model import RegionModel
 from granvit.model.settings import Settings
-from granvit.nano.models import nano_encoder, nano_language
+from granvit.nano.models import nano_encoder, nano_language, train_tokenizer
 from granvit.nano.recipes import nano
-from granvit.nano.tokenizer import train_tokenizer
 from granvit.train.build import build_model
-from granvit.train.config import LoopConfig
+from granvit.train.config import LoopConfig, SampleConfig
 from granvit.train.feed import Feed
 from granvit.train.loop import train
 from granvit.train.prepare import Prepare
 from granvit.train.recipes.paper import paper
-from granvit.train.sampling import SampleConfig
 
 BATCH = 8
 

@@ -52,11 +52,10 @@ from granvit.nano.recipes import nano
 from granvit.questions import ask_caption
 from granvit.regions import RegionImage
 from granvit.train.build import build_model
-from granvit.train.config import LoopConfig
+from granvit.train.config import LoopConfig, SampleConfig
 from granvit.train.feed import Feed
 from granvit.train.loop import train
 from granvit.train.prepare import Prepare
-from granvit.train.sampling import SampleConfig
 from granvit.train.stages.pretrain import Pretrain
 
 GRANVIT, TRAINER, SWIFT = "granvit", "transformers.Trainer", "ms-swift"

@@ -21,8 +21,7 @@ from granvit.coordinates import get_codec
 from granvit.model.assemble import assemble
 from granvit.model.packing import Branch, Sample
 from granvit.model.region_model import RegionModel, Settings
-from granvit.nano.models import nano_encoder, nano_language
-from granvit.nano.tokenizer import train_tokenizer
+from granvit.nano.models import nano_encoder, nano_language, train_tokenizer
 from granvit.questions import box_exchange, caption_exchange
 
 Size = Literal["nano", "paper"]

@@ -13,7 +13,7 @@ A step is forward, backward, clipping, AdamW and the teacher's average, on pictu
       features kept           the same with the encoder's features from a folder (`loop.feature_cache`)
 
 run on one model (benchmarks/sizes.py), each all its steps in turn, in another order each round. The split is that of
-`granvit.train.timing`, the arithmetic that of `granvit.train.flops`: only what the method needs, so recomputing adds
+`granvit.train.timing`, the arithmetic that of `granvit.train.timing`: only what the method needs, so recomputing adds
 none. MFU is the share of the GPU's data sheet; "of matmul" is the share of what one large matrix product reaches on
 this machine in the same precision, timed in every round. Memory is the most at any moment: on a GPU what is allocated,
 weights included, on the CPU what the tensors made in a step take. Padding is the share of positions without a token.
@@ -40,17 +40,16 @@ from torch._dynamo.utils import counters
 
 from granvit.corpus.synthetic.scenes import sample_texts
 from granvit.model.attention import fit_attention
-from granvit.model.blocks import compiled, recomputed
+from granvit.model.forward import compiled, recomputed
 from granvit.model.packing import Batch, pack
 from granvit.model.region_model import RegionModel
 from granvit.train.feature_cache import FeatureCache
-from granvit.train.flops import peak_flops
 from granvit.train.optimizer import make_optimizer
 from granvit.train.stages.adapt import Adapt
-from granvit.train.stages.answering import AnsweringStage
+from granvit.train.stages.base import AnsweringStage
 from granvit.train.stages.finetune import Finetune
 from granvit.train.stages.pretrain import Pretrain
-from granvit.train.timing import SECTIONS, HostClock, Timing, section
+from granvit.train.timing import SECTIONS, HostClock, Timing, peak_flops, section
 
 FIRST, RECOMPUTED, COMPILED = "stage 1", "stage 1, recomputed", "stage 1, compiled"
 WHOLE, SECOND, KEPT = "stage 2, encoder trains", "stage 2", "stage 2, features kept"

@@ -15,11 +15,10 @@ from granvit.corpus.importers import import_corpus
 from granvit.corpus.store import Corpus
 from granvit.evaluate.region_tasks import evaluate
 from granvit.predict import GranViT
-from granvit.train.config import LoopConfig
+from granvit.train.config import CroppedSample, LoopConfig
 from granvit.train.feed import Feed
 from granvit.train.loop import train
 from granvit.train.prepare import Prepare
-from granvit.train.sampling import CroppedSample
 from granvit.train.stages.pretrain import Pretrain
 
 DATA = (Path(__file__).parents[1] / "../shared/data").resolve()

@@ -24,11 +24,11 @@ from transformers import (
 
 from granvit.coordinates import get_codec
 from granvit.model.assemble import assemble
-from granvit.model.branch_attention import Branches
+from granvit.model.attention import Branches
 from granvit.model.forward import answer_logits, project
 from granvit.model.packing import Batch, Sample, pack
 from granvit.model.region_model import RegionModel, Settings
-from granvit.nano.tokenizer import train_tokenizer
+from granvit.nano.models import train_tokenizer
 from granvit.questions import box_exchange, caption_exchange, global_exchange
 
 CANVAS, PATCH = 64, 16

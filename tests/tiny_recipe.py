@@ -11,10 +11,9 @@ from granvit import predict
 from granvit.coordinates import get_codec
 from granvit.evaluate import region_tasks
 from granvit.model.region_model import Settings
-from granvit.nano.tokenizer import train_tokenizer
-from granvit.train.config import CachingLoop, LoopConfig
+from granvit.nano.models import train_tokenizer
+from granvit.train.config import CachingLoop, CroppedSample, LoopConfig, SampleConfig
 from granvit.train.recipes.base import EmbeddedCorpus, Recipe
-from granvit.train.sampling import CroppedSample, SampleConfig
 from granvit.train.stages.config import AdaptConfig, PretrainConfig
 
 CODEC = "loc:16"

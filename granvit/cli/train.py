@@ -14,14 +14,13 @@ from granvit.errors import GranvitError
 from granvit.files import refuse_filled, staged_folder
 from granvit.geometry import Fit, Frame
 from granvit.loading.run_folder import checkpoint_of
-from granvit.train.config import CachingLoop
+from granvit.train.config import CachingLoop, SampleConfig
 from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.paper import transfer
-from granvit.train.sampling import SampleConfig
 from granvit.train.stages.config import AdaptConfig
 
 if TYPE_CHECKING:
-    from granvit.train.replay import Replay as Result
+    from granvit.train.debug.replay import Replay as Result
 
 
 @dataclass
@@ -228,7 +227,7 @@ class Replay:
         from transformers.utils.logging import disable_progress_bar
 
         from granvit.cli import recipes  # noqa: F401  (with it come the stages that a recipe may name)
-        from granvit.train.replay import replay
+        from granvit.train.debug.replay import replay
 
         disable_progress_bar()
         result = replay(self.folder, self.corpus, self.device)

@@ -35,7 +35,7 @@ from granvit.evaluate.probe_tasks import (
     with_intervals,
 )
 from granvit.images import decode
-from granvit.model.roi_align import roi_align
+from granvit.model.distill import roi_align
 from granvit.regions import RegionImage
 from granvit.texts import edit_cost, exact_match
 

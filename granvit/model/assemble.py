@@ -22,7 +22,7 @@ from granvit.coordinates import get_codec
 from granvit.errors import GranvitError
 from granvit.loading.chat_template import check_template
 from granvit.loading.models import build
-from granvit.model.chat import OWN_TEMPLATES, template_for
+from granvit.model.dialog import OWN_TEMPLATES, template_for
 from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.families import body_of, canvas_of, family_of, patch_of, registers_of
 from granvit.model.forward import encode, scale_projector

@@ -23,8 +23,7 @@ from granvit.geometry import View
 from granvit.loading.chat_template import check_template
 from granvit.loading.checkpoint_files import LoadError, read_json
 from granvit.loading.models import image_settings, load, load_model
-from granvit.model.chat import OWN_TEMPLATES
-from granvit.model.dialog import Dialog
+from granvit.model.dialog import OWN_TEMPLATES, Dialog
 from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of
 from granvit.model.forward import encode, normalise, project
 from granvit.model.settings import Settings

@@ -7,9 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from granvit.errors import GranvitError
-from granvit.train.sampling import SampleConfig
-from granvit.train.stages.config import StageConfig
-from granvit.train.stages.context import NO_RUN, RunContext
+from granvit.train.config import SampleConfig
+from granvit.train.stages.config import NO_RUN, RunContext, StageConfig
 
 if TYPE_CHECKING:
     from granvit.model.region_model import RegionModel
@@ -46,7 +45,7 @@ class LanguageWarmupConfig(_WarmupConfig):
     smear: float = 0.0
 
     def prepare(self, model: RegionModel) -> Prepare:
-        from granvit.nano.prepare import SymbolicPrepare
+        from granvit.nano.symbolic import SymbolicPrepare
 
         return SymbolicPrepare(model, self.sample)
 
@@ -78,7 +77,7 @@ class EncoderWarmupConfig(_WarmupConfig):
     sample: WordMapSample
 
     def prepare(self, model: RegionModel) -> Prepare:
-        from granvit.nano.prepare import WordMapPrepare
+        from granvit.nano.symbolic import WordMapPrepare
         from granvit.train.prepare import Prepare
 
         return WordMapPrepare(model, self.sample) if self.sample.word_map else Prepare(model, self.sample)

@@ -30,8 +30,8 @@ from granvit.regions import RegionImage
 from granvit.sampling import evenly
 from granvit.train.build import embedded_corpora
 from granvit.train.feed import Records
-from granvit.train.launch import launch, processes_for
 from granvit.train.loop import TrainResult
+from granvit.train.parallel import launch, processes_for
 from granvit.train.recipes.base import Recipe
 from granvit.train.run import run_recipe
 

@@ -9,9 +9,8 @@ from granvit.coordinates import Box
 from granvit.draw import PALETTE
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel
-from granvit.nano.questions import WHERE, parse_where
-from granvit.nano.symbolic import Grids
-from granvit.train.first_batch import BatchReader
+from granvit.nano.symbolic import WHERE, Grids, parse_where
+from granvit.train.debug.first_batch import BatchReader
 
 
 class SymbolicReader(BatchReader):

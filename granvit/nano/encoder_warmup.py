@@ -15,12 +15,11 @@ from granvit.files import staged_folder
 from granvit.model.assemble import save_encoder
 from granvit.model.packing import IGNORE, Batch
 from granvit.model.region_model import RegionModel
-from granvit.nano.assets import WORDS
+from granvit.nano.models import WORDS
 from granvit.nano.projector import word_scores
 from granvit.nano.symbolic import Grids
-from granvit.train.stages.answering import AnsweringStage
-from granvit.train.stages.base import Term
-from granvit.train.stages.context import NO_RUN, RunContext
+from granvit.train.stages.base import AnsweringStage, Term
+from granvit.train.stages.config import NO_RUN, RunContext
 from granvit.train.timing import section
 
 # How sharp the pooling is: the log-mean-exp of patch scores lies between their mean and their maximum.

@@ -17,13 +17,11 @@ from granvit.files import staged_folder
 from granvit.model.assemble import save_language
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel
-from granvit.nano.assets import PLACES, WORDS
-from granvit.nano.models import patch_code
+from granvit.nano.models import PLACES, WORDS, patch_code
 from granvit.nano.projector import start_projector
 from granvit.nano.symbolic import Grids
-from granvit.train.stages.answering import AnsweringStage
-from granvit.train.stages.base import Term
-from granvit.train.stages.context import NO_RUN, RunContext
+from granvit.train.stages.base import AnsweringStage, Term
+from granvit.train.stages.config import NO_RUN, RunContext
 from granvit.train.timing import section
 
 
@@ -134,6 +132,6 @@ class LanguageWarmup(AnsweringStage):
 
     def picture(self, batch: Batch) -> Image.Image | None:
         from granvit.nano.drawing import SymbolicReader
-        from granvit.train.first_batch import draw_batch
+        from granvit.train.debug.first_batch import draw_batch
 
         return draw_batch(self.region_model, batch, reader=SymbolicReader())

@@ -1,23 +1,49 @@
-"""From-scratch models small enough for two CPU cores: what they are made of and how they start."""
+"""From-scratch models small enough for two CPU cores: what they are made of, how they start, and the shipped ones."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
-from granvit.coordinates import Codec
+from granvit.coordinates import Codec, get_codec
+from granvit.corpus.synthetic.scenes import sample_texts
+from granvit.errors import GranvitError
+from granvit.model.assemble import assemble
+from granvit.model.dialog import PLAIN
+from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.families import body_of
+from granvit.model.languages import load_language
+from granvit.model.region_model import RegionModel
+from granvit.nano.projector import start_projector
+from granvit.nano.symbolic import WHERE
+from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
+from granvit.train.recipes.base import Recipe
 
+ASSETS = Path(__file__).parent.parent / "assets"
+LANGUAGE = ASSETS / "nano-language"
+ENCODERS = {"nano": ASSETS / "nano-encoder", "nano-reader": ASSETS / "nano-reader"}
+# What a warmed-up language model was shown as each patch's place: "places", (patches, hidden).
+PLACES = "places.safetensors"
+# The head of an encoder's warm-up: which word is in which patch.
+WORDS = "words.safetensors"
 _FREQUENCIES = 12
+# Bytes and merges of the from-scratch tokenizer.
+_VOCABULARY = 1024
+UNTRAINED = "nano-untrained"
 
 
 def place_code(places: Tensor) -> Tensor:
@@ -92,3 +118,81 @@ def nano_encoder(
             layer.self_attn.out_proj.weight.div_(math.sqrt(2 * layers))
             layer.mlp.fc2.weight.div_(math.sqrt(2 * layers))
     return tower
+
+
+BEGIN, END, PAD, ANSWER, IMAGE = "<|begin|>", "<|end|>", "<|pad|>", "<|answer|>", "<image>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, codec: Codec) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: any text can be written, the texts given are written shortly.
+
+    The fixed pieces of the three questions and the codec's tokens are single tokens, so that a question about a
+    region costs a small model a handful of positions and not thirty. `vocab_size` counts bytes and merges; the
+    added tokens come on top.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        # In this order: digits split off first would each get a space in front, and "12" would come back as "1 2".
+        [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    special = [AddedToken(t, special=True) for t in (BEGIN, END, PAD, ANSWER, IMAGE)]
+    tokenizer.add_special_tokens(special)
+    # Not "special": skip_special_tokens must leave them in a decoded answer.
+    tokenizer.add_tokens([_piece(text) for text in (GLOBAL, *BBOX2CAPTION, CAPTION2BBOX)])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in codec.tokens])
+    tokenizer.add_tokens([_piece(WHERE)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[ANSWER, IMAGE],
+        chat_template=PLAIN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _piece(text: str) -> AddedToken:
+    """A fixed piece of a question; the spaces around it belong to it."""
+    return AddedToken(text.strip(), lstrip=True, rstrip=True, normalized=False)
+
+
+def build_model(recipe: Recipe) -> RegionModel:
+    """The untrained model of a recipe.
+
+    Raises:
+        ValueError: a part cannot be had, or the parts do not fit together; the message names it.
+    """
+    if recipe.encoder == UNTRAINED:
+        encoder = Encoder.of(nano_encoder())
+    else:
+        encoder = load_encoder(ENCODERS.get(recipe.encoder, recipe.encoder), recipe.canvas)
+    if recipe.language == UNTRAINED:
+        codec = get_codec(recipe.settings.codec)
+        tokenizer = train_tokenizer(sample_texts(), _VOCABULARY, codec)
+        language = (nano_language(tokenizer, codec), tokenizer)
+    else:
+        language = load_language(LANGUAGE if recipe.language == "nano" else recipe.language)
+    model = assemble(encoder, language, recipe.settings, recipe.seed)
+    if recipe.language == "nano":
+        places = load_file(LANGUAGE / PLACES)["places"]
+        if len(places) != model.grid**2:
+            raise GranvitError(
+                f"the language model 'nano' knows {len(places)} places, {recipe.encoder} has {model.grid**2} "
+                "patches: set canvas to ten patches a side, or take another language model"
+            )
+        known = recipe.encoder in ENCODERS
+        start_projector(model, places, load_file(ENCODERS[recipe.encoder] / WORDS) if known else None)
+    return model
+
+
+def earlier_folders(recipe: Recipe) -> list[Path]:
+    """Where the shipped parts of a recipe keep what stages go on from."""
+    if recipe.language != "nano":
+        return []
+    return [LANGUAGE, *([ENCODERS[recipe.encoder]] if recipe.encoder in ENCODERS else [])]

@@ -17,9 +17,9 @@ from granvit.model.families import patches_of
 from granvit.model.forward import encode
 from granvit.model.region_model import RegionModel
 from granvit.sampling import evenly
+from granvit.train.config import SampleConfig
 from granvit.train.feed import Records, Reject
 from granvit.train.prepare import Prepare
-from granvit.train.sampling import SampleConfig
 
 # On so many pictures of each corpus a projector is fitted.
 _FITTED_ON = 64

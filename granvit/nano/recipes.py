@@ -20,9 +20,8 @@ from dataclasses import replace
 from granvit.model.settings import Settings
 from granvit.nano.config import EncoderWarmupConfig, LanguageWarmupConfig, WordMapSample
 from granvit.questions import Task
-from granvit.train.config import CachingLoop, LoopConfig
+from granvit.train.config import CachingLoop, CroppedSample, LoopConfig, SampleConfig
 from granvit.train.recipes.base import EmbeddedCorpus, Recipe, cpu_precision
-from granvit.train.sampling import CroppedSample, SampleConfig
 from granvit.train.stages.config import AdaptConfig, PretrainConfig
 
 BINS = 80

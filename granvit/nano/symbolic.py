@@ -1,22 +1,29 @@
-"""Symbolic images: what a picture holds, written in word embeddings instead of pixels.
+"""Symbolic images: what a picture holds, written in word embeddings instead of pixels; and samples made of them.
 
-A from-scratch language model has to learn to look things up in an image before an encoder can learn from it.
-`LanguageWarmup` shows it symbolic images: every patch holds the sum of the word embeddings of what covers it,
-weighted by coverage. It stands in for the paper's pretrained language model.
+The warm-up of a from-scratch language model learns to look things up in them, but in words and in an order of
+coordinates of its own: Caption2Bbox is new to it in stage 2, as it is to the paper's pretrained model.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 from torch import Tensor
 
-from granvit.geometry import View
+from granvit.coordinates import Box, Codec
+from granvit.geometry import Boxes, View
+from granvit.model.packing import Branch, Sample
+from granvit.model.region_model import RegionModel
+from granvit.questions import Coded, Exchange, parse_box
 from granvit.regions import Region, RegionImage
+from granvit.train.config import SampleConfig
+from granvit.train.prepare import Prepare
 
 _LEAST_COVERAGE = 0.02
 
@@ -108,3 +115,88 @@ def _along_line(region: Region, view: View, patches: int, tokens: int) -> NDArra
     shares = np.stack([_overlaps(a, b, patches) for a, b in zip(cuts[:-1], cuts[1:], strict=True)])
     total = shares.sum(0)
     return np.divide(shares, total, out=np.zeros_like(shares), where=total > 0)
+
+
+WHERE = "Where in the image is this: "
+
+
+def where_exchange(box: ArrayLike, text: str, codec: Codec) -> Exchange:
+    """The warm-up's way to ask for a region, answered as y1, x1, y2, x2 (PaliGemma's order).
+
+    `box` is relative (x1, y1, x2, y2) in [0, 1].
+    """
+    return Exchange("caption2bbox", WHERE + text, Coded(codec.encode(np.asarray(box)[[1, 0, 3, 2]])))
+
+
+def parse_where(answer: str, codec: Codec) -> Box | None:
+    """The relative box (x1, y1, x2, y2) of an answer to `where_exchange`, or None."""
+    box = parse_box(answer, codec)
+    return None if box is None else (box[1], box[0], box[3], box[2])
+
+
+class GridMaker:
+    """Lays records out as symbolic images; remembers the tokens of each text."""
+
+    def __init__(self, model: RegionModel):
+        self.grid, self.dialog = model.grid, model.dialog
+        vocabulary: dict[str, int] = self.dialog.tokenizer.get_vocab()
+        self.vocabulary = {text: i for text, i in vocabulary.items() if i not in self.dialog.plain.ids}
+        self.known: dict[str, list[int]] = {}
+
+    def __call__(self, record: RegionImage, view: View) -> Grid:
+        """With what the view cuts: it is seen, though not asked about."""
+        seen = replace(record, regions=[region for region in record.regions if not region.ignore])
+        return symbolic_grid(seen, view, self.grid, self._tokens)
+
+    def _tokens(self, region: Region) -> list[int]:
+        """The tokens of an object's words; of print those of each letter, for print is read letter by letter."""
+        parts = list(region.text) if region.kind == "text" else [region.text]
+        for part in parts:
+            if part not in self.known:
+                # Looked up first: encoding writes a space before a letter.
+                token = self.vocabulary.get(part)
+                self.known[part] = self.dialog.plain.encode([part])[0] if token is None else [token]
+        return [token for part in parts for token in self.known[part]]
+
+
+class SymbolicPrepare(Prepare):
+    """The symbolic image in place of pixels, and the warm-up's own words for a place."""
+
+    _locate = staticmethod(where_exchange)
+
+    def __init__(self, model: RegionModel, config: SampleConfig):
+        super().__init__(model, config)
+        self.grids = GridMaker(model)
+
+    def _decode(self, record: RegionImage) -> None:
+        return None
+
+    def _sample(
+        self, record: RegionImage, image: Image.Image | None, view: View, branches: list[Branch], boxes: Boxes
+    ) -> Sample:
+        return Sample(record.id, branches, view=view, extra=self.grids(record, view))
+
+
+class WordMapPrepare(Prepare):
+    """Beside the pixels, which words lie in which patch; what is ignored is painted over."""
+
+    def __init__(self, model: RegionModel, config: SampleConfig):
+        super().__init__(model, config)
+        self.grids = GridMaker(model)
+
+    def _sample(
+        self, record: RegionImage, image: Image.Image | None, view: View, branches: list[Branch], boxes: Boxes
+    ) -> Sample:
+        assert image is not None
+        sample = super()._sample(record, _covered(image, record, self.fill), view, branches, boxes)
+        return replace(sample, extra=self.grids(record, view))
+
+
+def _covered(image: Image.Image, record: RegionImage, fill: tuple[int, int, int]) -> Image.Image:
+    """The image with its ignored regions painted over: what is seen there is not nothing, and nobody may say what."""
+    hidden = [region.box for region in record.regions if region.ignore]
+    if hidden:
+        image = image.copy()
+        for x1, y1, x2, y2 in hidden:
+            image.paste(fill, (math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)))
+    return image

@@ -26,11 +26,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from granvit.errors import CheckpointError
 from granvit.files import apply_umask, read_regular, sync
 from granvit.train import identity
-from granvit.train.fsdp import is_sharded
 from granvit.train.optimizer import expected_tensors, optimizer_parts, optimizer_state
-from granvit.train.sharded_checkpoint import distinct, read_shards, write_shards
+from granvit.train.parallel import is_sharded
 from granvit.train.stages.base import Stage
-from granvit.train.tensorfile import check_file, facts_of, read_expected, write_tensors
+from granvit.train.tensorfile import (
+    check_file,
+    distinct,
+    facts_of,
+    read_expected,
+    read_shards,
+    write_shards,
+    write_tensors,
+)
 
 __all__ = ["Progress", "latest", "load", "of_another_run", "save"]
 

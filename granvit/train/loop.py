@@ -11,18 +11,21 @@ import json
 import math
 import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     ProjectConfiguration,
     gather_object,
     set_seed,
@@ -32,20 +35,17 @@ from torch import Tensor, nn
 from granvit.draw import save_picture
 from granvit.errors import GranvitError
 from granvit.model.packing import Batch
-from granvit.train import checkpoint, nonfinite, rng
-from granvit.train.checks import check_feed, check_saved
+from granvit.train import checkpoint, rng
 from granvit.train.config import LoopConfig, on_cpu
+from granvit.train.debug import nonfinite
+from granvit.train.debug.nonfinite import NonFiniteLoss
 from granvit.train.feed import Feed
-from granvit.train.flops import peak_flops
-from granvit.train.fsdp import clip_gradients, shard, whole_tensors
 from granvit.train.history import Curves, History, Speed
 from granvit.train.identity import cut_of, decisive
-from granvit.train.nonfinite import NonFiniteLoss
 from granvit.train.optimizer import make_optimizer, make_schedule
-from granvit.train.signals import StopSignals
+from granvit.train.parallel import clip_gradients, shard, whole_tensors
 from granvit.train.stages.base import Stage
-from granvit.train.step import Step, counts_of
-from granvit.train.timing import Timing, section
+from granvit.train.timing import Timing, peak_flops, section
 
 __all__ = ["LoopConfig", "NonFiniteLoss", "TrainResult", "train"]
 
@@ -314,3 +314,121 @@ def _ranked(name: str, rank: int) -> str:
 def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What trackers can show of a recipe."""
     return {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in recipe.items()}
+
+
+def counts_of(batches: Sequence[Batch]) -> dict[str, int]:
+    """What `Batch.counts` gives for several micro-batches together."""
+    counted = [batch.counts for batch in batches]
+    return {name: sum(counts[name] for counts in counted) for name in counted[0]}
+
+
+class Step:
+    """The micro-batches of a step, one after the other, every sum divided by the count of the whole step."""
+
+    def __init__(
+        self,
+        stage: nn.Module,
+        device: torch.device,
+        autocast: AbstractContextManager[object],
+        counts: Mapping[str, int],
+    ):
+        """`stage` may be wrapped, for several ranks; `counts` are those of all micro-batches of all ranks."""
+        self.stage, self.device, self.autocast, self.counts = stage, device, autocast, counts
+        self.weights: dict[str, float] = {}
+        self._shares: list[Tensor] = []
+
+    def add(self, batch: Batch, backward: Callable[[Tensor], object]) -> None:
+        """Takes a micro-batch forward, and its share of the step's loss backward."""
+        with section("data"):
+            batch = batch.to(self.device)
+        with self.autocast:
+            terms = self.stage(batch)
+        shares = {name: term.total.float() / max(1, self.counts[term.count]) for name, term in terms.items()}
+        if self.weights and shares.keys() != self.weights.keys():
+            raise ValueError(f"the stage gave the terms {list(shares)} after {list(self.weights)}")
+        self.weights.update((name, term.weight) for name, term in terms.items())
+        loss = torch.stack([self.weights[name] * share for name, share in shares.items()]).sum()
+        with section("backward"):
+            backward(loss)
+        self._shares.append(torch.stack([shares[name].detach() for name in self.weights]))
+
+    def means(self) -> Tensor:
+        """This process's share of each term's mean, in the order of `weights`."""
+        return torch.stack(self._shares).sum(0)
+
+    def metrics(self, means: Sequence[float], norm: float) -> dict[str, float]:
+        """The loss, its terms and the gradients' norm, by name; `means` are those of all processes together."""
+        terms = dict(zip(self.weights, means, strict=True))
+        loss = math.fsum(self.weights[name] * value for name, value in terms.items())
+        return {"loss": loss, **terms, "grad_norm": norm}
+
+
+def check_feed(accelerator: Accelerator, feed: Feed, config: LoopConfig) -> None:
+    """Refuses what the loop can't do together, and a feed that is made for other ranks or batches.
+
+    Raises:
+        ValueError: one of these.
+    """
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise GranvitError(
+            f"the loop shards by itself (loop.parallel) and does not run on {accelerator.distributed_type}"
+        )
+    if (config.parallel, config.optimizer) == ("fsdp", "muon"):
+        raise GranvitError(
+            "loop.optimizer muon needs whole matrices, which loop.parallel fsdp spreads: choose ddp or adamw"
+        )
+    there, here = (feed.rank, feed.world_size), (accelerator.process_index, accelerator.num_processes)
+    if there != here:
+        raise ValueError(f"the feed is made for rank {there[0]} of {there[1]}, this is rank {here[0]} of {here[1]}")
+    if feed.batch_size != config.batch_size:
+        raise ValueError(f"the feed makes batches of {feed.batch_size}, the config asks for {config.batch_size}")
+
+
+def check_saved(stage: Stage) -> None:
+    """Refuses trainable weights that no checkpoint would hold.
+
+    Raises:
+        ValueError: there are some; the message names one.
+    """
+    saved = {t.data_ptr() for t in (*stage.model.state_dict().values(), *stage.extra_state().values())}
+    for name, parameter in stage.named_parameters():
+        if parameter.requires_grad and parameter.data_ptr() not in saved:
+            raise ValueError(f"{name} trains, but is neither part of stage.model nor of stage.extra_state()")
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A scheduler signals every process of a job, and torchrun passes on to its ranks what it got: the same wish twice.
+_ECHO_SECONDS = 2.0
+
+
+class StopSignals:
+    """Within this context the first signal is only noted; a second, later one acts as it would have without it.
+
+    Attributes:
+        received: the number of the signal, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._at = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        # Python lets the main thread alone handle signals; a run in another thread is stopped by its owner.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._at = number, time.monotonic()
+        elif time.monotonic() - self._at > _ECHO_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()

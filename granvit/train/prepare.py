@@ -20,8 +20,8 @@ from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.model.region_model import RegionModel
 from granvit.questions import box_exchange, caption_exchange, global_exchange
 from granvit.regions import LEAST_VISIBLE, Region, RegionImage
+from granvit.train.config import CroppedSample, SampleConfig
 from granvit.train.feed import Reject
-from granvit.train.sampling import CroppedSample, SampleConfig
 
 # Words that are wrong in a mirror.
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)

@@ -12,8 +12,8 @@ run/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,20 +24,21 @@ from granvit.corpus.store import Corpus, ShardCheck, Subset
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import locked, read_json, staged_folder, write_text
 from granvit.loading.run_folder import CHECKPOINT, DATA, RECIPE
+from granvit.model.forward import compiled, recomputed
 from granvit.model.region_model import RegionModel
 from granvit.train import identity
-from granvit.train.build import build_model, earlier_folders
+from granvit.train.build import build_model, earlier_folders, provenance_of
 from granvit.train.checkpoint import of_another_run
-from granvit.train.config import feed_workers, on_cpu
+from granvit.train.config import CachingLoop, feed_workers, on_cpu
+from granvit.train.feature_cache import FeatureCache
 from granvit.train.feed import Feed, Records
-from granvit.train.fsdp import is_sharded, whole_tensors
 from granvit.train.loop import TrainResult, train
-from granvit.train.memory import memory_options
-from granvit.train.provenance import provenance_of
+from granvit.train.parallel import is_sharded, whole_tensors
 from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.saved import read_run
-from granvit.train.stages.config import StageConfig
-from granvit.train.stages.context import RunContext
+from granvit.train.stages.adapt import Adapt
+from granvit.train.stages.base import AnsweringStage
+from granvit.train.stages.config import RunContext, StageConfig
 
 # The folder of what a stage leaves besides its model (`Stage.finish`).
 ALONE = "alone"
@@ -213,3 +214,33 @@ def _publish(model: RegionModel, folder: Path, weights: Mapping[str, Tensor] | N
     """A model folder is whole or absent."""
     with staged_folder(folder) as unfinished:
         model.save(unfinished, weights)
+
+
+@contextmanager
+def memory_options(stage: AnsweringStage, config: StageConfig, state: PartialState) -> Iterator[None]:
+    """Within, a stage trains as its config's `loop` says under `gradient_checkpointing`, `compile`, `feature_cache`.
+
+    Raises:
+        ValueError: features of this stage can't be kept; the message says why.
+    """
+    loop = config.loop
+    parts = {"encoder": stage.tower, "language": stage.model.model.language_model}
+    with ExitStack() as context:
+        context.enter_context(recomputed([parts[name] for name in loop.gradient_checkpointing]))
+        if loop.compile and state.device.type == "cuda":
+            context.enter_context(compiled(stage))
+        if isinstance(loop, CachingLoop) and loop.feature_cache is not None:
+            assert isinstance(stage, Adapt)
+            if loop.parallel == "fsdp" and state.num_processes > 1:
+                raise GranvitError(f"{config.folder}: loop.feature_cache with fsdp: processes must encode together")
+            stage.cache = context.enter_context(
+                FeatureCache(
+                    loop.feature_cache,
+                    stage.region_model,
+                    loop.feature_cache_dtype,
+                    loop.feature_cache_gb,
+                    state.process_index,
+                    state.num_processes,
+                )
+            )
+        yield

@@ -11,7 +11,7 @@ from granvit.cli import main
 from granvit.coordinates import get_codec
 from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.model.region_model import RegionModel
-from granvit.nano.tokenizer import train_tokenizer
+from granvit.nano.models import train_tokenizer
 
 QUICK = "--loop.steps 2 --loop.batch-size 2 --loop.accumulate 1 --loop.lr 1e-2 --device cpu".split()
 

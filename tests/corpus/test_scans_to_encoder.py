@@ -21,8 +21,8 @@ PACK = (Path(__file__).parents[2] / "../shared/data/sroie").resolve()
 
 def loss_per_token(model, records, seeds: int = 1) -> float:
     """The cross-entropy of reading the text in the boxes, in a window around one of them, nats per token."""
+    from granvit.train.config import SampleConfig
     from granvit.train.prepare import Prepare
-    from granvit.train.sampling import SampleConfig
     from granvit.train.stages.pretrain import Pretrain
 
     prepare = Prepare(model, SampleConfig({"bbox2caption": 1.0}, max_regions=12, windows=1.0, window_side=(0.6, 0.6)))

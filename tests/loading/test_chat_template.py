@@ -11,7 +11,7 @@ from tiny_model import make_model
 from granvit.errors import CheckpointError, GranvitError
 from granvit.loading import chat_template
 from granvit.loading.chat_template import TemplateError, check_template
-from granvit.model.chat import CHATML, LLAMA3, OWN_TEMPLATES, PLAIN
+from granvit.model.dialog import CHATML, LLAMA3, OWN_TEMPLATES, PLAIN
 from granvit.model.region_model import RegionModel
 
 ENDLESS = {

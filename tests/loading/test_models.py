@@ -127,7 +127,7 @@ from granvit.export.card import read_source
 from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
 from granvit.predict import GranViT
-from granvit.train.replay import _load_model
+from granvit.train.debug.replay import _load_model
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 ran = Path(sys.argv[1])
 for folder in sys.argv[2:]:

@@ -6,7 +6,7 @@ from granvit.coordinates import get_codec
 from granvit.model import assemble as assembling
 from granvit.model.assemble import assemble
 from granvit.model.region_model import Settings
-from granvit.nano.tokenizer import train_tokenizer
+from granvit.nano.models import train_tokenizer
 
 PROJECTOR = {f"model.multi_modal_projector.linear_{n}.weight" for n in (1, 2)}
 

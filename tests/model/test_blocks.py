@@ -5,7 +5,7 @@ import torch
 from tiny_model import collate, make_model, make_samples
 from torch._dynamo.utils import counters
 
-from granvit.model.blocks import blocks_of, compiled, recomputed
+from granvit.model.forward import blocks_of, compiled, recomputed
 from granvit.train.optimizer import make_optimizer
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.pretrain import Pretrain

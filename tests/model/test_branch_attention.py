@@ -9,8 +9,7 @@ from tiny_model import collate, make_model, make_samples, packed_logits
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from granvit.model import attention
-from granvit.model.attention import PACKED, attend, fit_attention, use_packed_attention
-from granvit.model.branch_attention import Branches
+from granvit.model.attention import PACKED, Branches, attend, fit_attention, use_packed_attention
 from granvit.model.packing import Branch, Sample, pack
 
 # One to four images, their branches' lengths in tokens.

@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from tiny_model import CANVAS, PATCH, make_tower
 
-from granvit.model.distill import Teacher, distillation_loss
+from granvit.model.distill import Teacher, distillation_loss, roi_align
 from granvit.model.forward import encode
-from granvit.model.roi_align import roi_align
 
 WHOLE = torch.tensor([[0.0, 0, CANVAS, CANVAS]])
 FIRST = torch.tensor([0])

@@ -18,7 +18,7 @@ from granvit.model.families import ENCODERS, canvas_of, family_of, patch_of
 from granvit.model.forward import encode
 from granvit.model.region_model import RegionModel, Settings
 from granvit.nano.language_warmup import LanguageWarmup
-from granvit.nano.tokenizer import train_tokenizer
+from granvit.nano.models import train_tokenizer
 from granvit.train.config import LoopConfig
 from granvit.train.optimizer import make_optimizer
 from granvit.train.stages.adapt import Adapt

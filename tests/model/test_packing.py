@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import collate, make_model, make_samples, packed_logits, packed_loss
 
-from granvit.model.attention import use_packed_attention
-from granvit.model.branch_attention import Branches
+from granvit.model.attention import Branches, use_packed_attention
 from granvit.model.forward import answer_logits, project
 from granvit.model.packing import IGNORE, Branch, Sample, best_fit, pack, rows_of
 from granvit.nano.symbolic import Grid

@@ -12,10 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from granvit.coordinates import get_codec
 from granvit.errors import GranvitError
-from granvit.model.chat import CHATML, LLAMA3
-from granvit.model.dialog import Dialog
-from granvit.model.plain import PlainText
-from granvit.nano.tokenizer import train_tokenizer
+from granvit.model.dialog import CHATML, LLAMA3, Dialog, PlainText
+from granvit.nano.models import train_tokenizer
 from granvit.questions import ask_box, ask_caption, box_exchange, caption_exchange, global_exchange
 
 CODEC = get_codec("loc:16")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from granvit.model.roi_align import roi_align
+from granvit.model.distill import roi_align
 
 
 def bilinear(grid, y, x):

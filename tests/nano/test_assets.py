@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from granvit.cli.recipes import RECIPES
-from granvit.nano.assets import ASSETS, ENCODERS, LANGUAGE, PLACES, WORDS
+from granvit.nano.models import ASSETS, ENCODERS, LANGUAGE, PLACES, WORDS
 from granvit.train import identity
 from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.saved import read_run

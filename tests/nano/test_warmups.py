@@ -11,16 +11,15 @@ from tiny_model import collate, make_model, make_samples
 
 from granvit.cli.recipes import RECIPES
 from granvit.corpus.synthetic.synthesize import LazySynthetic, make
-from granvit.nano.assets import PLACES
 from granvit.nano.encoder_warmup import EncoderWarmup, present_tokens, word_maps
 from granvit.nano.language_warmup import LanguageWarmup
-from granvit.nano.models import patch_code
-from granvit.nano.prepare import SymbolicPrepare, WordMapPrepare
+from granvit.nano.models import PLACES, patch_code
 from granvit.nano.projector import fit_projector, start_projector, word_scores
+from granvit.nano.symbolic import SymbolicPrepare, WordMapPrepare
+from granvit.train.config import SampleConfig
 from granvit.train.prepare import Prepare
 from granvit.train.recipes.base import Recipe
-from granvit.train.sampling import SampleConfig
-from granvit.train.stages.context import RunContext
+from granvit.train.stages.config import RunContext
 
 PICTURES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 QUESTIONS = {"bbox2caption": 1.0, "caption2bbox": 1.0}

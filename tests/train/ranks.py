@@ -46,7 +46,7 @@ def train_stage1(run_dir: Path, config: LoopConfig, kill: tuple[int, int] = (-1,
 
     `kill` is a rank and after which step it ends without a word; with `recompute` blocks keep their inputs alone.
     """
-    from granvit.model.blocks import recomputed
+    from granvit.model.forward import recomputed
     from granvit.train.loop import train
     from granvit.train.stages.pretrain import Pretrain
 

@@ -11,7 +11,7 @@ from granvit.corpus.layout import CorpusError
 from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
 from granvit.model.region_model import stock_weights
 from granvit.train.build import build_model, earlier_folders, embedded_corpora, sources_of
-from granvit.train.stages.context import RunContext
+from granvit.train.stages.config import RunContext
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,9 @@ from tiny_model import collate, make_model, make_samples
 from tiny_recipe import tiny_recipe
 
 from granvit.errors import CheckpointError, GranvitError
-from granvit.train.config import CachingLoop
+from granvit.train.config import CachingLoop, SampleConfig
 from granvit.train.feature_cache import FeatureCache
-from granvit.train.memory import memory_options
-from granvit.train.run import run_stage
-from granvit.train.sampling import SampleConfig
+from granvit.train.run import memory_options, run_stage
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.config import KINDS, AdaptConfig
 

@@ -11,12 +11,12 @@ from tiny_stage import TinyStage, make_feed
 from granvit.draw import PALETTE
 from granvit.model.packing import IGNORE
 from granvit.nano.drawing import SymbolicReader
-from granvit.nano.prepare import SymbolicPrepare
+from granvit.nano.symbolic import SymbolicPrepare
 from granvit.regions import Region, RegionImage
-from granvit.train.first_batch import _GAP, _SIDE, BatchReader, _panel, draw_batch
+from granvit.train.config import CroppedSample, SampleConfig
+from granvit.train.debug.first_batch import _GAP, _SIDE, BatchReader, _panel, draw_batch
 from granvit.train.loop import LoopConfig, train
 from granvit.train.prepare import Prepare
-from granvit.train.sampling import CroppedSample, SampleConfig
 
 BOX = (20.0, 10.0, 80.0, 40.0)  # of an image of 100 x 50 pixels
 
@@ -69,7 +69,7 @@ def test_a_symbolic_image_is_covered_where_its_boxes_are():
 def written(monkeypatch, model, batch):
     """The texts on a picture of a batch."""
     texts = []
-    write = "granvit.train.first_batch._Sheet.write"
+    write = "granvit.train.debug.first_batch._Sheet.write"
     monkeypatch.setattr(write, lambda sheet, text, color, number=0: texts.append((number, text)))
     draw_batch(model, batch)
     return texts

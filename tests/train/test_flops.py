@@ -9,11 +9,11 @@ from granvit.coordinates import get_codec
 from granvit.model.assemble import assemble
 from granvit.model.encoders import Encoder
 from granvit.model.region_model import Settings
-from granvit.nano.tokenizer import train_tokenizer
-from granvit.train.flops import peak_flops, peak_of
+from granvit.nano.models import train_tokenizer
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.finetune import Finetune
 from granvit.train.stages.pretrain import Pretrain
+from granvit.train.timing import peak_flops, peak_of
 
 STAGES = {
     "stage1": lambda model: Pretrain(model),

@@ -16,10 +16,9 @@ from granvit.cli.recipes import RECIPES
 from granvit.errors import CheckpointError, GranvitError
 from granvit.train import identity
 from granvit.train.checkpoint import STATE, latest
-from granvit.train.config import CachingLoop, LoopConfig
+from granvit.train.config import CachingLoop, CroppedSample, LoopConfig
 from granvit.train.recipes.saved import read_recipe, read_run, read_stage
 from granvit.train.run import run_recipe
-from granvit.train.sampling import CroppedSample
 from granvit.train.stages.config import AdaptConfig, PretrainConfig
 
 BEFORE = json.loads((Path(__file__).parent / "written_before.json").read_text())

@@ -7,8 +7,7 @@ import torch
 from tiny_model import make_model
 
 from granvit.cli.recipes import RECIPES
-from granvit.train.muon import MuonWithAdamW
-from granvit.train.optimizer import make_optimizer
+from granvit.train.optimizer import MuonWithAdamW, make_optimizer
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.pretrain import Pretrain
 

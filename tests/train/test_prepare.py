@@ -13,12 +13,12 @@ from tiny_model import make_model, packed_loss
 from granvit.corpus.synthetic.synthesize import LazySynthetic, make
 from granvit.geometry import View
 from granvit.model.attention import bucket
-from granvit.nano.prepare import SymbolicPrepare, WordMapPrepare
+from granvit.nano.symbolic import SymbolicPrepare, WordMapPrepare
 from granvit.questions import box_exchange, caption_exchange, global_exchange
 from granvit.regions import Region, RegionImage
+from granvit.train.config import CroppedSample, SampleConfig
 from granvit.train.feed import Reject
 from granvit.train.prepare import Prepare, subphrase
-from granvit.train.sampling import CroppedSample, SampleConfig
 
 MODEL = make_model()
 WIDTH, HEIGHT = 200, 100

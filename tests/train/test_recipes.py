@@ -15,12 +15,11 @@ from granvit.cli.train import Transfer
 from granvit.coordinates import get_codec
 from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.model.region_model import RegionModel
-from granvit.nano.tokenizer import train_tokenizer
+from granvit.nano.models import train_tokenizer
 from granvit.train import config
-from granvit.train.config import LoopConfig, feed_workers
+from granvit.train.config import CroppedSample, LoopConfig, feed_workers
 from granvit.train.recipes.base import cpu_precision
 from granvit.train.recipes.paper import paper, paper_transfer
-from granvit.train.sampling import CroppedSample
 from granvit.train.stages.config import PretrainConfig
 
 # Libraries that take seconds to import.

@@ -21,9 +21,9 @@ from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
 from granvit.errors import CheckpointError
 from granvit.nano.config import EncoderWarmupConfig, LanguageWarmupConfig
 from granvit.train import loop
+from granvit.train.debug.replay import replay
 from granvit.train.loop import LoopConfig, NonFiniteLoss, train
 from granvit.train.prepare import Prepare, SampleConfig
-from granvit.train.replay import replay
 from granvit.train.run import run_stage
 from granvit.train.stages.config import AdaptConfig, PretrainConfig
 

@@ -2,13 +2,13 @@ import signal
 
 import pytest
 
-from granvit.train import signals
-from granvit.train.signals import StopSignals
+from granvit.train import loop
+from granvit.train.loop import StopSignals
 
 
 def test_an_echo_of_the_signal_is_the_same_wish_and_a_later_one_acts(monkeypatch, request):
     now = [100.0]
-    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     # A shell's background jobs ignore this signal, and hand that on to what they start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))

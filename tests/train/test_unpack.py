@@ -5,9 +5,8 @@ import pytest
 import torch
 from tiny_model import collate, make_model, make_samples
 
-from granvit.model.packing import Sample
+from granvit.model.packing import Sample, unpack
 from granvit.nano.symbolic import Grid
-from granvit.train.unpack import unpack
 
 
 def compare(one, other):

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from granvit.train.watch import Watch, nonfinite_weights
+from granvit.train.debug.nonfinite import Watch, nonfinite_weights
 
 
 class Root(nn.Module):

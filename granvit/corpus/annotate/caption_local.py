@@ -18,7 +18,7 @@ from granvit.errors import CheckpointError
 from granvit.loading.chat_template import check_template
 from granvit.loading.models import LoadError, load, load_model
 from granvit.loading.run_folder import checkpoint_of
-from granvit.model.chat import OWN_TEMPLATES
+from granvit.model.dialog import OWN_TEMPLATES
 from granvit.model.region_model import SETTINGS_FILE, read_settings
 from granvit.model.settings import Settings
 

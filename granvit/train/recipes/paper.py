@@ -21,9 +21,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from granvit.model.settings import Settings
-from granvit.train.config import CachingLoop, LoopConfig
+from granvit.train.config import CachingLoop, CroppedSample, LoopConfig, SampleConfig
 from granvit.train.recipes.base import Recipe
-from granvit.train.sampling import CroppedSample, SampleConfig
 from granvit.train.stages.config import AdaptConfig, PretrainConfig
 
 ENCODER = "google/siglip2-so400m-patch16-512"

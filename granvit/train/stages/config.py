@@ -6,19 +6,43 @@ Without torch, because the program's help shows every recipe with all its stages
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from granvit.errors import GranvitError
-from granvit.train.config import SELDOM, CachingLoop, LoopConfig
+from granvit.train.config import SELDOM, CachingLoop, CroppedSample, LoopConfig, SampleConfig
 from granvit.train.identity import ELSEWHERE, FREE
-from granvit.train.sampling import CroppedSample, SampleConfig
-from granvit.train.stages.context import NO_RUN, RunContext
 
 if TYPE_CHECKING:
     from granvit.model.region_model import RegionModel
+    from granvit.train.feed import Records
     from granvit.train.prepare import Prepare
-    from granvit.train.stages.answering import AnsweringStage
+    from granvit.train.stages.base import AnsweringStage
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a stage may ask of the run that it is part of.
+
+    Attributes:
+        sources: the corpora and their weights.
+        earlier: folders in which the parts that the run began with, and the stages before this one, left what a later
+            stage may go on from (`Stage.finish`), oldest first.
+    """
+
+    sources: Sequence[tuple[Records, float]] = ()
+    earlier: Sequence[Path] = ()
+
+    def newest(self, name: str) -> Path | None:
+        """The file of that name which was left last."""
+        found = (folder / name for folder in reversed(self.earlier))
+        return next((path for path in found if path.exists()), None)
+
+
+NO_RUN = RunContext()
+
 
 # The type of each kind of stage. A recipe that was saved names the kind; who reads it has imported the types.
 KINDS: dict[str, type[StageConfig]] = {}

@@ -7,8 +7,7 @@ import torch
 from granvit.model.forward import project
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel
-from granvit.train.stages.answering import AnsweringStage
-from granvit.train.stages.base import Term
+from granvit.train.stages.base import AnsweringStage, Term
 from granvit.train.timing import section
 
 

@@ -10,9 +10,8 @@ from granvit.model.distill import Teacher, distillation_loss
 from granvit.model.forward import project
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel
-from granvit.train.fsdp import is_sharded
-from granvit.train.stages.answering import AnsweringStage
-from granvit.train.stages.base import Term
+from granvit.train.parallel import is_sharded
+from granvit.train.stages.base import AnsweringStage, Term
 from granvit.train.timing import section
 
 

@@ -1,7 +1,7 @@
 """Takes a step again that ended in a loss or a gradient that is not finite, and finds where and why.
 
-What is read is what `granvit.train.nonfinite` left and the corpora themselves: the model as it was before the step, the
-same samples at the same stream position with the same random numbers.
+What is read is what `granvit.train.debug.nonfinite` left and the corpora themselves: the model as it was before the
+step, the same samples at the same stream position with the same random numbers.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import read_json
 from granvit.loading.models import LoadError, build, load
-from granvit.model.packing import Batch
+from granvit.model.packing import Batch, unpack
 from granvit.model.region_model import RegionModel, check_parts, read_settings
-from granvit.train import nonfinite, rng
+from granvit.train import rng
+from granvit.train.build import reopen, stage_of
 from granvit.train.config import on_cpu
+from granvit.train.debug import nonfinite
+from granvit.train.debug.nonfinite import Watch, nonfinite_weights
 from granvit.train.feed import Feed, Records
-from granvit.train.fsdp import clip_gradients
-from granvit.train.provenance import reopen, stage_of
+from granvit.train.loop import Step, counts_of
+from granvit.train.parallel import clip_gradients
 from granvit.train.stages.base import Stage
 from granvit.train.stages.config import StageConfig
-from granvit.train.step import Step, counts_of
 from granvit.train.tensorfile import read_expected, read_tensors
-from granvit.train.unpack import unpack
-from granvit.train.watch import Watch, nonfinite_weights
 
 
 @dataclass

@@ -17,10 +17,9 @@ from torch import Tensor
 from granvit.coordinates import Box
 from granvit.draw import PALETTE, draw_boxes
 from granvit.geometry import View, iou
-from granvit.model.packing import IGNORE, Batch
+from granvit.model.packing import IGNORE, Batch, unpack
 from granvit.model.region_model import RegionModel
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, parse_box
-from granvit.train.unpack import unpack
 
 _SIDE, _TEXT, _CROP, _GAP = 480, 720, 112, 16
 _GREY, _BLACK, _RED = "#6b7280", "#111827", "#b91c1c"
