@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from granvit.coordinates import get_codec
-from granvit.model import answer_loss
-from granvit.model.answer_loss import AnswerLoss
+from granvit.model import forward
+from granvit.model.forward import AnswerLoss
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_pieces_give_loss_and_gradients_of_the_whole(model, monkeypatch, smoothi
     states, head, labels = states_and_head(model, torch.float32)
     results = []
     for size in (1 << 28, 4 * head.out_features * rows):
-        monkeypatch.setattr(answer_loss, "CHUNK_BYTES", size)
+        monkeypatch.setattr(forward, "CHUNK_BYTES", size)
         states.grad = head.weight.grad = None
         total = loss.of_states(head, states, labels)
         total.backward()
@@ -120,7 +120,7 @@ def test_pieces_never_keep_the_logits_of_the_whole(model, monkeypatch, trained):
     head.requires_grad_(trained)
 
     def largest(rows):
-        monkeypatch.setattr(answer_loss, "CHUNK_BYTES", 4 * head.out_features * rows)
+        monkeypatch.setattr(forward, "CHUNK_BYTES", 4 * head.out_features * rows)
         saved, made = [0], [0]
 
         class Made(TorchDispatchMode):

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Self
 from PIL import Image
 from torch import Tensor, nn
 
-from granvit.model.answer_loss import AnswerLoss
 from granvit.model.attention import use_packed_attention
 from granvit.model.families import trained_parameters
-from granvit.model.forward import answer_states, frozen
+from granvit.model.forward import AnswerLoss, answer_states, frozen
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel
 from granvit.train.timing import StepFlops, section
