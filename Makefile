@@ -32,7 +32,7 @@ lint: .venv/dev.stamp
 CASES ?= 10000
 
 fuzz: .venv/dev.stamp
-	$(BIN)/python tests/fuzz/run.py --cases $(CASES)
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run --cases $(CASES)
 
 bench: .venv/core.stamp
 	@set -e; for file in $(filter-out %/sizes.py %/cluster_plan.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file"; done
@@ -41,7 +41,7 @@ docs: .venv/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
 
 kills: .venv/dev.stamp
-	$(BIN)/python tests/kills/sweep.py
+	PYTHONPATH=tests $(BIN)/python -m kills.sweep
 
 clean:
 	rm -rf .venv build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

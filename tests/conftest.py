@@ -1,9 +1,13 @@
 import os
-import sys
-from pathlib import Path
+
+from helpers.paths import NO_REAL_DATA
 
 # Before torch starts: tiny models gain nothing from a second thread, and wait long for it where a core is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# tiny_model.py is shared by the tests of the model, of its training and of prediction.
-sys.path.insert(0, str(Path(__file__).parent))
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Says how many tests did not run because the real images are not beside the repository."""
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if NO_REAL_DATA in str(r.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests on real images skipped: they need ../shared/data")

@@ -4,9 +4,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from odd_pictures import odd_pictures
+from helpers.odd_pictures import odd_pictures
+from helpers.tiny_model import make_model
 from PIL import Image
-from tiny_model import make_model
 
 from granvit import predict
 from granvit.errors import CheckpointError, GranvitError

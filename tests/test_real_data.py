@@ -2,12 +2,12 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_model import make_model
-from tiny_recipe import shorten_answers
+from helpers.paths import real_data
+from helpers.tiny_model import make_model
+from helpers.tiny_recipe import shorten_answers
 
 from granvit.corpus.check import verify
 from granvit.corpus.derive import train_and_held_out
@@ -21,22 +21,20 @@ from granvit.train.loop import train
 from granvit.train.prepare import Prepare
 from granvit.train.stages.pretrain import Pretrain
 
-DATA = (Path(__file__).parents[1] / "../shared/data").resolve()
 PACKS = {"sroie": 4, "voc_animals": 6}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """The first few images of each pack, every third of them held out."""
-    if not all((DATA / name / "annotations.jsonl").exists() for name in PACKS):
-        pytest.skip("real data pack not present: ../shared/data")
+    sources = real_data(*PACKS)
     folder = tmp_path_factory.mktemp("real")
     places = []
-    for name, count in PACKS.items():
-        place = folder / name
+    for source, count in zip(sources, PACKS.values(), strict=True):
+        place = folder / source.name
         place.mkdir()
-        (place / "images").symlink_to(DATA / name / "images")
-        with (DATA / name / "annotations.jsonl").open() as lines:
+        (place / "images").symlink_to(source / "images")
+        with (source / "annotations.jsonl").open() as lines:
             rows = [json.loads(next(lines)) for _ in range(count)]
         rows = [{**row, "split": "val" if i % 3 == 0 else "train"} for i, row in enumerate(rows)]
         (place / "annotations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.tiny_model import make_model
+from helpers.tiny_recipe import save_parts, shorten_answers, tiny_recipe
 from PIL import Image
-from tiny_model import make_model
-from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 from transformers.utils.logging import enable_progress_bar
 
 from granvit.cli import main

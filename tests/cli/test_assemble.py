@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_recipe import save_parts, tiny_recipe
+from helpers.tiny_recipe import save_parts, tiny_recipe
 
 from granvit.cli import main
 from granvit.cli.train import Assemble

@@ -6,9 +6,9 @@ What a command does with right input, and what each refusal says, is tested besi
 from dataclasses import dataclass, field
 
 import pytest
+from helpers.tiny_model import make_model
+from helpers.tiny_recipe import save_parts, shorten_answers, tiny_recipe
 from PIL import Image
-from tiny_model import make_model
-from tiny_recipe import save_parts, shorten_answers, tiny_recipe
 
 from granvit.cli.app import command_tree, main
 from granvit.cli.recipes import RECIPES

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from drawn import corpus, jpeg, mirrored, picture, record
+from helpers.drawn import corpus, jpeg, mirrored, picture, record
 
 from granvit.cli import main
 from granvit.corpus.store import Corpus

@@ -1,9 +1,9 @@
 import json
 
 import pytest
+from helpers.tiny_model import make_model, make_tower
+from helpers.tiny_recipe import shorten_answers
 from PIL import Image
-from tiny_model import make_model, make_tower
-from tiny_recipe import shorten_answers
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from granvit.cli import main

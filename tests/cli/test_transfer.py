@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 import torch
+from helpers.tiny_model import TEXTS, make_language, make_model
 from safetensors.torch import load_file
-from tiny_model import TEXTS, make_language, make_model
 from transformers import LlavaForConditionalGeneration
 
 from granvit.cli import main

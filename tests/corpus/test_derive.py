@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from drawn import corpus, record
+from helpers.drawn import corpus, record
 
 from granvit.corpus.check import verify
 from granvit.corpus.derive import at, merge, sample, split, write_part

@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+from helpers.paths import real_data
 from PIL import Image
 
 from granvit import images
@@ -16,8 +17,6 @@ from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.importers import IMPORTERS, import_corpus
 from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region
-
-REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 
 
 def save(file: Path, size: tuple[int, int] = (40, 30), **options) -> Path:
@@ -339,11 +338,10 @@ def test_the_command_says_why_nothing_was_used_and_takes_an_encoding(tmp_path, c
 
 @pytest.mark.parametrize("name", ["sroie", "coco_mix"])
 def test_real_packs_import_completely(tmp_path, name):
-    if not REAL_DATA.is_dir():
-        pytest.skip("real data pack not present: ../shared/data")
-    lines = (REAL_DATA / name / "annotations.jsonl").read_text().splitlines()[:12]
+    (folder,) = real_data(name)
+    lines = (folder / "annotations.jsonl").read_text().splitlines()[:12]
     (tmp_path / "annotations.jsonl").write_text("\n".join(lines))
-    (tmp_path / "images").symlink_to((REAL_DATA / name / "images").resolve())
+    (tmp_path / "images").symlink_to(folder / "images")
     summary = import_corpus("jsonl", tmp_path, tmp_path / "out", follow_links=True)
     rows = [json.loads(line) for line in lines]
     assert (summary.images_written, summary.images_quarantined) == (12, 0)
@@ -356,8 +354,7 @@ def test_real_packs_import_completely(tmp_path, name):
 
 
 def test_a_real_receipt_decodes_like_pillow(tmp_path):
-    if not REAL_DATA.is_dir():
-        pytest.skip("real data pack not present: ../shared/data")
-    data = next((REAL_DATA / "sroie/images").iterdir()).read_bytes()
+    (receipts,) = real_data("sroie")
+    data = next((receipts / "images").iterdir()).read_bytes()
     plain = Image.open(io.BytesIO(data)).convert("RGB")
     assert images.decode(data).tobytes() == plain.tobytes()

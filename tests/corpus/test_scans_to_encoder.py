@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.paths import real_data
 
 from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.annotate.pipeline import annotate
@@ -16,7 +17,6 @@ from granvit.corpus.importers.run import import_corpus
 from granvit.corpus.store import Corpus, Subset
 
 pytest.importorskip("rapidocr")
-PACK = (Path(__file__).parents[2] / "../shared/data/sroie").resolve()
 
 
 def loss_per_token(model, records, seeds: int = 1) -> float:
@@ -53,13 +53,12 @@ def recipe(words: int, steps: int, batch: int):
 def test_what_ocr_made_of_scans_teaches_reading(tmp_path):
     from granvit.train.run import run_recipe
 
-    if not (PACK / "annotations.jsonl").exists():
-        pytest.skip("real data pack not present: ../shared/data/sroie")
-    import_corpus("jsonl", PACK, tmp_path / "people", val_fraction=0.1, group="first-line")
+    (receipts,) = real_data("sroie")
+    import_corpus("jsonl", receipts, tmp_path / "people", val_fraction=0.1, group="first-line")
     people = held_out_part(Corpus(tmp_path / "people"))
     held_out = {Path(record.uri).name for record in people.corpus.records() if record.split == "val"}
     (tmp_path / "scans").mkdir()
-    for file in [f for f in sorted((PACK / "images").iterdir()) if f.name not in held_out][:16]:
+    for file in [f for f in sorted((receipts / "images").iterdir()) if f.name not in held_out][:16]:
         shutil.copy(file, tmp_path / "scans")
     annotate(tmp_path / "scans", tmp_path / "read", Plan("ocr", OcrConfig()), workers=1, device="cpu")
 

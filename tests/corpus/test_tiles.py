@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn import corpus, jpeg, picture, record
+from helpers.drawn import corpus, jpeg, picture, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from drawn import corpus as write_corpus
+from helpers.drawn import corpus as write_corpus
 from PIL import Image
 
 from granvit.cli import main

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_model import make_model
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_model import make_model
 from transformers import LlavaForConditionalGeneration
 
 from granvit.evaluate import attention

@@ -2,8 +2,8 @@ import json
 
 import numpy as np
 import pytest
+from helpers.tiny_model import make_model, make_tower
 from PIL import Image
-from tiny_model import make_model, make_tower
 
 from granvit.corpus.synthetic.scenes import encode
 from granvit.evaluate.attention import attend_box

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
+from helpers.tiny_model import make_model, make_tower
 from PIL import Image
-from tiny_model import make_model, make_tower
 
 from granvit.corpus.synthetic.scenes import encode
 from granvit.evaluate import attention, attention_page

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.tiny_model import make_model
 from PIL import Image
-from tiny_model import make_model
 
 from granvit.errors import GranvitError
 from granvit.evaluate import answering, evaluation

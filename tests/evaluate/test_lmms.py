@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_model import make_model
 from PIL import Image
-from tiny_model import make_model
 
 from granvit.coordinates import get_codec
 from granvit.errors import CheckpointError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_model import make_model
+from helpers.tiny_model import make_model
 
 from granvit.coordinates import Decimal
 from granvit.corpus.store import Corpus

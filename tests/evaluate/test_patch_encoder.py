@@ -3,9 +3,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_encoders import TOWERS, normalised, save_encoder_as_published
+from helpers.tiny_model import make_model
 from PIL import Image
-from tiny_encoders import TOWERS, normalised, save_encoder_as_published
-from tiny_model import make_model
 from transformers import SwinConfig, SwinModel, ViTConfig, ViTImageProcessorPil, ViTModel
 
 from granvit.evaluate.patch_encoder import PatchEncoder, load_patch_encoder, load_patch_encoders

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tiny_model import make_tower
 from PIL import Image, ImageDraw
-from tiny_model import make_tower
 
 from granvit.corpus.synthetic.scenes import encode
 from granvit.evaluate import probes

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from helpers.tiny_model import make_model
 from PIL import Image
-from tiny_model import make_model
 
 from granvit import predict
 from granvit.evaluate import answering, region_tasks

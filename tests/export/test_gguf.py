@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, TokenType
+from helpers.served import Process
+from helpers.tiny_model import CANVAS, PATCH, TEXTS, make_language, make_model, make_tower
 from PIL import Image
-from served import Process
-from tiny_model import CANVAS, PATCH, TEXTS, make_language, make_model, make_tower
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from odd_pictures import odd_pictures
+from helpers.odd_pictures import odd_pictures
+from helpers.tiny_languages import save_as_published
+from helpers.tiny_model import collate, make_model, make_tower, packed_logits
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_languages import save_as_published
-from tiny_model import collate, make_model, make_tower, packed_logits
 from tokenizers.processors import TemplateProcessing
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.served import Process
 from PIL import Image
-from served import Process
 
 from granvit import predict
 from granvit.export.llava import export

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_model import make_model
 from safetensors import safe_open
-from tiny_model import make_model
 
 from granvit.export.llava import export
 

@@ -1,6 +1,6 @@
 """One case of the fuzzer: a sound thing, damaged as a number says, given to the program; and what must hold then.
 
-A case is its kind and number: `python tests/fuzz/run.py --only coco:17` repeats it. What must hold:
+A case is its kind and number: `PYTHONPATH=tests python -m fuzz.run --only coco:17` repeats it. What must hold:
 
 - given = accepted + rejected with a reason; what is accepted is a corpus in which `verify` finds nothing;
 - otherwise one message for the user (`GranvitError`, `OSError`), and no corpus; never another exception;
@@ -171,7 +171,7 @@ def _manifest(folder: Path, random: Random) -> str:
 
 @lru_cache(maxsize=1)
 def _sound_checkpoint() -> Path:
-    from tiny_model import make_model
+    from helpers.tiny_model import make_model
 
     from granvit.predict import GranViT
 

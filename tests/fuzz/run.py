@@ -1,8 +1,8 @@
 """The fuzzer from the command line: many cases, in processes of bounded memory.
 
-python tests/fuzz/run.py --cases 10000                   of all kinds, by turns
-python tests/fuzz/run.py --cases 500 --kinds coco voc    of some
-python tests/fuzz/run.py --only coco:17                  one again
+PYTHONPATH=tests python -m fuzz.run --cases 10000                   of all kinds, by turns
+PYTHONPATH=tests python -m fuzz.run --cases 500 --kinds coco voc    of some
+PYTHONPATH=tests python -m fuzz.run --only coco:17                  one again
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-
-from fuzz.cases import KINDS, WAIT_SECONDS, Broken, run_case  # noqa: E402
+from fuzz.cases import KINDS, WAIT_SECONDS, Broken, run_case
 
 CHUNK = 1000
 # A case needs a few MB; the libraries that a process loads, with the models of checkpoints, less than one GB.
@@ -69,7 +67,7 @@ def run_all(kinds: list[str], start: int, cases: int) -> int:
     index, end = start * len(kinds), start * len(kinds) + cases
     while index < end:
         last = min(index + CHUNK, end)
-        command = [sys.executable, __file__, "--kinds", *kinds, "--chunk", str(index), str(last)]
+        command = [sys.executable, "-m", "fuzz.run", "--kinds", *kinds, "--chunk", str(index), str(last)]
         child = subprocess.run(command, capture_output=True, text=True, check=False)
         told = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
         outcomes.update(row["outcome"] for row in told if "outcome" in row)

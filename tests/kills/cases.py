@@ -99,8 +99,8 @@ def make_inputs(inputs: Path, names: set[str]) -> int:
     for number in range(20):
         (inputs / "photos" / f"{number:02d}.png").write_bytes(png(number) if number != 7 else png(7)[:60])
     if names & set(_TRAINING):
-        from tiny_model import make_model
-        from tiny_recipe import save_parts
+        from helpers.tiny_model import make_model
+        from helpers.tiny_recipe import save_parts
 
         save_parts(inputs / "parts")
         make_model().save(inputs / "checkpoint")
@@ -112,7 +112,7 @@ def _old(inputs: Path, work: Path) -> None:
 
 
 def _annotate(inputs: Path, work: Path) -> None:
-    from cheap import InlineWorkers, plan
+    from helpers.cheap import InlineWorkers, plan
 
     from granvit.corpus.annotate import pipeline
 
@@ -122,7 +122,7 @@ def _annotate(inputs: Path, work: Path) -> None:
 
 def _train(inputs: Path, work: Path) -> None:
     import torch
-    from tiny_recipe import tiny_recipe
+    from helpers.tiny_recipe import tiny_recipe
 
     from granvit.corpus.synthetic.synthesize import make
     from granvit.train.run import run_recipe
@@ -136,7 +136,7 @@ def _train(inputs: Path, work: Path) -> None:
 
 
 def _assemble(inputs: Path, work: Path) -> None:
-    from tiny_recipe import tiny_recipe
+    from helpers.tiny_recipe import tiny_recipe
 
     from granvit.cli.train import Assemble
 

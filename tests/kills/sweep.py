@@ -1,6 +1,6 @@
 """Every command is killed at every file operation, and given again; two of one command run at once.
 
-    python tests/kills/sweep.py [CASE ...] [--points N] [--seed S]
+    PYTHONPATH=tests python -m kills.sweep [CASE ...] [--points N] [--seed S]
 
 A case runs in a forked process that kills itself (SIGKILL) before the n-th operation that changes a file or folder:
 opening for writing, renaming, removing, making folders, and writing or closing Parquet and safetensors files. Then the
@@ -25,11 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(Path(__file__).parent), str(TESTS.parent), str(TESTS), str(TESTS / "corpus" / "annotate")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from cases import Case, cases, make_inputs, preload  # noqa: E402
+from kills.cases import Case, cases, make_inputs, preload  # noqa: E402
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.symlink", "os.link", "kills.write")

@@ -1,16 +1,16 @@
 """A slice of the sweep (`make kills` is all of it), in a process of its own, since it forks."""
 
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-SWEEP = Path(__file__).parent / "sweep.py"
+from helpers.paths import PYTHONPATH
 
 
 def sweep(*args: str) -> str:
-    done = subprocess.run([sys.executable, str(SWEEP), *args], capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run([sys.executable, "-m", "kills.sweep", *args], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from tiny_model import make_model
+from helpers.tiny_model import make_model
 
 from granvit.errors import CheckpointError, GranvitError
 from granvit.loading import chat_template

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_model import make_model
 from safetensors.torch import load_file, save_file
-from tiny_model import make_model
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, LlavaConfig
 
 from granvit.corpus.annotate.caption_local import LocalModel

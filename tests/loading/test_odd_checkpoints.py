@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from odd_checkpoints import cases, spoil
+from helpers.odd_checkpoints import cases, spoil
+from helpers.tiny_model import make_model
 from PIL import Image
-from tiny_model import make_model
 
 from granvit import predict
 from granvit.errors import CheckpointError, GranvitError

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_model import TEXTS, collate, make_language, make_samples, make_tower, packed_logits
+from helpers.tiny_model import TEXTS, collate, make_language, make_samples, make_tower, packed_logits
 
 from granvit.coordinates import get_codec
 from granvit.model import assemble as assembling

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_model import collate, make_model, make_samples, packed_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import collate, make_model, make_samples, packed_logits
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 

@@ -2,7 +2,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from tiny_model import collate, make_model, make_samples
+from helpers.tiny_model import collate, make_model, make_samples
 from torch._dynamo.utils import counters
 
 from granvit.model.forward import blocks_of, compiled, recomputed

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_model import collate, make_model, make_samples, packed_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import collate, make_model, make_samples, packed_logits
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from granvit.model import attention

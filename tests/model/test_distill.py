@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_model import CANVAS, PATCH, make_tower
+from helpers.tiny_model import CANVAS, PATCH, make_tower
 
 from granvit.model.distill import Teacher, distillation_loss, roi_align
 from granvit.model.forward import encode

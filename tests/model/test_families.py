@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tiny_encoders import TOWERS, as_patches, make_encoder, normalised, save_encoder_as_published
+from helpers.tiny_model import TEXTS, collate, make_language, make_samples, packed_logits
 from PIL import Image
-from tiny_encoders import TOWERS, as_patches, make_encoder, normalised, save_encoder_as_published
-from tiny_model import TEXTS, collate, make_language, make_samples, packed_logits
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, LlavaForConditionalGeneration
 
 from granvit.coordinates import get_codec

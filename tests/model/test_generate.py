@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from tiny_model import make_model
+from helpers.tiny_model import make_model
 
 from granvit.model import generate
 from granvit.model.generate import greedy

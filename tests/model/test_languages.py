@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from tiny_languages import MAKES, save_as_published
-from tiny_model import collate, make_samples, make_tower, packed_logits
+from helpers.tiny_languages import MAKES, save_as_published
+from helpers.tiny_model import collate, make_samples, make_tower, packed_logits
 from transformers import LlavaForConditionalGeneration
 
 from granvit.model.assemble import assemble

@@ -3,9 +3,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_model import collate, make_model, make_samples, packed_logits, packed_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import collate, make_model, make_samples, packed_logits, packed_loss
 
 from granvit.model.attention import Branches, use_packed_attention
 from granvit.model.forward import answer_logits, project

@@ -4,9 +4,9 @@ import json
 import pickle
 
 import pytest
+from helpers.tiny_model import TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import TEXTS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_model import collate, make_model, packed_logits
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_model import collate, make_model, packed_logits
 
 from granvit.errors import CheckpointError
 from granvit.model.assemble import assemble, save_encoder, save_language

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from drawn import jpeg, picture
-from tiny_recipe import save_parts, shorten_answers, tiny_recipe
+from helpers.drawn import jpeg, picture
+from helpers.tiny_recipe import save_parts, shorten_answers, tiny_recipe
 
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic.synthesize import make

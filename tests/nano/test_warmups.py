@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tiny_model import collate, make_model, make_samples
 from safetensors.torch import load_file
-from tiny_model import collate, make_model, make_samples
 
 from granvit.cli.recipes import RECIPES
 from granvit.corpus.synthetic.synthesize import LazySynthetic, make

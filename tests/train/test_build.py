@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.tiny_recipe import save_parts, tiny_recipe
 from safetensors.torch import load_file
-from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.cli.recipes import RECIPES
 from granvit.corpus.layout import CorpusError

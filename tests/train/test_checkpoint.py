@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_stage import TinyStage, make_feed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_stage import TinyStage, make_feed
 
 from granvit.errors import CheckpointError
 from granvit.train import checkpoint, rng, tensorfile

@@ -5,9 +5,9 @@ import stat
 import threading
 
 import pytest
-from drawn import corpus as write_corpus
-from drawn import jpeg, picture, record
-from tiny_recipe import save_parts, tiny_recipe
+from helpers.drawn import corpus as write_corpus
+from helpers.drawn import jpeg, picture, record
+from helpers.tiny_recipe import save_parts, tiny_recipe
 
 from granvit.corpus.derive import training_part
 from granvit.corpus.layout import CorpusError

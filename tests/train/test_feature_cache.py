@@ -5,8 +5,8 @@ from typing import get_type_hints
 import pytest
 import torch
 from accelerate import PartialState
-from tiny_model import collate, make_model, make_samples
-from tiny_recipe import tiny_recipe
+from helpers.tiny_model import collate, make_model, make_samples
+from helpers.tiny_recipe import tiny_recipe
 
 from granvit.errors import CheckpointError, GranvitError
 from granvit.train.config import CachingLoop, SampleConfig

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.tiny_model import make_model
+from helpers.tiny_stage import TinyStage, make_feed
 from PIL import Image, ImageColor
-from tiny_model import make_model
-from tiny_stage import TinyStage, make_feed
 
 from granvit.draw import PALETTE
 from granvit.model.packing import IGNORE

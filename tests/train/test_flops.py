@@ -1,7 +1,7 @@
 import pytest
 import torch
-from tiny_encoders import TOWERS, make_encoder
-from tiny_model import TEXTS, collate, make_language, make_model, make_samples, whole_mask
+from helpers.tiny_encoders import TOWERS, make_encoder
+from helpers.tiny_model import TEXTS, collate, make_language, make_model, make_samples, whole_mask
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

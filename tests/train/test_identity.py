@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_recipe import SOURCES, save_parts, tiny_recipe
 from safetensors.torch import load_file
-from test_run import SOURCES
-from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.cli.app import parse
 from granvit.cli.recipes import RECIPES

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.tiny_stage import Corpus, TinyStage, collate, make_feed, prepare
 from safetensors.torch import load_file
-from tiny_stage import Corpus, TinyStage, collate, make_feed, prepare
 
 from granvit.errors import CheckpointError, GranvitError
 from granvit.model.packing import Branch, Sample, pack

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_model import make_model
+from helpers.tiny_model import make_model
 
 from granvit.cli.recipes import RECIPES
 from granvit.train.optimizer import MuonWithAdamW, make_optimizer

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_model import make_model, packed_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from tiny_model import make_model, packed_loss
 
 from granvit.corpus.synthetic.synthesize import LazySynthetic, make
 from granvit.geometry import View

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_model import TEXTS, make_language, make_tower
 from safetensors.torch import load_file
-from tiny_model import TEXTS, make_language, make_tower
 from transformers import LlavaForConditionalGeneration
 
 from granvit.cli import main

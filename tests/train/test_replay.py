@@ -9,11 +9,11 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from helpers.ranks import run_ranks
+from helpers.tiny_model import CANVAS, make_model
+from helpers.tiny_recipe import tiny_recipe
+from helpers.tiny_stage import TinyStage, make_feed
 from safetensors.torch import load_file, save_file
-from tiny_model import CANVAS, make_model
-from tiny_recipe import tiny_recipe
-from tiny_stage import TinyStage, make_feed
 
 from granvit.cli import main
 from granvit.corpus.store import Corpus

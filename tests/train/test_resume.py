@@ -8,21 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
-from resume_child import main
+from helpers.paths import PYTHONPATH
+from helpers.resume_child import main
 from safetensors.torch import load_file
 
-import granvit
 from granvit.train import checkpoint
 
-CHILD = Path(__file__).parent / "resume_child.py"
 OPTIONS = {"steps": 36, "batch_size": 4, "accumulate": 2, "save_every": 3, "log_every": 1}
 
 
 def start(run_dir: Path, options: dict, *launcher: str) -> subprocess.Popen:
-    paths = {"PYTHONPATH": str(Path(granvit.__file__).parents[1])}
-    command = [sys.executable, *launcher, str(CHILD), str(run_dir), json.dumps(options)]
+    command = [sys.executable, *launcher, "-m", "helpers.resume_child", str(run_dir), json.dumps(options)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **paths}
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": PYTHONPATH}
     )
 
 

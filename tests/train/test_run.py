@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_recipe import SOURCES, save_parts, tiny_recipe
 from safetensors.torch import load_file
-from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.corpus.store import Corpus
-from granvit.corpus.synthetic.synthesize import LazySynthetic, make, synthesize
+from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
 from granvit.errors import CheckpointError, GranvitError
 from granvit.model.region_model import RegionModel, stock_weights
 from granvit.nano.config import LanguageWarmupConfig
@@ -22,8 +22,6 @@ from granvit.train.prepare import Prepare, SampleConfig
 from granvit.train.run import run_recipe
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.pretrain import Pretrain
-
-SOURCES = [([make(i, seed=1, size=64, documents=0.4) for i in range(8)], 1.0)]
 
 
 @pytest.fixture(scope="module")

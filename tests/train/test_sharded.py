@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import CONFIG, run_ranks, train_stage1
+from helpers.ranks import CONFIG, run_ranks, train_stage1
+from helpers.tiny_model import whole_mask
+from helpers.tiny_recipe import save_parts, tiny_recipe
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_model import whole_mask
-from tiny_recipe import save_parts, tiny_recipe
 
 from granvit.corpus.synthetic.synthesize import make
 from granvit.errors import CheckpointError

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_model import collate, make_model, make_samples
+from helpers.tiny_model import collate, make_model, make_samples
 
 from granvit.model.distill import distillation_loss
 from granvit.model.packing import Sample

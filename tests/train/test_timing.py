@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_stage import TinyStage, make_feed
+from helpers.tiny_stage import TinyStage, make_feed
 
 from granvit.train.loop import LoopConfig, train
 from granvit.train.timing import OTHER, SECTIONS, HostClock, Timing, section

@@ -3,7 +3,7 @@ from dataclasses import fields, is_dataclass
 import numpy as np
 import pytest
 import torch
-from tiny_model import collate, make_model, make_samples
+from helpers.tiny_model import collate, make_model, make_samples
 
 from granvit.model.packing import Sample, unpack
 from granvit.nano.symbolic import Grid

@@ -14,7 +14,8 @@ from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
-from serving import MODEL, ChatServer, Service, expected, painted
+from helpers.paths import PYTHONPATH
+from helpers.serving import MODEL, ChatServer, Service, expected, painted
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption import CaptionConfig
@@ -259,7 +260,7 @@ def test_a_server_killed_and_restarted_loses_nothing_and_is_paid_once(mortal, co
 
 _CHILD = """
 import sys
-from serving import painted
+from helpers.serving import painted
 from granvit.corpus.annotate.caption import CaptionConfig
 items = [painted(f"p{i}", 6) for i in range(8)]
 CaptionConfig("painter", sys.argv[1], cache=sys.argv[2], whole_image=False, concurrency=4).build()(items)
@@ -268,7 +269,7 @@ CaptionConfig("painter", sys.argv[1], cache=sys.argv[2], whole_image=False, conc
 
 def test_a_killed_run_pays_again_at_most_for_what_was_under_way(serve, config, tmp_path):
     service = serve("slow")
-    env = {"PYTHONPATH": ":".join(p for p in sys.path if p), "PATH": os.environ["PATH"]}
+    env = {"PYTHONPATH": PYTHONPATH, "PATH": os.environ["PATH"]}
     child = subprocess.Popen([sys.executable, "-c", _CHILD, service.url, str(tmp_path / "cache.sqlite")], env=env)
     while len(service.events("answered")) < 20:
         assert child.poll() is None

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from serving import painted
-from tiny_captioner import SAYS, save
+from helpers.serving import painted
+from helpers.tiny_captioner import SAYS, save
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption import CaptionConfig

@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
-from serving import Process, painted
-from tiny_captioner import SAYS, save
+from helpers.serving import Process, painted
+from helpers.tiny_captioner import SAYS, save
 
 from granvit.corpus.annotate.caption import CaptionConfig
 

@@ -1,10 +1,10 @@
 """`granvit corpus annotate` from its flags to its exit status."""
 
 import pytest
-from cheap import InlineWorkers
+from helpers.cheap import InlineWorkers
+from helpers.serving import MODEL, ChatServer, expected, painted
+from helpers.text_page import LINES, page
 from PIL import Image
-from serving import MODEL, ChatServer, expected, painted
-from test_ocr import LINES, page
 
 from granvit.cli import main
 from granvit.cli.corpus_make import Annotate

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_detectors
 import torch
+from helpers import tiny_detectors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

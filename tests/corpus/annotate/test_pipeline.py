@@ -1,7 +1,5 @@
 """The corpus is the same whoever works on it and whatever is killed; what kills, hangs or is damaged is set aside."""
 
-import hashlib
-import io
 import json
 import os
 import random
@@ -12,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cheap import HERE_ON_PATH, CheapConfig, InlineWorkers, plan
-from PIL import Image
+from helpers.cheap import CheapConfig, InlineWorkers, contents, plan, png
+from helpers.paths import PYTHONPATH
 
 from granvit.corpus.annotate import pipeline, shards
 from granvit.corpus.annotate.base import AnnotateError
@@ -25,14 +23,6 @@ from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.errors import BusyError, GranvitError
 from granvit.regions import Region, RegionImage
 
-HERE = Path(__file__).parent
-
-
-def png(number: int, size=(40, 30)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (number, 2 * (number % 100) + (number % 5 == 0), 7)).save(buffer, "PNG")
-    return buffer.getvalue()
-
 
 @pytest.fixture
 def photos(tmp_path):
@@ -42,12 +32,6 @@ def photos(tmp_path):
     for number in range(20):
         (folder / f"{number:02d}.png").write_bytes(png(number)[: 60 if number == 7 else None])
     return folder
-
-
-def contents(corpus: Path) -> dict[str, str]:
-    """The checksum of every file, hidden ones too."""
-    files = (path for path in corpus.rglob("*") if path.is_file())
-    return {path.relative_to(corpus).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def run(src, out, made=None, **options):
@@ -207,8 +191,8 @@ def test_a_plan_that_makes_no_sense_is_refused(settings, missing):
 
 
 def start(src: Path, out: Path, workers: int) -> subprocess.Popen:
-    command = [sys.executable, str(HERE / "cheap.py"), str(src), str(out), str(workers)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": HERE_ON_PATH})
+    command = [sys.executable, "-m", "helpers.cheap", str(src), str(out), str(workers)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": PYTHONPATH})
 
 
 def workers_of(driver: subprocess.Popen) -> list[int]:
@@ -287,7 +271,7 @@ def test_killed_while_the_corpus_is_put_together(photos, tmp_path, monkeypatch, 
 def test_a_driver_does_not_share_its_folder(photos, tmp_path):
     code = "import sys; from granvit.files import locked\nwith locked(sys.argv[1]): print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": HERE_ON_PATH}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdin is not None and other.stdout is not None
         other.stdout.readline()

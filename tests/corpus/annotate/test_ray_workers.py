@@ -1,8 +1,8 @@
 """Ray actors make the same corpus as local processes, through an image that kills them too."""
 
 import pytest
-from cheap import HERE_ON_PATH, plan
-from test_pipeline import contents, png
+from helpers.cheap import contents, plan, png
+from helpers.paths import PYTHONPATH
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.pipeline import annotate
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", HERE_ON_PATH)
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -1,10 +1,10 @@
 """Receipts whose annotations are hidden: most of the lines that people outlined are found and read."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.paths import real_data
 from PIL import Image
 from rapidfuzz.distance import Levenshtein
 
@@ -14,18 +14,16 @@ from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.regions import RegionImage
 
 pytest.importorskip("rapidocr")
-PACK = (Path(__file__).parents[3] / "../shared/data/sroie").resolve()
 
 
 @pytest.mark.slow
 def test_receipts():
-    if not (PACK / "annotations.jsonl").exists():
-        pytest.skip("real data pack not present: ../shared/data/sroie")
+    (receipts,) = real_data("sroie")
     annotator = OcrConfig().build()
     people = found = edits = letters = 0
-    with (PACK / "annotations.jsonl").open() as lines:
+    with (receipts / "annotations.jsonl").open() as lines:
         for row in [json.loads(next(lines)) for _ in range(4)]:
-            picture = Image.open(PACK / row["image"]).convert("RGB")
+            picture = Image.open(receipts / row["image"]).convert("RGB")
             record = RegionImage(row["image"], None, *picture.size, [])
             regions = annotator([Item(record, picture)])[0].record.regions
             overlap = geometry.iou([r["bbox"] for r in row["regions"]], [r.box for r in regions])
@@ -44,12 +42,11 @@ def test_receipts():
 
 @pytest.mark.slow
 def test_a_receipt_is_read_alike_whichever_way_it_lies():
-    if not (PACK / "annotations.jsonl").exists():
-        pytest.skip("real data pack not present: ../shared/data/sroie")
+    (receipts,) = real_data("sroie")
     annotator = OcrConfig().build()
-    with (PACK / "annotations.jsonl").open() as lines:
+    with (receipts / "annotations.jsonl").open() as lines:
         row = json.loads(next(lines))
-    upright = Image.open(PACK / row["image"]).convert("RGB")
+    upright = Image.open(receipts / row["image"]).convert("RGB")
     width, height = upright.size
     back = {
         90: lambda x1, y1, x2, y2: (y1, height - x2, y2, height - x1),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from audited import record, text
+from helpers.audited import record, text
 from PIL import Image, ImageDraw, ImageFont
 
 from granvit.corpus.audit.agreement import Recaption, Redetect, Reread

@@ -4,12 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-from audited import corpus, record, text
+from helpers.audited import corpus, record, text
 
 from granvit.cli.corpus_look import Audit
 from granvit.corpus.annotate.detect import DetectConfig
@@ -20,9 +18,6 @@ from granvit.corpus.audit.sheet import REASONS, make_card
 from granvit.corpus.check import Quarantine, Rejection
 from granvit.corpus.layout import CorpusError
 from granvit.regions import Region
-
-# tiny_detectors.py lies beside the tests of annotators.
-sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
 
 A, B, C, D = (0, 0, 40, 20), (50, 0, 90, 20), (0, 50, 40, 70), (50, 50, 90, 70)
 SCRIPT = "<script>alert('x')</script>&\""
@@ -307,7 +302,7 @@ def test_a_missing_detector_is_told_in_a_line(machine, tmp_path, capsys):
 @pytest.mark.slow  # imports torch and transformers
 def test_a_real_second_detector(tmp_path):
     """A stock YOLOS that sees one box whatever it is shown: its centre at (0.5, 0.25), its size (0.2, 0.4)."""
-    from tiny_detectors import yolos
+    from helpers.tiny_detectors import yolos
 
     there, elsewhere = Region((80, 5, 120, 45), "a cat"), Region((0, 60, 40, 100), "a dog")
     path = corpus(tmp_path / "photos", record("a", there, elsewhere)).path

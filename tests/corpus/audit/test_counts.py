@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from audited import corpus, record
+from helpers.audited import corpus, record
 from PIL import Image
 
 from granvit.corpus.audit.counts import Duplication, count_duplicates

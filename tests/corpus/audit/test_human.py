@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from audited import corpus, picture, record, text
+from helpers.audited import corpus, picture, record, text
 
 from granvit.corpus.audit.human import against_human, join
 from granvit.corpus.layout import CorpusError

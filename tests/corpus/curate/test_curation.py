@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn import corpus, cropped, halved, jpeg, mirrored, picture, record
+from helpers.drawn import corpus, cropped, halved, jpeg, mirrored, picture, record
 
 from granvit import images
 from granvit.corpus.check import verify

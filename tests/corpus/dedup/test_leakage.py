@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn import COPIES, corpus, cropped, jpeg, picture, record
+from helpers.drawn import COPIES, corpus, cropped, jpeg, picture, record
+from helpers.paths import real_data
 from PIL import Image
 
 from granvit.corpus.dedup.copy_search import CopyFinder
@@ -14,8 +15,6 @@ from granvit.corpus.dedup.leakage import find_leaks, keys, load_benchmarks, writ
 from granvit.corpus.dedup.perceptual_hash import thumbnail
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
-
-DATA = (Path(__file__).parents[2] / "../shared/data").resolve()
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +157,8 @@ def test_damaged_lists_name_themselves(name, data, message, tmp_path):
 
 @pytest.mark.slow
 def test_copies_among_real_photographs():
-    packs = ("coco_mix", "voc_animals", "f30k_vqa")
-    files = sorted(file for name in packs for file in (DATA / name / "images").glob("*.jpg"))
-    if not files:
-        pytest.skip("real data packs not present: ../shared/data")
+    folders = real_data("coco_mix", "voc_animals", "f30k_vqa")
+    files = sorted(file for folder in folders for file in (folder / "images").glob("*.jpg"))
     images = [Image.open(f).convert("RGB") for f in files[::2]]
     finder = CopyFinder(np.stack([thumbnail(f.read_bytes()) for f in files[::2]]))
     for name, copy in COPIES.items():

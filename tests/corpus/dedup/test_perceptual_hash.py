@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from drawn import cropped, halved, jpeg, mirrored, picture
+from helpers.drawn import cropped, halved, jpeg, mirrored, picture
 from PIL import Image
 
 from granvit.corpus.dedup import perceptual_hash as fp

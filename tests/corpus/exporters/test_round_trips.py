@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
-from importing import bring, picture
+from helpers.importing import bring, picture
 from PIL import Image
 
 from granvit import images

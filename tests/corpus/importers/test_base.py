@@ -7,9 +7,9 @@ import sys
 import time
 
 import pytest
+from helpers.importing import bring, save
 from hypothesis import given
 from hypothesis import strategies as st
-from importing import bring, save
 
 from granvit.corpus.check import LeftOut, Refused, Rejection, check_record, read_quarantine, shown
 from granvit.corpus.importers import IMPORTERS, base, import_corpus

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from importing import bring, save
+from helpers.importing import bring, save
 
 from granvit.corpus.importers.coco import split_named
 from granvit.corpus.store import Corpus, CorpusError

@@ -1,7 +1,7 @@
 """Pages of DocBank: words on a canvas of a thousand, joined into lines."""
 
 import pytest
-from importing import bring, save
+from helpers.importing import bring, save
 
 from granvit.corpus.importers import import_corpus
 from granvit.corpus.store import CorpusError

@@ -1,7 +1,7 @@
 """Flickr30k Entities: captions with mentions, and XML that boxes what they mention."""
 
 import pytest
-from importing import bring, save
+from helpers.importing import bring, save
 
 from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region

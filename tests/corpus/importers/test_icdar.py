@@ -1,7 +1,7 @@
 """The two layouts of the Robust Reading challenges: quadrilaterals of 2015, rectangles of 2013."""
 
 import pytest
-from importing import bring, save
+from helpers.importing import bring, save
 
 from granvit.corpus.store import CorpusError
 from granvit.regions import Region

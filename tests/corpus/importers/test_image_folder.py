@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from importing import bring, picture, save
+from helpers.importing import bring, picture, save
 
 from granvit.corpus.check import read_quarantine
 from granvit.corpus.importers import import_corpus

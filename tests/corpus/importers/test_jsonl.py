@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from importing import bring, save
+from helpers.importing import bring, save
 
 from granvit.corpus.check import Refused
 from granvit.corpus.importers import import_corpus

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from importing import bring, save
+from helpers.importing import bring, save
 
 from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from importing import bring, picture, save
+from helpers.importing import bring, picture, save
 
 from granvit.corpus.importers import import_corpus, parquet
 from granvit.corpus.store import CorpusError

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from importing import bring, picture, save
+from helpers.importing import bring, picture, save
+from helpers.paths import real_data
 
 from granvit.corpus.store import CorpusError
 from granvit.regions import Region
 
-REAL_DATA = Path(__file__).resolve().parents[3] / "../shared/data"
 PHOTO = "COCO_train2014_000000581857.jpg"
 
 
@@ -193,10 +193,8 @@ def test_no_table_and_no_photo_are_clear_errors(tmp_path):
 
 def test_the_published_lists_are_read_whole(tmp_path):
     """All boxes and expressions of RefCOCO's testA; a grey photo of the stated size stands for each of COCO's."""
-    table = REAL_DATA / "rec_refcoco/REC_refcoco_unc_testA.jsonl.gz"
-    if not table.is_file():
-        pytest.skip("real data pack not present: ../shared/data")
-    with gzip.open(table) as lines:
+    (folder,) = real_data("rec_refcoco")
+    with gzip.open(folder / "REC_refcoco_unc_testA.jsonl.gz") as lines:
         rows = [json.loads(line) for line in lines][:120]
     for row in rows:
         save(tmp_path / "photos" / row["img_path"], (row["width"], row["height"]))

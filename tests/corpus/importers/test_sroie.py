@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from importing import bring, save
+from helpers.importing import bring, save
 
 from granvit.corpus.importers import import_corpus
 from granvit.corpus.importers.text_lines import unquoted

@@ -4,7 +4,7 @@ import json
 from itertools import count
 
 import pytest
-from importing import bring, save
+from helpers.importing import bring, save
 
 from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Region

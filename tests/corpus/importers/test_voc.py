@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from importing import bring, save
+from helpers.importing import bring, save
 
 from granvit.corpus.importers import import_corpus
 from granvit.corpus.importers import voc as voc_importer

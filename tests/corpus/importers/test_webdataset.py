@@ -5,7 +5,7 @@ import json
 import tarfile
 
 import pytest
-from importing import bring, picture
+from helpers.importing import bring, picture
 
 from granvit.corpus.check import read_quarantine
 from granvit.corpus.importers import import_corpus, webdataset

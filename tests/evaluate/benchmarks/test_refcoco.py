@@ -1,14 +1,13 @@
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from helpers.paths import real_data
 from PIL import Image
 
 from granvit.evaluate.benchmarks import open_benchmark
 from granvit.evaluate.benchmarks.refcoco import EXPRESSIONS
 
-DATA = (Path(__file__).parents[3] / "../shared/data/rec_refcoco").resolve()
 PHOTO = "COCO_train2014_000000000001.jpg"
 
 
@@ -75,9 +74,8 @@ def test_what_cannot_be_asked_is_told(tmp_path):
 
 
 def test_the_published_expressions_are_all_there(tmp_path):
-    if not DATA.is_dir():
-        pytest.skip("real data pack not present: ../shared/data/rec_refcoco")
-    source = open_benchmark("refcoco", DATA, tmp_path)
+    (folder,) = real_data("rec_refcoco")
+    source = open_benchmark("refcoco", folder, tmp_path)
     counts = Counter(item.task for look in source.looks() for item in look.items)
     published = {name: count for name, count in EXPRESSIONS.items() if not name.endswith("-val")}
     assert counts == published == {task.name: task.expected for task in source.tasks}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_model import collate, make_model, make_samples, whole_mask
+from helpers.tiny_model import collate, make_model, make_samples, whole_mask
 
 from granvit.model.packing import Sample
 from granvit.regions import RegionImage

@@ -1,10 +1,12 @@
 """An annotator that costs nothing, in a module of its own, so that spawned workers and Ray actors can import it.
 
-As a program it is a driver to be killed: ``python cheap.py SRC OUT WORKERS [RAY]``.
+As a program it is a driver to be killed: ``python -m helpers.cheap SRC OUT WORKERS [RAY]``.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import os
 import signal
@@ -14,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.shards import run_task
 from granvit.corpus.annotate.workers import Done, Ready
 from granvit.regions import Region
-
-HERE_ON_PATH = f"{Path(__file__).parent}:{Path(__file__).parents[3]}"
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,23 @@ class InlineWorkers:
         return [(self, next(self._messages))]
 
 
+def png(number: int, size=(40, 30)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (number, 2 * (number % 100) + (number % 5 == 0), 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def contents(corpus: Path) -> dict[str, str]:
+    """The checksum of every file, hidden ones too."""
+    files = (path for path in corpus.rglob("*") if path.is_file())
+    return {path.relative_to(corpus).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 if __name__ == "__main__":
     from granvit.corpus.annotate.pipeline import annotate
 
     src, out, workers = sys.argv[1:4]
     # Under another name than __main__, so that workers find the class.
-    from cheap import plan as make
+    from helpers.cheap import plan as make
 
     annotate(Path(src), Path(out), make(seconds=0.03), workers=int(workers), ray="".join(sys.argv[4:]), device="cpu")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_model import CANVAS, TEXTS, make_language, make_tower
+from helpers.tiny_model import CANVAS, TEXTS, make_language, make_tower
 
 from granvit import predict
 from granvit.coordinates import get_codec
+from granvit.corpus.synthetic.synthesize import make
 from granvit.evaluate import region_tasks
 from granvit.model.region_model import Settings
 from granvit.nano.models import train_tokenizer
@@ -17,6 +18,7 @@ from granvit.train.recipes.base import EmbeddedCorpus, Recipe
 from granvit.train.stages.config import AdaptConfig, PretrainConfig
 
 CODEC = "loc:16"
+SOURCES = [([make(i, seed=1, size=64, documents=0.4) for i in range(8)], 1.0)]
 
 
 def save_parts(folder: Path) -> Path:

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from tiny_stage import TinyStage, make_feed
+from helpers.tiny_stage import TinyStage, make_feed
 
 from granvit.train.loop import LoopConfig, train
 

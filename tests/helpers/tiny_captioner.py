@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from chat_server import PALETTE
-from tiny_model import collate, make_model, packed_loss
+from helpers.chat_server import PALETTE
+from helpers.tiny_model import collate, make_model, packed_loss
 
 from granvit.corpus.annotate.caption_requests import PROMPTS
 from granvit.model.packing import Sample

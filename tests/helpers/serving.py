@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from chat_server import MODEL, PALETTE, colour_of
+from helpers.chat_server import MODEL, PALETTE, colour_of
+from helpers.served import Process
 from PIL import Image
-from served import Process
 
 from granvit.corpus.annotate.base import Item
 from granvit.regions import Region, RegionImage
