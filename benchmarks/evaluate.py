@@ -34,8 +34,8 @@ from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic.synthesize import make
 from granvit.evaluate.answering import answer_some, batched, decode_named
 from granvit.evaluate.evaluation import Evaluation, open_journal, run_evaluation
-from granvit.evaluate.items import Look, Source
-from granvit.evaluate.region_tasks import region_looks, region_tasks
+from granvit.evaluate.items import EvalImage, EvalSet
+from granvit.evaluate.region_tasks import region_images, region_tasks
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano
 from granvit.predict import GranViT
@@ -70,14 +70,14 @@ def draw(folder: Path, images: int, regions: int) -> Corpus:
     return Corpus(folder)
 
 
-def source_of(corpus: Corpus, images: int | None = None) -> Source:
+def eval_set_of(corpus: Corpus, images: int | None = None) -> EvalSet:
     """Both questions about every region of the first `images`, answered in as many tokens as a trained model needs."""
     tasks = [replace(task, longest=ANSWER_TOKENS[task.name]) for task in region_tasks(TASKS)]
 
-    def looks() -> Iterator[Look]:
-        return region_looks(islice(iter(corpus), images), tasks, max_regions=1_000)
+    def asked() -> Iterator[EvalImage]:
+        return region_images(islice(iter(corpus), images), tasks, max_regions=1_000)
 
-    return Source("corpus", tasks, looks, images=images or len(corpus))
+    return EvalSet("corpus", tasks, asked, image_count=images or len(corpus))
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Seconds:
         return cls(time.perf_counter(), time.process_time())
 
 
-def bare(model: GranViT, source: Source) -> tuple[Seconds, list[str]]:
+def bare(model: GranViT, eval_set: EvalSet) -> tuple[Seconds, list[str]]:
     """The time of the model's answers alone, and the answers."""
-    tasks = {task.name: task for task in source.tasks}
-    groups = [[(decode_named(look), look.items) for look in some] for some in batched(source.looks(), 64)]
+    tasks = {task.name: task for task in eval_set.tasks}
+    groups = [[(decode_named(image), image.items) for image in some] for some in batched(eval_set.images(), 64)]
     start = Seconds.now()
     for asked in groups:
         answer_some(model, asked, tasks)
@@ -108,30 +108,30 @@ def bare(model: GranViT, source: Source) -> tuple[Seconds, list[str]]:
     return seconds, [item.said for asked in groups for _, items in asked for item in items]
 
 
-def evaluation(model: GranViT, source: Source, out: Path) -> tuple[Seconds, Evaluation]:
+def evaluation(model: GranViT, eval_set: EvalSet, out: Path) -> tuple[Seconds, Evaluation]:
     """The time of the whole evaluation, and what came of it."""
     start = Seconds.now()
     with open_journal(out, "benchmark") as journal:
-        result = run_evaluation(model, [source], {"Model": "benchmark"}, journal, progress=False)
-    write_files(result, [source], out)
+        result = run_evaluation(model, [eval_set], {"Model": "benchmark"}, journal, progress=False)
+    write_files(result, [eval_set], out)
     return Seconds.since(start), result
 
 
 def measure(model: GranViT, corpus: Corpus, options: argparse.Namespace, folder: Path) -> None:
     """Time both in turns, and print the table."""
-    source = source_of(corpus)
-    warm_up = source_of(corpus, images=WARM_UP)
+    eval_set = eval_set_of(corpus)
+    warm_up = eval_set_of(corpus, images=WARM_UP)
     bare(model, warm_up), evaluation(model, warm_up, folder / "warm-up")
     bares: list[Seconds] = []
     wholes: list[Seconds] = []
     for repeat in range(options.repeats):
         out = folder / f"out{repeat}"
         if repeat % 2:
-            whole, result = evaluation(model, source, out)
-            alone, said = bare(model, source)
+            whole, result = evaluation(model, eval_set, out)
+            alone, said = bare(model, eval_set)
         else:
-            alone, said = bare(model, source)
-            whole, result = evaluation(model, source, out)
+            alone, said = bare(model, eval_set)
+            whole, result = evaluation(model, eval_set, out)
         assert [item.said for item in result.items] == said, "the evaluation gives other answers than the model alone"
         bares.append(alone)
         wholes.append(whole)

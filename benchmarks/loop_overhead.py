@@ -24,16 +24,16 @@ from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.model.packing import Batch
 from granvit.nano.recipes import nano
 from granvit.train.build import build_model
-from granvit.train.feed import Collate, Feed, Prepare, Records
+from granvit.train.feed import Collate, Feed, PrepareSample, Records
 from granvit.train.loop import LoopConfig, train
 from granvit.train.optimizer import make_optimizer
-from granvit.train.prepare import Prepare as PrepareSample
+from granvit.train.prepare import Prepare
 from granvit.train.stages.base import Stage
 
 BATCH = 16
 
 
-def workload(folder: Path) -> tuple[Callable[[], Stage], list[tuple[Records, float]], Prepare, Collate]:
+def workload(folder: Path) -> tuple[Callable[[], Stage], list[tuple[Records, float]], PrepareSample, Collate]:
     """What is trained, on what: stage 1 of the nano recipe on pictures drawn into `folder`."""
     recipe = nano()
     stage = recipe.stages[0]
@@ -44,7 +44,7 @@ def workload(folder: Path) -> tuple[Callable[[], Stage], list[tuple[Records, flo
         model.llava.load_state_dict(start)
         return stage.build(model)
 
-    prepare = PrepareSample(model, stage.sample)
+    prepare = Prepare(model, stage.sample)
     corpus = synthesize(folder / "corpus", 256, progress=False)
     return make_stage, [(corpus, 1.0)], prepare, prepare.collate
 
@@ -102,7 +102,7 @@ def measure(
     options: argparse.Namespace,
     make_stage: Callable[[], Stage],
     sources: list[tuple[Records, float]],
-    prepare: Prepare,
+    prepare: PrepareSample,
     collate: Collate,
 ) -> None:
     """Time all arms and print the table."""

@@ -39,7 +39,7 @@ from granvit.images import decode
 from granvit.loading.models import load, load_model
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano
-from granvit.predict import Ask, GranViT
+from granvit.predict import GranViT, ImageQuestions
 from granvit.questions import ask_box
 from granvit.train.build import build_model
 
@@ -111,7 +111,7 @@ def arms_of(model: GranViT, llava: Any, processor: Any, picture: Image.Image, as
 
     ready = [inputs([text]) for text in texts]
     return {
-        GRANVIT: lambda: model.answer([Ask(picture, view, asked)], tokens)[0],
+        GRANVIT: lambda: model.answer([ImageQuestions(picture, view, asked)], tokens)[0],
         ONE_CALL: lambda: [generate(inputs([text]))[0] for text in texts],
         ALONE: lambda: [generate(made)[0] for made in ready],
         ONE_BATCH: lambda: generate(inputs(texts)),

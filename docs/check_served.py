@@ -19,7 +19,7 @@ from PIL import Image
 
 from granvit.errors import GranvitError
 from granvit.export.card import line_break
-from granvit.predict import Ask, GranViT, open_picture
+from granvit.predict import GranViT, ImageQuestions, open_picture
 from granvit.questions import ask_box
 
 
@@ -41,9 +41,9 @@ def main() -> int:
         view = granvit.model.view(picture.size)
         middle = np.array([*picture.size, *picture.size]) * [0.25, 0.25, 0.75, 0.75]
         questions = granvit.box_questions(view, middle)
-        described = granvit.answer([Ask(picture, view, questions)], given.tokens)[0][0]
+        described = granvit.answer([ImageQuestions(picture, view, questions)], given.tokens)[0][0]
         questions.append(ask_box(described or "the largest thing"))
-        ours = granvit.answer([Ask(picture, view, questions)], given.tokens)[0]
+        ours = granvit.answer([ImageQuestions(picture, view, questions)], given.tokens)[0]
         sent = view.apply(picture, granvit.model.fill) if given.llama_cpp else picture
         for question, expected in zip(questions, ours, strict=True):
             text = "\n" + question if given.llama_cpp and line_break(granvit.model) else question

@@ -58,7 +58,7 @@ class ImageError(GranvitError):
         return ImageError, (self.reason, self.detail)
 
 
-def probe(data: bytes) -> tuple[int, int]:
+def upright_size(data: bytes) -> tuple[int, int]:
     """(width, height) in pixels of the upright image, from the header alone where the format allows.
 
     A PNG may state its orientation behind the pixels, so one without it in front is read to the end.

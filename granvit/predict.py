@@ -31,13 +31,13 @@ Picture = Image.Image | bytes | str | Path
 # Tokens. What a question may have where the language model has more positions; attention takes its square in memory.
 LONGEST_QUESTION = 4096
 # Pictures, or windows of one, that are encoded at once.
-_LOOKS = 64
+_VIEWS = 64
 # No picture within the limits of `images` needs a larger file.
 _LARGEST_FILE = 1 << 30
 
 
 @dataclass
-class Ask:
+class ImageQuestions:
     """Questions about one picture, in a view of it: the unit in which `GranViT.answer` works.
 
     `image` is EXIF-upright RGB; `questions` are plain text, or `Coded` where they hold a box; `name` is the picture's
@@ -97,7 +97,7 @@ class GranViT:
         picture = open_picture(image)
         view = self.model.view(picture.size)
         checked = checked_boxes(boxes, picture.size, normalized)
-        ask = Ask(picture, view, self.box_questions(view, checked), name_of(image))
+        ask = ImageQuestions(picture, view, self.box_questions(view, checked), name_of(image))
         return self._texts([ask], LONGEST_DESCRIPTION)[0]
 
     def read(self, image: Picture, boxes: ArrayLike, window: int | None = None, normalized: bool = False) -> list[str]:
@@ -115,7 +115,7 @@ class GranViT:
         asks = []
         for box in checked_boxes(boxes, picture.size, normalized):
             view = View.window_around(box, picture.size, window, self.model.canvas)
-            asks.append(Ask(picture, view, self.box_questions(view, box), name_of(image)))
+            asks.append(ImageQuestions(picture, view, self.box_questions(view, box), name_of(image)))
         return [answers[0] for answers in self._texts(asks, LONGEST_DESCRIPTION)]
 
     def locate(self, image: Picture, phrases: Sequence[str]) -> list[Box | None]:
@@ -133,13 +133,13 @@ class GranViT:
                 raise GranvitError(f"the phrase {ascii(phrase[:80])} is not valid Unicode")
         picture = open_picture(image)
         view = self.model.view(picture.size)
-        asks = [Ask(picture, view, [ask_box(p) for p in phrases], name_of(image))]
+        asks = [ImageQuestions(picture, view, [ask_box(p) for p in phrases], name_of(image))]
         return [self.to_pixels(answer, view) for answer in self.answer(asks, LONGEST_BOX)[0]]
 
     def caption(self, image: Picture) -> str:
         """One paragraph about the whole picture."""
         picture = open_picture(image)
-        ask = Ask(picture, self.model.view(picture.size), [ask_global()], name_of(image))
+        ask = ImageQuestions(picture, self.model.view(picture.size), [ask_global()], name_of(image))
         return self._texts([ask], LONGEST_CAPTION)[0][0]
 
     def attend(self, image: Picture, box: ArrayLike, normalized: bool = False) -> Seen:
@@ -169,7 +169,7 @@ class GranViT:
         x1, y1, x2, y2 = view.from_relative(box, self.model.settings.frame)[0].tolist()
         return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
-    def answer(self, asks: Sequence[Ask], max_new_tokens: int) -> list[list[str]]:
+    def answer(self, asks: Sequence[ImageQuestions], max_new_tokens: int) -> list[list[str]]:
         """Greedy answers to all questions as they are said, picture by picture.
 
         Raises:
@@ -178,7 +178,7 @@ class GranViT:
         decode_row = self.model.dialog.decode
         return [[decode_row(row) for row in rows] for rows in self._tokens(asks, max_new_tokens)]
 
-    def _texts(self, asks: Sequence[Ask], max_new_tokens: int) -> list[list[str]]:
+    def _texts(self, asks: Sequence[ImageQuestions], max_new_tokens: int) -> list[list[str]]:
         """As `answer`, without the location tokens that a text has no place for."""
         decode_row, places = self.model.dialog.decode, self._places
         return [
@@ -186,7 +186,7 @@ class GranViT:
             for rows in self._tokens(asks, max_new_tokens)
         ]
 
-    def _tokens(self, asks: Sequence[Ask], max_new_tokens: int) -> Iterator[list[list[int]]]:
+    def _tokens(self, asks: Sequence[ImageQuestions], max_new_tokens: int) -> Iterator[list[list[int]]]:
         for chunk in _chunks(asks, self.rows):
             questions = [[self.tokens_of(question) for question in ask.questions] for ask in chunk]
             canvases = np.stack([np.asarray(a.view.apply(a.image, self.model.fill)) for a in chunk])
@@ -264,12 +264,12 @@ def checked_boxes(boxes: ArrayLike, size: tuple[int, int], normalized: bool = Fa
     return clip(array * scale, *size)
 
 
-def _chunks(asks: Sequence[Ask], rows: int) -> Iterator[list[Ask]]:
-    """Looks in groups of at most `_LOOKS` with at most `rows` questions; one with more makes a group of its own."""
-    chunk: list[Ask] = []
+def _chunks(asks: Sequence[ImageQuestions], rows: int) -> Iterator[list[ImageQuestions]]:
+    """Images in groups of at most `_VIEWS` with at most `rows` questions; one with more makes a group of its own."""
+    chunk: list[ImageQuestions] = []
     filled = 0
     for ask in asks:
-        if chunk and (len(chunk) == _LOOKS or filled + len(ask.questions) > rows):
+        if chunk and (len(chunk) == _VIEWS or filled + len(ask.questions) > rows):
             yield chunk
             chunk, filled = [], 0
         chunk.append(ask)

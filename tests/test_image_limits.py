@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from granvit import image_limits, images
-from granvit.images import ImageError, decode, probe
+from granvit.images import ImageError, decode, upright_size
 
 
 def encode(image: Image.Image, form: str, **options) -> bytes:
@@ -23,7 +23,7 @@ def encode(image: Image.Image, form: str, **options) -> bytes:
 def refused_soon(data: bytes) -> str:
     """The detail of a refusal that costs next to nothing, whichever way the picture is looked at."""
     start = time.process_time()
-    for look in (decode, probe, images.as_plain_file, lambda data: images.thumbnail(data, 8)):
+    for look in (decode, upright_size, images.as_plain_file, lambda data: images.thumbnail(data, 8)):
         with pytest.raises(ImageError) as error:
             look(data)
         assert error.value.reason == "too-costly"

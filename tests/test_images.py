@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms
 
 from granvit import images
-from granvit.images import ImageError, decode, probe
+from granvit.images import ImageError, decode, upright_size
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -46,7 +46,7 @@ def test_usual_formats_decode(fmt):
     image = decode(encode(corners(), fmt))
     assert (image.mode, image.size) == ("RGB", (60, 40))
     assert quadrants(image) == [RED, GREEN, BLUE, WHITE]
-    assert probe(encode(corners(), fmt)) == (60, 40)
+    assert upright_size(encode(corners(), fmt)) == (60, 40)
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
@@ -67,7 +67,7 @@ def test_every_exif_orientation_comes_out_upright(fmt, orientation):
     exif[0x0112] = orientation
     data = encode(corners().transpose(stored) if stored is not None else corners(), fmt, exif=exif)
     assert quadrants(decode(data)) == [RED, GREEN, BLUE, WHITE]
-    assert decode(data).size == probe(data) == (60, 40)
+    assert decode(data).size == upright_size(data) == (60, 40)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -75,7 +75,7 @@ def test_every_exif_orientation_comes_out_upright(fmt, orientation):
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
 def test_damaged_exif_is_no_orientation(fmt, exif):
     data = encode(corners(), fmt, exif=b"Exif\x00\x00" + exif)
-    assert decode(data).size == probe(data) == (60, 40)
+    assert decode(data).size == upright_size(data) == (60, 40)
 
 
 def test_cmyk_keeps_its_colours():
@@ -152,7 +152,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_bomb_is_refused_from_its_header(side):
     assert reason(png_header(side, side)) == "too-many-pixels"
     with pytest.raises(ImageError):
-        probe(png_header(side, side))
+        upright_size(png_header(side, side))
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")

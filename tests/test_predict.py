@@ -11,7 +11,7 @@ from PIL import Image
 from granvit import predict
 from granvit.errors import CheckpointError, GranvitError
 from granvit.images import ImageError
-from granvit.predict import Ask, GranViT, checked_boxes, open_picture
+from granvit.predict import GranViT, ImageQuestions, checked_boxes, open_picture
 from granvit.questions import ask_box, ask_caption, ask_global
 
 # Relative places of the tests lie on the borders of 16 bins; `loc` decodes to the centre of a bin.
@@ -54,7 +54,7 @@ def as_asked(granvit, question):
 
 def ask_about(granvit, picture, boxes):
     view = granvit.model.view(picture.size)
-    return Ask(picture, view, granvit.box_questions(view, boxes))
+    return ImageQuestions(picture, view, granvit.box_questions(view, boxes))
 
 
 # --- the four calls --------------------------------------------------------------------------------------------------
@@ -359,11 +359,11 @@ def test_many_boxes_share_one_look_at_the_picture(granvit, monkeypatch):
     assert granvit._texts(asks, predict.LONGEST_DESCRIPTION) == [answers[i : i + 2] for i in range(0, 8, 2)]
     assert looks == [2, 2]
     looks.clear()
-    monkeypatch.setattr(predict, "_LOOKS", 3)  # of windows, each a look of its own
+    monkeypatch.setattr(predict, "_VIEWS", 3)  # of windows, each a look of its own
     monkeypatch.setattr(granvit, "rows", 256)
     windows = granvit.read(photo(), boxes[:8], window=50)
     assert looks == [3, 3, 2]
-    monkeypatch.setattr(predict, "_LOOKS", 64)
+    monkeypatch.setattr(predict, "_VIEWS", 64)
     assert granvit.read(photo(), boxes[:8], window=50) == windows
 
 

@@ -36,7 +36,7 @@ def check_window(window: int | None) -> None:
 
 
 @dataclass
-class Ask:
+class AskCommand:
     """What the asking commands share."""
 
     image: Positional[Path]
@@ -110,7 +110,7 @@ def parse_box_option(text: str) -> tuple[float, float, float, float]:
 
 
 @dataclass
-class AskBoxes(Ask):
+class AskAboutBoxes(AskCommand):
     """What the commands share that ask about boxes."""
 
     box: tyro.conf.UseAppendAction[Boxes] = field(default_factory=list)
@@ -129,7 +129,7 @@ class AskBoxes(Ask):
 
 
 @dataclass
-class Describe(AskBoxes):
+class Describe(AskAboutBoxes):
     """Say what is in each box of a picture."""
 
     def run(self) -> int:
@@ -139,7 +139,7 @@ class Describe(AskBoxes):
 
 
 @dataclass
-class Read(AskBoxes):
+class Read(AskAboutBoxes):
     """Transcribe the text in each box of a picture."""
 
     window: int | None = None
@@ -153,7 +153,7 @@ class Read(AskBoxes):
 
 
 @dataclass
-class Locate(Ask):
+class Locate(AskCommand):
     """Find the region that each phrase describes."""
 
     phrases: Positional[tuple[str, ...]] = ()
@@ -168,7 +168,7 @@ class Locate(Ask):
 
 
 @dataclass
-class Caption(Ask):
+class Caption(AskCommand):
     """Describe the whole picture."""
 
     def run(self) -> int:

@@ -19,7 +19,7 @@ from granvit.loading.devices import Device
 
 if TYPE_CHECKING:
     from granvit.evaluate.evaluation import Evaluation
-    from granvit.evaluate.items import Source
+    from granvit.evaluate.items import EvalSet
 
 _Named = Annotated[list[str], tyro.conf.arg(metavar="NAME=PLACE")]
 
@@ -58,19 +58,19 @@ class Eval:
         from granvit.evaluate.evaluation import open_journal, run_evaluation
 
         self._check()
-        sources = self._sources()
+        eval_sets = self._eval_sets()
         model = load_model(self.model, self.device)
         model.rows = self.batch
-        facts = self._facts(model, sources)
+        facts = self._facts(model, eval_sets)
         written: list[Path] = []
         if self.out is None:
-            result = run_evaluation(model, sources, facts, limit=self.limit)
+            result = run_evaluation(model, eval_sets, facts, limit=self.limit)
         else:
             digest = checkpoint_id(self.model)
             facts["Checkpoint"] = f"sha256 {digest[:16]}"
             with locked(self.out), open_journal(self.out, digest) as journal:
-                result = run_evaluation(model, sources, facts, journal, self.limit)
-                written = write_files(result, sources, self.out)
+                result = run_evaluation(model, eval_sets, facts, journal, self.limit)
+                written = write_files(result, eval_sets, self.out)
         _print(result)
         for path in written:
             print(path)
@@ -86,31 +86,31 @@ class Eval:
         if self.out is not None and self.out.is_file():
             raise GranvitError(f"--out {self.out} is a file; a folder is written")
 
-    def _sources(self) -> list[Source]:
+    def _eval_sets(self) -> list[EvalSet]:
         from granvit.evaluate.benchmarks import open_benchmark
 
         pictures = dict(_named(text, "--images") for text in self.images)
         benches = [_named(text, "--bench") for text in self.bench]
         if unknown := pictures.keys() - {name for name, _ in benches}:
             raise GranvitError(f"--images {min(unknown)}=...: there is no --bench {min(unknown)}=...")
-        sources = [] if self.corpus is None else [self._corpus_source(self.corpus)]
-        return sources + [open_benchmark(name, place, pictures.get(name)) for name, place in benches]
+        eval_sets = [] if self.corpus is None else [self._corpus_eval_set(self.corpus)]
+        return eval_sets + [open_benchmark(name, place, pictures.get(name)) for name, place in benches]
 
-    def _corpus_source(self, folder: Path) -> Source:
+    def _corpus_eval_set(self, folder: Path) -> EvalSet:
         from granvit.corpus.derive import held_out_part
         from granvit.corpus.store import Corpus
-        from granvit.evaluate.items import Source
-        from granvit.evaluate.region_tasks import MAX_REGIONS, region_looks, region_tasks
+        from granvit.evaluate.items import EvalSet
+        from granvit.evaluate.region_tasks import MAX_REGIONS, region_images, region_tasks
 
         names = [name.strip() for name in self.tasks.split(",") if name.strip()]
         if not names:
             raise GranvitError("--tasks names no task; see granvit eval --help")
         tasks = region_tasks(list(dict.fromkeys(names)), self.window)
         held_out = held_out_part(Corpus(folder))
-        looks = lambda: region_looks(held_out, tasks, MAX_REGIONS)  # noqa: E731
-        return Source(folder.resolve().name, tasks, looks, images=len(held_out))
+        images = lambda: region_images(held_out, tasks, MAX_REGIONS)  # noqa: E731
+        return EvalSet(folder.resolve().name, tasks, images, image_count=len(held_out))
 
-    def _facts(self, model: Any, sources: Sequence[Source]) -> dict[str, str]:
+    def _facts(self, model: Any, eval_sets: Sequence[EvalSet]) -> dict[str, str]:
         import platform
 
         import torch
@@ -158,14 +158,14 @@ def _print(result: Evaluation) -> None:
         print(f"note: {note}")
 
 
-def write_files(result: Evaluation, sources: Sequence[Source], out: Path) -> list[Path]:
+def write_files(result: Evaluation, eval_sets: Sequence[EvalSet], out: Path) -> list[Path]:
     """Scores, Markdown and page into a folder; returns what a reader opens."""
     from granvit.evaluate.evaluation import SCORES, write_scores
     from granvit.evaluate.evaluation_report import markdown, write_report
 
     write_scores(result, out)
     write_text(out / "scores.md", markdown(result))
-    write_report(result, sources, out / "report.html")
+    write_report(result, eval_sets, out / "report.html")
     return [out / SCORES, out / "scores.md", out / "report.html"]
 
 

@@ -1,4 +1,4 @@
-"""Asking: images in groups, every question once, answers kept on disk as they come, so that an evaluation goes on."""
+"""Answering: images in groups, every question once; answers are kept on disk as they come, to go on from there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from granvit.errors import GranvitError
-from granvit.evaluate.items import Item, Look, Task
+from granvit.evaluate.items import EvalImage, Item, Task
 from granvit.files import open_regular
 from granvit.geometry import View
 from granvit.images import ImageError, decode
 from granvit.loading.run_folder import checkpoint_of
-from granvit.predict import Ask, GranViT
+from granvit.predict import GranViT, ImageQuestions
 from granvit.questions import ask_box
 
 ANSWERS = "answers.jsonl"
@@ -75,7 +75,7 @@ class Journal:
 
     def recall(self, item: Item, task: Task) -> bool:
         """Fills in the answer to a question, where it was given before; says whether it was."""
-        row = self._known.get((item.task, item.key, fingerprint(item, task)))
+        row = self._known.get((item.task, item.key, question_digest(item, task)))
         if row is None:
             return False
         item.said = row["said"]
@@ -86,7 +86,7 @@ class Journal:
     def write(self, items: Sequence[Item], tasks: dict[str, Task]) -> None:
         """Appends answers; they are on disk when this returns, as far as a killed process is concerned."""
         for item in items:
-            row: dict[str, Any] = {"task": item.task, "key": item.key, "asked": fingerprint(item, tasks[item.task])}
+            row: dict[str, Any] = {"task": item.task, "key": item.key, "asked": question_digest(item, tasks[item.task])}
             self._write({**row, "said": item.said, "found": item.found, "size": item.size})
         self._file.flush()
 
@@ -103,7 +103,7 @@ class Journal:
         self.close()
 
 
-def fingerprint(item: Item, task: Task) -> str:
+def question_digest(item: Item, task: Task) -> str:
     """Short for all that decides the answer besides checkpoint and image: questions that share it are the same."""
     box = None if item.how == "phrase" or item.box is None else [float(v) for v in item.box]
     parts = [item.id, item.how, item.asked, box, task.window if item.how == "box" else None, task.longest]
@@ -125,7 +125,7 @@ _IMAGES_AT_ONCE = 64
 
 def answer_all(
     model: GranViT,
-    looks: Iterable[Look],
+    images: Iterable[EvalImage],
     tasks: Sequence[Task],
     journal: Journal | None = None,
     total: int | None = None,
@@ -133,7 +133,7 @@ def answer_all(
     name: str = "evaluate",
     unreadable: dict[str, str] | None = None,
 ) -> list[Item]:
-    """All items of all looks, answered; their order is that of the looks.
+    """All items of all images, answered, in the order of the images.
 
     Questions that `journal` knows are not asked again, and images without others are not even opened. `total` is the
     number of images, for the progress bar. An image that cannot be opened goes to `unreadable` with the reason, and
@@ -145,56 +145,56 @@ def answer_all(
     by_name = {task.name: task for task in tasks}
     answered: list[Item] = []
     with tqdm(total=total, desc=name, unit="img", disable=not progress) as bar:
-        for some in batched(iter(looks), _IMAGES_AT_ONCE):
-            open_items = [(look, _unanswered(look, by_name, journal)) for look in some]
+        for some in batched(iter(images), _IMAGES_AT_ONCE):
+            open_items = [(image, _unanswered(image, by_name, journal)) for image in some]
             asked = []
-            for look, items in open_items:
-                if items and (picture := _opened(look, unreadable)) is not None:
+            for image, items in open_items:
+                if items and (picture := _opened(image, unreadable)) is not None:
                     asked.append((picture, items))
-            some = [look for look in some if look.id not in (unreadable or {})]
+            some = [image for image in some if image.id not in (unreadable or {})]
             answer_some(model, asked, by_name)
             if journal is not None:
                 journal.write([item for _, items in asked for item in items], by_name)
-            answered += [item for look in some for item in look.items]
+            answered += [item for image in some for item in image.items]
             bar.update(len(open_items))
     return answered
 
 
-def _opened(look: Look, unreadable: dict[str, str] | None) -> Image.Image | None:
+def _opened(image: EvalImage, unreadable: dict[str, str] | None) -> Image.Image | None:
     try:
-        return decode_named(look)
+        return decode_named(image)
     except GranvitError as error:
         if unreadable is None:
             raise
-        unreadable[look.id] = str(error)
+        unreadable[image.id] = str(error)
         return None
 
 
-def _unanswered(look: Look, tasks: dict[str, Task], journal: Journal | None) -> list[Item]:
-    return [item for item in look.items if journal is None or not journal.recall(item, tasks[item.task])]
+def _unanswered(image: EvalImage, tasks: dict[str, Task], journal: Journal | None) -> list[Item]:
+    return [item for item in image.items if journal is None or not journal.recall(item, tasks[item.task])]
 
 
-def decode_named(look: Look) -> Image.Image:
-    """The upright picture of a look.
+def decode_named(image: EvalImage) -> Image.Image:
+    """The upright picture of an image.
 
     Raises:
         ValueError: it cannot be opened.
     """
     try:
-        return decode(look.load())
+        return decode(image.load())
     except (ImageError, OSError) as error:
-        raise GranvitError(f"{look.id}: {error}") from error
+        raise GranvitError(f"{image.id}: {error}") from error
 
 
 def answer_some(model: GranViT, asked: Sequence[tuple[Image.Image, list[Item]]], tasks: dict[str, Task]) -> None:
     """Fills in `said`, `found` and `size` of every item. Questions with equal limits are asked together."""
     for longest in dict.fromkeys(tasks[item.task].longest for _, items in asked for item in items):
-        asks: list[Ask] = []
+        asks: list[ImageQuestions] = []
         waiting: list[list[Item]] = []
         for picture, items in asked:
             mine = [item for item in items if tasks[item.task].longest == longest]
             for view, some in _views(model, picture, mine, tasks):
-                asks.append(Ask(picture, view, [_question(model, item, view) for item in some], some[0].id))
+                asks.append(ImageQuestions(picture, view, [_question(model, item, view) for item in some], some[0].id))
                 waiting.append(some)
         for ask, some, answers in zip(asks, waiting, model.answer(asks, longest), strict=True):
             for item, said in zip(some, answers, strict=True):
@@ -205,7 +205,7 @@ def answer_some(model: GranViT, asked: Sequence[tuple[Image.Image, list[Item]]],
 def _views(
     model: GranViT, picture: Image.Image, items: Sequence[Item], tasks: dict[str, Task]
 ) -> Iterator[tuple[View, list[Item]]]:
-    """The looks at one picture: one at the whole for all questions, and one around each box that asks for a window."""
+    """The views of one picture: one of the whole for all questions, and one around each box that asks for a window."""
     whole: list[Item] = []
     for item in items:
         window = tasks[item.task].window
@@ -223,6 +223,6 @@ def _question(model: GranViT, item: Item, view: View) -> str:
     return ask_box(item.asked) if item.how == "phrase" else item.asked
 
 
-def batched(looks: Iterator[Look], size: int) -> Iterator[list[Look]]:
-    while some := list(islice(looks, size)):
+def batched(images: Iterator[EvalImage], size: int) -> Iterator[list[EvalImage]]:
+    while some := list(islice(images, size)):
         yield some

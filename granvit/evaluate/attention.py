@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from granvit.evaluate.patch_encoder import Look, PatchEncoder, eager_attention
+from granvit.evaluate.patch_encoder import EncoderOutput, PatchEncoder, eager_attention
 from granvit.geometry import as_boxes
 from granvit.model.generate import LONGEST_DESCRIPTION, greedy
 from granvit.model.region_model import RegionModel
@@ -63,23 +63,23 @@ class Seen:
     word_maps: Floats | None = None
 
 
-def maps_of(look: Look, queries: Floats) -> Maps:
+def maps_of(output: EncoderOutput, queries: Floats) -> Maps:
     """The maps of queries over one picture.
 
     Args:
-        look: of a single canvas.
+        output: of a single canvas.
         queries: (R, P), how much of each patch belongs to the query.
     """
     w = torch.from_numpy(queries).float()
-    heads = torch.stack([_as_others_see(layer[0].float().cpu(), w) for layer in look.attentions], dim=1)
-    means = {name: _as_others_see(weights, w).double().numpy() for name, weights in patch_weights(look).items()}
+    heads = torch.stack([_as_others_see(layer[0].float().cpu(), w) for layer in output.attentions], dim=1)
+    means = {name: _as_others_see(weights, w).double().numpy() for name, weights in patch_weights(output).items()}
     return Maps(heads=heads.double().numpy(), **means)
 
 
-def patch_weights(look: Look) -> dict[str, Tensor]:
+def patch_weights(output: EncoderOutput) -> dict[str, Tensor]:
     """How much each patch of a single canvas weighs for each, (P, P), by the names of `Maps`."""
-    last = torch.stack([layer[0].float().cpu() for layer in look.attentions[-LAST_LAYERS:]])
-    features_pd = look.features[0].float().cpu()
+    last = torch.stack([layer[0].float().cpu() for layer in output.attentions[-LAST_LAYERS:]])
+    features_pd = output.features[0].float().cpu()
     return {
         "attention": last.mean((0, 1)),
         "similarity": _cosines(features_pd),
@@ -143,7 +143,7 @@ def attend_box(encoder: PatchEncoder, picture: Image.Image, box: ArrayLike) -> S
     inside = encoder.coverage(encoder.view(picture.size), as_boxes(box))
     visible = visible_part(encoder, picture.size)
     canvas = encoder.show([picture])
-    maps = maps_of(encoder.look(canvas), inside)
+    maps = maps_of(encoder.encode(canvas), inside)
     named = {"attention": maps.attention, "similarity": maps.similarity, "contrast": maps.contrast}
     seen = Seen(
         maps,
@@ -171,7 +171,7 @@ def _add_words(
 
 def attend_point(encoder: PatchEncoder, picture: Image.Image, point: ArrayLike) -> Seen:
     """What is seen from the patch under a point (x, y) in image pixels."""
-    return Seen(maps_of(encoder.look(encoder.show([picture])), point_query(encoder, picture.size, point)))
+    return Seen(maps_of(encoder.encode(encoder.show([picture])), point_query(encoder, picture.size, point)))
 
 
 @torch.inference_mode()

@@ -130,7 +130,7 @@ def _sums(encoder: PatchEncoder, record: RegionImage, regions: list[Region]) -> 
     inside = encoder.coverage(encoder.view(picture.size), [r.box for r in regions])
     visible = visible_part(encoder, picture.size)
     canvas = encoder.show([picture])
-    maps = maps_of(encoder.look(canvas), inside)
+    maps = maps_of(encoder.encode(canvas), inside)
     rows = {ATTENTION: maps.attention, SIMILARITY: maps.similarity, CONTRAST: maps.contrast}
     for n, of_heads in enumerate(np.moveaxis(maps.heads, 1, 0), start=1):
         rows[f"encoder attention, layer {n}"] = of_heads.mean(1)

@@ -329,7 +329,7 @@ def _figures(
 
 def _viewer(picture: Image.Image, encoder: PatchEncoder, query: Query) -> dict[str, Any]:
     """What every patch sees, for the page's script: a byte per pair of patches, each row scaled to its largest."""
-    weights = patch_weights(encoder.look(encoder.show([picture])))
+    weights = patch_weights(encoder.encode(encoder.show([picture])))
     at = np.asarray(query[1], dtype=float)
     return {
         "name": encoder.name,

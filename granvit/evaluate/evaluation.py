@@ -1,4 +1,4 @@
-"""A whole evaluation: sources asked one after the other, scored, averaged by group, and written down."""
+"""A whole evaluation: sets of questions asked one after the other, scored, averaged by group, and written down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from granvit.bootstrap import Estimate, estimate
 from granvit.errors import GranvitError
 from granvit.evaluate.answering import ANSWERS, Journal, answer_all
-from granvit.evaluate.items import Item, Source, Task
+from granvit.evaluate.items import EvalSet, Item, Task
 from granvit.evaluate.scoring import SCORERS, Scores, score
 from granvit.files import atomic_file, open_regular, read_json, read_regular
 from granvit.predict import GranViT
@@ -53,37 +53,39 @@ class Evaluation:
 
 def run_evaluation(
     model: GranViT,
-    sources: Sequence[Source],
+    eval_sets: Sequence[EvalSet],
     facts: dict[str, str],
     journal: Journal | None = None,
     limit: int | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Ask and score up to `limit` images of each source.
+    """Ask and score up to `limit` images of each set.
 
     Raises:
-        ValueError: two sources have a task of the same name, or there is nothing to ask.
+        ValueError: two sets have a task of the same name, or there is nothing to ask.
     """
-    names = [task.name for source in sources for task in source.tasks]
+    names = [task.name for eval_set in eval_sets for task in eval_set.tasks]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise GranvitError(f"two sources would both be scored as {twice!r}: evaluate them one by one")
-    result = Evaluation(facts, {task.name: task for source in sources for task in source.tasks})
-    for source in sources:
-        total = source.images if limit is None else min(limit, source.images or limit)
+    result = Evaluation(facts, {task.name: task for eval_set in eval_sets for task in eval_set.tasks})
+    for eval_set in eval_sets:
+        total = eval_set.image_count if limit is None else min(limit, eval_set.image_count or limit)
         unreadable: dict[str, str] = {}
-        looks = islice(source.looks(), limit)
-        items = answer_all(model, looks, source.tasks, journal, total, progress, source.name, unreadable)
+        first = islice(eval_set.images(), limit)
+        items = answer_all(model, first, eval_set.tasks, journal, total, progress, eval_set.name, unreadable)
         result.items += items
-        result.notes += source.notes
+        result.notes += eval_set.notes
         if unreadable:
-            told = next(iter(unreadable.values()))
-            result.notes.append(f"{source.name}: {len(unreadable):,} pictures can't be opened and are left out: {told}")
+            why = next(iter(unreadable.values()))
+            result.notes.append(
+                f"{eval_set.name}: {len(unreadable):,} pictures can't be opened and are left out: {why}"
+            )
         images = list(dict.fromkeys(item.id for item in items))
-        for task in source.tasks:
+        for task in eval_set.tasks:
             mine = [item for item in items if item.task == task.name]
             if mine:
-                # Tasks of one source are drawn together, those of different sources independently.
-                result.scores[task.name] = score(task, mine, images, seed=zlib.crc32(source.name.encode()))
+                # Tasks of one set are drawn together, those of different sets independently.
+                result.scores[task.name] = score(task, mine, images, seed=zlib.crc32(eval_set.name.encode()))
                 result.notes += _incomplete(task, len(mine)) + _on_measures(task, result.scores[task.name], mine)
     if not result.items:
         raise GranvitError("; ".join([f"nothing to evaluate: no question for {', '.join(names)}", *result.notes]))

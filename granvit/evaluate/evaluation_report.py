@@ -14,7 +14,7 @@ from granvit.draw import draw_boxes
 from granvit.errors import GranvitError
 from granvit.evaluate.answering import decode_named
 from granvit.evaluate.evaluation import Evaluation
-from granvit.evaluate.items import Item, Look, Source
+from granvit.evaluate.items import EvalImage, EvalSet, Item
 from granvit.evaluate.scoring import SCORERS
 from granvit.page import data_uri, percent, write_page
 
@@ -142,11 +142,11 @@ def chosen(items: Sequence[Item], scorer: str, count: int = SHOWN) -> dict[str, 
     return cases
 
 
-def write_report(result: Evaluation, sources: Sequence[Source], path: Path) -> None:
-    """One self-contained HTML page: group averages, all scores, and cases with their pictures, read from `sources`."""
+def write_report(result: Evaluation, eval_sets: Sequence[EvalSet], path: Path) -> None:
+    """One self-contained HTML page: group averages, all scores, and cases with pictures, read from `eval_sets`."""
     cases = {task: chosen(result.of(task), result.tasks[task].scorer) for task in result.scores}
     wanted = {(case.item.task, case.item.id) for some in cases.values() for kind in some.values() for case in kind}
-    pictures = dict(_pictures(sources, wanted))
+    pictures = dict(_pictures(eval_sets, wanted))
     write_page(
         path,
         "evaluation.html.j2",
@@ -180,28 +180,30 @@ def _group(result: Evaluation, name: str) -> dict[str, object]:
     }
 
 
-def _pictures(sources: Sequence[Source], wanted: set[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], Image.Image]]:
+def _pictures(
+    eval_sets: Sequence[EvalSet], wanted: set[tuple[str, str]]
+) -> Iterable[tuple[tuple[str, str], Image.Image]]:
     """The wanted pictures by task and image, small, with the scale left to the card: full size is not kept."""
-    for source in sources:
-        names = {task.name for task in source.tasks}
+    for eval_set in eval_sets:
+        names = {task.name for task in eval_set.tasks}
         left = {image for task, image in wanted if task in names}
-        looks = source.looks() if left else iter(())
-        for look in looks:
-            if look.id in left:
-                left.discard(look.id)
-                picture = _picture(look)
+        images = eval_set.images() if left else iter(())
+        for image in images:
+            if image.id in left:
+                left.discard(image.id)
+                picture = _picture(image)
                 picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-                yield from (((name, look.id), picture) for name in names)
+                yield from (((name, image.id), picture) for name in names)
             if not left:
                 break
 
 
-def _picture(look: Look) -> Image.Image:
-    """The picture of a look; grey where it was answered in an earlier run and can't be opened any more."""
+def _picture(image: EvalImage) -> Image.Image:
+    """The picture of an image; grey where it was answered in an earlier run and can't be opened any more."""
     try:
-        return decode_named(look)
+        return decode_named(image)
     except GranvitError:
-        return Image.new("RGB", look.items[0].size if look.items[0].size[0] else (LONGEST_SIDE, LONGEST_SIDE), "grey")
+        return Image.new("RGB", image.items[0].size if image.items[0].size[0] else (LONGEST_SIDE, LONGEST_SIDE), "grey")
 
 
 def _card(case: Case, picture: Image.Image) -> dict[str, object]:

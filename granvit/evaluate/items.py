@@ -46,7 +46,7 @@ class Item:
 
 
 @dataclass
-class Look:
+class EvalImage:
     """An image and what is asked about it. `load` gives the image file's bytes."""
 
     id: str
@@ -77,14 +77,15 @@ class Task:
 
 
 @dataclass
-class Source:
-    """Where questions come from: its tasks, and a way to go through its images, each time from the start.
+class EvalSet:
+    """A benchmark, or the held-out part of a corpus: its tasks, and its images with their questions.
 
-    `images` is their number, where it is known beforehand. `notes` say what was left out; filled while it is read.
+    `images()` goes through them, each time from the start; `image_count` is their number, where it is known beforehand.
+    `notes` say what was left out; filled while they are read.
     """
 
     name: str
     tasks: Sequence[Task]
-    looks: Callable[[], Iterator[Look]]
-    images: int | None = None
+    images: Callable[[], Iterator[EvalImage]]
+    image_count: int | None = None
     notes: list[str] = field(default_factory=list)

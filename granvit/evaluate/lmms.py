@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from granvit.errors import GranvitError
 from granvit.geometry import View
-from granvit.predict import Ask, GranViT, open_picture
+from granvit.predict import GranViT, ImageQuestions, open_picture
 
 # What lmms-eval's own models take where a task names no limit.
 _LONGEST = 1024
@@ -191,7 +191,7 @@ class LmmsGranViT(lmms):
 
         A question that is longer than the model can read is answered by nothing.
         """
-        asks: list[Ask] = []
+        asks: list[ImageQuestions] = []
         places: list[tuple[int, int] | None] = []
         for conversation in conversations:
             question = conversation.question
@@ -200,7 +200,7 @@ class LmmsGranViT(lmms):
                 continue
             (picture,) = conversation.pictures
             if not asks or asks[-1].image != picture:
-                asks.append(Ask(picture, self.granvit.model.view(picture.size), []))
+                asks.append(ImageQuestions(picture, self.granvit.model.view(picture.size), []))
             asks[-1].questions.append(question)
             places.append((len(asks) - 1, len(asks[-1].questions) - 1))
         said = self.granvit.answer(asks, longest)

@@ -36,7 +36,7 @@ _SILENT = ("checkpoint", "model", "encoder")
 
 
 @dataclass
-class Look:
+class EncoderOutput:
     """What an encoder made of N canvases: features (N, P, D), and of each layer its attention (N, heads, P, P).
 
     Entry (q, p) of a head's map is how much patch q looks at patch p; a row sums to 1 less what went to tokens that
@@ -103,7 +103,7 @@ class PatchEncoder:
         return self._patches(self._run(canvases).hidden_states[self.layer])
 
     @torch.inference_mode()
-    def look(self, canvases: Tensor) -> Look:
+    def encode(self, canvases: Tensor) -> EncoderOutput:
         """Features, and the attention of every layer that leads to them."""
         with eager_attention(self.tower):
             layers = self._run(canvases, output_attentions=True).attentions
@@ -112,7 +112,7 @@ class PatchEncoder:
         patches = self.grid**2
         # The last of the hidden states is what the last layer gives.
         leading = layers[: len(layers) + 1 + self.layer]
-        return Look(self.features(canvases), [layer[..., -patches:, -patches:] for layer in leading])
+        return EncoderOutput(self.features(canvases), [layer[..., -patches:, -patches:] for layer in leading])
 
     def _run(self, canvases: Tensor, **options: bool) -> Any:
         device, dtype = self.tower.device, self.tower.dtype

@@ -67,13 +67,13 @@ class AttentiveHead(nn.Module):
         self.narrow = nn.Linear(depth, _WIDTH)
         self.places = nn.Parameter(0.02 * torch.randn(cells[0] * cells[1], _WIDTH))
         self.query = nn.Parameter(0.02 * torch.randn(1, 1, _WIDTH))
-        self.look = nn.MultiheadAttention(_WIDTH, 4, batch_first=True)
+        self.attention = nn.MultiheadAttention(_WIDTH, 4, batch_first=True)
         self.score = nn.Linear(_WIDTH, targets)
 
     def forward(self, features: Tensor) -> Tensor:
         cells_ncd = self.narrow(features.flatten(1, 2)) + self.places
         query = self.query.expand(len(features), -1, -1)
-        seen, _ = self.look(query, cells_ncd, cells_ncd, need_weights=False)
+        seen, _ = self.attention(query, cells_ncd, cells_ncd, need_weights=False)
         scores: Tensor = self.score(seen[:, 0])
         return scores
 

@@ -9,7 +9,7 @@ from itertools import islice
 
 from granvit.errors import GranvitError
 from granvit.evaluate.answering import answer_all
-from granvit.evaluate.items import Item, Look, Task
+from granvit.evaluate.items import EvalImage, Item, Task
 from granvit.evaluate.scoring import score
 from granvit.predict import LONGEST_BOX, LONGEST_CAPTION, LONGEST_DESCRIPTION, GranViT
 from granvit.questions import ask_global
@@ -50,8 +50,8 @@ def evaluate(
         ValueError: an unknown task, or nothing in the corpus that any of the tasks can ask.
     """
     known = region_tasks(tasks, window)
-    looks = region_looks(islice(iter(records), limit), known, max_regions)
-    items = answer_all(model, looks, known, total=limit, progress=progress)
+    images = region_images(islice(iter(records), limit), known, max_regions)
+    items = answer_all(model, images, known, total=limit, progress=progress)
     if not items:
         raise GranvitError(f"nothing to evaluate: the corpus has no region or caption for {', '.join(tasks)}")
     return scored(known, items)
@@ -92,12 +92,12 @@ def region_tasks(names: Sequence[str], window: int | None = None) -> list[Task]:
     return [known[name] for name in names]
 
 
-def region_looks(records: Iterable[RegionImage], tasks: Sequence[Task], max_regions: int) -> Iterator[Look]:
+def region_images(records: Iterable[RegionImage], tasks: Sequence[Task], max_regions: int) -> Iterator[EvalImage]:
     """What is asked about each record."""
     for record in records:
         regions = [r for r in record.regions if not r.ignore][:max_regions]
         items = [item for task in tasks for item in _QUESTIONS[task.name](task.name, record, regions)]
-        yield Look(record.id, lambda record=record: record.image or b"", items)  # type: ignore[misc]
+        yield EvalImage(record.id, lambda record=record: record.image or b"", items)  # type: ignore[misc]
 
 
 def _describe_objects(task: str, record: RegionImage, regions: list[Region]) -> list[Item]:

@@ -51,7 +51,7 @@ class FeatureCache:
         """
         self.folder, self.model, self.dtype, self.rank = Path(folder), model, dtype, rank
         self._limit, self._ranks = int(gigabytes * 1e9), ranks
-        self._encoder = fingerprint(model)
+        self._encoder = encoder_digest(model)
         self._is_open = False
         self._files: dict[str, Any] = {}  # digest -> the open file that holds it
         self._new: dict[str, Tensor] = {}
@@ -142,7 +142,7 @@ class FeatureCache:
         self.flush()
 
 
-def fingerprint(model: RegionModel) -> str:
+def encoder_digest(model: RegionModel) -> str:
     """What features depend on besides pixels and precision: the tower's weights and config, and the normalisation."""
     tower, processor = model.llava.model.vision_tower, model.processor.image_processor
     facts = [tower.config.to_dict(), list(processor.image_mean), list(processor.image_std)]

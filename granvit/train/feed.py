@@ -62,7 +62,7 @@ class Records(Protocol):
     def __getitem__(self, index: int, /) -> RegionImage: ...
 
 
-Prepare = Callable[[RegionImage, np.random.Generator], Sample]
+PrepareSample = Callable[[RegionImage, np.random.Generator], Sample]
 Collate = Callable[[list[Sample]], Batch]
 
 
@@ -131,7 +131,7 @@ class _Rejected:
 class _Make:
     """(source, record index) -> Sample, or why not."""
 
-    def __init__(self, sources: Sequence[Records], prepare: Prepare):
+    def __init__(self, sources: Sequence[Records], prepare: PrepareSample):
         self.sources = sources
         self.prepare = prepare
 
@@ -167,7 +167,7 @@ class Feed:
     def __init__(
         self,
         sources: Sequence[tuple[Records, float]],
-        prepare: Prepare,
+        prepare: PrepareSample,
         collate: Collate,
         batch_size: int,
         seed: int,
@@ -202,7 +202,7 @@ class Feed:
         self._go_to(Remainder(), 0)
         self._listed: set[tuple[str, str]] | None = None
         self._items: Any = None
-        self._assembler: ThreadPoolExecutor | None = None
+        self._collator: ThreadPoolExecutor | None = None
         self._next: Future[tuple[Batch, int, list[_Rejected]]] | None = None
 
     def _stream(self, make: _Make) -> grain.MapDataset:
@@ -233,12 +233,12 @@ class Feed:
         """
         try:
             if self._prefetch:
-                self._assembler = self._assembler or ThreadPoolExecutor(1, thread_name_prefix="feed")
-                pending = self._next or self._assembler.submit(self._assemble, self._position)
+                self._collator = self._collator or ThreadPoolExecutor(1, thread_name_prefix="feed")
+                pending = self._next or self._collator.submit(self._make_batch, self._position)
                 batch, position, rejected = pending.result()
-                self._next = self._assembler.submit(self._assemble, position)
+                self._next = self._collator.submit(self._make_batch, position)
             else:
-                batch, position, rejected = self._assemble(self._position)
+                batch, position, rejected = self._make_batch(self._position)
         except BaseException:
             # Else a caller who goes on would miss the samples of the broken batch.
             self.close()
@@ -247,7 +247,7 @@ class Feed:
         self._record(rejected)
         return batch
 
-    def _assemble(self, position: int) -> tuple[Batch, int, list[_Rejected]]:
+    def _make_batch(self, position: int) -> tuple[Batch, int, list[_Rejected]]:
         """The batch that begins at `position`, where the next one begins, and what was left out."""
         if self._items is None:
             self._items = self._open(position)
@@ -343,11 +343,11 @@ class Feed:
 
     def close(self) -> None:
         """Ends threads and worker processes. The feed can still be read on: it opens again where it stood."""
-        if self._assembler is not None:
-            self._assembler.shutdown(wait=True, cancel_futures=True)
+        if self._collator is not None:
+            self._collator.shutdown(wait=True, cancel_futures=True)
         if self._items is not None:
             self._items.close()
-        self._assembler = self._next = self._items = None
+        self._collator = self._next = self._items = None
 
     def __enter__(self) -> Feed:
         return self

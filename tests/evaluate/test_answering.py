@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from granvit.evaluate.answering import Journal, checkpoint_id, fingerprint
+from granvit.evaluate.answering import Journal, checkpoint_id, question_digest
 from granvit.evaluate.items import Item, Task
 
 TASKS = {"locate": Task("locate", "boxes"), "read": Task("read", "reading", window=64)}
@@ -80,16 +80,16 @@ def test_another_file_is_refused(tmp_path):
 
 def test_what_decides_the_answer_decides_whether_it_is_known():
     locate, read = items()
-    same = fingerprint(locate, TASKS["locate"])
+    same = question_digest(locate, TASKS["locate"])
     locate.truth, locate.box = ["other"], (0, 0, 1, 1)  # the right answer is not shown to the model
-    assert fingerprint(locate, TASKS["locate"]) == same
+    assert question_digest(locate, TASKS["locate"]) == same
     locate.asked = "cups"
-    assert fingerprint(locate, TASKS["locate"]) != same
-    shown = fingerprint(read, TASKS["read"])
-    assert fingerprint(read, Task("read", "reading", window=65)) != shown
-    assert fingerprint(read, Task("read", "reading", window=64, longest=5)) != shown
+    assert question_digest(locate, TASKS["locate"]) != same
+    shown = question_digest(read, TASKS["read"])
+    assert question_digest(read, Task("read", "reading", window=65)) != shown
+    assert question_digest(read, Task("read", "reading", window=64, longest=5)) != shown
     read.box = (1, 2, 3, 5)
-    assert fingerprint(read, TASKS["read"]) != shown
+    assert question_digest(read, TASKS["read"]) != shown
 
 
 def test_a_checkpoint_is_told_by_its_weights_and_settings(tmp_path):

@@ -19,7 +19,7 @@ from granvit.evaluate.attention import (
     visible_part,
     words_of,
 )
-from granvit.evaluate.patch_encoder import Look, PatchEncoder
+from granvit.evaluate.patch_encoder import EncoderOutput, PatchEncoder
 from granvit.predict import GranViT
 
 
@@ -38,10 +38,10 @@ def noise(size=(80, 50), seed=0):
 
 
 def look_of(attention_pp, features_pd=None):
-    """A look with this attention in both heads of two layers."""
+    """An encoder output with this attention in both heads of two layers."""
     weights = torch.tensor(attention_pp, dtype=torch.float32)
     features = torch.eye(len(weights)) if features_pd is None else torch.tensor(features_pd, dtype=torch.float32)
-    return Look(features[None], [weights.expand(1, 2, -1, -1)] * 2)
+    return EncoderOutput(features[None], [weights.expand(1, 2, -1, -1)] * 2)
 
 
 # --- maps ------------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def test_a_query_is_the_mean_of_its_patches_as_the_others_see_them():
 
 def test_the_last_layers_stand_for_the_encoder():
     one, two, three = (torch.full((1, 4, 3, 3), v) for v in (9.0, 0.2, 0.4))
-    maps = maps_of(Look(torch.eye(3)[None], [one, two, three]), np.ones((1, 3)))
+    maps = maps_of(EncoderOutput(torch.eye(3)[None], [one, two, three]), np.ones((1, 3)))
     np.testing.assert_allclose(maps.attention, 0.3, atol=1e-6)
     np.testing.assert_allclose(maps.heads[0, :, 0, 0], [9.0, 0.2, 0.4], atol=1e-6)
 

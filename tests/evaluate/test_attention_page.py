@@ -49,8 +49,8 @@ def test_a_picture_gives_a_page_and_pngs(encoders, picture, tmp_path):
 def test_the_page_can_be_asked_for_every_patch(encoders, picture, tmp_path):
     text = write_picture(tmp_path, picture, encoders, [BOX]).read_text()
     viewers = json.loads(re.search(r"const viewers = (\[.*?\]), ramp = ", text)[1])
-    look = encoders[0].look(encoders[0].show([picture]))
-    weights = patch_weights(look)["attention"].numpy() * (1 - np.eye(16))
+    output = encoders[0].encode(encoders[0].show([picture]))
+    weights = patch_weights(output)["attention"].numpy() * (1 - np.eye(16))
     held = np.frombuffer(base64.b64decode(viewers[0]["maps"]["attention"]), np.uint8).reshape(16, 16)
     np.testing.assert_allclose(held / 255, weights / weights.max(1, keepdims=True), atol=0.003)
     assert viewers[0]["at"] == [35, 30] and viewers[0]["canvas"] == [0, -16, 96, 80]

@@ -18,10 +18,10 @@ from granvit.evaluate.evaluation import (
     write_scores,
 )
 from granvit.evaluate.evaluation_report import chosen, markdown, write_report
-from granvit.evaluate.items import Item, Look, Source, Task
+from granvit.evaluate.items import EvalImage, EvalSet, Item, Task
 from granvit.evaluate.scoring import Scores, score
 from granvit.geometry import View
-from granvit.predict import Ask, GranViT, open_picture
+from granvit.predict import GranViT, ImageQuestions, open_picture
 from granvit.questions import ask_box
 
 TASKS = [
@@ -43,7 +43,7 @@ PICTURES = [picture(i) for i in range(COUNT)]
 opened: list[str] = []
 
 
-def looks(count=COUNT):
+def eval_images(count=COUNT):
     for i in range(count):
         box = (5.0 + i, 5.0, 25.0 + i, 30.0)
         ask = [
@@ -57,11 +57,11 @@ def looks(count=COUNT):
             opened.append(f"img{i}")
             return PICTURES[i]
 
-        yield Look(f"img{i}", load, ask[: 1 + i % 4])
+        yield EvalImage(f"img{i}", load, ask[: 1 + i % 4])
 
 
-def source(**changes):
-    return replace(Source("pack", TASKS, looks, images=COUNT), **changes)
+def eval_set(**changes):
+    return replace(EvalSet("pack", TASKS, eval_images, image_count=COUNT), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def model():
 def evaluated(model, journal=None, rows=256, limit=None):
     model.rows = rows
     opened.clear()
-    return run_evaluation(model, [source()], dict(FACTS), journal, limit, progress=False)
+    return run_evaluation(model, [eval_set()], dict(FACTS), journal, limit, progress=False)
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_every_question_is_asked_as_the_model_answers_it_alone(model):
             question = model.box_questions(view, item.box)[0]
         elif item.task == "cups-testA":
             question = ask_box(item.asked)
-        assert [[item.said]] == model.answer([Ask(image, view, [question])], 6)
+        assert [[item.said]] == model.answer([ImageQuestions(image, view, [question])], 6)
         assert item.found == (model.to_pixels(item.said, view) if item.how == "phrase" else None)
 
 
@@ -132,18 +132,18 @@ def test_an_evaluation_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch
 
 def test_a_picture_that_cannot_be_opened_is_named(model):
     def broken():
-        yield Look("img7", lambda: b"no picture", [Item("img7", "what", (0, 0), ["x"], asked="?")])
+        yield EvalImage("img7", lambda: b"no picture", [Item("img7", "what", (0, 0), ["x"], asked="?")])
 
     with pytest.raises(ValueError, match="img7: not-an-image"):
-        run_evaluation(model, [source(looks=broken)], {}, progress=False)
+        run_evaluation(model, [eval_set(images=broken)], {}, progress=False)
 
 
 def test_one_absent_picture_is_counted_and_named_and_the_rest_is_scored(model, tmp_path):
     def some():
-        for look in looks(4):
-            yield Look("img2", lambda: b"no picture", look.items) if look.id == "img2" else look
+        for image in eval_images(4):
+            yield EvalImage("img2", lambda: b"no picture", image.items) if image.id == "img2" else image
 
-    made = source(looks=some)
+    made = eval_set(images=some)
     with open_journal(tmp_path, "me") as journal:
         result = run_evaluation(model, [made], dict(FACTS), journal, progress=False)
     assert {item.id for item in result.items} == {"img0", "img1", "img3"}
@@ -151,16 +151,16 @@ def test_one_absent_picture_is_counted_and_named_and_the_rest_is_scored(model, t
     assert "1 pictures can't be opened and are left out: img2: not-an-image" in note
     assert result.scores["cups-testA"].values["count"] == 5 == len(result.of("cups-testA"))
     # A picture that vanished after it was asked about is grey on the page.
-    gone = source(looks=lambda: (Look(look.id, lambda: b"", look.items) for look in looks(4)))
+    gone = eval_set(images=lambda: (EvalImage(image.id, lambda: b"", image.items) for image in eval_images(4)))
     write_report(result, [gone], tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size > 1000
 
 
 def test_nothing_or_the_same_task_twice_is_an_error(model):
     with pytest.raises(ValueError, match="nothing to evaluate: no question for cups-testA, what, read"):
-        run_evaluation(model, [source(looks=lambda: iter(()))], {}, progress=False)
+        run_evaluation(model, [eval_set(images=lambda: iter(()))], {}, progress=False)
     with pytest.raises(ValueError, match="two sources would both be scored as 'cups-testA'"):
-        run_evaluation(model, [source(), source(name="other")], {}, progress=False)
+        run_evaluation(model, [eval_set(), eval_set(name="other")], {}, progress=False)
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_splits_of_a_benchmark_count_once_in_its_group():
 
 def test_what_is_not_the_published_benchmark_is_told(model):
     published = [replace(TASKS[0], expected=5_657), *TASKS[1:]]
-    result = run_evaluation(model, [source(tasks=published, notes=["left out"])], {}, progress=False)
+    result = run_evaluation(model, [eval_set(tasks=published, notes=["left out"])], {}, progress=False)
     asked = int(result.scores["cups-testA"].values["count"])
     assert result.notes == [
         "left out",
@@ -297,7 +297,7 @@ def test_equal_cases_are_not_just_the_first():
 def test_the_page_holds_scores_notes_and_drawn_cases(model, tmp_path):
     result = evaluated(model)
     result.notes.append("something <b>odd</b>")
-    write_report(result, [source()], tmp_path / "report.html")
+    write_report(result, [eval_set()], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.count("<figure") == page.count("data:image/webp") >= 3 * 2
     assert "something &lt;b&gt;odd" in page and "Fine-grained" in page and "Best constant answer" in page

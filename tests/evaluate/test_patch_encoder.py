@@ -26,10 +26,10 @@ def test_every_family_gives_its_patches_and_their_attention(kind, tmp_path):
     tower = save_encoder_as_published(kind, tmp_path)
     encoder = load_patch_encoder(tmp_path)
     canvases = encoder.show(pictures())
-    look = encoder.look(canvases)
+    output = encoder.encode(canvases)
     patches, layers = encoder.grid**2, 3 - (kind == "clip")
-    assert look.features.shape == (2, patches, 32)
-    assert [tuple(layer.shape) for layer in look.attentions] == [(2, 4, patches, patches)] * layers
+    assert output.features.shape == (2, patches, 32)
+    assert [tuple(layer.shape) for layer in output.attentions] == [(2, 4, patches, patches)] * layers
     if kind == "naflex":  # takes other input; the same weights as a square SigLIP
         return
     tower.set_attn_implementation("eager")
@@ -37,8 +37,8 @@ def test_every_family_gives_its_patches_and_their_attention(kind, tmp_path):
         stock = tower(normalised(canvases, *COLORS), output_hidden_states=True, output_attentions=True)
     front = IN_FRONT.get(kind, 0)
     expected = stock.hidden_states[-2 if kind == "clip" else -1][:, front:]
-    torch.testing.assert_close(look.features, expected, atol=2e-4, rtol=1e-4)
-    for mine, theirs in zip(look.attentions, stock.attentions, strict=False):
+    torch.testing.assert_close(output.features, expected, atol=2e-4, rtol=1e-4)
+    for mine, theirs in zip(output.attentions, stock.attentions, strict=False):
         torch.testing.assert_close(mine, theirs[..., front:, front:], atol=1e-5, rtol=1e-4)
 
 
@@ -62,10 +62,10 @@ def test_the_encoder_of_a_checkpoint_sees_what_the_checkpoint_sees(fit, tmp_path
     [picture] = pictures(1)
     canvas = torch.from_numpy(np.asarray(model.view(picture.size).apply(picture, model.fill)))[None]
     assert torch.equal(encoder.show([picture]), canvas)
-    look = encoder.look(canvas)
+    output = encoder.encode(canvas)
     with torch.inference_mode():
-        torch.testing.assert_close(look.features, model.features(canvas), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(torch.stack(look.attentions).sum(-1), torch.ones(2, 1, 4, 16))
+        torch.testing.assert_close(output.features, model.features(canvas), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.stack(output.attentions).sum(-1), torch.ones(2, 1, 4, 16))
     # Packing needs it as it was.
     assert encoder.tower.config._attn_implementation == "sdpa"
 

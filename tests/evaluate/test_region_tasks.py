@@ -11,12 +11,12 @@ from granvit import predict
 from granvit.evaluate import answering, region_tasks
 from granvit.evaluate.region_tasks import ALL_TASKS, TASKS, evaluate
 from granvit.images import decode
-from granvit.predict import Ask, GranViT
+from granvit.predict import GranViT, ImageQuestions
 from granvit.questions import CAPTION2BBOX, ask_global
 from granvit.regions import Region, RegionImage
 
 WIDTH, HEIGHT = 100, 50
-SAYS = Callable[[Ask, str], str]
+SAYS = Callable[[ImageQuestions, str], str]
 
 
 def record(id: str, regions: list[Region], caption: str | None = None) -> RegionImage:
@@ -63,7 +63,7 @@ class Scripted(GranViT):
 def knowing(records: list[RegionImage]) -> Scripted:
     """A model that is always right."""
 
-    def say(ask: Ask, question: str) -> str:
+    def say(ask: ImageQuestions, question: str) -> str:
         color = ask.image.getpixel((0, 0))
         mine = next(r for r in records if decode(r.image).getpixel((0, 0)) == color)
         if question == ask_global():
@@ -131,7 +131,7 @@ def test_wrong_answers_score_less():
 def test_answers_that_are_no_boxes_are_misses_and_lower_the_parse_rate():
     right = knowing(RECORDS)
 
-    def say(ask: Ask, question: str) -> str:
+    def say(ask: ImageQuestions, question: str) -> str:
         return "somewhere left" if question.endswith("red star") else right.say(ask, question)
 
     report = evaluate(Scripted(say), RECORDS, ["locate"], progress=False)

@@ -127,7 +127,7 @@ class InputFile:
 Listed = InputFile | Rejection | LeftOut
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Images to annotate; plain data, so that it travels to workers, which open the files themselves."""
 
     def files(self) -> Iterator[Listed]:

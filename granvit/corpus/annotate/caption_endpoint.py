@@ -26,7 +26,7 @@ from granvit.corpus.annotate.caption_requests import SHORTEST_SIDE, Request
 
 Keep = Callable[[Request, Answer], None]
 
-_PROBE_S = 30
+_MODELS_TIMEOUT_S = 30
 _JPEG_QUALITY = 95
 _LONGEST_BACKOFF_S = 20.0
 _LONGEST_DETAIL = 500
@@ -120,7 +120,7 @@ class Endpoint:
         # Repeating is done here, where its time is limited; a server without access control takes any key.
         key = os.environ.get(key_variable) or "none"
         self._client = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=limits.timeout_s)
-        self._run(self._probe(key_variable))
+        self._run(self._check_models(key_variable))
 
     def ask(self, requests: Sequence[Request], keep: Keep) -> list[Answer | Refusal]:
         """The answers to all requests, in their order; `keep` is called with each one the moment it arrives.
@@ -146,12 +146,12 @@ class Endpoint:
             future.cancel()
             raise
 
-    async def _probe(self, key_variable: str) -> None:
+    async def _check_models(self, key_variable: str) -> None:
         """One look at the list of models: a mistyped address shows at once, not after hours of detecting boxes."""
         import openai
 
         try:
-            async with asyncio.timeout(min(_PROBE_S, self.limits.timeout_s)):
+            async with asyncio.timeout(min(_MODELS_TIMEOUT_S, self.limits.timeout_s)):
                 listed = await self._client.get("/models", cast_to=object)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise AnnotateError(f"{self.url} refuses the key; put a valid one into ${key_variable}") from error

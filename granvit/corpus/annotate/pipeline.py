@@ -13,10 +13,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from granvit.corpus.annotate.base import CAPTIONER, AnnotateError, InputFile, Source
+from granvit.corpus.annotate.base import CAPTIONER, AnnotateError, ImageSource, InputFile
 from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.progress import Progress
-from granvit.corpus.annotate.shards import WORK, Counts, Task, assemble, counted, counts_of
+from granvit.corpus.annotate.shards import WORK, Counts, Task, counted, counts_of, join_shards
 from granvit.corpus.annotate.sources import LinkedSource, open_source
 from granvit.corpus.annotate.workers import Job, Schedule, WorkerPool, drive
 from granvit.corpus.check import LeftOut, Rejection
@@ -137,7 +137,7 @@ def annotate(
             with _pool(job, workers, ray, device) as pool, Progress(listing.images, before, progress) as bar:
                 drive(pool, schedule, plan, bar)
         left_out = listing.left_out
-        total = assemble(out, listing.shards, listing.problems, meta, left_out)
+        total = join_shards(out, listing.shards, listing.problems, meta, left_out)
     return AnnotateSummary(total, len(listing.problems), before.images_seen if resumed else 0, left_out, plan)
 
 
@@ -149,7 +149,7 @@ class Listing:
         left_out: what is there and no image of the source, with its first example, and how often.
     """
 
-    def __init__(self, source: Source, shard_images: int | None) -> None:
+    def __init__(self, source: ImageSource, shard_images: int | None) -> None:
         self.source = source
         self.problems: list[Rejection] = []
         left_out: Counter[str] = Counter()

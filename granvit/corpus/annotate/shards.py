@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from granvit import images
-from granvit.corpus.annotate.base import CAPTIONER, Item, Source
+from granvit.corpus.annotate.base import CAPTIONER, ImageSource, Item
 from granvit.corpus.annotate.plan import Stages
 from granvit.corpus.check import UNKNOWN_SIZE, Quarantine, Refused, Rejection, check_record
 from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError, read_manifest
@@ -54,14 +54,14 @@ class Task:
         inputs: file and index of each of its images, in order.
         batch: images handed to the annotators at once.
         excluded: positions in `inputs` that are given up, each with reason and detail.
-        probe: positions to be tried one by one, nothing being written; empty for the shard itself.
+        isolate: positions to be tried one by one, nothing being written; empty for the shard itself.
     """
 
     shard: int
     inputs: list[tuple[str, int]]
     batch: int
     excluded: dict[int, tuple[str, str]] = field(default_factory=dict)
-    probe: tuple[int, ...] = ()
+    isolate: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ class Outcome:
     changes: Counter[str] = field(default_factory=Counter)
 
 
-def run_task(task: Task, source: Source, stages: Stages, out: Path) -> Iterator[Began | Counts]:
+def run_task(task: Task, source: ImageSource, stages: Stages, out: Path) -> Iterator[Began | Counts]:
     """Do a task; yields `Began` before and `Counts` after each batch. At its end the shard's folder is in place."""
-    if task.probe:
-        for position in task.probe:
+    if task.isolate:
+        for position in task.isolate:
             yield Began((position,))
             _annotate(task, (position,), source, stages)
         return
@@ -183,7 +183,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     sync(final.parent)
 
 
-def _annotate(task: Task, positions: Sequence[int], source: Source, stages: Stages) -> list[Outcome]:
+def _annotate(task: Task, positions: Sequence[int], source: ImageSource, stages: Stages) -> list[Outcome]:
     """Read, decode, annotate and check the images at `positions`; one outcome for each, in order."""
     outcomes: dict[int, Outcome] = {}
     items: dict[int, Item] = {}
@@ -201,7 +201,7 @@ def _annotate(task: Task, positions: Sequence[int], source: Source, stages: Stag
     return [outcomes[position] for position in positions]
 
 
-def _open(task: Task, position: int, source: Source) -> Item | Rejection:
+def _open(task: Task, position: int, source: ImageSource) -> Item | Rejection:
     file, index = task.inputs[position]
     try:
         if position in task.excluded:
@@ -248,7 +248,7 @@ def counts_of(out: Path, shard: int) -> Counts | None:
     return Counts.from_json(file) if file.exists() else None
 
 
-def assemble(
+def join_shards(
     out: Path, shards: int, problems: list[Rejection], meta: dict[str, Any], left_out: dict[str, int]
 ) -> Counts:
     """Make the corpus at `out` of its finished shards; returns what became of all images.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from granvit.corpus.annotate.base import InputFile, Listed, Source, new_record, stamp
+from granvit.corpus.annotate.base import ImageSource, InputFile, Listed, new_record, stamp
 from granvit.corpus.annotate.packed_sources import DatasetSource, ParquetSource, TarSource
 from granvit.corpus.check import LeftOut, Rejection
 from granvit.corpus.importers.base import read_image
@@ -27,7 +27,7 @@ from granvit.regions import RegionImage
 class LinkedSource:
     """A source whose links lead no further than its place, unless they are to be followed: see `links.within`."""
 
-    source: Source
+    source: ImageSource
     place: Path
     follow_links: bool
 
@@ -45,7 +45,7 @@ class LinkedSource:
 
 def open_source(
     src: str | Path, keep: bool = False, name: str = "", licence: str = "", follow_links: bool = False
-) -> Source:
+) -> ImageSource:
     """The source at `src`, known by what is there.
 
     Args:
@@ -64,7 +64,7 @@ def open_source(
         return LinkedSource(_known(root, keep, name, licence), root, follow_links)
 
 
-def _known(root: Path, keep: bool, name: str, licence: str) -> Source:
+def _known(root: Path, keep: bool, name: str, licence: str) -> ImageSource:
     name = name or root.resolve().name
     if (root / MANIFEST).exists():
         Corpus(root)

@@ -20,17 +20,17 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from granvit.corpus.annotate.base import AnnotateError, Source
+from granvit.corpus.annotate.base import AnnotateError, ImageSource
 from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.progress import Progress
 from granvit.corpus.annotate.shards import Began, Counts, Task, run_task
 from granvit.corpus.layout import CorpusError
 
 # A worker may be killed by something else, so an image must be alone with two deaths before it is blamed.
-DEATHS_TO_PROBE = 2
+DEATHS_TO_ISOLATE = 2
 DEATHS_TO_BLAME = 2
 # A batch whose images do no harm one by one, but still kill their worker together.
-PROBES_OF_A_BATCH = 5
+ISOLATIONS_OF_A_BATCH = 5
 # Dying with no image in work, for instance of a full disk, is nobody's fault but the installation's.
 DEATHS_IN_BETWEEN = 5
 
@@ -43,7 +43,7 @@ class _Trouble:
 
     excluded: dict[int, tuple[str, str]] = field(default_factory=dict)
     deaths: Counter[tuple[int, ...]] = field(default_factory=Counter)
-    probes: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    isolations: Counter[tuple[int, ...]] = field(default_factory=Counter)
 
 
 class Schedule:
@@ -69,16 +69,16 @@ class Schedule:
         """The next task, or None where all that is left is in work."""
         if not self._waiting:
             return None
-        shard, probe = self._waiting.popleft()
+        shard, isolate = self._waiting.popleft()
         self._in_work.add(shard)
         task = self._make(shard)
         excluded = self._trouble[shard].excluded if shard in self._trouble else {}
-        return Task(shard, task.inputs, task.batch, dict(excluded), probe)
+        return Task(shard, task.inputs, task.batch, dict(excluded), isolate)
 
     def finished(self, task: Task) -> None:
-        """The task is done; after a probe without harm, the shard is tried again."""
+        """The task is done; after positions were tried one by one without harm, the shard is tried again."""
         self._in_work.remove(task.shard)
-        if task.probe:
+        if task.isolate:
             self._waiting.appendleft((task.shard, ()))
         else:
             self._trouble.pop(task.shard, None)
@@ -97,30 +97,32 @@ class Schedule:
         trouble.deaths[positions] += 1
         if not positions and trouble.deaths[positions] >= DEATHS_IN_BETWEEN:
             raise AnnotateError(f"shard {task.shard}: {DEATHS_IN_BETWEEN} workers died with no image in work: {detail}")
-        probe: tuple[int, ...] = ()
-        if task.probe:
-            probe = self._after_probe(task, positions, trouble, reason, detail)
-        elif positions and trouble.deaths[positions] >= (1 if reason == TIMEOUT else DEATHS_TO_PROBE):
-            probe = self._before_probe(positions, trouble, reason, detail)
-        self._waiting.appendleft((task.shard, probe))
+        isolate: tuple[int, ...] = ()
+        if task.isolate:
+            isolate = self._after_isolation(task, positions, trouble, reason, detail)
+        elif positions and trouble.deaths[positions] >= (1 if reason == TIMEOUT else DEATHS_TO_ISOLATE):
+            isolate = self._before_isolation(positions, trouble, reason, detail)
+        self._waiting.appendleft((task.shard, isolate))
 
-    def _before_probe(self, positions: tuple[int, ...], trouble: _Trouble, reason: str, detail: str) -> tuple[int, ...]:
+    def _before_isolation(
+        self, positions: tuple[int, ...], trouble: _Trouble, reason: str, detail: str
+    ) -> tuple[int, ...]:
         trouble.deaths[positions] = 0
-        trouble.probes[positions] += 1
+        trouble.isolations[positions] += 1
         candidates = tuple(position for position in positions if position not in trouble.excluded)
-        if trouble.probes[positions] <= PROBES_OF_A_BATCH:
+        if trouble.isolations[positions] <= ISOLATIONS_OF_A_BATCH:
             return candidates
         told = f"{_told(reason, detail)}, though only together with its batch"
         trouble.excluded |= {position: (reason, told) for position in candidates}
         return ()
 
-    def _after_probe(
+    def _after_isolation(
         self, task: Task, positions: tuple[int, ...], trouble: _Trouble, reason: str, detail: str
     ) -> tuple[int, ...]:
         if not positions:
-            return task.probe
+            return task.isolate
         (position,) = positions
-        rest = task.probe[task.probe.index(position) :]
+        rest = task.isolate[task.isolate.index(position) :]
         if trouble.deaths[positions] < DEATHS_TO_BLAME:
             return rest
         trouble.excluded[position] = (reason, _told(reason, detail))
@@ -141,7 +143,7 @@ class Job:
     """What every worker needs to know."""
 
     plan: Plan
-    source: Source
+    source: ImageSource
     out: Path
 
 

@@ -80,8 +80,8 @@ class HashIndex:
         starts, order = self._starts[part], self._order[part]
         buckets = _parts(queries)[:, part][:, None] ^ _flips(radius // _PARTS)
         sizes = starts[buckets.astype(np.int32) + 1] - starts[buckets]
-        asked, probe = np.nonzero(sizes)
-        buckets, sizes = buckets[asked, probe], sizes[asked, probe].astype(np.int64)
+        asked, bucket = np.nonzero(sizes)
+        buckets, sizes = buckets[asked, bucket], sizes[asked, bucket].astype(np.int64)
         ends = np.cumsum(sizes)
         low = 0
         while low < len(asked):

@@ -273,7 +273,7 @@ def size_of(data: bytes) -> tuple[int, int]:
         Refused: the header cannot be read.
     """
     try:
-        return images.probe(data)
+        return images.upright_size(data)
     except images.ImageError as error:
         raise Refused(error.reason, error.detail) from error
 

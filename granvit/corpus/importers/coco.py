@@ -37,7 +37,7 @@ _PREFIX = "instances_"
 _IN_IMAGE_FOLDER = "_annotations.coco.json"
 
 # So many pictures, evenly spread, are looked for to find out their folder: of a large set often only a part is here.
-_PROBES = 1000
+_SOME = 1000
 # Words of file names, beside those that are a split's own.
 _TRAINVAL, _HELD_OUT = "trainval", ("minival", "valminusminival")
 
@@ -109,7 +109,7 @@ def _read_file(
     part = file.stem.removeprefix(_PREFIX) if file.stem.startswith(_PREFIX) else ""
     base = file.parent.parent
     beside = [base / part, base / "images" / part, base / "images", file.parent] if part else [file.parent]
-    root = images or folder_of(file, beside, [_file_name(image) for image in probes(tables["images"])])
+    root = images or folder_of(file, beside, [_file_name(image) for image in some_entries(tables["images"])])
     caption_of: dict[Hashable, str] = {}
     caption_file = captions or file.with_name(f"captions_{part}.json")
     if captions or caption_file.exists():
@@ -294,9 +294,9 @@ def load_tables(
     return tables
 
 
-def probes(entries: list[_Entry]) -> list[_Entry]:
+def some_entries(entries: list[_Entry]) -> list[_Entry]:
     """Some of the entries, enough to find out where their pictures are."""
-    return entries[:: len(entries) // _PROBES + 1]
+    return entries[:: len(entries) // _SOME + 1]
 
 
 def holds_some(folder: Path, names: list[str]) -> bool:

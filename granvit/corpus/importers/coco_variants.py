@@ -12,7 +12,7 @@ from typing import Any
 
 from granvit.corpus.check import LeftOut
 from granvit.corpus.importers.base import Found, as_text, importer
-from granvit.corpus.importers.coco import Variant, folder_of, holds_some, load_tables, probes, read_tables
+from granvit.corpus.importers.coco import Variant, folder_of, holds_some, load_tables, read_tables, some_entries
 from granvit.corpus.layout import CorpusError
 
 _FILES = ("lvis_v*_train.json", "lvis_v*_val.json")
@@ -39,7 +39,7 @@ def read_lvis(src: Path, *, images: Path | None = None, source: str = "lvis", li
     for file in _lvis_files(src):
         tables = load_tables(file)
         beside = [base / name for base in (file.parent, file.parent.parent) for name in ("", "images")]
-        root = images or folder_of(file, beside, [_path(image) for image in probes(tables["images"])])
+        root = images or folder_of(file, beside, [_path(image) for image in some_entries(tables["images"])])
         split = next((name for name in ("train", "val") if name in file.stem), "")
         yield from read_tables(tables, file, Variant(root, _locate, _lvis_names), source, licence, split)
         for what in ("neg_category_ids", "not_exhaustive_category_ids"):
@@ -115,7 +115,7 @@ def _place(file: Path, split: str, images: Path | None, entries: list[dict[str, 
     beside = [root / name for root in (base, base.parent) for name in (split, f"images/{split}", "")]
     for folder in [images] if images else beside:
         for depth in (4, 2, 1):
-            if holds_some(folder, [_end(entry, depth) for entry in probes(entries)]):
+            if holds_some(folder, [_end(entry, depth) for entry in some_entries(entries)]):
                 return folder, depth
     places = ", ".join(map(str, [images] if images else beside))
     raise CorpusError(f"{file}: found none of its pictures in {places}: name their folder")

@@ -18,10 +18,10 @@ from granvit.links import LinkOutsideError, walk
 from granvit.regions import RegionImage
 
 # picture: to be read. unsupported: one that is not read here. macos: what macOS adds beside files. other: no picture.
-Kind = Literal["picture", "unsupported", "macos", "other"]
+FileKind = Literal["picture", "unsupported", "macos", "other"]
 
 # What is counted and not read, in the words of the summary.
-LEFT_OUT: dict[Kind, str] = {"macos": "files that macOS adds", "other": "files that are no pictures"}
+LEFT_OUT: dict[FileKind, str] = {"macos": "files that macOS adds", "other": "files that are no pictures"}
 
 HEAD_BYTES = 64
 
@@ -54,7 +54,7 @@ _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 _APPLE_DOUBLE = b"\0\x05\x16\x07"
 
 
-def kind_of(name: str, head: bytes) -> Kind:
+def kind_of(name: str, head: bytes) -> FileKind:
     """What a file is, by its name and its first `HEAD_BYTES` bytes."""
     path = PurePosixPath(name)
     suffix = path.suffix.lower()
@@ -68,7 +68,7 @@ def kind_of(name: str, head: bytes) -> Kind:
     return "unsupported" if suffix in _UNSUPPORTED_SUFFIXES else "other"
 
 
-def listing(root: Path) -> Iterator[tuple[str, Kind]]:
+def listing(root: Path) -> Iterator[tuple[str, FileKind]]:
     """Paths of all files below `root`, relative to it and with slashes, in order, each with what it is.
 
     What cannot be opened although it should be a picture is given as one: reading it tells why.

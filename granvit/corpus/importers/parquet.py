@@ -28,7 +28,7 @@ from granvit.corpus.importers.base import (
     read_image,
     read_regions,
 )
-from granvit.corpus.importers.image_folder import Kind, listing
+from granvit.corpus.importers.image_folder import FileKind, listing
 from granvit.corpus.layout import CorpusError
 from granvit.errors import GranvitError
 from granvit.files import open_regular
@@ -226,7 +226,7 @@ def read(
             yield LeftOut("further captions of a picture", max(0, len(captions) - 1), uri)
 
 
-def _is_table(name: str, kind: Kind) -> bool:
+def _is_table(name: str, kind: FileKind) -> bool:
     return kind != "macos" and name.lower().endswith(".parquet")
 
 

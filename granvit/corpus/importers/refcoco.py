@@ -22,7 +22,7 @@ from granvit.corpus.importers.base import (
     importer,
     read_image,
 )
-from granvit.corpus.importers.coco import folder_of, load_tables, probes
+from granvit.corpus.importers.coco import folder_of, load_tables, some_entries
 from granvit.corpus.importers.jsonl import SUFFIXES, read_rows
 from granvit.corpus.layout import CorpusError
 from granvit.regions import Region, RegionImage
@@ -115,7 +115,7 @@ def photo_folder(src: Path, names: list[str]) -> Path:
     table = _tables(src)[0]
     base = table.parent
     beside = [at / name for at in (base, base.resolve().parent) for name in _FOLDERS]
-    return folder_of(table, beside, probes(names)) if names else base
+    return folder_of(table, beside, some_entries(names)) if names else base
 
 
 def _tables(src: Path) -> list[Path]:

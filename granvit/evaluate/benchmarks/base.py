@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from granvit.corpus.check import Refused
 from granvit.corpus.importers.base import read_image, read_json
 from granvit.errors import GranvitError
-from granvit.evaluate.items import Item, Look, Source, Task
+from granvit.evaluate.items import EvalImage, EvalSet, Item, Task
 from granvit.files import read_regular
 
 # The questions of a benchmark; pictures in them count.
@@ -29,11 +29,11 @@ class Reader(Protocol):
     """A function that reads one benchmark's published files.
 
     Its docstring states the layout, in its first line what SRC is. It takes the place and the folder of the pictures,
-    None where they lie as published. A row that is damaged is left out, counted and named in the source's notes; where
+    None where they lie as published. A row that is damaged is left out, counted and named in the set's notes; where
     nothing is left, or the file is of another layout, it raises `GranvitError` that names the file and what is wrong.
     """
 
-    def __call__(self, src: Path, images: Path | None) -> Source: ...
+    def __call__(self, src: Path, images: Path | None) -> EvalSet: ...
 
 
 BENCHMARKS: dict[str, Reader] = {}
@@ -49,7 +49,7 @@ def benchmark(name: str) -> Callable[[Reader], Reader]:
     return register
 
 
-def open_benchmark(name: str, src: Path, images: Path | None = None) -> Source:
+def open_benchmark(name: str, src: Path, images: Path | None = None) -> EvalSet:
     """The questions of a benchmark.
 
     Raises:
@@ -188,13 +188,13 @@ def check_some(items: Sequence[Item], left_out: LeftOut, none: str) -> None:
         raise GranvitError(left_out.reasons[-1] if left_out.reasons else none)
 
 
-def source_of(
+def eval_set_of(
     name: str,
     tasks: Sequence[Task],
     items: Sequence[Item],
     left_out: LeftOut,
     loader: Callable[[str], Callable[[], bytes]],
-) -> Source:
+) -> EvalSet:
     """Items gathered by image, images in order of their first question. `loader` tells how an image's file is read."""
     by_image: dict[str, list[Item]] = defaultdict(list)
     keys: set[tuple[str, str]] = set()
@@ -205,8 +205,8 @@ def source_of(
             keys.add((item.task, item.key))
             by_image[item.id].append(item)
 
-    def looks() -> Iterator[Look]:
-        return (Look(image, loader(image), [replace(item) for item in mine]) for image, mine in by_image.items())
+    def images() -> Iterator[EvalImage]:
+        return (EvalImage(image, loader(image), [replace(item) for item in mine]) for image, mine in by_image.items())
 
     notes = [left_out.note(name)] if left_out.reasons else []
-    return Source(name, tasks, looks, images=len(by_image), notes=notes)
+    return EvalSet(name, tasks, images, image_count=len(by_image), notes=notes)

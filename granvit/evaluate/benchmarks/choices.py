@@ -21,15 +21,15 @@ from granvit.evaluate.benchmarks.base import (
     LeftOut,
     benchmark,
     check_some,
+    eval_set_of,
     file_loader,
     find,
     json_lines,
     picture_root,
     rows_of,
-    source_of,
     value,
 )
-from granvit.evaluate.items import Item, Source, Task
+from granvit.evaluate.items import EvalSet, Item, Task
 from granvit.files import open_regular
 from granvit.questions import ask_choice, ask_short
 
@@ -46,7 +46,7 @@ def _choice_item(
 
 
 @benchmark("mmbench")
-def mmbench(src: Path, images: Path | None) -> Source:
+def mmbench(src: Path, images: Path | None) -> EvalSet:
     """SRC is a table mmbench_dev_*.tsv: index, question, hint, A to D, answer, image (the file in base64).
 
     CircularEval: a question is asked once for every place that its first option can have, the others following in
@@ -67,7 +67,7 @@ def mmbench(src: Path, images: Path | None) -> Source:
         raise GranvitError(f"{file}: {error}") from error
     check_some(items, left_out, f"{file} holds no question")
     task = Task("mmbench", "circular", "vqa")
-    return source_of("mmbench", [task], items, left_out, lambda index: _from_base64(file, pictures, index))
+    return eval_set_of("mmbench", [task], items, left_out, lambda index: _from_base64(file, pictures, index))
 
 
 def _mmbench_items(row: dict[Any, Any], pictures: dict[str, str], where: str) -> list[Item]:
@@ -108,7 +108,7 @@ def _from_base64(file: Path, pictures: dict[str, str], index: str) -> Callable[[
 
 
 @benchmark("seed")
-def seed(src: Path, images: Path | None) -> Source:
+def seed(src: Path, images: Path | None) -> EvalSet:
     """SRC is SEED-Bench.json or its folder, an object with a list of "questions".
 
     Each has "question_id", "question", "choice_a" to "choice_d", "answer" (a letter), "data_type" and "data_id". Only
@@ -130,11 +130,11 @@ def seed(src: Path, images: Path | None) -> Source:
     check_some(items, left_out, f"{file} holds no question about an image")
     root = picture_root(images, file.parent, ("SEED-Bench-image", "images", ""), (item.id for item in items))
     task = Task("seed", "choice", "vqa", expected=14_233)
-    return source_of("seed", [task], items, left_out, lambda image: file_loader(root, image))
+    return eval_set_of("seed", [task], items, left_out, lambda image: file_loader(root, image))
 
 
 @benchmark("scienceqa")
-def scienceqa(src: Path, images: Path | None) -> Source:
+def scienceqa(src: Path, images: Path | None) -> EvalSet:
     """SRC is problems.json or its folder: {id: {"question", "choices", "answer", "hint", "image", "split"}}.
 
     The test questions that have a picture (ScienceQA-IMG), ID/image.png in `images` or test/. The hint is told.
@@ -160,11 +160,11 @@ def scienceqa(src: Path, images: Path | None) -> Source:
     folders = ("test", "images/test", "images", "")
     root = picture_root(images, file.parent, folders, (item.id for item in items))
     task = Task("scienceqa", "choice", "reasoning", expected=2_017)
-    return source_of("scienceqa", [task], items, left_out, lambda image: file_loader(root, image))
+    return eval_set_of("scienceqa", [task], items, left_out, lambda image: file_loader(root, image))
 
 
 @benchmark("mmmu")
-def mmmu(src: Path, images: Path | None) -> Source:
+def mmmu(src: Path, images: Path | None) -> EvalSet:
     """SRC is a folder with Parquet files validation-*, one for each subject or all in one; the pictures are in them.
 
     Only questions about one picture are asked: a model that takes one can't be asked others. "<image 1>" is
@@ -188,12 +188,12 @@ def mmmu(src: Path, images: Path | None) -> Source:
                 items.append(_mmmu_item(row, key, where))
                 pictures.setdefault(key, picture)
     check_some(items, left_out, f"{src} holds no question about one picture")
-    source = source_of(
+    eval_set = eval_set_of(
         "mmmu", [Task("mmmu", "choice", "reasoning")], items, left_out, lambda key: lambda: pictures[key]
     )
     if several:
-        source.notes.append(f"mmmu: {several} questions about several pictures are left out")
-    return source
+        eval_set.notes.append(f"mmmu: {several} questions about several pictures are left out")
+    return eval_set
 
 
 def _mmmu_item(row: dict[str, Any], key: str, where: str) -> Item:
@@ -221,7 +221,7 @@ def _listed(text: str, where: str) -> list[str]:
 
 
 @benchmark("pope")
-def pope(src: Path, images: Path | None) -> Source:
+def pope(src: Path, images: Path | None) -> EvalSet:
     """SRC is coco_pope_*.json or a folder of such: a JSON object a line, {"question_id", "image", "text", "label"}.
 
     Labels are "yes" or "no"; random, popular and adversarial are scored each by itself. The pictures are COCO's
@@ -245,4 +245,4 @@ def pope(src: Path, images: Path | None) -> Source:
         check_some(items[before:], left_out, f"{file} holds no question")
     folders = ("", "val2014", "images", "images/val2014")
     root = picture_root(images, files[0].parent, folders, (item.id for item in items))
-    return source_of("pope", tasks, items, left_out, lambda image: file_loader(root, image))
+    return eval_set_of("pope", tasks, items, left_out, lambda image: file_loader(root, image))

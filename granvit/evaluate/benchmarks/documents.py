@@ -9,20 +9,20 @@ from granvit.evaluate.benchmarks.base import (
     LeftOut,
     benchmark,
     check_some,
+    eval_set_of,
     file_loader,
     find,
     picture_root,
     rows_of,
-    source_of,
     texts,
     value,
 )
-from granvit.evaluate.items import Item, Source, Task
+from granvit.evaluate.items import EvalSet, Item, Task
 from granvit.questions import ask_short
 
 
 @benchmark("docvqa")
-def docvqa(src: Path, images: Path | None) -> Source:
+def docvqa(src: Path, images: Path | None) -> EvalSet:
     """SRC is val_v1.0*.json or its folder: {"data": [{"questionId", "question", "image", "answers"}]}.
 
     "image" is relative to the file or `images` ("documents/xyz.png"). Scored by ANLS.
@@ -31,7 +31,7 @@ def docvqa(src: Path, images: Path | None) -> Source:
 
 
 @benchmark("infovqa")
-def infovqa(src: Path, images: Path | None) -> Source:
+def infovqa(src: Path, images: Path | None) -> EvalSet:
     """SRC is infographicsVQA_val_v1.0*.json or its folder: as DocVQA, with "image_local_name" for "image".
 
     The pictures are in `images`, or a folder infographicsvqa_images/ or images/ beside the file. Scored by ANLS.
@@ -39,7 +39,7 @@ def infovqa(src: Path, images: Path | None) -> Source:
     return _anls("infovqa", src, images, ("infographic*val*.json", "*val*.json"), "image_local_name", 2_801)
 
 
-def _anls(name: str, src: Path, images: Path | None, patterns: tuple[str, ...], picture: str, expected: int) -> Source:
+def _anls(name: str, src: Path, images: Path | None, patterns: tuple[str, ...], picture: str, expected: int) -> EvalSet:
     [file, *_] = find(src, *patterns)
     items, left_out = [], LeftOut()
     for number, row in enumerate(rows_of(file, "data")):
@@ -52,7 +52,7 @@ def _anls(name: str, src: Path, images: Path | None, patterns: tuple[str, ...], 
 
 
 @benchmark("textvqa")
-def textvqa(src: Path, images: Path | None) -> Source:
+def textvqa(src: Path, images: Path | None) -> EvalSet:
     """SRC is TextVQA_0.5.1_val.json or its folder: {"data": [{"question_id", "image_id", "question", "answers"}]}.
 
     Ten answers each; the pictures are IMAGE_ID.jpg in `images` or train_images/. Scored by VQA accuracy.
@@ -69,7 +69,7 @@ def textvqa(src: Path, images: Path | None) -> Source:
 
 
 @benchmark("chartqa")
-def chartqa(src: Path, images: Path | None) -> Source:
+def chartqa(src: Path, images: Path | None) -> EvalSet:
     """SRC is ChartQA's test/ folder: test_human.json, test_augmented.json ([{"imgname", "query", "label"}]) and png/.
 
     Scored by relaxed accuracy, questions by people and made ones each by themselves.
@@ -92,7 +92,7 @@ def chartqa(src: Path, images: Path | None) -> Source:
 
 
 @benchmark("ocrbench")
-def ocrbench(src: Path, images: Path | None) -> Source:
+def ocrbench(src: Path, images: Path | None) -> EvalSet:
     """SRC is OCRBench.json or its folder: [{"dataset_name", "image_path", "question", "answers", "type", "id"}].
 
     The pictures are in `images` or OCRBench_Images/. Scored by whether the answer contains a right one. The question is
@@ -126,7 +126,7 @@ def _source(
     images: Path | None,
     base: Path,
     folders: tuple[str, ...],
-) -> Source:
+) -> EvalSet:
     check_some(items, left_out, f"{base} holds no question")
     root = picture_root(images, base, folders, (item.id for item in items))
-    return source_of(tasks[0].name.partition("-")[0], tasks, items, left_out, lambda image: file_loader(root, image))
+    return eval_set_of(tasks[0].name.partition("-")[0], tasks, items, left_out, lambda image: file_loader(root, image))

@@ -9,21 +9,21 @@ from granvit.evaluate.benchmarks.base import (
     LeftOut,
     benchmark,
     check_some,
+    eval_set_of,
     file_loader,
     find,
     json_lines,
     picture_root,
-    source_of,
     texts,
     value,
 )
-from granvit.evaluate.items import Item, Source, Task
+from granvit.evaluate.items import EvalSet, Item, Task
 from granvit.predict import LONGEST_DESCRIPTION
 from granvit.questions import ask_short
 
 
 @benchmark("sroie")
-def sroie(src: Path, images: Path | None) -> Source:
+def sroie(src: Path, images: Path | None) -> EvalSet:
     """SRC is a folder with annotations.jsonl whose rows have "qa": [{"question", "answer"}], fields of receipts.
 
     Of several splits only those held out ("val", "test") are asked, where there are such. Scored by ANLS, as key
@@ -33,7 +33,7 @@ def sroie(src: Path, images: Path | None) -> Source:
 
 
 @benchmark("f30k_vqa")
-def f30k_vqa(src: Path, images: Path | None) -> Source:
+def f30k_vqa(src: Path, images: Path | None) -> EvalSet:
     """SRC is a folder with annotations.jsonl whose rows have "qa": [{"question", "answer"}], answered in sentences.
 
     Of several splits only those held out ("val", "test") are asked, where there are such. Scored by ROUGE-L.
@@ -41,7 +41,7 @@ def f30k_vqa(src: Path, images: Path | None) -> Source:
     return _pack("f30k_vqa", src, images, Task("f30k_vqa", "captions", "vqa", LONGEST_DESCRIPTION), short=False)
 
 
-def _pack(name: str, src: Path, images: Path | None, task: Task, short: bool) -> Source:
+def _pack(name: str, src: Path, images: Path | None, task: Task, short: bool) -> EvalSet:
     [file, *_] = find(src, ANNOTATIONS)
     items: dict[str, list[Item]] = {}
     left_out = LeftOut()
@@ -59,7 +59,7 @@ def _pack(name: str, src: Path, images: Path | None, task: Task, short: bool) ->
     asked = held_out or [item for some in items.values() for item in some]
     check_some(asked, left_out, f'{file}: no row has questions ("qa")')
     root = picture_root(images, file.parent, ("",), (item.id for item in asked))
-    source = source_of(name, [task], asked, left_out, lambda image: file_loader(root, image))
+    eval_set = eval_set_of(name, [task], asked, left_out, lambda image: file_loader(root, image))
     if not held_out:
-        source.notes.append(f"{name}: no split is held out, all {len(asked)} questions are asked")
-    return source
+        eval_set.notes.append(f"{name}: no split is held out, all {len(asked)} questions are asked")
+    return eval_set

@@ -9,8 +9,8 @@ from pathlib import Path
 from granvit.corpus.check import Rejection
 from granvit.corpus.importers.refcoco import photo_folder, references
 from granvit.errors import GranvitError
-from granvit.evaluate.benchmarks.base import LeftOut, benchmark, file_loader, source_of
-from granvit.evaluate.items import Item, Source, Task
+from granvit.evaluate.benchmarks.base import LeftOut, benchmark, eval_set_of, file_loader
+from granvit.evaluate.items import EvalSet, Item, Task
 from granvit.predict import LONGEST_BOX
 
 # Expressions in the published splits ("unc" for RefCOCO and RefCOCO+, "umd" for RefCOCOg).
@@ -27,7 +27,7 @@ EXPRESSIONS = {
 
 
 @benchmark("refcoco")
-def refcoco(src: Path, images: Path | None) -> Source:
+def refcoco(src: Path, images: Path | None) -> EvalSet:
     """SRC is a table of expressions or a folder of such, as `granvit corpus import refcoco` reads them.
 
     Every expression is a question of its own. The splits testA, testB and test are scored each by itself; "val" is not:
@@ -63,4 +63,4 @@ def refcoco(src: Path, images: Path | None) -> Source:
         stored = data[photo]
         return file_loader(root, photo) if stored is None else lambda: stored
 
-    return source_of("refcoco", tasks, items, left_out, loader)
+    return eval_set_of("refcoco", tasks, items, left_out, loader)

@@ -15,7 +15,7 @@ def work(deadly, images=9, batch=3, shards=1, together=(), reason=CRASHED):
     schedule = Schedule(range(shards), lambda shard: Task(shard, [("file", n) for n in range(images)], batch))
     done, deaths = {}, 0
     while task := schedule.next():
-        batches = [(p,) for p in task.probe] or [
+        batches = [(p,) for p in task.isolate] or [
             tuple(range(start, min(start + batch, images))) for start in range(0, images, batch)
         ]
         for positions in batches:
@@ -26,7 +26,7 @@ def work(deadly, images=9, batch=3, shards=1, together=(), reason=CRASHED):
                 break
         else:
             schedule.finished(task)
-            if not task.probe:
+            if not task.isolate:
                 done[task.shard] = set(task.excluded)
     assert schedule.open == 0
     return done, deaths
@@ -59,14 +59,14 @@ def test_a_worker_killed_by_something_else_costs_no_image():
     schedule = Schedule([0], lambda shard: Task(shard, [("file", n) for n in range(3)], 3))
     for _ in range(2):
         schedule.died(schedule.next(), (0, 1, 2), CRASHED, "killed")
-    probe = schedule.next()
-    assert probe.probe == (0, 1, 2)
-    schedule.died(probe, (1,), CRASHED, "killed")
+    isolating = schedule.next()
+    assert isolating.isolate == (0, 1, 2)
+    schedule.died(isolating, (1,), CRASHED, "killed")
     rest = schedule.next()
-    assert rest.probe == (1, 2)
+    assert rest.isolate == (1, 2)
     schedule.finished(rest)
     whole = schedule.next()
-    assert (whole.probe, whole.excluded) == ((), {})
+    assert (whole.isolate, whole.excluded) == ((), {})
 
 
 def test_deaths_with_no_image_in_work_are_told_in_the_end():

@@ -274,7 +274,7 @@ def test_every_source_that_is_left_needs_a_weight():
 
 def test_a_curated_corpus_is_in_order(crowded, tmp_path):
     whole = [r for r in crowded if r.image and r.id != "broken"]
-    fitting = [replace(r, width=w, height=h) for r in whole for w, h in [images.probe(r.image)]]
+    fitting = [replace(r, width=w, height=h) for r in whole for w, h in [images.upright_size(r.image)]]
     filters = Filters(object_image=replace(Filters().object_image, min_short_side=200))
     curate(corpus(tmp_path / "fit", fitting), tmp_path / "out", Curation(filters))
     assert verify(tmp_path / "out") == []

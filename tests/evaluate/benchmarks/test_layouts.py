@@ -27,13 +27,13 @@ def put(path, color="red"):
     path.write_bytes(picture(color))
 
 
-def items_of(source):
-    return [item for look in source.looks() for item in look.items]
+def items_of(eval_set):
+    return [item for image in eval_set.images() for item in image.items]
 
 
-def loaded(source):
+def loaded(eval_set):
     """Each image's first pixel."""
-    return {look.id: decode(look.load()).getpixel((0, 0)) for look in source.looks()}
+    return {image.id: decode(image.load()).getpixel((0, 0)) for image in eval_set.images()}
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -50,20 +50,20 @@ def docvqa(folder, rows, key="data"):
 
 
 def test_docvqa(tmp_path):
-    source = open_benchmark("docvqa", docvqa(tmp_path, [DOCVQA, {**DOCVQA, "questionId": 8}]))
-    assert [(i.key, i.truth, i.asked) for i in items_of(source)] == [
+    eval_set = open_benchmark("docvqa", docvqa(tmp_path, [DOCVQA, {**DOCVQA, "questionId": 8}]))
+    assert [(i.key, i.truth, i.asked) for i in items_of(eval_set)] == [
         (key, ["1/2", "1 / 2"], f"What is the date?\n{SHORT_ANSWER}") for key in ("7", "8")
     ]
-    assert loaded(source) == {"documents/a.png": RED} and source.images == 1
-    assert (source.tasks[0].scorer, source.tasks[0].group, source.tasks[0].expected) == ("anls", "ocr", 5349)
+    assert loaded(eval_set) == {"documents/a.png": RED} and eval_set.image_count == 1
+    assert (eval_set.tasks[0].scorer, eval_set.tasks[0].group, eval_set.tasks[0].expected) == ("anls", "ocr", 5349)
 
 
 def test_infovqa_finds_its_pictures(tmp_path):
     put(tmp_path / "infographicsvqa_images" / "1.jpeg", "blue")
     row = {"questionId": 1, "question": "How many?", "image_local_name": "1.jpeg", "answers": ["4"]}
     (tmp_path / "infographicsVQA_val_v1.0_withQT.json").write_text(json.dumps({"data": [row]}))
-    source = open_benchmark("infovqa", tmp_path)
-    assert loaded(source) == {"1.jpeg": BLUE} and source.tasks[0].expected == 2801
+    eval_set = open_benchmark("infovqa", tmp_path)
+    assert loaded(eval_set) == {"1.jpeg": BLUE} and eval_set.tasks[0].expected == 2801
 
 
 def test_textvqa_has_ten_answers(tmp_path):
@@ -71,9 +71,9 @@ def test_textvqa_has_ten_answers(tmp_path):
     row = {"question_id": 3, "image_id": "abc", "question": "what brand?", "answers": ["nokia"] * 9 + ["phone"]}
     file = tmp_path / "TextVQA_0.5.1_val.json"
     file.write_text(json.dumps({"data": [row]}))
-    source = open_benchmark("textvqa", file, tmp_path / "elsewhere")
-    [item] = items_of(source)
-    assert (item.key, len(item.truth), source.tasks[0].scorer) == ("3", 10, "vqa")
+    eval_set = open_benchmark("textvqa", file, tmp_path / "elsewhere")
+    [item] = items_of(eval_set)
+    assert (item.key, len(item.truth), eval_set.tasks[0].scorer) == ("3", 10, "vqa")
 
 
 def test_chartqa_scores_people_and_machine_each_by_itself(tmp_path):
@@ -81,9 +81,10 @@ def test_chartqa_scores_people_and_machine_each_by_itself(tmp_path):
     for kind, label in (("human", "14"), ("augmented", 0.5)):
         row = {"imgname": "1.png", "query": f"{kind}?", "label": label}
         (tmp_path / f"test_{kind}.json").write_text(json.dumps([row]))
-    source = open_benchmark("chartqa", tmp_path)
-    assert [(i.task, i.truth) for i in items_of(source)] == [("chartqa-augmented", ["0.5"]), ("chartqa-human", ["14"])]
-    assert {t.scorer for t in source.tasks} == {"relaxed"}
+    eval_set = open_benchmark("chartqa", tmp_path)
+    answers = [(i.task, i.truth) for i in items_of(eval_set)]
+    assert answers == [("chartqa-augmented", ["0.5"]), ("chartqa-human", ["14"])]
+    assert {t.scorer for t in eval_set.tasks} == {"relaxed"}
 
 
 def test_ocrbench_is_asked_as_it_stands(tmp_path):
@@ -96,10 +97,10 @@ def test_ocrbench_is_asked_as_it_stands(tmp_path):
         "type": "t",
     }
     (tmp_path / "OCRBench.json").write_text(json.dumps([{**row, "id": 0}]))
-    source = open_benchmark("ocrbench", tmp_path)
-    [item] = items_of(source)
+    eval_set = open_benchmark("ocrbench", tmp_path)
+    [item] = items_of(eval_set)
     assert (item.asked, item.kind, item.truth) == ("Write it.", "HME100k", ["x + y"])
-    assert source.tasks[0].scorer == "contains" and loaded(source) == {"HME/1.jpg": RED}
+    assert eval_set.tasks[0].scorer == "contains" and loaded(eval_set) == {"HME/1.jpg": RED}
 
 
 @pytest.mark.parametrize(
@@ -124,16 +125,16 @@ def test_what_is_wrong_with_a_question_is_named(tmp_path, rows, said):
 def test_a_damaged_row_is_counted_and_named_and_the_rest_is_asked(tmp_path, bad):
     """The last one is the id of another question, by which answers would be confused."""
     rows = [DOCVQA, bad, {**DOCVQA, "questionId": 8, "image": "documents/absent.png"}]
-    source = open_benchmark("docvqa", docvqa(tmp_path, rows))
-    assert [item.key for item in items_of(source)] == ["7", "8"]
-    [note] = source.notes
+    eval_set = open_benchmark("docvqa", docvqa(tmp_path, rows))
+    assert [item.key for item in items_of(eval_set)] == ["7", "8"]
+    [note] = eval_set.notes
     assert note.startswith("docvqa: 1 damaged rows are left out, such as ") and ("question 1" in note or "'7'" in note)
 
 
 def test_the_first_picture_may_be_the_absent_one(tmp_path):
     rows = [{**DOCVQA, "image": "documents/absent.png"}, {**DOCVQA, "questionId": 8}]
-    source = open_benchmark("docvqa", docvqa(tmp_path, rows))
-    absent, there = source.looks()
+    eval_set = open_benchmark("docvqa", docvqa(tmp_path, rows))
+    absent, there = eval_set.images()
     assert decode(there.load()).getpixel((0, 0)) == RED
     with pytest.raises(GranvitError, match="missing-image"):
         absent.load()
@@ -168,16 +169,16 @@ def test_damaged_rows_of_every_layout_are_left_out(tmp_path, name, file, text):
     put(tmp_path / "1.jpg")
     put(tmp_path / "5" / "image.png")
     (tmp_path / file).write_text(text)
-    source = open_benchmark(name, tmp_path)
-    assert len(items_of(source)) == 1
-    assert any(note.startswith(f"{name}: 3 damaged rows are left out, such as ") for note in source.notes), source.notes
+    eval_set = open_benchmark(name, tmp_path)
+    assert len(items_of(eval_set)) == 1
+    assert any(n.startswith(f"{name}: 3 damaged rows are left out, such as ") for n in eval_set.notes), eval_set.notes
 
 
 def test_damaged_rows_of_tables_are_left_out(tmp_path):
     image = base64.b64encode(picture("blue")).decode()
     rows = [{**MMBENCH, "answer": "B", "image": image}, {**MMBENCH, "index": "4", "answer": "D", "image": image}]
-    source = open_benchmark("mmbench", mmbench(tmp_path, rows))
-    assert {item.id for item in items_of(source)} == {"3"} and "question 2: the answer 'D'" in source.notes[0]
+    eval_set = open_benchmark("mmbench", mmbench(tmp_path, rows))
+    assert {item.id for item in items_of(eval_set)} == {"3"} and "question 2: the answer 'D'" in eval_set.notes[0]
 
 
 def test_what_is_wrong_with_a_file_is_named(tmp_path):
@@ -198,9 +199,9 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path):
 def test_a_picture_outside_its_folder_is_not_read(tmp_path):
     put(tmp_path / "secret.png")
     (tmp_path / "inner").mkdir()
-    source = open_benchmark("docvqa", docvqa(tmp_path / "inner", [{**DOCVQA, "image": "../secret.png"}]))
+    eval_set = open_benchmark("docvqa", docvqa(tmp_path / "inner", [{**DOCVQA, "image": "../secret.png"}]))
     with pytest.raises(ValueError, match="path-outside"):
-        next(source.looks()).load()
+        next(eval_set.images()).load()
 
 
 # --- packs -----------------------------------------------------------------------------------------------------------
@@ -218,18 +219,18 @@ def pack(folder, splits):
 
 
 def test_packs_ask_what_is_held_out(tmp_path):
-    source = open_benchmark("sroie", pack(tmp_path, ["train", "val", "test"]))
-    assert [(i.id, i.truth, i.asked) for i in items_of(source)] == [
+    eval_set = open_benchmark("sroie", pack(tmp_path, ["train", "val", "test"]))
+    assert [(i.id, i.truth, i.asked) for i in items_of(eval_set)] == [
         ("images/1.png", ["1.00"], f"Total?\n{SHORT_ANSWER}"),
         ("images/2.png", ["2.00"], f"Total?\n{SHORT_ANSWER}"),
     ]
-    assert source.notes == []
+    assert eval_set.notes == []
 
 
 def test_a_pack_without_splits_is_asked_whole_and_says_so(tmp_path):
-    source = open_benchmark("f30k_vqa", pack(tmp_path, ["train", "train"]))
-    assert [i.asked for i in items_of(source)] == ["Total?", "Total?"]
-    assert source.notes == ["f30k_vqa: no split is held out, all 2 questions are asked"]
+    eval_set = open_benchmark("f30k_vqa", pack(tmp_path, ["train", "train"]))
+    assert [i.asked for i in items_of(eval_set)] == ["Total?", "Total?"]
+    assert eval_set.notes == ["f30k_vqa: no split is held out, all 2 questions are asked"]
     (tmp_path / "annotations.jsonl").write_text('{"image": "images/0.png"}\n{"image"\n')
     with pytest.raises(ValueError, match="annotations.jsonl: line 2"):
         open_benchmark("f30k_vqa", tmp_path)
@@ -246,14 +247,14 @@ def test_pope(tmp_path):
             for n, label in enumerate(("yes", "No"))
         ]
         (tmp_path / f"coco_pope_{kind}.json").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    source = open_benchmark("pope", tmp_path)
-    assert [(i.task, i.key, i.truth) for i in items_of(source)] == [
+    eval_set = open_benchmark("pope", tmp_path)
+    assert [(i.task, i.key, i.truth) for i in items_of(eval_set)] == [
         ("pope-adversarial", "0", ["yes"]),
         ("pope-adversarial", "1", ["no"]),
         ("pope-random", "0", ["yes"]),
         ("pope-random", "1", ["no"]),
     ]
-    assert source.images == 1
+    assert eval_set.image_count == 1
     (tmp_path / "coco_pope_random.json").write_text(json.dumps({**rows[0], "label": "maybe"}))
     with pytest.raises(ValueError, match="line 1: the label is 'maybe', not yes or no"):
         open_benchmark("pope", tmp_path)
@@ -280,15 +281,15 @@ def test_mmbench_turns_the_options(tmp_path):
         {
             **MMBENCH,
             "index": "4",
-            "hint": "Look.",
+            "hint": "EvalImage.",
             "C": "nan",
             "answer": "A",
             "image": "3",
         },  # the picture of question 3
         {**MMBENCH, "index": "1000003", "answer": "A", "image": image},
     ]
-    source = open_benchmark("mmbench", mmbench(tmp_path, rows))
-    items = items_of(source)
+    eval_set = open_benchmark("mmbench", mmbench(tmp_path, rows))
+    items = items_of(eval_set)
     assert [(i.id, i.key, i.options, i.truth) for i in items] == [
         ("3", "3/0", ["red", "blue", "green"], ["B"]),
         ("3", "3/1", ["blue", "green", "red"], ["A"]),
@@ -297,8 +298,8 @@ def test_mmbench_turns_the_options(tmp_path):
         ("4", "4/1", ["blue", "red"], ["B"]),
     ]
     assert items[0].asked == f"Which colour?\nA. red\nB. blue\nC. green\n{ONE_LETTER}"
-    assert items[4].asked == f"Look.\nWhich colour?\nA. blue\nB. red\n{ONE_LETTER}"
-    assert loaded(source) == {"3": BLUE, "4": BLUE}
+    assert items[4].asked == f"EvalImage.\nWhich colour?\nA. blue\nB. red\n{ONE_LETTER}"
+    assert loaded(eval_set) == {"3": BLUE, "4": BLUE}
 
 
 def test_mmbench_damaged(tmp_path):
@@ -308,9 +309,9 @@ def test_mmbench_damaged(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             open_benchmark("mmbench", mmbench(tmp_path, [{**MMBENCH, **row}]))
-    source = open_benchmark("mmbench", mmbench(tmp_path, [{**MMBENCH, "answer": "A", "image": "no base64!"}]))
+    eval_set = open_benchmark("mmbench", mmbench(tmp_path, [{**MMBENCH, "answer": "A", "image": "no base64!"}]))
     with pytest.raises(ValueError, match="the image of question 3"):
-        next(source.looks()).load()
+        next(eval_set.images()).load()
 
 
 def test_seed_asks_about_single_images(tmp_path):
@@ -319,10 +320,10 @@ def test_seed_asks_about_single_images(tmp_path):
     row |= {f"choice_{letter}": f"option {letter}" for letter in "abcd"}
     file = {"questions": [row, {**row, "data_type": "video"}], "question_type": {}}
     (tmp_path / "SEED-Bench.json").write_text(json.dumps(file))
-    source = open_benchmark("seed", tmp_path)
-    [item] = items_of(source)
+    eval_set = open_benchmark("seed", tmp_path)
+    [item] = items_of(eval_set)
     assert item.options == ["option a", "option b", "option c", "option d"] and item.truth == ["C"]
-    assert loaded(source) == {"a_b": RED}
+    assert loaded(eval_set) == {"a_b": RED}
 
 
 def test_scienceqa_asks_test_questions_with_a_picture(tmp_path):
@@ -334,10 +335,10 @@ def test_scienceqa_asks_test_questions_with_a_picture(tmp_path):
         "7": {**problem, "image": "image.png", "split": "val"},
     }
     (tmp_path / "problems.json").write_text(json.dumps(problems))
-    source = open_benchmark("scienceqa", tmp_path)
-    [item] = items_of(source)
+    eval_set = open_benchmark("scienceqa", tmp_path)
+    [item] = items_of(eval_set)
     assert item.truth == ["B"] and item.asked == f"Read.\nWhich?\nA. x\nB. y\n{ONE_LETTER}"
-    assert loaded(source) == {"5/image.png": RED}
+    assert loaded(eval_set) == {"5/image.png": RED}
     (tmp_path / "problems.json").write_text(json.dumps({"5": {**problems["5"], "answer": 2}}))
     with pytest.raises(ValueError, match="problem 5: the answer 2 is none of its 2 choices"):
         open_benchmark("scienceqa", tmp_path)
@@ -361,12 +362,12 @@ def test_mmmu_leaves_questions_about_several_pictures_out_and_says_so(tmp_path):
     ]
     (tmp_path / "Art").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "Art" / "validation-00000-of-00001.parquet")
-    source = open_benchmark("mmmu", tmp_path)
-    choice, free = items_of(source)
+    eval_set = open_benchmark("mmmu", tmp_path)
+    choice, free = items_of(eval_set)
     assert choice.options == ['a "cat"', "a dog's tail"] and choice.asked.startswith("What is ?\nA. a")
     assert (choice.truth, free.truth, free.options) == (["B"], ["0.5", "1/2"], [])
-    assert loaded(source) == {"validation_Art_1": BLUE, "validation_Art_2": BLUE}
-    assert source.notes == ["mmmu: 1 questions about several pictures are left out"]
+    assert loaded(eval_set) == {"validation_Art_1": BLUE, "validation_Art_2": BLUE}
+    assert eval_set.notes == ["mmmu: 1 questions about several pictures are left out"]
     pq.write_table(pa.Table.from_pylist([{**row, "options": "[__import__('os')]"}]), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="question 0: .* is no list"):
         open_benchmark("mmmu", tmp_path / "x.parquet")

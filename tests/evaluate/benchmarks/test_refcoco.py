@@ -41,12 +41,12 @@ def test_every_expression_is_a_question_and_val_is_none(tmp_path):
         row("left cup", "test", name="jxu124/refcocog"),
         row("merged", "validation"),
     ]
-    source = open_benchmark("refcoco", write(tmp_path, rows))
-    looks = list(source.looks())
-    assert [t.name for t in source.tasks] == ["refcoco-testA", "refcoco-testB", "refcocog-test"]
-    assert [t.expected for t in source.tasks] == [5657, 5095, 9602]
-    assert source.images == len(looks) == 2
-    items = [item for look in looks for item in look.items]
+    eval_set = open_benchmark("refcoco", write(tmp_path, rows))
+    images = list(eval_set.images())
+    assert [t.name for t in eval_set.tasks] == ["refcoco-testA", "refcoco-testB", "refcocog-test"]
+    assert [t.expected for t in eval_set.tasks] == [5657, 5095, 9602]
+    assert eval_set.image_count == len(images) == 2
+    items = [item for image in images for item in image.items]
     assert [(i.task, i.key, i.asked, i.box) for i in items] == [
         ("refcoco-testA", "0", "left cup", (1, 2, 30, 40)),
         ("refcoco-testA", "1", "the cup", (1, 2, 30, 40)),
@@ -55,10 +55,10 @@ def test_every_expression_is_a_question_and_val_is_none(tmp_path):
         ("refcocog-test", "0", "left cup", (1, 2, 30, 40)),
         ("refcoco-testB", "0", "a table", (1, 2, 30, 40)),
     ]
-    assert all(i.how == "phrase" for i in items) and looks[0].load().startswith(b"\xff\xd8")
+    assert all(i.how == "phrase" for i in items) and images[0].load().startswith(b"\xff\xd8")
     # Answers are written into the items of one reading only.
     items[0].said = "x"
-    assert next(source.looks()).items[0].said == ""
+    assert next(eval_set.images()).items[0].said == ""
 
 
 def test_what_cannot_be_asked_is_told(tmp_path):
@@ -75,10 +75,10 @@ def test_what_cannot_be_asked_is_told(tmp_path):
 
 def test_the_published_expressions_are_all_there(tmp_path):
     (folder,) = real_data("rec_refcoco")
-    source = open_benchmark("refcoco", folder, tmp_path)
-    counts = Counter(item.task for look in source.looks() for item in look.items)
+    eval_set = open_benchmark("refcoco", folder, tmp_path)
+    counts = Counter(item.task for image in eval_set.images() for item in image.items)
     published = {name: count for name, count in EXPRESSIONS.items() if not name.endswith("-val")}
-    assert counts == published == {task.name: task.expected for task in source.tasks}
+    assert counts == published == {task.name: task.expected for task in eval_set.tasks}
     assert published == {
         "refcoco-testA": 5657,
         "refcoco-testB": 5095,
