@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from granvit.model.assemble import assemble
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from granvit.coordinates import get_codec
+from granvit.model.assemble import assemble
 from granvit.model.packing import Branch, Sample
 from granvit.model.region_model import RegionModel, Settings
 from granvit.nano.models import nano_encoder, nano_language, train_tokenizer

@@ -41,7 +41,7 @@ class Limits:
         max_pixels: of a picture.
         max_upload_mb: of a picture's file, in megabytes.
         max_questions: boxes or phrases.
-        queue: requests that wait for their turn; one more is told to come back later.
+        queue: requests that wait for their turn; one more is asked to come back later.
     """
 
     max_pixels: int = 40_000_000
@@ -51,7 +51,7 @@ class Limits:
 
 
 @dataclass
-class Desk:
+class ServedModels:
     """The checkpoints that answer, by name, and what may be asked of them.
 
     Boxes are xyxy pixels of the upright picture. One question is computed at a time, for any number of visitors.
@@ -122,7 +122,7 @@ class Desk:
 
 
 @contextmanager
-def spoken() -> Iterator[None]:
+def gradio_errors() -> Iterator[None]:
     """What a visitor did wrong is a sentence on the page; a bug stays one, in the server's log."""
     try:
         yield
@@ -138,7 +138,7 @@ def build(models: dict[str, GranViT], limits: Limits = Limits(), examples: Seque
         models: the checkpoints by the names to show; two or more are answered side by side.
         examples: picture files that a visitor may start with.
     """
-    desk = Desk(models, limits)
+    desk = ServedModels(models, limits)
     # Uploads that are ten minutes old are deleted; looked for every minute, and at the end.
     with gr.Blocks(title="granvit", delete_cache=(60, 600), analytics_enabled=False) as page:
         gr.Markdown("# granvit\nOpen a picture, draw boxes on it with the mouse, and ask what they hold.")
@@ -155,7 +155,7 @@ def build(models: dict[str, GranViT], limits: Limits = Limits(), examples: Seque
     return page
 
 
-def _annotator(desk: Desk) -> Any:
+def _annotator(desk: ServedModels) -> Any:
     annotator = image_annotator(
         label="Picture",
         image_type="pil",
@@ -172,14 +172,14 @@ def _annotator(desk: Desk) -> Any:
     def upright(file: FileData | None) -> Image.Image | None:
         if file is None:
             return None
-        with spoken():
+        with gradio_errors():
             return desk.open(Path(file.path).read_bytes())
 
     annotator.preprocess_image = upright
     return annotator
 
 
-def _questions(desk: Desk, annotator: Any) -> None:
+def _questions(desk: ServedModels, annotator: Any) -> None:
     names = list(desk.models)
     with gr.Tab("What is in the boxes"):
         with gr.Row():
@@ -214,7 +214,7 @@ def _questions(desk: Desk, annotator: Any) -> None:
     show.click(lambda value: _picture(value), annotator, clickable, api_visibility="private")
 
     def look(event: gr.SelectData, value: Any) -> Image.Image:
-        with spoken():
+        with gradio_errors():
             x, y = event.index
             return desk.attend(_picture(value), (float(x) + 0.5, float(y) + 0.5))
 
@@ -223,7 +223,7 @@ def _questions(desk: Desk, annotator: Any) -> None:
 
 def _picture(value: Any) -> Image.Image:
     """The picture of the annotator's value, turned as the visitor turned it there."""
-    with spoken():
+    with gradio_errors():
         if not value or value.get("image") is None:
             raise GranvitError("Open a picture first.")
         picture: Image.Image = value["image"]
@@ -238,19 +238,19 @@ def _boxes(value: Any) -> list[Box]:
 def _answers(value: Any, ask: Callable[[Image.Image, Sequence[Box]], dict[str, list[str]]]) -> str:
     picture = _picture(value)
     boxes = _boxes(value)
-    with spoken():
+    with gradio_errors():
         answers = ask(picture, boxes)
     return _table(
-        ["box", *answers], [[_told(box), *texts] for box, *texts in zip(boxes, *answers.values(), strict=True)]
+        ["box", *answers], [[_coordinates(box), *texts] for box, *texts in zip(boxes, *answers.values(), strict=True)]
     )
 
 
-def _found(desk: Desk, value: Any, text: str) -> tuple[str, list[tuple[Image.Image, str]]]:
+def _found(desk: ServedModels, value: Any, text: str) -> tuple[str, list[tuple[Image.Image, str]]]:
     picture = _picture(value)
     phrases = [line.strip() for line in text.splitlines() if line.strip()]
-    with spoken():
+    with gradio_errors():
         answers = desk.locate(picture, phrases)
-    rows = [[phrase, *map(_told, boxes)] for phrase, *boxes in zip(phrases, *answers.values(), strict=True)]
+    rows = [[phrase, *map(_coordinates, boxes)] for phrase, *boxes in zip(phrases, *answers.values(), strict=True)]
     return _table(["phrase", *answers], rows), [
         (_drawn(picture, phrases, boxes), name) for name, boxes in answers.items()
     ]
@@ -264,9 +264,9 @@ def _drawn(picture: Image.Image, phrases: Sequence[str], boxes: Sequence[Box | N
     )
 
 
-def _captions(desk: Desk, value: Any) -> str:
+def _captions(desk: ServedModels, value: Any) -> str:
     picture = _picture(value)
-    with spoken():
+    with gradio_errors():
         return _table(["checkpoint", "caption"], [[name, text] for name, text in desk.caption(picture).items()])
 
 
@@ -277,11 +277,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _told(box: Box | None) -> str:
+def _coordinates(box: Box | None) -> str:
     return "no box" if box is None else ", ".join(f"{side:.0f}" for side in box)
 
 
-def _api(desk: Desk) -> None:
+def _api(desk: ServedModels) -> None:
     """The questions as an HTTP API. Pictures travel as base64, so that no request names a file of the server's."""
 
     def opened(image: str) -> Image.Image:
@@ -292,20 +292,20 @@ def _api(desk: Desk) -> None:
             raise GranvitError("image is not base64") from error
 
     def describe(image: str, boxes: list[list[float]]) -> dict[str, list[str]]:
-        with spoken():
+        with gradio_errors():
             return desk.describe(opened(image), _quads(boxes))
 
     def read(image: str, boxes: list[list[float]]) -> dict[str, list[str]]:
-        with spoken():
+        with gradio_errors():
             return desk.read(opened(image), _quads(boxes))
 
     def locate(image: str, phrases: list[str]) -> dict[str, list[list[float] | None]]:
-        with spoken():
+        with gradio_errors():
             found = desk.locate(opened(image), phrases)
         return {name: [None if box is None else list(box) for box in boxes] for name, boxes in found.items()}
 
     def caption(image: str) -> dict[str, str]:
-        with spoken():
+        with gradio_errors():
             return desk.caption(opened(image))
 
     for function in (describe, read, locate, caption):

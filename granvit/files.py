@@ -112,7 +112,7 @@ def staged_folder(out: Path | str, check: Callable[[Path], None] = lambda out: N
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def refuse_filled(out: Path) -> None:
+def refuse_non_empty(out: Path) -> None:
     """A check for `staged_folder` where nothing is ever replaced.
 
     Raises:
@@ -223,9 +223,9 @@ def _lock(file: Path, path: Path, wait: bool) -> int:
             pass
         except BlockingIOError:
             if not wait:
-                told = _holder(os.pread(descriptor, _HOLDER_BYTES, 0))
+                holder = _holder(os.pread(descriptor, _HOLDER_BYTES, 0))
                 os.close(descriptor)
-                raise BusyError(f"{path}: another process is writing here ({told})") from None
+                raise BusyError(f"{path}: another process is writing here ({holder})") from None
             time.sleep(_LOOK_AGAIN)
         except OSError as error:
             os.close(descriptor)
@@ -233,9 +233,9 @@ def _lock(file: Path, path: Path, wait: bool) -> int:
         os.close(descriptor)
 
 
-def _holder(told: bytes) -> str:
+def _holder(content: bytes) -> str:
     try:
-        holder = json.loads(told)
+        holder = json.loads(content)
         return f"process {holder['pid']} on {holder['host']}: {holder['command']}"
     except (ValueError, KeyError, TypeError, RecursionError):
         return "it has just begun"
@@ -286,7 +286,7 @@ def open_regular(path: Path) -> BinaryIO:
     """
     check_link(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # told by its name: `open` knows only the descriptor's number
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # named here: `open` knows only the descriptor's number
         os.close(descriptor)
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     file = open(descriptor, "rb")
@@ -322,8 +322,8 @@ def read_json(path: Path, error: type[GranvitError] = GranvitError) -> Any:
     except (ValueError, RecursionError) as wrong:  # of which are bytes that are no UTF-8, and numbers too long to read
         if isinstance(wrong, GranvitError):
             raise error(str(wrong)) from wrong
-        told = "it nests too deep" if isinstance(wrong, RecursionError) else str(wrong)
-        raise error(f"{path}: damaged: {told}") from wrong
+        reason = "it nests too deep" if isinstance(wrong, RecursionError) else str(wrong)
+        raise error(f"{path}: damaged: {reason}") from wrong
     return value
 
 

@@ -106,7 +106,7 @@ def hull(points: ArrayLike) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-def stretch(quad: ArrayLike, start: float, end: float) -> NDArray[np.float64]:
+def part_of_line(quad: ArrayLike, start: float, end: float) -> NDArray[np.float64]:
     """The part of a line of text from `start` to `end`, as shares of its length, cut to the line; shape (4, 2).
 
     `quad` holds the line's corners from the top left clockwise, shape (4, 2). A line half as high again as wide is
@@ -130,7 +130,7 @@ def stretch(quad: ArrayLike, start: float, end: float) -> NDArray[np.float64]:
     return np.roll(part, 1, axis=0) if vertical else part
 
 
-def turned_back(points: ArrayLike, turns: int, width: float, height: float) -> NDArray[np.float64]:
+def rotated_back(points: ArrayLike, turns: int, width: float, height: float) -> NDArray[np.float64]:
     """Points of a picture that was turned, where they lie on it as it was, shape (N, 2).
 
     Args:

@@ -1,4 +1,4 @@
-"""What decoding a picture may cost, told from the structure of its file before anything of it is decoded.
+"""What decoding a picture may cost, found from the structure of its file before anything of it is decoded.
 
 The number of pixels bounds the work for an honest file. Here is the rest: small files that name a large work, by
 repeating what a decoder does for each part (`images.MAX_PIXELS` is the limit for the pixels themselves).

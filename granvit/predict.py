@@ -24,7 +24,7 @@ from granvit.model.region_model import RegionModel
 from granvit.questions import CAPTION2BBOX, ask_box, ask_caption, ask_global, parse_box
 
 if TYPE_CHECKING:
-    from granvit.evaluate.attention import Seen
+    from granvit.evaluate.attention import QueryMaps
 
 Picture = Image.Image | bytes | str | Path
 
@@ -103,7 +103,7 @@ class GranViT:
     def read(self, image: Picture, boxes: ArrayLike, window: int | None = None, normalized: bool = False) -> list[str]:
         """The text in each box (N, 4), by the same question as `describe`, as in the paper.
 
-        With `window` every box is read in a window of that side (pixels) around it, for print too small to be
+        With `window` every box is read in a window of that side (pixels) around it, for text too small to be
         read in the whole picture; each window is then a look of its own.
 
         Raises:
@@ -142,7 +142,7 @@ class GranViT:
         ask = ImageQuestions(picture, self.model.view(picture.size), [ask_global()], name_of(image))
         return self._texts([ask], LONGEST_CAPTION)[0][0]
 
-    def attend(self, image: Picture, box: ArrayLike, normalized: bool = False) -> Seen:
+    def attend(self, image: Picture, box: ArrayLike, normalized: bool = False) -> QueryMaps:
         """Where the encoder looks from a box, what is alike to it, and where each word of the model's answer looks.
 
         Raises:

@@ -256,7 +256,7 @@ def test_the_api_says_what_is_wrong(address: str, image: str, boxes: Any, senten
 
 def test_a_picture_is_opened_as_everywhere_else(tmp_path: Path) -> None:
     phone_photo(tmp_path / "phone.jpg", (30, 40), (5, 5, 20, 20))
-    from granvit.app import Desk
+    from granvit.app import ServedModels
 
     data = (tmp_path / "phone.jpg").read_bytes()
-    assert np.array_equal(np.asarray(Desk({}, Limits()).open(data)), np.asarray(open_picture(data)))
+    assert np.array_equal(np.asarray(ServedModels({}, Limits()).open(data)), np.asarray(open_picture(data)))

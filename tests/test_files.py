@@ -20,7 +20,7 @@ from granvit.files import (
     locked,
     read_json,
     read_regular,
-    refuse_filled,
+    refuse_non_empty,
     remove_folder,
     staged_folder,
     write_text,
@@ -112,7 +112,7 @@ def test_waiting_for_a_lock(tmp_path):
 def test_what_another_writes_as_a_lock_does_no_harm(tmp_path):
     for content in ("", "[]", "{", '{"made": 3}', "[" * 9_000):
         (tmp_path / ".out.lock").write_text(content)
-        with staged_folder(tmp_path / "out", refuse_filled) as folder:
+        with staged_folder(tmp_path / "out", refuse_non_empty) as folder:
             (folder / "a").touch()
         assert names(tmp_path) == ["out", "out/a"]
         remove_folder(tmp_path / "out")
@@ -132,7 +132,7 @@ def test_a_folder_replaces_another_as_a_whole(tmp_path):
         assert names(folder) == [] and names(tmp_path / "out") == ["old"]
         (folder / "new").touch()
     assert names(tmp_path) == ["out", "out/new"]
-    with pytest.raises(GranvitError, match="out is there already"), staged_folder(tmp_path / "out", refuse_filled):
+    with pytest.raises(GranvitError, match="out is there already"), staged_folder(tmp_path / "out", refuse_non_empty):
         pass
 
 
@@ -163,7 +163,7 @@ if sys.argv[2] == "kill":
     os.replace = replace
 (os.mkdir("out"), open("out/mine", "w").close()) if sys.argv[2] == "kill" and {moment!r} == "moved aside" else None
 sys.argv[1:] = []
-with staged_folder("out", refuse_filled if {moment!r} == "in place" else lambda out: None) as folder:
+with staged_folder("out", refuse_non_empty if {moment!r} == "in place" else lambda out: None) as folder:
     write_text(folder / "a", "new")
     if {moment!r} == "written" and os.replace is replace:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -186,7 +186,7 @@ def replace(a, b):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv.pop(1) == "kill":
     os.replace = replace
-with staged_folder("out", refuse_filled) as folder:
+with staged_folder("out", refuse_non_empty) as folder:
     open(folder / "a", "w").close()
 """
     assert other_process(code, tmp_path, "kill").wait() == -signal.SIGKILL

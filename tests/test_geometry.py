@@ -9,7 +9,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from granvit import geometry
-from granvit.geometry import View, area, as_boxes, clip, clip_box, hull, intersection, iou, turned_back, whole_pixels
+from granvit.geometry import View, area, as_boxes, clip, clip_box, hull, intersection, iou, rotated_back, whole_pixels
 
 CANVAS = 224
 sides = st.integers(1, 5000)
@@ -250,10 +250,10 @@ def test_the_hull_of_points_and_of_a_flat_polygon():
 
 def test_a_stretch_of_a_line_by_hand():
     across = [[10, 20], [110, 20], [110, 40], [10, 40]]
-    assert geometry.stretch(across, 0.2, 0.5).tolist() == [[30, 20], [60, 20], [60, 40], [30, 40]]
+    assert geometry.part_of_line(across, 0.2, 0.5).tolist() == [[30, 20], [60, 20], [60, 40], [30, 40]]
     down = [[20, 10], [40, 10], [40, 110], [20, 110]]
-    assert geometry.stretch(down, 0.2, 0.5).tolist() == [[20, 30], [40, 30], [40, 60], [20, 60]]
-    assert geometry.stretch(across, -1, 2).tolist() == across
+    assert geometry.part_of_line(down, 0.2, 0.5).tolist() == [[20, 30], [40, 30], [40, 60], [20, 60]]
+    assert geometry.part_of_line(across, -1, 2).tolist() == across
 
 
 @given(st.lists(st.tuples(*[st.integers(-3, 12)] * 4), max_size=6))
@@ -271,5 +271,5 @@ def test_points_of_a_turned_picture_lie_on_it_as_it_was(turns):
     picture[4:10, 7:20] = 1
     turned = np.rot90(picture, turns)
     (top, bottom), (left, right) = ((found.min(), found.max() + 1) for found in np.nonzero(turned))
-    corners = turned_back([[left, top], [right, bottom]], turns, turned.shape[1], turned.shape[0])
+    corners = rotated_back([[left, top], [right, bottom]], turns, turned.shape[1], turned.shape[0])
     assert hull(corners) == (7, 4, 20, 10)

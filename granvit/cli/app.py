@@ -126,7 +126,8 @@ def _of_corpora() -> dict[str, Command]:
             "corpus_make.Annotate", "Make a region corpus of images: text is read, objects are found and captioned."
         ),
         "draw": _command(
-            "corpus_make.Draw", "Draw the embedded corpus: scenes, documents and print with exact boxes and texts."
+            "corpus_make.Draw",
+            "Draw the embedded corpus: scenes, documents and rendered text with exact boxes and texts.",
         ),
         "verify": _command(
             "corpus_make.Verify",
@@ -158,7 +159,7 @@ def _of_corpora() -> dict[str, Command]:
         "sample": _command("corpus_derive.Sample", "Write a reproducible sample of a corpus."),
         "tile": _command(
             "corpus_derive.Tile",
-            "Write a corpus with its large images cut into tiles, for print and objects too "
+            "Write a corpus with its large images cut into tiles, for text and objects too "
             "small for an encoder's canvas.",
         ),
     }
@@ -245,7 +246,7 @@ def _unnamed() -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """The program's entry point; exits with the command's status.
 
-    What a user did wrong is told in one line; anything else is a bug and keeps its traceback.
+    What a user did wrong is printed in one line; anything else is a bug and keeps its traceback.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What a terminal's encoding cannot show is shown as an escape.

@@ -50,7 +50,7 @@ class AskCommand:
     device: Device = "auto"
 
     def open(self) -> Any:
-        """The picture; a --draw that can't work is told before anything is computed."""
+        """The picture; a --draw that can't work is refused before anything is computed."""
         from PIL import Image
 
         from granvit.images import ImageError
@@ -143,7 +143,7 @@ class Read(AskAboutBoxes):
     """Transcribe the text in each box of a picture."""
 
     window: int | None = None
-    """Read each box in a window of so many pixels around it, for small print."""
+    """Read each box in a window of so many pixels around it, for small text."""
 
     def run(self) -> int:
         check_window(self.window)

@@ -11,13 +11,13 @@ from granvit.corpus.store import Corpus
 
 
 def fail(message: str) -> int:
-    """Tell what went wrong, in one line; the exit status of a command that could do nothing."""
+    """Print what went wrong, in one line; the exit status of a command that could do nothing."""
     print(f"granvit: {message}", file=sys.stderr)
     return 1
 
 
 def warn(message: str) -> None:
-    """Tell what may have been meant otherwise; the command goes on."""
+    """Print what may have been meant otherwise; the command goes on."""
     print(f"granvit: {message}", file=sys.stderr)
 
 

@@ -114,7 +114,7 @@ class Sample:
 
 @dataclass
 class Tile:
-    """Write a corpus with its large images cut into tiles, for print and objects too small for an encoder's canvas.
+    """Write a corpus with its large images cut into tiles, for text and objects too small for an encoder's canvas.
 
     Example: granvit corpus tile receipts tiles --side 240 --kind text
     """

@@ -39,8 +39,8 @@ _OWN = {"name", "paths", "val_fraction", "group", "overwrite", "follow_links"}
 
 def _layouts() -> str:
     """One line for every importer, the first one of its docstring: what SRC is."""
-    told = {name: (inspect.getdoc(reader) or "").splitlines()[0] for name, reader in sorted(IMPORTERS.items())}
-    lines = [f"{name}: {line.replace('`src`', 'SRC').replace('`', '')}" for name, line in told.items()]
+    summaries = {name: (inspect.getdoc(reader) or "").splitlines()[0] for name, reader in sorted(IMPORTERS.items())}
+    lines = [f"{name}: {line.replace('`src`', 'SRC').replace('`', '')}" for name, line in summaries.items()]
     return "\n".join(["The layout.", *lines])
 
 
@@ -135,7 +135,7 @@ class Verify:
 
 @dataclass
 class Draw:
-    """Draw the embedded corpus: scenes, documents and print with exact boxes and texts."""
+    """Draw the embedded corpus: scenes, documents and rendered text with exact boxes and texts."""
 
     out: Positional[Path]
     """The corpus folder to write; one that is already there with the same settings is kept."""
@@ -148,7 +148,7 @@ class Draw:
     documents: float = 0.15
     """Share of documents; the rest are scenes."""
     prints: float = 0.0
-    """Share of all pictures that is print in their place: words and numbers in many fonts, a box per letter."""
+    """Share of all pictures that is rendered text in their place: words and numbers in many fonts, a box per letter."""
     split: Literal["train", "val", "test"] = "train"
     """The split that the pictures belong to."""
 

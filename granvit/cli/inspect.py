@@ -115,9 +115,9 @@ class AttentionMass:
             for name in HEADLINES:
                 for encoder, share in zip(encoders, table.get(name, []), strict=False):
                     if share is not None:
-                        change = f"   change {_told(share.change)}" if share.change else ""
+                        change = f"   change {_with_interval(share.change)}" if share.change else ""
                         even = f"even {100 * share.chance:.1f}"
-                        print(f"  {name:36s} {encoder.name:20s} {_told(share.inside)} %   {even}{change}")
+                        print(f"  {name:36s} {encoder.name:20s} {_with_interval(share.inside)} %   {even}{change}")
         print(f"page: {page}")
         return 0
 
@@ -129,7 +129,7 @@ class Probe:
     encoders: Positional[tuple[Path, ...]]
     """Checkpoints, runs or any vision encoders; each is compared with the first."""
     corpus: Path
-    """The corpus whose training images teach the heads."""
+    """The corpus whose training images train the heads."""
     held_out: Path | None = None
     """A corpus of its own to score on, all of it; the held-out images of --corpus if none."""
     task: Literal["label", "attribute", "is-text", "read"] = "attribute"
@@ -161,7 +161,7 @@ class Probe:
             train, held_out = training_part(Corpus(self.corpus)), Corpus(self.held_out)
         encoders = _encoders(self.encoders, self.device)
         report = probe(encoders, train, held_out, self.task, limit=self.limit, seed=self.seed)
-        print(report.told())
+        print(report.as_text())
         if self.out is not None:
             write_text(self.out, json.dumps(report.to_json(), indent=1) + "\n")
         return 0
@@ -184,7 +184,7 @@ def _point(text: str) -> tuple[float, float]:
     return x, y
 
 
-def _told(estimate: Any) -> str:
+def _with_interval(estimate: Any) -> str:
     if estimate.low is None:
         return f"{100 * estimate.value:.1f}"
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"

@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.errors import GranvitError
-from granvit.files import refuse_filled, staged_folder
+from granvit.files import refuse_non_empty, staged_folder
 from granvit.geometry import Fit, Frame
 from granvit.loading.run_folder import checkpoint_of
 from granvit.train.config import CachingLoop, SampleConfig
@@ -204,7 +204,7 @@ class Assemble:
 
         out = self.out or Path("runs") / f"{self.recipe.name}-before"
         disable_progress_bar()
-        with staged_folder(out, refuse_filled) as folder:
+        with staged_folder(out, refuse_non_empty) as folder:
             build_model(self.recipe).save(folder)
         print(f"checkpoint: {out}")
         return 0

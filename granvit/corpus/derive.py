@@ -1,7 +1,7 @@
 """Corpora made of others: the held-out part, splits, samples, several as one, and large images cut into tiles.
 
 What is held out is said by the images' splits, or by a hash of their ids where a corpus names none to hold out. Images
-are copied as they are, but for tiles: they show a small canvas the small print and tiny objects of large images.
+are copied as they are, but for tiles: they show a small canvas the small text and tiny objects of large images.
 """
 
 from __future__ import annotations

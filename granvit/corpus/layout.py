@@ -90,7 +90,7 @@ def _checked_shard(shard: Any, file: Path, inside: str) -> str:
 
 
 def _check_place(folder: Path, name: str) -> None:
-    """Whether a shard that is there is a file of this folder. One that is missing is told when it is read."""
+    """Whether a shard that is there is a file of this folder. A missing one is reported when it is read."""
     file = folder / name
     try:
         mode = file.lstat().st_mode

@@ -97,10 +97,10 @@ def language(text: str, script_name: str | None = None, found: list[str] | None 
         return _BY_SCRIPT[name]
     if name != "latin":
         return UNDETERMINED
-    told = [_LANGUAGES_OF[word] for word in (words(text) if found is None else found) if word in _LANGUAGES_OF]
-    if len(told) < _MIN_VOTES:
+    candidates = [_LANGUAGES_OF[word] for word in (words(text) if found is None else found) if word in _LANGUAGES_OF]
+    if len(candidates) < _MIN_VOTES:
         return UNDETERMINED
-    (best, votes), *others = Counter(code for codes in told for code in codes).most_common(2)
+    (best, votes), *others = Counter(code for codes in candidates for code in codes).most_common(2)
     return UNDETERMINED if votes < _MIN_VOTES or others and others[0][1] == votes else best
 
 

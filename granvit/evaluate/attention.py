@@ -47,7 +47,7 @@ class Maps:
 
 
 @dataclass
-class Seen:
+class QueryMaps:
     """What was seen from one query in one picture, by one encoder.
 
     `maps` has a single query. `inside` gives, by the name of each map, the share of its mass that lies in the box, and
@@ -135,7 +135,7 @@ def visible_part(encoder: PatchEncoder, size: tuple[int, int]) -> Floats:
     return encoder.coverage(encoder.view(size), (0, 0, *size))[0]
 
 
-def attend_box(encoder: PatchEncoder, picture: Image.Image, box: ArrayLike) -> Seen:
+def attend_box(encoder: PatchEncoder, picture: Image.Image, box: ArrayLike) -> QueryMaps:
     """What is seen from a box (xyxy image pixels) of an EXIF-upright RGB picture.
 
     The encoder of a checkpoint is also asked what the box holds, and the words of its answer are looked into.
@@ -145,7 +145,7 @@ def attend_box(encoder: PatchEncoder, picture: Image.Image, box: ArrayLike) -> S
     canvas = encoder.show([picture])
     maps = maps_of(encoder.encode(canvas), inside)
     named = {"attention": maps.attention, "similarity": maps.similarity, "contrast": maps.contrast}
-    seen = Seen(
+    seen = QueryMaps(
         maps,
         {name: float(share_inside(m, inside, visible)[0]) for name, m in named.items()},
         float(chance_inside(maps.attention, inside, visible)[0]),
@@ -158,7 +158,7 @@ def attend_box(encoder: PatchEncoder, picture: Image.Image, box: ArrayLike) -> S
 
 
 def _add_words(
-    seen: Seen, encoder: PatchEncoder, model: RegionModel, canvas: Tensor, size: tuple[int, int], box: ArrayLike
+    seen: QueryMaps, encoder: PatchEncoder, model: RegionModel, canvas: Tensor, size: tuple[int, int], box: ArrayLike
 ) -> None:
     relative = encoder.view(size).to_relative(box, model.settings.frame)[0]
     question = model.dialog.ask(ask_caption(relative, model.codec))
@@ -169,9 +169,9 @@ def _add_words(
         seen.word_maps = np.stack([weights[:, :, a:b].mean((0, 1, 2)) for a, b in spans])
 
 
-def attend_point(encoder: PatchEncoder, picture: Image.Image, point: ArrayLike) -> Seen:
+def attend_point(encoder: PatchEncoder, picture: Image.Image, point: ArrayLike) -> QueryMaps:
     """What is seen from the patch under a point (x, y) in image pixels."""
-    return Seen(maps_of(encoder.encode(encoder.show([picture])), point_query(encoder, picture.size, point)))
+    return QueryMaps(maps_of(encoder.encode(encoder.show([picture])), point_query(encoder, picture.size, point)))
 
 
 @torch.inference_mode()

@@ -89,7 +89,7 @@ def attention_mass(
     """Looks from every eligible region of up to `limit` images, with every encoder.
 
     The query is the box: all its patches, each as the others see it. Regions to be ignored are left out, and those that
-    for some encoder hold less than a patch's area beside any one patch, since what is inside cannot be told there from
+    for some encoder hold less than a patch's area beside any one patch, since what is inside can't be told there from
     the query itself. Answer words are those of the true text, so that all checkpoints are asked about the same words.
 
     Raises:

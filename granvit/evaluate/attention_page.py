@@ -22,7 +22,7 @@ from PIL import Image
 from granvit.bootstrap import Estimate
 from granvit.coordinates import Box
 from granvit.draw import colors_for, draw_boxes, save_picture
-from granvit.evaluate.attention import LAST_LAYERS, Floats, Seen, attend_box, attend_point, patch_weights
+from granvit.evaluate.attention import LAST_LAYERS, Floats, QueryMaps, attend_box, attend_point, patch_weights
 from granvit.evaluate.attention_mass import HEADLINES, MassReport, Share
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.files import write_text
@@ -41,7 +41,10 @@ Query = tuple[str, Box | tuple[float, float]]
 
 
 def seen_figure(
-    picture: Image.Image, queries: Sequence[Query], encoders: Sequence[PatchEncoder], seen: Sequence[Sequence[Seen]]
+    picture: Image.Image,
+    queries: Sequence[Query],
+    encoders: Sequence[PatchEncoder],
+    seen: Sequence[Sequence[QueryMaps]],
 ) -> Image.Image:
     """A row per query, and for each encoder its attention and what looks alike (the paper's Figure 1b).
 
@@ -66,7 +69,7 @@ def seen_figure(
     return _picture(figure)
 
 
-def heads_figure(picture: Image.Image, query: Query, encoder: PatchEncoder, seen: Seen) -> Image.Image:
+def heads_figure(picture: Image.Image, query: Query, encoder: PatchEncoder, seen: QueryMaps) -> Image.Image:
     """Every head of every layer: a row per layer, from the last to the first."""
     layers = seen.maps.heads[0]
     figure, axes = _grid(len(layers), layers.shape[1], picture, top=0.35, bottom=0.05, scale=0.7)
@@ -80,7 +83,7 @@ def heads_figure(picture: Image.Image, query: Query, encoder: PatchEncoder, seen
 
 
 def words_figure(
-    picture: Image.Image, queries: Sequence[Query], encoder: PatchEncoder, seen: Sequence[Seen]
+    picture: Image.Image, queries: Sequence[Query], encoder: PatchEncoder, seen: Sequence[QueryMaps]
 ) -> Image.Image:
     """A row per box: where the language model looks at the image while it says each word about the box."""
     longest = max(len(one.words) for one in seen)
@@ -174,7 +177,7 @@ def _plain(text: str, width: int) -> str:
     return textwrap.fill(shown, width).replace("$", r"\$")
 
 
-def _inside(seen: Seen, kind: str) -> str:
+def _inside(seen: QueryMaps, kind: str) -> str:
     if kind not in seen.inside or seen.chance is None:
         return ""
     return f"{percent(seen.inside[kind])} in the box (even: {percent(seen.chance)})"
@@ -358,7 +361,7 @@ def _thumbnail(picture: Image.Image) -> Image.Image:
     return small
 
 
-def _numbers(seen: Seen) -> list[str]:
+def _numbers(seen: QueryMaps) -> list[str]:
     return [percent(seen.inside[kind]) if kind in seen.inside else "–" for kind in KINDS | WORDS]
 
 

@@ -61,8 +61,8 @@ def compare(
             if (ours[key].truth, ours[key].box) != (theirs[key].truth, theirs[key].box):
                 raise GranvitError(f"{name}: question {key!r} has not the same right answer in both")
         if shared:
-            told, undefined = _of_task(task, [ours[k] for k in shared], [theirs[k] for k in shared], seed)
-            differences += told
+            of_task, undefined = _of_task(task, [ours[k] for k in shared], [theirs[k] for k in shared], seed)
+            differences += of_task
             notes += undefined
             if len({ours[key].id for key in shared}) < 2:
                 notes.append(f"{name}: one image tells nothing of others, so there is no interval and no p")
@@ -99,7 +99,7 @@ def compare_means(first: Means, second: Means) -> tuple[list[Difference], list[s
 
 def _of_task(task: Task, first: list[Item], second: list[Item], seed: int) -> tuple[list[Difference], list[str]]:
     images = list(dict.fromkeys(item.id for item in first))
-    told: list[Difference] = []
+    differences: list[Difference] = []
     notes: list[str] = []
     for name, measure in SCORERS[task.scorer].measures.items():
         a, b = (by_image(measure.each(items), items, images) for items in (first, second))
@@ -111,8 +111,8 @@ def _of_task(task: Task, first: list[Item], second: list[Item], seed: int) -> tu
         drawn_a, drawn_b = draws(measure, a, seed), draws(measure, b, seed)
         drawn = drawn_b - drawn_a if len(drawn_a) and len(drawn_b) else np.empty(0)
         limits = _interval(drawn[~np.isnan(drawn)], len(images))
-        told.append(Difference(task.name, name, len(first), len(images), value_a, value_b, *limits))
-    return told, notes
+        differences.append(Difference(task.name, name, len(first), len(images), value_a, value_b, *limits))
+    return differences, notes
 
 
 def _interval(drawn: Table, images: int) -> tuple[float, float, float] | tuple[None, None, None]:

@@ -126,9 +126,9 @@ def chosen(items: Sequence[Item], scorer: str, count: int = SHOWN) -> dict[str, 
     """The `count` worst answers and those around the median, each of another image; equals in an order by hash."""
     measure = SCORERS[scorer].measures[SCORERS[scorer].quality]
     table = measure.each(items)
-    told = np.flatnonzero(table[:, 1])  # of others the measure says nothing
+    scored = np.flatnonzero(table[:, 1])  # of others the measure says nothing
     quality = np.divide(table[:, 0], table[:, 1], out=np.zeros(len(table)), where=table[:, 1] > 0)
-    order = sorted(told.tolist(), key=lambda i: (quality[i], hashlib.sha256(items[i].key.encode()).digest()))
+    order = sorted(scored.tolist(), key=lambda i: (quality[i], hashlib.sha256(items[i].key.encode()).digest()))
     half = np.argsort(np.abs(np.arange(len(order)) - (len(order) - 1) / 2), kind="stable")
     cases: dict[str, list[Case]] = {}
     used: set[str] = set()

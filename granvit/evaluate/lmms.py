@@ -52,7 +52,7 @@ class Conversation:
 
 
 class BoxTally:
-    """Which tasks ask for boxes, and whether any answer to them is one: a score of 0 has a reason that can be told."""
+    """Which tasks ask for boxes, and whether any answer to them is one: so that a score of 0 can be explained."""
 
     def __init__(self) -> None:
         self._asked: dict[str, int] = defaultdict(int)
@@ -207,7 +207,7 @@ class LmmsGranViT(lmms):
         return [
             (self._converse(conversation, longest) if conversation.question is None else "", False)
             if place is None
-            else self._told(said[place[0]][place[1]], asks[place[0]].view)
+            else self._in_asked_coordinates(said[place[0]][place[1]], asks[place[0]].view)
             for conversation, place in zip(conversations, places, strict=True)
         ]
 
@@ -219,7 +219,7 @@ class LmmsGranViT(lmms):
             return False
         return True
 
-    def _told(self, answer: str, view: View) -> tuple[str, bool]:
+    def _in_asked_coordinates(self, answer: str, view: View) -> tuple[str, bool]:
         """The answer as lmms-eval is to read it, and whether it is a box."""
         settings = self.granvit.model.settings
         box = self.granvit.to_pixels(answer, view)

@@ -97,7 +97,7 @@ def vocabulary(task: Task, training: Questions) -> list[Any]:
 
 
 def usable(task: Task, questions: Questions, known: Sequence[Any]) -> Questions:
-    """The questions with a target that a probe can be taught or scored on.
+    """The questions with a target that a probe can be trained or scored on.
 
     A region of a class never learned is left out, as is a line too long for the reader. Unknown letters are not: they
     are misread.
@@ -107,14 +107,14 @@ def usable(task: Task, questions: Questions, known: Sequence[Any]) -> Questions:
     for question in questions.items:
         if task == "label" and question.target not in classes:
             kept.left_out["text is no class"] += 1
-        elif task == "read" and not 0 < steps_needed(question.target) <= READING_STEPS:
+        elif task == "read" and not 0 < ctc_steps(question.target) <= READING_STEPS:
             kept.left_out["line too long or empty"] += 1
         else:
             kept.items.append(question)
     return kept
 
 
-def steps_needed(text: str) -> int:
+def ctc_steps(text: str) -> int:
     """How many steps a CTC reader needs for a text."""
     return len(text) + sum(a == b for a, b in zip(text, text[1:], strict=False))
 

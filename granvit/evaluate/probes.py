@@ -100,7 +100,7 @@ class ReadingHead(nn.Module):
 
 @dataclass
 class Fitted:
-    """A taught head in evaluation mode; `rate` is the learning rate that won, `loss` what it left on unseen images."""
+    """A trained head in evaluation mode; `rate` is the learning rate that won, `loss` what it left on unseen images."""
 
     head: nn.Module
     rate: float
@@ -118,19 +118,19 @@ class Fitted:
 def fit(
     make: Callable[[], nn.Module], features: Tensor, loss: Loss, check: Sequence[int], steps: int, seed: int
 ) -> Fitted:
-    """Teach a head on features (N, rows, columns, D), each channel brought to mean 0 and deviation 1.
+    """Train a head on features (N, rows, columns, D), each channel brought to mean 0 and deviation 1.
 
     AdamW with cosine decay, for each of `LEARNING_RATES`; the state that does best on the examples `check`, which are
-    not taught, is taken, looked at ten times on the way. Deterministic by `seed`.
+    not trained on, is taken, looked at ten times on the way. Deterministic by `seed`.
 
     Args:
         make: a new head.
         loss: the mean loss of a head's scores on the examples of the given indices.
     """
     unseen = set(check)
-    taught = torch.tensor([n for n in range(len(features)) if n not in unseen])
-    mean = features[taught].mean((0, 1, 2))
-    scale = features[taught].std((0, 1, 2)).clamp(min=1e-6)
+    training = torch.tensor([n for n in range(len(features)) if n not in unseen])
+    mean = features[training].mean((0, 1, 2))
+    scale = features[training].std((0, 1, 2)).clamp(min=1e-6)
     best: Fitted | None = None
     for rate in LEARNING_RATES:
         with torch.random.fork_rng(devices=[]):
@@ -140,7 +140,7 @@ def fit(
         optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for step in range(steps):
-            chosen = taught[torch.randint(len(taught), (min(_BATCH, len(taught)),), generator=order)]
+            chosen = training[torch.randint(len(training), (min(_BATCH, len(training)),), generator=order)]
             head.train()
             optimizer.zero_grad()
             loss(head((features[chosen] - mean) / scale), chosen.tolist()).backward()
@@ -163,7 +163,7 @@ _CELLS: dict[Task, tuple[int, int]] = {
 }
 _HEADS = {"linear": LinearHead, "attentive": AttentiveHead}
 _STEPS = 600
-_READING_STEPS_TAUGHT = 1000
+_CTC_TRAINING_STEPS = 1000
 _IMAGES_AT_ONCE = 16
 # Of the training images, so many in ten choose the learning rate and when to stop.
 _CHECKED_IN_TEN = 1
@@ -214,10 +214,10 @@ class ProbeReport:
         ]
         return {**asdict(self), "rows": rows}
 
-    def told(self) -> str:
+    def as_text(self) -> str:
         """A table of lines for the terminal, in percent."""
         lines = [
-            f"{self.task}: {len(self.targets)} targets, taught on {_counted(self.trained_on)}, scored on "
+            f"{self.task}: {len(self.targets)} targets, trained on {_counted(self.trained_on)}, scored on "
             f"{_counted(self.scored_on)}" + "".join(f"; {n} left out: {why}" for why, n in self.left_out.items())
         ]
         for row in self.rows:
@@ -239,7 +239,7 @@ def probe(
     seed: int = 0,
     progress: bool = True,
 ) -> ProbeReport:
-    """Teach a task's heads on up to `limit` training images and score them on as many held-out ones.
+    """Train a task's heads on up to `limit` training images and score them on as many held-out ones.
 
     Every encoder gets the same regions and the same seed. Beside each score stands the majority's: what the most
     frequent target of the training regions would get as the answer to everything (for average precision, what scores
@@ -248,35 +248,35 @@ def probe(
     Raises:
         ValueError: too few regions in either part for the task.
     """
-    taught_images, scored_images = list(islice(iter(train), limit)), list(islice(iter(held_out), limit))
-    raw = ask(task, taught_images, max_regions, seed)
+    train_images, scored_images = list(islice(iter(train), limit)), list(islice(iter(held_out), limit))
+    raw = ask(task, train_images, max_regions, seed)
     targets = vocabulary(task, raw)
-    taught = usable(task, raw, targets)
+    training = usable(task, raw, targets)
     scored = usable(task, ask(task, scored_images, max_regions, seed + 1), targets)
-    check = _check(taught)
-    if not check or len(check) == len(taught.items) or not scored.items:
+    check = _check(training)
+    if not check or len(check) == len(training.items) or not scored.items:
         raise GranvitError(
-            f"{task}: {len(taught.items)} regions of {len(taught_images)} images to teach on and {len(scored.items)} "
+            f"{task}: {len(training.items)} regions of {len(train_images)} images to train on and {len(scored.items)} "
             f"of {len(scored_images)} to score on are too few"
         )
     report = ProbeReport(
         task,
         targets,
-        {"images": len(taught_images), "regions": len(taught.items)},
+        {"images": len(train_images), "regions": len(training.items)},
         {"images": len(scored_images), "regions": len(scored.items)},
         dict(scored.left_out),
     )
     answers: dict[str, list[Tensor]] = {}
     heads: dict[str, Any] = {"ctc": ReadingHead} if task == "read" else dict(_HEADS)
     for encoder in encoders:
-        features = region_features(encoder, taught_images, taught.items, _CELLS[task], progress)
+        features = region_features(encoder, train_images, training.items, _CELLS[task], progress)
         unseen = region_features(encoder, scored_images, scored.items, _CELLS[task], progress)
         for name, kind in heads.items():
-            fitted = _teach(task, kind, features, taught.items, targets, check, seed)
+            fitted = _fit_head(task, kind, features, training.items, targets, check, seed)
             report.rates.setdefault(encoder.name, {})[name] = fitted.rate
             answers.setdefault(name, []).append(fitted.scores(unseen))
     for name, of_encoders in answers.items():
-        report.rows += _rows(task, name, [e.name for e in encoders], of_encoders, targets, taught, scored)
+        report.rows += _rows(task, name, [e.name for e in encoders], of_encoders, targets, training, scored)
     return report
 
 
@@ -310,14 +310,14 @@ def region_features(
     return torch.cat(found)
 
 
-def _check(taught: Questions) -> list[int]:
+def _check(training: Questions) -> list[int]:
     """The training questions by which a learning rate is chosen: all of every tenth image with a question."""
-    images = sorted({q.image for q in taught.items})
+    images = sorted({q.image for q in training.items})
     checked = set(images[:: 10 // _CHECKED_IN_TEN])
-    return [n for n, question in enumerate(taught.items) if question.image in checked]
+    return [n for n, question in enumerate(training.items) if question.image in checked]
 
 
-def _teach(
+def _fit_head(
     task: Task,
     kind: Callable[..., Any],
     features: Tensor,
@@ -351,8 +351,8 @@ def _teach(
             return F.cross_entropy(scores, classes[list(chosen)])
 
     cells, depth = (features.shape[1], features.shape[2]), features.shape[-1]
-    taught_steps = _READING_STEPS_TAUGHT if task == "read" else _STEPS
-    return fit(lambda: kind(cells, depth, outputs), features, loss, check, taught_steps, seed)
+    training_steps = _CTC_TRAINING_STEPS if task == "read" else _STEPS
+    return fit(lambda: kind(cells, depth, outputs), features, loss, check, training_steps, seed)
 
 
 def _truth(questions: Sequence[Question], targets: Sequence[Any]) -> np.ndarray:
@@ -365,7 +365,7 @@ def _rows(
     names: Sequence[str],
     answers: Sequence[Tensor],
     targets: Sequence[Any],
-    taught: Questions,
+    training: Questions,
     scored: Questions,
 ) -> list[Row]:
     """The metrics of one head. Images without a question take no part in the bootstrap."""
@@ -382,7 +382,7 @@ def _rows(
         precisions = [mean_average_precision(a.double().numpy(), truth, image) for a in answers]
         return [row("mean average precision", precisions, mean_average_precision(np.zeros(truth.shape), truth, image))]
     truth_texts = [q.target for q in scored.items]
-    most = max(targets_of := [q.target for q in taught.items], key=targets_of.count)
+    most = max(targets_of := [q.target for q in training.items], key=targets_of.count)
     if task == "read":
         said = [[_read(steps, targets) for steps in a] for a in answers]
         constant = [most] * len(truth_texts)

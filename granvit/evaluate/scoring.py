@@ -46,7 +46,7 @@ class Scorer:
         main: the measure that stands for the task in a group's average.
         quality: the mean measure by which single cases are called good or bad.
         measures: by name; all in [0, 1] but for CIDEr, in [0, 10].
-        constants: the measures that are also told of the best constant answer.
+        constants: the measures that are also reported for the best constant answer.
     """
 
     main: str
@@ -269,11 +269,11 @@ def score(task: Task, items: Items, images: Sequence[str] | None = None, seed: i
     for name, measure in scorer.measures.items():
         table_ik = by_image(measure.each(items), items, images)
         drawn = draws(measure, table_ik, seed)
-        told = estimate(float(measure.value(table_ik.sum(0))), drawn[~np.isnan(drawn)])
-        if told is not None:
-            scores.values[name] = told.value
-            if told.low is not None and told.high is not None:
-                scores.intervals[name] = (told.low, told.high)
+        estimated = estimate(float(measure.value(table_ik.sum(0))), drawn[~np.isnan(drawn)])
+        if estimated is not None:
+            scores.values[name] = estimated.value
+            if estimated.low is not None and estimated.high is not None:
+                scores.intervals[name] = (estimated.low, estimated.high)
         else:
             scores.undefined[name] = measure.undefined
         if name == scorer.main:

@@ -19,7 +19,7 @@ from transformers import AutoProcessor, LlavaConfig
 from granvit.errors import ExportError
 from granvit.export.card import ExportSource, read_source, write_card
 from granvit.export.older_names import for_older, name_rope
-from granvit.files import refuse_filled, staged_folder
+from granvit.files import refuse_non_empty, staged_folder
 from granvit.loading.models import hub_answers, load, one_line
 from granvit.model.assemble import save_encoder
 from granvit.model.region_model import RegionModel
@@ -75,7 +75,7 @@ def export(
         GranvitError: `out` holds something. BusyError: another process writes there.
     """
     out = Path(out)
-    with staged_folder(out, refuse_filled) as folder:
+    with staged_folder(out, refuse_non_empty) as folder:
         found = read_source(Path(source), metrics)
         model = RegionModel.load(found.checkpoint)
         check_stock(model, found.checkpoint)

@@ -195,8 +195,8 @@ def _check_ranges(path: Path, content: dict[str, Any], prefix: str) -> None:
             _check_ranges(path, value, f"{prefix}{name}.")
         for pattern, least, most in _RANGES:
             if re.fullmatch(pattern, name) and not all(_is_size(v, least, most) for v in _numbers(value)):
-                told = json.dumps(value)[:60]
-                raise LoadError(path, f"{prefix}{name} is {told}, not a whole number from {least} to {most:,}")
+                stated = json.dumps(value)[:60]
+                raise LoadError(path, f"{prefix}{name} is {stated}, not a whole number from {least} to {most:,}")
         if name in _POSITIVE and not (isinstance(value, int | float) and 0 < value < 1e30):
             raise LoadError(path, f"{prefix}{name} is {json.dumps(value)[:60]}, not a positive number")
 

@@ -50,7 +50,7 @@ def load(cls: Any, name: str | Path, **options: Any) -> Any:
         LoadError: there is no such checkpoint, its code would be needed, or a file of it is damaged.
     """
     folder, source = find(name)
-    with _told(name, cls, folder):
+    with _as_load_error(name, cls, folder):
         return cls.from_pretrained(source, trust_remote_code=False, local_files_only=True, **options)
 
 
@@ -68,7 +68,7 @@ def load_model(
     """
     folder, source = find(name, weights=True)
     config = load(AutoConfig, name)
-    with _told(name, cls, folder):
+    with _as_load_error(name, cls, folder):
         _check_size(cls, config, folder)
         model, info = cls.from_pretrained(
             source,
@@ -232,11 +232,11 @@ def hub_answers() -> bool:
 
 
 @contextmanager
-def _told(name: str | Path, cls: Any, folder: Path) -> Iterator[None]:
+def _as_load_error(name: str | Path, cls: Any, folder: Path) -> Iterator[None]:
     """Whatever goes wrong inside is an error of the checkpoint: a `LoadError` that names the file where it can.
 
-    The library's own warnings are not printed: what they tell of, a token beyond the vocabulary or a weight that is
-    missing, is checked here and told in one line.
+    The library's own warnings are not printed: what they warn of, a token beyond the vocabulary or a weight that is
+    missing, is checked here and reported in one line.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -261,7 +261,7 @@ OWN_TEMPLATES = (CHATML, LLAMA3, PLAIN)
 
 
 def template_for(vocabulary: dict[str, int], own: str | None) -> tuple[str, str | None]:
-    """The template for a tokenizer, told from its special tokens, and the token that ends a turn.
+    """The template for a tokenizer, recognised by its special tokens, and the token that ends a turn.
 
     A template that already shows an image (as the presets' does) is kept; its end token is the tokenizer's own
     (None here).

@@ -34,7 +34,7 @@ _JITTER = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
 class Encoder:
     """A tower with what its pictures must look like: the mean and deviation of each channel, in [0, 1].
 
-    The tower's config is told not to shift positions at random.
+    The tower's config says not to shift positions at random.
     """
 
     tower: PreTrainedModel

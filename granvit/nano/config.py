@@ -1,4 +1,4 @@
-"""What the two warm-ups of from-scratch parts are told (without torch, as `granvit.train.stages.config`)."""
+"""The settings of the two warm-ups of from-scratch parts (without torch, as `granvit.train.stages.config`)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from granvit.files import staged_folder
 from granvit.model.assemble import save_language
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel
-from granvit.nano.models import PLACES, WORDS, patch_code
+from granvit.nano.models import PLACES, WORDS, patch_fourier_features
 from granvit.nano.projector import start_projector
 from granvit.nano.symbolic import Grids
 from granvit.train.stages.base import AnsweringStage, Term
@@ -53,7 +53,7 @@ class LanguageWarmup(AnsweringStage):
             raise GranvitError("symbolic images have patches alone, and this encoder has register tokens before them")
         self.noise, self.blur, self.smear = noise, blur, smear
         self._train(self.model.model.language_model, self.model.lm_head)
-        self.register_buffer("code", patch_code(region_model.grid), persistent=False)
+        self.register_buffer("code", patch_fourier_features(region_model.grid), persistent=False)
         width = self.model.config.text_config.hidden_size
         self.place = nn.Linear(self.get_buffer("code").shape[1], width)
         nn.init.normal_(self.place.weight, std=0.02)

@@ -46,17 +46,17 @@ _VOCABULARY = 1024
 UNTRAINED = "nano-untrained"
 
 
-def place_code(places: Tensor) -> Tensor:
+def fourier_features(places: Tensor) -> Tensor:
     """Coordinates in [0, 1], shape (N,), as sines and cosines of 12 frequencies, (N, 24): near places, near codes."""
     frequencies = 2 * math.pi * torch.logspace(math.log10(0.5), math.log10(12), _FREQUENCIES)
     angles = places[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def patch_code(side: int) -> Tensor:
+def patch_fourier_features(side: int) -> Tensor:
     """The place codes of a side x side grid of patch centres, row by row: (side * side, 48), x then y."""
     centres = (torch.arange(side) + 0.5) / side
-    return torch.cat([place_code(centres.repeat(side)), place_code(centres.repeat_interleave(side))], dim=1)
+    return torch.cat([fourier_features(centres.repeat(side)), fourier_features(centres.repeat_interleave(side))], dim=1)
 
 
 def nano_language(
@@ -86,7 +86,7 @@ def nano_language(
         first = tokenizer.convert_tokens_to_ids(codec.tokens[0])
         assert isinstance(first, int)
         count = len(codec.tokens)
-        code = place_code((torch.arange(count) + 0.5) / count)
+        code = fourier_features((torch.arange(count) + 0.5) / count)
         code = code @ torch.randn(code.shape[1], width)
         weight = model.get_input_embeddings().weight
         with torch.no_grad():
@@ -109,7 +109,7 @@ def nano_encoder(
             vision_use_head=False,
         )
     )
-    code = patch_code(canvas // patch)
+    code = patch_fourier_features(canvas // patch)
     code = code @ torch.randn(code.shape[1], width) / math.sqrt(code.shape[1])
     body = body_of(tower)
     with torch.no_grad():

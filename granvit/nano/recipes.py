@@ -4,7 +4,7 @@
     granvit train nano --corpus DIR       the same on a corpus of your own
     granvit train nano-paper              stage 2 in the paper's plain form (see `nano_paper`)
     granvit train nano-language           make the shipped language model again (about an hour)
-    granvit train nano-own --corpus DIR   for a corpus of your own, with print (see `nano_own`)
+    granvit train nano-own --corpus DIR   for a corpus of your own, with text (see `nano_own`)
     granvit train nano-encoder            make the shipped encoder again (a good hour)
     granvit train nano-reader             make the shipped encoder that reads again (half an hour)
 
@@ -137,7 +137,7 @@ def _by_muon(steps: int, batch_size: int) -> LoopConfig:
 
 
 def nano_reader() -> Recipe:
-    """`EncoderWarmup` of the shipped encoder that reads: which letter is in which patch of drawn print.
+    """`EncoderWarmup` of the shipped encoder that reads: which letter is in which patch of rendered text.
 
     By Muon, with which it named 60 % of the letters when it named 28 % with AdamW (docs/results.md). A tenth of the
     pictures are scenes, whose words it learns likewise.

@@ -149,7 +149,7 @@ class GridMaker:
         return symbolic_grid(seen, view, self.grid, self._tokens)
 
     def _tokens(self, region: Region) -> list[int]:
-        """The tokens of an object's words; of print those of each letter, for print is read letter by letter."""
+        """The tokens of an object's words; of text those of each letter, for text is read letter by letter."""
         parts = list(region.text) if region.kind == "text" else [region.text]
         for part in parts:
             if part not in self.known:

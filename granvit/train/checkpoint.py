@@ -172,10 +172,10 @@ def load(
         CheckpointError: a file is missing or damaged (the message tells the way on), a tensor is missing, unknown or of
             another shape, or the checkpoint belongs to another recipe.
     """
-    with _telling_the_way_on(checkpoint):
+    with _with_resume_hint(checkpoint):
         state = _read_state(checkpoint)
     _check_recipe(checkpoint, state["recipe"], recipe)
-    with _telling_the_way_on(checkpoint):
+    with _with_resume_hint(checkpoint):
         _check_files(checkpoint, state["files"], is_sharded(stage))
     sharded = STUDENT not in state["files"]
     student = distinct(stage.model) if sharded else stage.model.state_dict()
@@ -194,7 +194,7 @@ def load(
 
 
 @contextmanager
-def _telling_the_way_on(damaged: Path) -> Iterator[None]:
+def _with_resume_hint(damaged: Path) -> Iterator[None]:
     """Adds to an error about a checkpoint which older one is whole, and how the run goes on from there."""
     try:
         yield

@@ -38,7 +38,7 @@ Factors = Annotated[
 
 
 def on_cpu(device: str) -> bool:
-    """Whether to train on the CPU. Accelerate makes ranks of CPU processes only where it is told so."""
+    """Whether to train on the CPU. Accelerate makes ranks of CPU processes only where it is asked to."""
     import torch  # here, because the program's help needs the settings and not the seconds that torch takes
 
     return device == "cpu" or not torch.accelerator.is_available()

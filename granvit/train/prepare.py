@@ -179,7 +179,7 @@ class Prepare:
 
 
 def _mirrored(record: RegionImage, image: Image.Image | None) -> tuple[RegionImage, Image.Image | None]:
-    """The record seen in a mirror; as it is where it holds print, or words that would no longer be true."""
+    """The record seen in a mirror; as it is where it holds text, or words that would no longer be true."""
     words = " ".join([record.caption or "", *(region.text for region in record.regions)])
     if any(region.kind == "text" for region in record.regions) or _SIDES.search(words):
         return record, image

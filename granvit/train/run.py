@@ -94,7 +94,7 @@ def _run_recipe(
     model = RegionModel.load(init) if init is not None else build_model(recipe)
     for stage in recipe.stages:
         stage.check()
-        stage.prepare(model)  # what doesn't fit the model is told now, not after hours of another stage
+        stage.prepare(model)  # what doesn't fit the model is reported now, not after hours of another stage
     if state.is_main_process:  # only now: what can't begin leaves no folder
         recipe.save(run_dir / RECIPE, state.num_processes)
         write_text(run_dir / DATA, json.dumps(data, indent=1) + "\n")

@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 # What lies in no section.
 OTHER = "other"
-# The sections of a step, in the order in which they are told.
+# The sections of a step, in the order in which they are reported.
 SECTIONS = ("data", "encode", "teacher", "language", "head", "backward", "optimizer", OTHER)
 
 
 class Clock(Protocol):
-    """A time line on which moments are marked, and their distance told later."""
+    """A time line on which moments are marked, and their distance computed later."""
 
     def mark(self) -> Any: ...
 
     def seconds(self, start: Any, end: Any) -> float: ...
 
     def wait(self, mark: Any) -> None:
-        """Returns when the moment has passed, so that distances to it can be told."""
+        """Returns when the moment has passed, so that distances to it can be computed."""
 
 
 class HostClock:

@@ -12,9 +12,9 @@ from granvit.evaluate import probes
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.evaluate.probe_tasks import (
     ask,
+    ctc_steps,
     mean_average_precision,
     ratio,
-    steps_needed,
     usable,
     vocabulary,
     with_intervals,
@@ -81,7 +81,7 @@ def test_what_has_no_target_is_counted():
     lines[0].regions += [
         Region((0.0, 0.0, 9.0, 9.0), text, "text", ignore=text == "skip") for text in ("x" * 30, "ab" * 30, " ", "skip")
     ]
-    assert steps_needed("x" * 30) == 59 and steps_needed("ab" * 20) == 40
+    assert ctc_steps("x" * 30) == 59 and ctc_steps("ab" * 20) == 40
     kept = usable("read", ask("read", lines, 16, 0), list("abx"))
     assert len(kept.items) == 2 and kept.left_out == {"line too long or empty": 3}
     other = usable("label", ask("label", [scene(0)], 16, 0), ["a red box", "a green box"])

@@ -13,7 +13,7 @@ from granvit.cli.recipes import RECIPES
 from granvit.corpus.synthetic.synthesize import LazySynthetic, make
 from granvit.nano.encoder_warmup import EncoderWarmup, present_tokens, word_maps
 from granvit.nano.language_warmup import LanguageWarmup
-from granvit.nano.models import PLACES, patch_code
+from granvit.nano.models import PLACES, patch_fourier_features
 from granvit.nano.projector import fit_projector, start_projector, word_scores
 from granvit.nano.symbolic import SymbolicPrepare, WordMapPrepare
 from granvit.train.config import SampleConfig
@@ -138,7 +138,7 @@ def test_blur_leaves_a_clear_image_clear_and_mixes_an_unclear_one(model, rng):
 
 def test_a_fresh_projector_says_what_it_is_fitted_to(model):
     torch.manual_seed(0)
-    code = patch_code(model.grid)
+    code = patch_fourier_features(model.grid)
     with torch.no_grad():
         model.llava.model.vision_tower.embeddings.position_embedding.weight.copy_(code @ torch.randn(code.shape[1], 32))
     places = code @ torch.randn(code.shape[1], 32) / 5

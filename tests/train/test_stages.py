@@ -6,7 +6,7 @@ from helpers.tiny_model import collate, make_model, make_samples
 from granvit.model.distill import distillation_loss
 from granvit.model.packing import Sample
 from granvit.nano.language_warmup import LanguageWarmup
-from granvit.nano.models import patch_code
+from granvit.nano.models import patch_fourier_features
 from granvit.nano.symbolic import Grid
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.finetune import Finetune
@@ -185,7 +185,7 @@ def test_symbolic_images_are_sums_of_word_embeddings(model):
     stage = LanguageWarmup(model, noise=0)
     batch = symbolic_batch(model)
     words = model.llava.get_input_embeddings().weight
-    expected = stage.place(patch_code(4)).repeat(2, 1)
+    expected = stage.place(patch_fourier_features(4)).repeat(2, 1)
     grids = batch.extra
     for patch, word, weight in zip(grids.patches, grids.words, grids.weights, strict=True):
         expected[patch] = expected[patch] + weight * words[word]

@@ -85,7 +85,7 @@ _Thing = TypeVar("_Thing")
 _Made = TypeVar("_Made")
 
 
-def each_or_why(
+def each_or_error(
     model: Callable[[Sequence[_Thing]], Sequence[_Made]], things: Sequence[_Thing], plain: _Thing
 ) -> list[_Made | Exception]:
     """What a model makes of each thing, or the exception that this thing alone brings about.
@@ -104,7 +104,7 @@ def each_or_why(
         if "out of memory" in str(error).lower():
             raise
         if len(things) > 1:
-            return [made for thing in things for made in each_or_why(model, [thing], plain)]
+            return [made for thing in things for made in each_or_error(model, [thing], plain)]
         model([plain])
         return [error]
 

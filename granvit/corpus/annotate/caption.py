@@ -16,13 +16,13 @@ from typing import Any, Literal, Protocol
 
 from granvit.coordinates import get_codec
 from granvit.corpus.annotate.base import CAPTIONER, AnnotateError, Item
-from granvit.corpus.annotate.caption_answers import Answer, Refusal, judge
+from granvit.corpus.annotate.caption_answers import Answer, Refusal, usable_caption
 from granvit.corpus.annotate.caption_endpoint import Endpoint, Keep, Limits
 from granvit.corpus.annotate.caption_requests import (
     Mode,
     Request,
     Wording,
-    firmer,
+    firmer_request,
     global_request,
     hash_of,
     region_request,
@@ -38,7 +38,7 @@ _KEYS_AT_ONCE = 500
 _ENDS = (("", False), ("", True), ("caption-refused", False), ("caption-tool-call", False))
 
 
-def default_path() -> Path:
+def default_cache_path() -> Path:
     """One cache for all runs of this user: `$XDG_CACHE_HOME/granvit/captions.sqlite`."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "granvit" / "captions.sqlite"
@@ -190,7 +190,7 @@ class CaptionConfig:
                 get_codec(self.codec)
             except GranvitError as error:
                 raise AnnotateError(f"caption: {error}") from error
-        cache = AnswerCache(Path(self.cache) if self.cache else default_path())
+        cache = AnswerCache(Path(self.cache) if self.cache else default_cache_path())
         if self.endpoint:
             limits = Limits(self.concurrency, self.timeout_s, self.patience_s, self.when_down == "stop")
             return Caption(self, Endpoint(self.endpoint, self.model, self.api_key_env, limits), cache)
@@ -249,7 +249,7 @@ class Caption:
         self._fill(wanted)
         unusable = [w for w in wanted if isinstance(w.outcome, Refusal) and w.outcome.reason.startswith("caption-")]
         for w in unusable:
-            w.request = firmer(w.request, w.image_hash, self.wording, whole=w.region is None)
+            w.request = firmer_request(w.request, w.image_hash, self.wording, whole=w.region is None)
         self.counts["repeated"] += len(unusable)
         self._fill(unusable)
         for item in items:
@@ -269,7 +269,7 @@ class Caption:
         return wanted
 
     def _fill(self, wanted: list[_Wanted]) -> None:
-        """Answer and judge; what the cache knows, or what is asked twice, is asked once."""
+        """Answer and usable_caption; what the cache knows, or what is asked twice, is asked once."""
         requests = {w.request.key: w.request for w in wanted}
         answers: dict[str, Answer | Refusal] = {**self.cache.get(list(requests))}
         missing = [request for key, request in requests.items() if key not in answers]
@@ -280,7 +280,7 @@ class Caption:
         for w in wanted:
             answer = answers[w.request.key]
             longest = None if w.region is None else self.config.max_words
-            w.outcome = judge(answer, w.request.prompt, longest) if isinstance(answer, Answer) else answer
+            w.outcome = usable_caption(answer, w.request.prompt, longest) if isinstance(answer, Answer) else answer
 
     def _keep(self, request: Request, answer: Answer) -> None:
         self.cache.put(request.key, self.config.model, answer)

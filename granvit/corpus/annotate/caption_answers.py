@@ -71,7 +71,7 @@ _CAPTION_KEYS = ("caption", "description", "answer", "text", "content", "respons
 
 
 class Unusable(Exception):
-    """An answer that holds no caption, or none that can be told apart from the rest."""
+    """An answer that holds no caption, or none that can be separated from the rest."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -274,7 +274,7 @@ _ECHO_WORDS, _ECHO_LIKENESS = 4, 90
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff]")
 
 
-def judge(answer: Answer, prompt: str, max_words: int | None) -> str | Refusal:
+def usable_caption(answer: Answer, prompt: str, max_words: int | None) -> str | Refusal:
     """The caption in an answer, or why there is none.
 
     Args:

@@ -69,7 +69,7 @@ class _Failed(Exception):
 
 @dataclass(frozen=True)
 class _Parameters:
-    """How a server wants to be told what it is asked: some refuse a parameter that others need.
+    """The request parameters that a server accepts: some refuse a parameter that others need.
 
     Attributes:
         limit: the name of the limit of tokens.
@@ -263,8 +263,8 @@ class Endpoint:
 
     def _adopt(self, parameters: _Parameters) -> None:
         if self._parameters.temperature and not parameters.temperature:
-            told = "refuses a temperature: its answers are drawn, and another run may get others"
-            print(f"granvit: {self.url} {told}", file=sys.stderr)
+            warning = "refuses a temperature: its answers are drawn, and another run may get others"
+            print(f"granvit: {self.url} {warning}", file=sys.stderr)
         self._parameters = parameters
 
     async def _send(self, request: Request, urls: list[str], parameters: _Parameters) -> Answer:

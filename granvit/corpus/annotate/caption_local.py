@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from granvit.corpus.annotate.base import AnnotateError, each_or_why
+from granvit.corpus.annotate.base import AnnotateError, each_or_error
 from granvit.corpus.annotate.caption_answers import Answer, Refusal
 from granvit.corpus.annotate.caption_endpoint import Keep
 from granvit.corpus.annotate.caption_requests import Request
@@ -87,7 +87,7 @@ class LocalModel:
                 plain = replace(
                     requests[batch[0]], picture=Image.new("RGB", _PLAIN, "grey"), crop=None, with_image=False
                 )
-                each = each_or_why(self._answers, [requests[i] for i in batch], plain)
+                each = each_or_error(self._answers, [requests[i] for i in batch], plain)
                 for i, answer in zip(batch, each, strict=True):
                     if isinstance(answer, Exception):
                         answers[i] = Refusal("captioner-failed", f"{type(answer).__name__}: {answer}"[:500])
@@ -115,7 +115,7 @@ class LocalModel:
             ids = self.network.generate(**inputs, max_new_tokens=requests[0].max_tokens, do_sample=False)
         said = ids[:, inputs["input_ids"].shape[1] :].tolist()
         rows = [self._until_end(row) for row in said]
-        # With its control tokens, by which a thought is told from an answer; `judge` takes both off.
+        # With its control tokens, which separate a thought from an answer; `usable_caption` takes both off.
         texts = self.processor.batch_decode(rows, skip_special_tokens=False)
         cut = [not self._ends & set(row) for row in said]
         return [Answer(text.strip(), over) for text, over in zip(texts, cut, strict=True)]

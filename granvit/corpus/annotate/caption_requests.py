@@ -117,7 +117,7 @@ def global_request(item: Item, image_hash: str, wording: Wording) -> Request:
     return _keyed(request, wording.model, image_hash)
 
 
-def firmer(request: Request, image_hash: str, wording: Wording, whole: bool) -> Request:
+def firmer_request(request: Request, image_hash: str, wording: Wording, whole: bool) -> Request:
     """The same question once more, after an answer that could not be used: at temperature 0 the same words would only
     bring the same answer."""
     more = FIRMER_WHOLE if whole else FIRMER.replace("{words}", str(wording.words))

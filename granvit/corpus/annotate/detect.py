@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from granvit.corpus.annotate.base import AnnotateError, Item, each_or_why
+from granvit.corpus.annotate.base import AnnotateError, Item, each_or_error
 from granvit.corpus.check import MIN_BOX_SIDE
 from granvit.geometry import as_boxes, clip, iou
 from granvit.regions import Region
@@ -125,7 +125,7 @@ class Detect:
     def __call__(self, items: Sequence[Item]) -> list[Item]:
         for start in range(0, len(items), self.config.batch_size):
             batch = items[start : start + self.config.batch_size]
-            each = each_or_why(self.detector, [item.picture for item in batch], Image.new("RGB", _PLAIN, "grey"))
+            each = each_or_error(self.detector, [item.picture for item in batch], Image.new("RGB", _PLAIN, "grey"))
             for item, found in zip(batch, each, strict=True):
                 if isinstance(found, Exception):
                     item.refuse("detector-failed", f"{type(found).__name__}: {found}")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from granvit import geometry
-from granvit.corpus.annotate.base import AnnotateError, Annotator, Item, each_or_why
+from granvit.corpus.annotate.base import AnnotateError, Annotator, Item, each_or_error
 from granvit.corpus.annotate.ocr_boxes import (
     Quad,
     Window,
@@ -35,7 +35,7 @@ from granvit.corpus.annotate.ocr_boxes import (
 from granvit.corpus.importers.text_lines import outlined
 from granvit.regions import Region
 
-# How small print may be: of a page that is seen smaller than `_NEAR_ENOUGH` and read with little confidence, or whose
+# How small text may be: of a page that is seen smaller than `_NEAR_ENOUGH` and read with little confidence, or whose
 # lines the detector sees less high than `_LEAST_HEIGHT` pixels, the quarters are read instead, and then theirs.
 _NEAR_ENOUGH, _LEAST_HEIGHT, _MOST_NEARER = 0.8, 10.0, 4
 # Where nothing is found, the quarters are looked at if the page was seen smaller than this.
@@ -206,7 +206,7 @@ def _certainty(read: list[_Read]) -> float:
 
 
 def _is_small(read: list[_Read], scale: float) -> bool:
-    """Whether print is so small that it is to be looked at from nearer by."""
+    """Whether the text is so small that it is to be looked at from nearer by."""
     heights = thickness(np.array([one.quad for one in read])) * scale
     return bool(_certainty(read) < _UNSURE or np.percentile(heights, 25) < _LEAST_HEIGHT)
 
@@ -243,8 +243,8 @@ def _line(one: _Read) -> Line:
 
 def _turned_back(line: Line, turns: int, size: tuple[int, int]) -> Line:
     """A line of the upright page where it lies on the page as it was given; `size` is that of the upright one."""
-    words = [(geometry.turned_back(quad, turns, *size), text, score) for quad, text, score in line.words]
-    return replace(line, quad=geometry.turned_back(line.quad, turns, *size), words=words)
+    words = [(geometry.rotated_back(quad, turns, *size), text, score) for quad, text, score in line.words]
+    return replace(line, quad=geometry.rotated_back(line.quad, turns, *size), words=words)
 
 
 def words_of(line: Quad, text: str, cut: Any) -> list[tuple[Quad, str, float]]:
@@ -266,7 +266,7 @@ def words_of(line: Quad, text: str, cut: Any) -> list[tuple[Quad, str, float]]:
     sure = iter([score for char, score in zip(text, cut.confs, strict=True) if not char.isspace()])
     return [
         (
-            geometry.stretch(line, start / cut.line_txt_len, end / cut.line_txt_len),
+            geometry.part_of_line(line, start / cut.line_txt_len, end / cut.line_txt_len),
             "".join(chars),
             float(np.mean([next(sure) for _ in chars])),
         )
@@ -292,7 +292,7 @@ class OcrConfig:
     """What becomes a region: lines, the words of the lines, or both."""
     max_side: int = 960
     """Longer pictures are scaled down to this side, in pixels, to find lines; they are never scaled up. Long strips
-    are looked at in parts, and so are pages whose print would become too small."""
+    are looked at in parts, and so are pages whose text would become too small."""
     any_way_up: bool = True
     """Also read pages and lines that are turned by 90, 180 or 270 degrees."""
     box_score: float = 0.5
@@ -391,7 +391,7 @@ class OcrAnnotator:
 
     def _annotate(self, item: Item) -> None:
         item.record.regions = []
-        (reading,) = each_or_why(self._read, [item.picture], Image.new("RGB", _PLAIN, "white"))
+        (reading,) = each_or_error(self._read, [item.picture], Image.new("RGB", _PLAIN, "white"))
         if isinstance(reading, Exception):
             item.refuse("ocr-failed", f"{type(reading).__name__}: {reading}")
             return

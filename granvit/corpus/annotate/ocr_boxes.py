@@ -1,6 +1,6 @@
 """Where a page is looked at for text, and which of the boxes found there are one line: geometry alone.
 
-The detector sees a picture scaled down to some 960 pixels. A long strip, or a large page of small print, is therefore
+The detector sees a picture scaled down to some 960 pixels. A long strip, or a large page of small text, is therefore
 looked at through several overlapping windows, whose boxes are put together again.
 """
 

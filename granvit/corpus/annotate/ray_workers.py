@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from granvit.corpus.annotate.base import AnnotateError
-from granvit.corpus.annotate.shards import Began, Counts, Task, run_task
+from granvit.corpus.annotate.shards import BatchBegan, Counts, Task, run_task
 from granvit.corpus.annotate.workers import Died, Done, Failed, Job, Message, Ready, Worker, failure, one_thread_each
 
 
@@ -85,7 +85,7 @@ class RayWorker:
         except Exception as error:
             return failure(error)
 
-    def work(self, task: Task) -> Iterator[Began | Counts | Failed]:
+    def work(self, task: Task) -> Iterator[BatchBegan | Counts | Failed]:
         """Do a task; the messages are streamed to the driver."""
         try:
             yield from run_task(task, self._job.source, self._stages, self._job.out)

@@ -65,7 +65,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Began:
+class BatchBegan:
     """A worker's note: these positions are in work now."""
 
     positions: tuple[int, ...]
@@ -141,11 +141,11 @@ class Outcome:
     changes: Counter[str] = field(default_factory=Counter)
 
 
-def run_task(task: Task, source: ImageSource, stages: Stages, out: Path) -> Iterator[Began | Counts]:
-    """Do a task; yields `Began` before and `Counts` after each batch. At its end the shard's folder is in place."""
+def run_task(task: Task, source: ImageSource, stages: Stages, out: Path) -> Iterator[BatchBegan | Counts]:
+    """Do a task; yields `BatchBegan` before and `Counts` after each batch. Then the shard's folder is in place."""
     if task.isolate:
         for position in task.isolate:
-            yield Began((position,))
+            yield BatchBegan((position,))
             _annotate(task, (position,), source, stages)
         return
     temporary = out / WORK / "tmp" / f"{task.shard:05d}-{uuid.uuid4().hex}"
@@ -156,7 +156,7 @@ def run_task(task: Task, source: ImageSource, stages: Stages, out: Path) -> Iter
         writer: CorpusFiles | None = None
         for start in range(0, len(task.inputs), task.batch):
             positions = tuple(range(start, min(start + task.batch, len(task.inputs))))
-            yield Began(positions)
+            yield BatchBegan(positions)
             outcomes = _annotate(task, positions, source, stages)
             for outcome in outcomes:
                 if outcome.record is not None:

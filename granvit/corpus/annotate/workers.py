@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from granvit.corpus.annotate.base import AnnotateError, ImageSource
 from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.progress import Progress
-from granvit.corpus.annotate.shards import Began, Counts, Task, run_task
+from granvit.corpus.annotate.shards import BatchBegan, Counts, Task, run_task
 from granvit.corpus.layout import CorpusError
 
 # A worker may be killed by something else, so an image must be alone with two deaths before it is blamed.
@@ -38,7 +38,7 @@ CRASHED, TIMEOUT = "crashed-annotator", "timeout"
 
 
 @dataclass
-class _Trouble:
+class _ShardTrouble:
     """What has happened to one shard."""
 
     excluded: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Schedule:
     def __init__(self, shards: Iterable[int], make: Callable[[int], Task]) -> None:
         self._make = make
         self._waiting: deque[tuple[int, tuple[int, ...]]] = deque((shard, ()) for shard in shards)
-        self._trouble: dict[int, _Trouble] = {}
+        self._trouble: dict[int, _ShardTrouble] = {}
         self._in_work: set[int] = set()
 
     @property
@@ -93,7 +93,7 @@ class Schedule:
             AnnotateError: it died repeatedly with no image in work.
         """
         self._in_work.remove(task.shard)
-        trouble = self._trouble.setdefault(task.shard, _Trouble())
+        trouble = self._trouble.setdefault(task.shard, _ShardTrouble())
         trouble.deaths[positions] += 1
         if not positions and trouble.deaths[positions] >= DEATHS_IN_BETWEEN:
             raise AnnotateError(f"shard {task.shard}: {DEATHS_IN_BETWEEN} workers died with no image in work: {detail}")
@@ -105,19 +105,19 @@ class Schedule:
         self._waiting.appendleft((task.shard, isolate))
 
     def _before_isolation(
-        self, positions: tuple[int, ...], trouble: _Trouble, reason: str, detail: str
+        self, positions: tuple[int, ...], trouble: _ShardTrouble, reason: str, detail: str
     ) -> tuple[int, ...]:
         trouble.deaths[positions] = 0
         trouble.isolations[positions] += 1
         candidates = tuple(position for position in positions if position not in trouble.excluded)
         if trouble.isolations[positions] <= ISOLATIONS_OF_A_BATCH:
             return candidates
-        told = f"{_told(reason, detail)}, though only together with its batch"
-        trouble.excluded |= {position: (reason, told) for position in candidates}
+        message = f"{_quarantine_detail(reason, detail)}, though only together with its batch"
+        trouble.excluded |= {position: (reason, message) for position in candidates}
         return ()
 
     def _after_isolation(
-        self, task: Task, positions: tuple[int, ...], trouble: _Trouble, reason: str, detail: str
+        self, task: Task, positions: tuple[int, ...], trouble: _ShardTrouble, reason: str, detail: str
     ) -> tuple[int, ...]:
         if not positions:
             return task.isolate
@@ -125,11 +125,11 @@ class Schedule:
         rest = task.isolate[task.isolate.index(position) :]
         if trouble.deaths[positions] < DEATHS_TO_BLAME:
             return rest
-        trouble.excluded[position] = (reason, _told(reason, detail))
+        trouble.excluded[position] = (reason, _quarantine_detail(reason, detail))
         return rest[1:]
 
 
-def _told(reason: str, detail: str) -> str:
+def _quarantine_detail(reason: str, detail: str) -> str:
     """For the quarantine, which is to be the same wherever the workers are: how one died differs from kind to kind."""
     return "the worker died over this image" if reason == CRASHED else detail
 
@@ -172,7 +172,7 @@ class Failed:
     bug: bool
 
 
-Message = Ready | Began | Counts | Done | Died | Failed
+Message = Ready | BatchBegan | Counts | Done | Died | Failed
 
 
 class Worker(Protocol):
@@ -259,7 +259,7 @@ class _Driver:
         match message:
             case Ready():
                 state.ready, self._failed_starts = True, 0
-            case Began(positions):
+            case BatchBegan(positions):
                 state.positions = positions
                 state.deadline = time.monotonic() + self._plan.seconds_for(len(positions))
             case Counts():

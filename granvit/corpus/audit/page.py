@@ -157,7 +157,7 @@ def _case_note(source: str, mine: KindScores) -> list[str]:
         return []
     return [
         f"{source}: the character error rate is {percent(with_case.value)} where letter case counts and "
-        f"{percent(without.value)} where it doesn't: one of the two corpora may write in capitals whatever the print."
+        f"{percent(without.value)} where it doesn't: one of the two corpora may write in capitals whatever is printed."
     ]
 
 

@@ -26,7 +26,7 @@ from granvit.images import ImageError, decode
 from granvit.page import percent
 from granvit.regions import RegionImage
 
-_TOLD = {
+_NAMED_SCORES = {
     "precision": "precision",
     "recall": "recall",
     "cer": "CER",
@@ -88,8 +88,8 @@ class Audit:
         lines = [f"{self.corpus.path}: {len(self.corpus):,} images, {self.corpus.manifest['regions']:,} regions"]
         for source, kinds in (self.human.sources if self.human else {}).items():
             for kind, mine in kinds.items():
-                told = {name: e for name, e in mine.scores.items() if e and name in _TOLD}
-                values = ", ".join(f"{_TOLD[name]} {percent(e.value)}" for name, e in told.items())
+                named = {name: e for name, e in mine.scores.items() if e and name in _NAMED_SCORES}
+                values = ", ".join(f"{_NAMED_SCORES[name]} {percent(e.value)}" for name, e in named.items())
                 lines.append(f"{source or '(no source)'}, {kind}: {values}")
         for check in self.checks:
             for source, scores in check.scores(self.seed).items():

@@ -136,7 +136,7 @@ def make_card(
     others: list[Mark] = []
     for kind in KINDS:
         if human is not None and kind in kinds:
-            others += _judge(record, human, kind, marks)
+            others += _compare_with_human(record, human, kind, marks)
     for name, opinion in opinions.items():
         for index in opinion.agrees:
             marks[index].reasons.append("agreed")
@@ -155,7 +155,7 @@ def make_card(
     return Card(record.id, record.source, record.width, record.height, _embedded(picture), shown)
 
 
-def _judge(record: RegionImage, human: RegionImage, kind: str, marks: dict[int, Mark]) -> list[Mark]:
+def _compare_with_human(record: RegionImage, human: RegionImage, kind: str, marks: dict[int, Mark]) -> list[Mark]:
     """Say of each region of one kind whether people have it; returns marks for what they have besides."""
     compared = compare(record, human, kind)
     positions = [i for i, r in enumerate(record.regions) if r.kind == kind and not r.ignore]
@@ -201,7 +201,7 @@ class Shown:
 
 
 def write_sheet(records: Iterable[RegionImage], path: Path, title: str) -> int:
-    """Draw the records and write the page; returns how many there are. An unreadable picture is told, not drawn."""
+    """Draw the records and write the page; returns how many there are. An unreadable picture is reported, not drawn."""
     shown = [_show(record) for record in records]
     regions = sum(len(entry.record.regions) for entry in shown)
     summary = f"{len(shown)} images, {regions} regions. Frames in dashes are marked to be ignored."

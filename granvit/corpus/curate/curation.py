@@ -134,21 +134,21 @@ class CurationReport:
 
     def losses(self) -> list[str]:
         """A sentence for images, and one for regions, where more than half are gone, naming the rule that took most."""
-        told = []
+        lines = []
         for what in _COUNTED:
             given, left = self.total(f"{what}_in"), self.total(f"{what}_out")
             found: Counter[str] = Counter()
             for report in self.sources.values():
                 found.update(getattr(report, f"{what}_dropped"))
-            gone = found.pop(WITH_IMAGE, 0)  # an image's loss is told of as that
+            gone = found.pop(WITH_IMAGE, 0)  # an image's loss is counted as that
             if found and 2 * left < given - gone:
                 (rule, count), *_ = found.most_common()
                 hint = _HINTS.get(rule, "")
-                told.append(
+                lines.append(
                     f"more than half of the {what} are dropped ({found.total()} of {given - gone}), most of them "
                     f"({count}) by {rule}" + (f": {hint}" if hint else "")
                 )
-        return told
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON-able values."""

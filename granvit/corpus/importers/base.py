@@ -157,7 +157,7 @@ def parse_json(data: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] 
 
 
 def parse_object(data: bytes | str) -> dict[str, Any]:
-    """The JSON object that `data` holds, in which no key is there twice: which of the two is meant cannot be told.
+    """The JSON object that `data` holds, in which no key is there twice: which of the two is meant is unknown.
 
     Raises:
         Refused: "not-json".
@@ -373,7 +373,7 @@ def as_flag(name: str, value: Any) -> bool:
     """Yes or no: true, false, 1, 0, or one of these or yes or no in a string; an absent one is no.
 
     Raises:
-        Refused: "bad-field" for anything else: which of the two is meant cannot be told.
+        Refused: "bad-field" for anything else: which of the two is meant is unknown.
     """
     if value is None or isinstance(value, bool):
         return bool(value)

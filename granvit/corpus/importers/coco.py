@@ -195,8 +195,8 @@ def read_tables(
     for named, orphans in by_image.items():
         reason, what = ("ambiguous-id", "several have") if named in ambiguous else ("unknown-image", "is not listed")
         for index, annotation in enumerate(orphans):
-            told = f"annotation {shown(annotation.get('id'))} names the image {shown(annotation.get('image_id'))}"
-            yield Rejection(reason, "", file.name, index, f"{told}, which {what}")
+            detail = f"annotation {shown(annotation.get('id'))} names the image {shown(annotation.get('image_id'))}"
+            yield Rejection(reason, "", file.name, index, f"{detail}, which {what}")
     for what, count in reader.left_out.items():
         yield LeftOut(what, count, file.name)
 

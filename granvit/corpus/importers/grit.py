@@ -35,7 +35,7 @@ _TABLES = (".parquet", ".jsonl", ".jsonl.gz")
 def read(src: Path, *, source: str = "grit", licence: str = "", split: str = "train") -> Iterator[Found]:
     """`src` is a folder that img2dataset made of GRIT's table, or one shard or table in it.
 
-    img2dataset, told ``--save_additional_columns '["id","noun_chunks","ref_exps"]'``, writes tar shards ``00000.tar``,
+    img2dataset, given ``--save_additional_columns '["id","noun_chunks","ref_exps"]'``, writes tar shards ``00000.tar``,
     whose samples are ``KEY.jpg`` and ``KEY.json``; or tables ``00000.parquet`` with the pictures in ``00000/KEY.jpg``
     or in the column "jpg". Shards are read where there are any, else tables, which may be JSON lines too, with the
     pictures beside them or in a column "image". The fields: "key", "url", "caption", "noun_chunks" and "ref_exps",

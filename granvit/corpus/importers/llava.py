@@ -147,7 +147,7 @@ def _regions(turns: list[tuple[str, str]], codec: Codec, view: View) -> list[Reg
 
 
 def _spoken_of(question: str, answer: str, codec: Codec) -> Iterator[tuple[str, str]]:
-    """Boxes as they are written, with the text that each of them is said to hold; "" where that can't be told."""
+    """Boxes as they are written, with the text that each of them is said to hold; "" where that is not known."""
     asked, mentioned = _BOX.findall(question), _BOX.findall(answer)
     # Within a sentence a box that cannot be read is rather something else, unless nothing else is there.
     certain = [written for written in asked if codec.decode(written)]

@@ -55,7 +55,7 @@ def open_parquet(file: Path) -> Any:
     try:
         open_regular(file).close()
         parquet = pq.ParquetFile(file, pre_buffer=False)
-        _ = parquet.schema_arrow  # decoded here, where damage to it is told
+        _ = parquet.schema_arrow  # decoded here, where damage to it is reported
     except LinkOutsideError as error:
         raise Refused("link-outside", str(error)) from error
     except (*_DAMAGE, GranvitError) as error:
@@ -96,24 +96,24 @@ def batches(parquet: Any, group: int, columns: Sequence[str] | None) -> Iterator
         Refused: "damaged-parquet" or "too-costly"; the rows given before it are sound.
     """
     facts = parquet.metadata.row_group(group)
-    told = f"row group {group} of {facts.num_rows} rows"
+    where = f"row group {group} of {facts.num_rows} rows"
     try:
         chunks = [facts.column(index) for index in range(facts.num_columns)]
         wanted = [c for c in chunks if columns is None or c.path_in_schema.partition(".")[0] in columns]
     except _DAMAGE as error:
-        raise Refused("damaged-parquet", f"{told}: {error}") from error
+        raise Refused("damaged-parquet", f"{where}: {error}") from error
     stated = sum(c.total_uncompressed_size for c in wanted)
     if stated > max(_MAX_GROUP_BYTES, _MAX_RATIO * sum(c.total_compressed_size for c in wanted)):
-        raise Refused("too-costly", f"{told}: {stated} bytes decompressed")
+        raise Refused("too-costly", f"{where}: {stated} bytes decompressed")
     # A row of the dictionary can be as large as the whole of it.
     repeated = sum(c.total_uncompressed_size for c in wanted if c.has_dictionary_page)
     rows = max(1, min(_BATCH, _MAX_BATCH_BYTES // max(1, repeated)))
     try:
         yield from parquet.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
     except MemoryError as error:
-        raise Refused("too-costly", f"{told}: it does not fit into the memory") from error
+        raise Refused("too-costly", f"{where}: it does not fit into the memory") from error
     except _DAMAGE as error:
-        raise Refused("damaged-parquet", f"{told}: {' '.join(str(error).split())}") from error
+        raise Refused("damaged-parquet", f"{where}: {' '.join(str(error).split())}") from error
 
 
 def row_of(batch: Any, index: int) -> dict[str, Any] | Refused:

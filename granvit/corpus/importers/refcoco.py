@@ -42,7 +42,7 @@ def read(
     """`src` is a table of expressions, or a folder with such (``.parquet``, ``.jsonl``, ``.jsonl.gz``, ``.json``).
 
     The original, ``refs(unc).p``, is a pickle, which is never loaded: a pickle can run anything. Read are its published
-    conversions, told apart by the fields of a row:
+    conversions, recognised by the fields of a row:
 
     - one row an expression: ``{"img_path", "expression", "bbox", "dataset_name", "split", "width", "height"}``;
     - one row an object: ``{"file_name" or "image_path", "sentences": [{"sent"}], "bbox", "split"}``;

@@ -121,7 +121,7 @@ def read_sroie(
     this folder is, for the layout does not say.
 
     Boxes: the four corners in pixels, of which the upright hull is taken; corners that are no upright rectangle
-    are kept as polygon. Texts are upper-case whatever the print. Terms: SROIE is offered for research.
+    are kept as polygon. Texts are upper-case whatever is printed. Terms: SROIE is offered for research.
 
     Raises:
         CorpusError: `src` lacks one of the two folders.

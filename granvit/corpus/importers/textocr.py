@@ -39,7 +39,7 @@ def read(
     {annotation id: {"id", "image_id", "bbox", "utf8_string", "points", "area"}} and ``"imgToAnns"`` {image id:
     [annotation ids]}. The word ``.`` stands for one that is illegible or not English, kept as ignore. The split is that
     of the file, ``"set"``, unless `split` names another. What has an id that is there twice, or is listed for another
-    image than it names itself, is "ambiguous-id"; an annotation that is listed for no image is told too.
+    image than it names itself, is "ambiguous-id"; an annotation that is listed for no image is reported too.
 
     Boxes: x, y, width, height in pixels; ``points``, the outline clockwise from the word's own top left, is kept as
     polygon. Pictures that OpenImages lists as rotated may be stored turned against their stated size: those are

@@ -54,8 +54,8 @@ def read_xml(file: Path, encoding: str = "") -> Element:
     # ValueError: what defusedxml forbids, or a file that is not regular or too large; LookupError: an encoding that
     # nobody knows.
     except (ParseError, OSError, ValueError, LookupError) as error:
-        told = str(error) if isinstance(error, GranvitError) else f"{file.name}: {error}"
-        raise Refused("bad-xml", told) from error
+        message = str(error) if isinstance(error, GranvitError) else f"{file.name}: {error}"
+        raise Refused("bad-xml", message) from error
 
 
 def _decoded(data: bytes, encoding: str) -> str | bytes:
@@ -149,9 +149,9 @@ def splits_of(
                 "pictures, which no list names, would be trained on: mend the names, or state the split of those"
             )
     named_nothing = [where for split in _SPLITS for where in lost.get(split, [])]
-    told = {"line of a split list that names no picture": named_nothing,
+    ignored = {"line of a split list that names no picture": named_nothing,
             "line of a split list, its picture being held out by another": repeated}  # fmt: skip
-    return split_of, [LeftOut(what, len(lines), lines[0]) for what, lines in told.items() if lines]
+    return split_of, [LeftOut(what, len(lines), lines[0]) for what, lines in ignored.items() if lines]
 
 
 def _lines(file: Path, encoding: str) -> Iterator[tuple[str, str]]:

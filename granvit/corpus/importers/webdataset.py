@@ -100,7 +100,7 @@ def samples(shard: Path, wanted: Callable[[str], bool] = lambda ending: True) ->
 
     Files whose ending, without its dot, is not `wanted` have no content. Damage to the shard belongs to the last
     sample, of which files may be missing. A sample whose files are not together in the shard, so that what belongs to
-    which cannot be told, has a refusal "not-grouped" under the ending "", for each of its parts.
+    which cannot be decided, has a refusal "not-grouped" under the ending "", for each of its parts.
     """
     scattered = _scattered(shard)
     current, parts, size = "", Parts(), 0
@@ -136,7 +136,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _scattered(shard: Path) -> set[str]:
-    """The keys whose files are in several places of a shard. Only names are read, and what is damaged is told later."""
+    """The keys whose files are in several places of a shard. Only names are read, and damage is reported later."""
     runs: Counter[str] = Counter()
     current, endings = "", set[str]()
     try:
@@ -271,7 +271,7 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "", enc
     and the size may be absent, "id" may be there); of any other, such as img2dataset's, "caption" is read. The text
     file, in `encoding`, is a caption too, where the JSON has none. Members of other endings are counted and not read.
     A sample whose files are in several places of a shard is refused as "not-grouped"; a key that an earlier shard has
-    too is told apart by its shard's name.
+    too is distinguished by its shard's name.
 
     Shards are read in memory and never unpacked. Members whose path leads out of the archive, links and devices are
     refused as "unsafe-member". A shard that is cut off gives the samples in front of the damage but the last one, which

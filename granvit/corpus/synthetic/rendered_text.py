@@ -1,6 +1,6 @@
 """Rendered text: letters in many fonts with a box around each, for an encoder that has to learn to read.
 
-A thousand scans show too little print to learn letters from, and say where a line is but not where its letters are.
+A thousand scans show too little text to learn letters from, and say where a line is but not where its letters are.
 Of rendered text there are as many pictures as are wanted, with exact boxes.
 """
 
@@ -19,18 +19,18 @@ FONTS = (
     *("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans-Oblique.ttf", "DejaVuSansMono.ttf"),
     *("DejaVuSansMono-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf", "STIXGeneral.ttf", "STIXGeneralBol.ttf"),
 )
-# The size of print, as a share of the picture's side, and how much narrower or wider than its font it may be.
+# The size of the text, as a share of the picture's side, and how much narrower or wider than its font it may be.
 _HEIGHTS, _WIDTHS = (0.11, 0.22), (0.75, 1.15)
 _PUNCTUATION = ".,:;-/()%&*#@!$+='\""
 
 
 def is_rendered_text(seed: int, index: int, prints: float) -> bool:
-    """Whether picture number `index` of the embedded corpus is print, where a share of `prints` of them is."""
+    """Whether picture number `index` of the embedded corpus is rendered text, where a share of `prints` of them is."""
     return prints > 0 and np.random.default_rng((seed, index, 2)).random() < prints
 
 
 def render_text(seed: int, index: int, size: int) -> RegionImage:
-    """Picture number `index` of print, `size` x `size` pixels: words and numbers at random, a region per letter."""
+    """Picture number `index` of rendered text, `size` x `size` pixels: words and numbers, a region per letter."""
     rng = np.random.default_rng((seed, index, 3))
     width = round(size / rng.uniform(*_WIDTHS))  # drawn so wide, then made `size` wide
     paper = int(rng.integers(170, 256))

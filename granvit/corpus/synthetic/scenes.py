@@ -252,7 +252,7 @@ def draw(layout: Layout, seed: int, index: int) -> Image.Image:
 
 
 def encode(picture: Image.Image) -> bytes:
-    """The picture as PNG: lossless, so that small print stays what was drawn."""
+    """The picture as PNG: lossless, so that small text stays what was drawn."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

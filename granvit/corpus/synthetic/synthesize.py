@@ -22,7 +22,7 @@ from granvit.regions import RegionImage
 
 # Raised when the pictures of a given seed change, so that an older cached corpus is made anew.
 VERSION = 2
-# Below this side (pixels) neither shapes nor print can be made out.
+# Below this side (pixels) neither shapes nor text can be made out.
 SMALLEST = 32
 _CHUNK = 32
 
@@ -30,7 +30,7 @@ _CHUNK = 32
 def make(
     index: int, seed: int, size: int, documents: float, objects: tuple[int, int] = OBJECTS, prints: float = 0.0
 ) -> RegionImage:
-    """Picture number `index` with its bytes; `size` is its side in pixels, `prints` the share of print in [0, 1]."""
+    """Picture number `index` with its bytes; `size` is its side in pixels, `prints` the share of rendered text."""
     if is_rendered_text(seed, index, prints):
         return render_text(seed, index, size)
     what = layout(seed, index, size, documents, objects)
@@ -124,7 +124,7 @@ class LazySynthetic:
     """`count` records of the embedded corpus `seed`, laid out when asked for, without their pictures.
 
     `size` is the picture's side in pixels, `documents` the share of documents in [0, 1], `objects` the fewest and most
-    objects of a scene, `prints` the share of print in their place.
+    objects of a scene, `prints` the share of pictures of rendered text.
     """
 
     def __init__(

@@ -111,8 +111,8 @@ def picture_root(images: Path | None, base: Path, folders: Iterable[str], names:
     for place in places:
         if any((place / name).is_file() for name in some):
             return place
-    told = ", ".join(str(place) for place in places)
-    raise GranvitError(f"no picture {some[0]!r} in {told}; name the pictures' folder with --images")
+    searched = ", ".join(str(place) for place in places)
+    raise GranvitError(f"no picture {some[0]!r} in {searched}; name the pictures' folder with --images")
 
 
 def file_loader(root: Path, name: str) -> Callable[[], bytes]:

@@ -51,7 +51,7 @@ def mmbench(src: Path, images: Path | None) -> EvalSet:
 
     CircularEval: a question is asked once for every place that its first option can have, the others following in
     order, and is right only if all are; "accuracy" is that over single questions. Copies already in the file are left
-    to this. A picture may be told by the index of another question that has the same.
+    to this. A picture may be given by the index of another question that has the same.
     """
     [file, *_] = find(src, "*mmbench*dev*.tsv", "*MMBench*.tsv", "*.tsv")
     csv.field_size_limit(_LONGEST_FIELD)
@@ -76,12 +76,12 @@ def _mmbench_items(row: dict[Any, Any], pictures: dict[str, str], where: str) ->
         raise BadRow(f"{where}: one of index, question, A, B, answer, image is missing")
     index = row["index"].strip()
     pictures[index] = row["image"]
-    options = [row[letter] for letter in "ABCD" if _told(row.get(letter))]
+    options = [row[letter] for letter in "ABCD" if _is_filled(row.get(letter))]
     if row["answer"] not in LETTERS[: len(options)]:
         raise BadRow(f"{where}: the answer {row['answer']!r} is none of its {len(options)} options")
     if index.isdecimal() and int(index) >= _COPY:
         return []
-    hint = row["hint"] if _told(row.get("hint")) else ""
+    hint = row["hint"] if _is_filled(row.get("hint")) else ""
     right = LETTERS.index(row["answer"])
     items = []
     for turn in range(len(options)):
@@ -91,7 +91,7 @@ def _mmbench_items(row: dict[Any, Any], pictures: dict[str, str], where: str) ->
     return items
 
 
-def _told(text: str | None) -> bool:
+def _is_filled(text: str | None) -> bool:
     """Whether a field of a table is filled; pandas writes an empty one as "nan"."""
     return bool(text) and text != "nan"
 
@@ -137,7 +137,7 @@ def seed(src: Path, images: Path | None) -> EvalSet:
 def scienceqa(src: Path, images: Path | None) -> EvalSet:
     """SRC is problems.json or its folder: {id: {"question", "choices", "answer", "hint", "image", "split"}}.
 
-    The test questions that have a picture (ScienceQA-IMG), ID/image.png in `images` or test/. The hint is told.
+    The test questions that have a picture (ScienceQA-IMG), ID/image.png in `images` or test/. The hint is given.
     """
     [file, *_] = find(src, "problems.json")
     problems = read_json(file)

@@ -68,8 +68,8 @@ def best_constant_box(references: ArrayLike, thresholds: Sequence[float] = (0.5,
     sums: dict[str, NDArray[np.float64]] = {}
     for start in range(0, len(references_n4), _AT_ONCE):
         iou_cn = iou(candidates_c4, references_n4[start : start + _AT_ONCE])
-        told = {f"acc{round(100 * t)}": (iou_cn >= t).sum(1) for t in thresholds} | {"miou": iou_cn.sum(1)}
-        sums = {name: sums.get(name, 0) + value for name, value in told.items()}
+        counts = {f"acc{round(100 * t)}": (iou_cn >= t).sum(1) for t in thresholds} | {"miou": iou_cn.sum(1)}
+        sums = {name: sums.get(name, 0) + value for name, value in counts.items()}
     return {name: float(value.max()) / len(references_n4) for name, value in sums.items()}
 
 
@@ -113,13 +113,13 @@ def average_precision(
     classes: dict[str, int] = {}
 
     def rows(images: Sequence[Sequence[Region]]) -> list[dict[str, Any]]:
-        told: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for image, regions in enumerate(images, start=1):
             for region in regions:
                 (width, height), corner = sizes(region.box)[0].tolist(), region.box[:2]
-                told.append(
+                annotations.append(
                     {
-                        "id": len(told) + 1,  # pycocotools takes id 0 for "not matched"
+                        "id": len(annotations) + 1,  # pycocotools takes id 0 for "not matched"
                         "image_id": image,
                         "category_id": classes.setdefault(region.text.casefold() if by_text else "", len(classes) + 1),
                         "bbox": [*corner, width, height],
@@ -128,7 +128,7 @@ def average_precision(
                         "score": 1.0 if region.score is None else region.score,
                     }
                 )
-        return told
+        return annotations
 
     truth, predictions = rows(true), rows(found)
     with contextlib.redirect_stdout(io.StringIO()):

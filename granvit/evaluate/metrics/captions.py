@@ -84,7 +84,7 @@ def bleu(counts: ArrayLike, order: int = ORDER) -> NDArray[np.float64]:
 
 
 def cider_each(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """CIDEr-D of each caption, in [0, 10]: the "CIDEr" of the COCO caption evaluation; a mean of 0.6 is told as 60.
+    """CIDEr-D of each caption, in [0, 10]: the "CIDEr" of the COCO caption evaluation; a mean of 0.6 reads as 60.
 
     An n-gram counts the less the more pictures have it in their references; how many do is counted over `references`,
     so that a score belongs to a test set. It is not defined where no n-gram is rarer than another, as with a single

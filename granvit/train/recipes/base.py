@@ -43,7 +43,7 @@ class EmbeddedCorpus:
         size: the pictures' side in pixels.
         documents: the share of documents, in [0, 1].
         objects: the fewest and the most objects of a scene.
-        prints: the share of all pictures that is print (`granvit.corpus.synthetic.rendered_text`) in their place.
+        prints: the share of rendered text among all pictures, see `granvit.corpus.synthetic.rendered_text`.
         seed: of what is drawn.
     """
 

@@ -72,7 +72,7 @@ class Stage(nn.Module):
     def finish(self, folder: Path, write: bool) -> None:
         """Runs on every rank when the stage is trained, and may change the model that the next stage begins with.
 
-        What a later stage goes on from is left as files in `folder`, by the rank that is told to `write`.
+        What a later stage goes on from is left as files in `folder`, by the rank that is to `write`.
         """
 
     def describe(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a stage is told: which type its config has says which stage it is, so that each shows its own settings alone.
+"""The settings of the stages: the type of a config says which stage it is, so that each shows its own settings alone.
 
 Without torch, because the program's help shows every recipe with all its stages.
 """
@@ -50,7 +50,7 @@ KINDS: dict[str, type[StageConfig]] = {}
 
 @dataclass
 class StageConfig:
-    """What all stages are told.
+    """The settings of all stages.
 
     Attributes:
         kind: how saved recipes name the stage's type.

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from granvit.corpus.annotate.caption_answers import Answer, Refusal, judge
+from granvit.corpus.annotate.caption_answers import Answer, Refusal, usable_caption
 from granvit.corpus.annotate.caption_requests import FIRMER, PROMPTS
 from granvit.questions import GLOBAL
 
@@ -65,7 +65,7 @@ PROMPT = PROMPTS["crop"].replace("{words}", "10")
     ],
 )
 def test_descriptions_are_kept_without_their_wrapping(said, caption):
-    assert judge(Answer(said), PROMPT, 10) == caption
+    assert usable_caption(Answer(said), PROMPT, 10) == caption
 
 
 @pytest.mark.parametrize(
@@ -123,51 +123,51 @@ def test_descriptions_are_kept_without_their_wrapping(said, caption):
     ],
 )
 def test_what_is_no_description_is_refused_with_its_reason(said, reason):
-    verdict = judge(Answer(said), PROMPT, 10)
+    verdict = usable_caption(Answer(said), PROMPT, 10)
     assert isinstance(verdict, Refusal) and verdict.reason == reason
 
 
 def test_the_box_said_back_is_an_echo():
     prompt = PROMPTS["box"].replace("{box}", "[0.100, 0.200, 0.300, 0.400]").replace("{words}", "10")
-    verdict = judge(Answer("[0.100, 0.200, 0.300, 0.400]"), prompt, 10)
+    verdict = usable_caption(Answer("[0.100, 0.200, 0.300, 0.400]"), prompt, 10)
     assert isinstance(verdict, Refusal) and verdict.reason == "caption-echo"
 
 
 def test_the_firmer_words_said_back_are_an_echo():
-    verdict = judge(Answer("a short phrase of at most 10 words"), PROMPT + FIRMER.replace("{words}", "10"), 10)
+    verdict = usable_caption(Answer("a short phrase of at most 10 words"), PROMPT + FIRMER.replace("{words}", "10"), 10)
     assert isinstance(verdict, Refusal) and verdict.reason == "caption-echo"
 
 
 def test_an_answer_that_ran_into_the_limit_is_cut_off():
-    verdict = judge(Answer("a dog that is", cut=True), PROMPT, 10)
+    verdict = usable_caption(Answer("a dog that is", cut=True), PROMPT, 10)
     assert verdict == Refusal("caption-cut-off", "a dog that is")
 
 
 def test_a_paragraph_may_be_long():
     paragraph = " ".join(f"The image shows beach number {n}." for n in range(40))
-    assert judge(Answer(paragraph), GLOBAL, None) == paragraph.strip()
-    assert judge(Answer("Describe in detail what is shown in the image"), GLOBAL, None) != paragraph
-    verdict = judge(Answer("I'm unable to view images."), GLOBAL, None)
+    assert usable_caption(Answer(paragraph), GLOBAL, None) == paragraph.strip()
+    assert usable_caption(Answer("Describe in detail what is shown in the image"), GLOBAL, None) != paragraph
+    verdict = usable_caption(Answer("I'm unable to view images."), GLOBAL, None)
     assert isinstance(verdict, Refusal) and verdict.reason == "caption-refused"
 
 
 def test_a_paragraph_that_goes_round_in_circles_is_refused():
-    verdict = judge(Answer("There is a beach with people. " * 9), GLOBAL, None)
+    verdict = usable_caption(Answer("There is a beach with people. " * 9), GLOBAL, None)
     assert isinstance(verdict, Refusal) and verdict.reason == "caption-loop"
 
 
 def test_a_paragraph_may_be_a_list_whose_marks_go():
-    assert judge(Answer("**Overview**\n- a dog\n- a cat"), GLOBAL, None) == "Overview a dog a cat"
+    assert usable_caption(Answer("**Overview**\n- a dog\n- a cat"), GLOBAL, None) == "Overview a dog a cat"
 
 
 def test_a_thought_that_ran_into_the_limit_is_cut_off_and_not_a_caption():
     for said in ("<think>it may be", "", '{"caption": "a d'):
-        verdict = judge(Answer(said, cut=True), PROMPT, 10)
+        verdict = usable_caption(Answer(said, cut=True), PROMPT, 10)
         assert isinstance(verdict, Refusal) and verdict.reason == "caption-cut-off"
 
 
 def test_what_the_server_calls_a_refusal_is_one_whatever_it_says():
-    verdict = judge(Answer("A dog", refusal="caption-refused"), PROMPT, 10)
+    verdict = usable_caption(Answer("A dog", refusal="caption-refused"), PROMPT, 10)
     assert verdict == Refusal("caption-refused", "A dog")
 
 
@@ -209,7 +209,7 @@ def test_nothing_of_a_protocol_is_ever_kept_whatever_is_thrown_together():
     kept = 0
     for _ in range(3000):
         said = "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 30)))
-        verdict = judge(Answer(said, rng.random() < 0.1), PROMPT, rng.choice([10, None]))
+        verdict = usable_caption(Answer(said, rng.random() < 0.1), PROMPT, rng.choice([10, None]))
         if isinstance(verdict, str):
             kept += 1
             assert not re.search(r"<\||\|>|<loc|think>|```|INST\]|<answer|\A\s|\s\Z", verdict), said
@@ -221,5 +221,5 @@ def test_nothing_of_a_protocol_is_ever_kept_whatever_is_thrown_together():
 )
 def test_a_long_answer_of_whatever_kind_is_judged_at_once(piece):
     started = time.process_time()
-    judge(Answer(piece * (19_000 // len(piece))), PROMPT, None)
+    usable_caption(Answer(piece * (19_000 // len(piece))), PROMPT, None)
     assert time.process_time() - started < 2

@@ -11,7 +11,7 @@ import pytest
 
 from granvit.corpus.annotate import caption
 from granvit.corpus.annotate.base import AnnotateError
-from granvit.corpus.annotate.caption import AnswerCache, default_path
+from granvit.corpus.annotate.caption import AnswerCache, default_cache_path
 from granvit.corpus.annotate.caption_answers import Answer
 
 
@@ -109,10 +109,10 @@ def test_a_cache_that_cannot_be_written_is_no_silent_loss(tmp_path):
 
 def test_the_default_is_the_users_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_path() == tmp_path / "granvit/captions.sqlite"
+    assert default_cache_path() == tmp_path / "granvit/captions.sqlite"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert str(default_path()) == "/home/somebody/.cache/granvit/captions.sqlite"
+    assert str(default_cache_path()) == "/home/somebody/.cache/granvit/captions.sqlite"
 
 
 def test_how_an_answer_ended_is_remembered_and_files_of_before_are_read(tmp_path):
