@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from granvit.bootstrap import Estimate, ratios
+from granvit.bootstrap import Estimate, interval, ratios, resampled_sums
 
 
 def test_sums_are_divided_not_ratios_averaged():
@@ -34,3 +34,23 @@ def test_the_same_seed_gives_the_same_interval():
 
 def test_what_cannot_be_estimated():
     assert ratios([[3, 1]], [[4, 0]]) == [Estimate(0.75, None, None), None]
+
+
+def test_the_interval_leaves_two_and_a_half_percent_on_either_side():
+    assert interval(np.arange(1001.0)) == (25.0, 975.0)
+
+
+def test_an_interval_needs_two_images_that_count():
+    both, one = ratios([[1, 1], [0, 0]], [[1, 1], [1, 0]])
+    assert both == Estimate(0.5, 0.0, 1.0) and one == Estimate(1.0, None, None)
+
+
+def test_sums_below_one_are_divided_too():
+    [estimate] = ratios([[0.25], [0.0]], [[0.25], [0.5]])
+    assert estimate.value == pytest.approx(1 / 3)
+
+
+def test_every_draw_takes_as_many_images_as_there_are():
+    sums = resampled_sums(np.eye(5))
+    assert sums.shape == (1000, 5) and (sums.sum(1) == 5).all() and sums.min() == 0
+    assert sums.mean(0) == pytest.approx(np.ones(5), abs=0.1)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from granvit.coordinates import Decimal, Int1000, Loc, get_codec
 
-SPECS = ["decimal", "int1000", "loc", "loc:64", "loc:2000"]
+SPECS = ["decimal", "int1000", "loc", "loc:64", "loc:2000", "loc:9999"]
 # Half a step of the text; for tokens, half a bin, but a whole one where the outermost bins reach for the border.
 STEP = {"decimal": 0.0005, "int1000": 0.0005}
 unit = st.floats(0, 1)
@@ -152,3 +152,13 @@ def test_tokens():
     assert len(Loc().tokens) == 1024 and Loc().tokens[7] == "<loc0007>"
     codec = Loc(64)
     assert set(codec.encode([0, 0.3, 0.6, 1]).replace("><", "> <").split()) <= set(codec.tokens)
+
+
+@pytest.mark.parametrize("codec", [Decimal(), Int1000(), Loc()])
+def test_a_box_without_height_is_none(codec):
+    assert codec.decode(codec.encode([0.1, 0.2, 0.3, 0.2])) is None
+    assert codec.decode(codec.encode([0.1, 0.4, 0.3, 0.2])) is None
+
+
+def test_the_fewest_and_the_most_bins():
+    assert get_codec("loc:2") == Loc(2) and get_codec("loc:9999") == Loc(9999)

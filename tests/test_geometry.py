@@ -273,3 +273,57 @@ def test_points_of_a_turned_picture_lie_on_it_as_it_was(turns):
     (top, bottom), (left, right) = ((found.min(), found.max() + 1) for found in np.nonzero(turned))
     corners = rotated_back([[left, top], [right, bottom]], turns, turned.shape[1], turned.shape[0])
     assert hull(corners) == (7, 4, 20, 10)
+
+
+# --- boxes in pairs, in grids, elsewhere; views around a box --------------------------------------------------------
+
+
+@given(st.lists(st.lists(st.floats(-50, 50), min_size=8, max_size=8), min_size=1, max_size=6))
+def test_paired_iou_is_the_diagonal_of_all_pairs(rows):
+    pairs = np.array(rows)
+    a, b = pairs[:, :4], pairs[:, 4:]
+    np.testing.assert_allclose(geometry.paired_iou(a, b), np.diag(iou(a, b)), atol=1e-12)
+
+
+def test_centres_and_cells_by_hand():
+    assert geometry.centres([[0, 2, 10, 8], [1, 1, 2, 4]]).tolist() == [[5, 5], [1.5, 2.5]]
+    assert geometry.cells(2, 3).tolist() == [[0, 0, 3, 3], [3, 0, 6, 3], [0, 3, 3, 6], [3, 3, 6, 6]]
+    assert geometry.cells(3, 1).tolist()[5] == [2, 1, 3, 2]
+
+
+def test_a_box_elsewhere_overlaps_nothing_and_stays_in_the_image():
+    rng, avoid = np.random.default_rng(0), [[0, 0, 60, 40], [70, 0, 100, 40]]
+    boxes = np.array([geometry.elsewhere((3, 3, 23, 13), 100, 80, avoid, rng) for _ in range(200)])
+    assert np.allclose(boxes[:, 2:] - boxes[:, :2], [20, 10])
+    assert boxes[:, :2].min() >= 0 and (boxes[:, 2:] <= [100, 80]).all()
+    assert not intersection(boxes, avoid).any()
+    assert boxes[:, 0].min() < 10 and boxes[:, 2].max() > 90 and boxes[:, 3].max() > 75  # anywhere that is free
+    assert geometry.elsewhere((0, 0, 20, 10), 100, 80, [[0, 0, 100, 80]], rng) is None
+
+
+def test_a_line_is_written_downwards_where_its_longer_side_is_half_as_high_again_as_wide():
+    narrowing = [[0, 0], [10, 0], [12, 18], [-2, 18]]  # 10 wide at the top, 14 at the bottom, 18 high
+    assert geometry.part_of_line(narrowing, 0, 0.5).tolist() == [[0, 0], [5, 0], [5, 18], [-2, 18]]
+
+
+def test_a_window_around_a_box_by_hand():
+    assert View.window_around((40, 30, 60, 50), (200, 100), 40, 64).source == (30, 20, 70, 60)
+    assert View.window_around((40, 30, 60, 50), (200, 100), 40, 64, (0.25, -0.1)).source == (40, 16, 80, 56)
+    assert View.window_around((0, 0, 10, 10), (200, 100), 40, 64).source == (0, 0, 40, 40)  # cut at a corner
+    assert View.window_around((190, 90, 200, 100), (200, 100), 40, 64).source == (160, 60, 200, 100)
+    assert View.window_around((10, 10, 20, 20), (30, 100), 40, 64).source == (0, 0, 30, 40)  # a narrow image
+
+
+def test_a_crop_fills_the_canvas_whatever_its_shape():
+    view = View.crop((10, 20, 50, 30), 64)
+    assert view.to_canvas([[10, 20, 50, 30], [20, 25, 30, 30]]).tolist() == [[0, 0, 64, 64], [16, 32, 32, 64]]
+
+
+def test_a_fit_is_named():
+    assert View.fit("letterbox", (40, 20), 64) == View.letterbox((40, 20), 64) != View.squash((40, 20), 64)
+    assert View.fit("squash", (40, 20), 64) == View.squash((40, 20), 64)
+
+
+def test_a_tiny_box_is_visible_too():
+    view = View.window((10, 10, 20, 20), 64)
+    assert view.visible([[11, 11, 11.5, 11.5], [9.5, 11, 10.5, 11.5], [1, 1, 1, 1]]).tolist() == [1, 0.5, 0]

@@ -7,13 +7,16 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
 from granvit.texts import (
+    FULL_WIDTH,
     character_error_rate,
     edit_cost,
     exact_match,
     has_words,
+    in_other_scripts,
     rouge_l,
     rouge_l_each,
     shared_words_each,
+    word_edit_cost,
     word_error_rate,
 )
 from granvit.texts import words as words_of
@@ -162,3 +165,19 @@ def test_a_reference_without_text_is_an_error(metric):
 def test_empty_references_have_no_error_rate():
     with pytest.raises(ValueError, match="all references are empty"):
         character_error_rate(["a"], [" "])
+
+
+def test_full_width_characters_are_the_plain_ones_of_unicode():
+    folded = {code: unicodedata.normalize("NFKC", chr(code)) for code in (*range(0xFF00, 0xFFF0), 0x3000)}
+    plain = {code: ord(text) for code, text in folded.items() if text.isascii() and text.isprintable()}
+    assert plain == FULL_WIDTH
+
+
+def test_words_of_other_scripts_are_noticed():
+    assert in_other_scripts("красный") and in_other_scripts("日本") and in_other_scripts("a cat, 猫")
+    assert not in_other_scripts("a cat") and not in_other_scripts("Größe 5 µm")
+
+
+def test_word_edit_cost_by_hand():
+    assert word_edit_cost("a b c d", "x") == (1, 1) and word_edit_cost("a b c d", "x", clipped=False) == (4, 1)
+    assert word_edit_cost("one two four", ["one two three", "one"]) == (1, 3)

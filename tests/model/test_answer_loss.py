@@ -5,12 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.tiny_model import make_model
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from granvit.coordinates import get_codec
 from granvit.model import forward
-from granvit.model.forward import AnswerLoss
+from granvit.model.forward import AnswerLoss, project, scale_projector
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +151,34 @@ def test_pieces_never_keep_the_logits_of_the_whole(model, monkeypatch, trained):
 def test_no_answers_cost_nothing(model):
     states, head, labels = states_and_head(model)
     assert loss_of(model, 1.0).of_states(head, states[:0], labels[:0]) == 0
+
+
+def test_location_tokens_in_the_middle_of_a_vocabulary():
+    """Words before and after them, the very next ones too, are words."""
+    tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda tokens: [10 + i for i in range(len(tokens))])
+    smooth = AnswerLoss(tokenizer, get_codec("loc:16"), 1.0)
+    logits = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
+    words = torch.tensor([0, 9, 26, 39])
+    torch.testing.assert_close(smooth(logits, words), F.cross_entropy(logits, words, reduction="sum"))
+    for place in (10, 25):
+        assert (
+            abs(smooth(logits[:1], torch.tensor([place])) - F.cross_entropy(logits[:1], torch.tensor([place]))) > 0.01
+        )
+
+
+def test_a_projector_is_scaled_to_the_size_of_word_embeddings():
+    model = make_model()
+    features = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0))
+    words = model.llava.get_input_embeddings().weight.std()
+    with torch.no_grad():
+        model.llava.model.multi_modal_projector.linear_2.weight.mul_(37)
+        assert project(model.llava, features).std() > 5 * words
+        scale_projector(model.llava, features)
+        assert project(model.llava, features).std() == pytest.approx(words.item(), rel=0.01)
+
+
+def test_pixels_are_normalised_as_the_stock_image_processor_does():
+    model = make_model()
+    pixels = np.random.default_rng(0).integers(0, 256, (model.canvas, model.canvas, 3), dtype=np.uint8)
+    stock = model.processor.image_processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(model.normalise(torch.from_numpy(pixels)[None]), stock, rtol=0, atol=1e-6)

@@ -117,3 +117,9 @@ def test_gradient_reaches_the_student_only():
     used = {n: p.grad for n, p in student.named_parameters() if "post_layernorm" not in n}
     assert all(g is not None and g.abs().max() > 0 for n, g in used.items() if n.endswith("weight"))
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_teacher_draws_no_dropout_in_training():
+    teacher = Teacher(make_tower())
+    teacher.train()
+    assert not any(module.training for module in teacher.modules())

@@ -173,6 +173,16 @@ def test_mask_by_hand():
     seen = [[0], [0, 1], [0, 1, 2], [0, 3], [0, 3, 4], [0, 3, 4, 5]], [[0], [0, 1], [0, 1, 2], [3], [4], [5]]
     for row, mask in zip(seen, batch.mask()[:, 0], strict=True):
         assert [torch.nonzero(m).flatten().tolist() for m in mask] == row
+    assert batch.padding == 3 / 12
+
+
+def test_the_last_branch_of_an_image_is_not_the_prefix_of_the_next():
+    many, one = [Branch([5, 6], 1, "global")] * 4, [Branch([7, 8], 1, "global")]
+    batch = pack([Sample("a", many), Sample("b", one)], [0], image_token=0, pad_token=2, max_tokens=12)
+    assert batch.input_ids.tolist() == [[0, 5, 6, 5, 6, 5, 6, 5, 6, 0, 7, 8]]
+    codes, _ = batch.segments()
+    assert len(set(codes[0].tolist())) == 2 + 5  # two prefixes, five branches
+    assert [torch.nonzero(m).flatten().tolist() for m in batch.mask()[0, 0, 9:]] == [[9], [9, 10], [9, 10, 11]]
 
 
 def test_only_answer_tokens_reach_the_head(qwen2):

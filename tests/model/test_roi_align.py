@@ -111,3 +111,12 @@ def test_half_precision_features_stay_half():
     half = roi_align(features.bfloat16(), boxes, image, (2, 2), 1 / 16)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), roi_align(features, boxes, image, (2, 2), 1 / 16), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("box", [[-1, -1, 0, 0], [4, 4, 5, 5], [-1, 4, 0, 5], [-1.01, 1, -0.01, 2], [4.01, 1, 5.01, 2]])
+def test_a_point_on_the_very_border_counts_and_one_beyond_does_not(box):
+    grid = np.random.default_rng(0).random((4, 4)) + 1
+    got = roi_align(torch.tensor(grid)[None, ..., None], torch.tensor([box]), torch.tensor([0]), (1, 1), 1.0, 1)
+    expected = slow_roi_align(grid, box, (1, 1), 1.0, 1)
+    assert (expected[0, 0] > 0) == (abs(box[0]) in (1, 4))
+    np.testing.assert_allclose(got[0, ..., 0].numpy(), expected, rtol=1e-6)

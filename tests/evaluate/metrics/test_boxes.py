@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,24 @@ def test_many_references_are_compared_some_at_a_time(monkeypatch):
 def test_no_references_are_an_error():
     with pytest.raises(ValueError, match="no references"):
         best_constant_box([])
+
+
+def test_the_most_frequent_box_in_eighths_is_tried():
+    # Neither the median nor the mean nor a box of quarters comes near to the three that are nearly one.
+    usual = [(0.63, 0.62, 0.87, 0.88), (0.62, 0.63, 0.88, 0.87), (0.625, 0.62, 0.87, 0.87)]
+    rest = [(0.0, 0.0, 0.07, 0.07), (0.1, 0.0, 0.17, 0.07), (0.0, 0.1, 0.07, 0.17), (0.1, 0.1, 0.17, 0.17)]
+    assert best_constant_box(usual + rest, (0.75,))["acc75"] == pytest.approx(3 / 7)
+
+
+def test_all_boxes_of_quarters_are_tried():
+    quarters = np.arange(5) / 4
+    every = {(a, b, c, d) for a, b, c, d in product(quarters, repeat=4) if a < c and b < d}
+    tried = {tuple(box) for box in constant._candidates(np.array([[0.01, 0.01, 0.02, 0.02]])).tolist()}
+    assert len(every) == 100 and every <= tried
+
+
+def test_a_box_at_the_threshold_is_right():
+    assert best_constant_box([(0.0, 0.0, 0.5, 0.5)] * 2, (1.0,))["acc100"] == 1
 
 
 pytest.importorskip("pycocotools")
