@@ -36,6 +36,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def put_in_place(finished: Path, final: Path) -> None:
+    """Rename a finished file or folder, whose files are on the disk, such that a crash leaves it whole or absent."""
+    sync(finished)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(finished, final)
+    sync(final.parent)
+
+
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
     """A file beside `path` to write; it becomes `path` when the block ends without an error, and is removed otherwise.
@@ -56,9 +64,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         try:
             yield unfinished
             unfinished.chmod(0o666 & ~_umask())
-            sync(unfinished)
-            os.replace(unfinished, path)
-            sync(path.parent)
+            put_in_place(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -104,8 +110,7 @@ def staged_folder(out: Path | str, check: Callable[[Path], None] = lambda out: N
             lock.making(staging)
             if out.exists():
                 os.replace(out, old)
-            os.replace(staging, out)
-            sync(out.parent)
+            put_in_place(staging, out)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             del _held[staging]
@@ -318,7 +323,7 @@ def read_json(path: Path, error: type[GranvitError] = GranvitError) -> Any:
     """
     try:
         value = json.loads(read_regular(path, _MAX_JSON_BYTES), parse_constant=_no_number)
-        _check_nesting(value)
+        check_nesting(value, _MAX_NESTING)
     except (ValueError, RecursionError) as wrong:  # of which are bytes that are no UTF-8, and numbers too long to read
         if isinstance(wrong, GranvitError):
             raise error(str(wrong)) from wrong
@@ -331,9 +336,10 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def _check_nesting(value: Any) -> None:
+def check_nesting(value: Any, most: int) -> None:
+    """Raises RecursionError where lists and objects are nested in more than about `most` levels."""
     level = [value]
-    for _ in range(_MAX_NESTING):
+    for _ in range(most):
         level = [
             inner
             for outer in level

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 import threading
 from bisect import bisect_right
 from collections import Counter
@@ -46,7 +45,7 @@ from granvit.corpus.layout import (
     read_manifest,
     sha256,
 )
-from granvit.files import staged_folder, sync, write_text
+from granvit.files import put_in_place, staged_folder, sync, write_text
 from granvit.regions import SCHEMA, SCHEMA_VERSION, RegionImage, schema_with_viewer_features
 
 __all__ = ["Corpus", "CorpusError", "CorpusWriter", "ShardCheck", "Subset"]
@@ -209,8 +208,7 @@ class CorpusWriter(CorpusFiles):
         to = self.path / name
         if (self.path / MANIFEST).exists():
             to = self.path.with_name(f"{self.path.name}.{name}")
-        to.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.folder / name, to)
+        put_in_place(self.folder / name, to)
         return to
 
 

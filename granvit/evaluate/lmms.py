@@ -158,14 +158,27 @@ class LmmsGranViT(lmms):
         boxes.warn()
         return answers
 
+    # lmms-eval's base class declares the next two abstract, but to a model of messages (`is_simple = False`) it only
+    # sends `generate_until`: `ConfigurableMessagesTask.construct_requests` of 0.7.3 stops at any task of another
+    # `output_type`. So there is no request that these could answer; called by hand they say so.
+
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        raise NotImplementedError(
-            "granvit answers in words: tasks of output_type loglikelihood or multiple_choice need another model "
-            "(lmms-eval itself gives a chat model none of them)"
+        """Refused, see above.
+
+        Raises:
+            ValueError: always.
+        """
+        raise GranvitError(
+            "tasks of output_type loglikelihood or multiple_choice: lmms-eval gives a model of messages none of them"
         )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise NotImplementedError("granvit answers one round: tasks of several rounds need another model")
+        """Refused, see above.
+
+        Raises:
+            ValueError: always.
+        """
+        raise GranvitError("tasks of several rounds: lmms-eval gives a model of messages none of them")
 
     def _conversation(self, request: Instance) -> Conversation:
         """The messages that the task makes of the request's document."""

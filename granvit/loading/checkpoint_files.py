@@ -4,7 +4,6 @@ states sizes that a model can have."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import stat
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from granvit.errors import GranvitError
-from granvit.files import is_inside
+from granvit.files import check_nesting, is_inside, read_regular
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -129,36 +128,19 @@ def read_json(path: Path) -> dict[str, Any]:
         LoadError: it is not there, cannot be read, is no JSON object, or is nested deeper than any such file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                raise LoadError(path, "not a regular file")
-            if facts.st_size > _LARGEST:
-                raise LoadError(path, f"{facts.st_size:,} bytes, at most {_LARGEST:,} are read")
-            content = json.loads(file.read().decode("utf-8"))
+        content = json.loads(read_regular(path, _LARGEST).decode("utf-8"))
+        check_nesting(content, _DEEPEST)
     except FileNotFoundError:
         raise LoadError(path, "no such file") from None
     except RecursionError:
         raise LoadError(path, "not readable as JSON: nested too deep") from None
-    except LoadError:
-        raise
+    except GranvitError as error:
+        raise LoadError(path, str(error).removeprefix(f"{path}: ")) from error
     except (OSError, ValueError) as error:  # ValueError: also bytes that are no UTF-8, and endless numbers
         raise LoadError(path, f"not readable as JSON: {error}") from error
     if not isinstance(content, dict):
         raise LoadError(path, "expected a JSON object")
-    if _depth(content) > _DEEPEST:
-        raise LoadError(path, "not readable as JSON: nested too deep")
     return content
-
-
-def _depth(value: Any) -> int:
-    """How deep lists and objects are nested, counted without recursion."""
-    depth, level = 0, [value]
-    while level := [v for v in level if isinstance(v, dict | list)]:
-        depth += 1
-        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
-    return depth
 
 
 def _check_fields(path: Path, content: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from granvit.errors import CheckpointError
-from granvit.files import apply_umask, read_regular, sync
+from granvit.files import apply_umask, put_in_place, read_regular, sync
 from granvit.train import identity
 from granvit.train.optimizer import expected_tensors, optimizer_parts, optimizer_state
 from granvit.train.parallel import is_sharded
@@ -109,9 +109,7 @@ def save(
             (temporary / STATE).write_text(json.dumps(state))
             sync(temporary / STATE)
             apply_umask(temporary)
-            sync(temporary)
-            temporary.rename(final)
-            sync(folder)
+            put_in_place(temporary, final)
     if first:
         for old in _all(run_dir)[: -max(keep, 1)]:
             # Renamed first: a kill in the middle of the removal must not leave half a checkpoint behind.

@@ -247,9 +247,9 @@ def test_what_cannot_be_done_is_refused_in_clear_words(load):
     video = {"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}
     with pytest.raises(ValueError, match="task task: .* not video"):
         ask(lmm, [[video]])
-    with pytest.raises(NotImplementedError, match="loglikelihood"):
+    with pytest.raises(ValueError, match="loglikelihood"):
         lmm.loglikelihood([])
-    with pytest.raises(NotImplementedError, match="several rounds"):
+    with pytest.raises(ValueError, match="several rounds"):
         lmm.generate_until_multi_round([])
 
 

@@ -10,6 +10,7 @@ from helpers.tiny_stage import TinyStage, make_feed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from granvit import files
 from granvit.errors import CheckpointError
 from granvit.train import checkpoint, rng, tensorfile
 from granvit.train.checkpoint import Progress
@@ -92,7 +93,7 @@ def test_without_a_checkpoint_there_is_no_latest(tmp_path):
     assert checkpoint.latest(tmp_path) is None
 
 
-@pytest.mark.parametrize("at", ["write_tensors", "sync", "rename"])
+@pytest.mark.parametrize("at", ["write_tensors", "sync", "replace"])
 def test_an_interrupted_save_never_counts(tmp_path, monkeypatch, at):
     write(tmp_path, 3)
 
@@ -100,7 +101,7 @@ def test_an_interrupted_save_never_counts(tmp_path, monkeypatch, at):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path if at == "rename" else checkpoint, at, crash)
+        patch.setattr(files.os if at == "replace" else checkpoint, at, crash)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, 6)
     newest = checkpoint.latest(tmp_path)
@@ -111,7 +112,8 @@ def test_an_interrupted_save_never_counts(tmp_path, monkeypatch, at):
 
 def test_files_are_on_the_disk_before_the_checkpoint_counts(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(checkpoint, "sync", lambda path: synced.append((path.name, path.parent.name)))
+    for module in (checkpoint, files):
+        monkeypatch.setattr(module, "sync", lambda path: synced.append((path.name, path.parent.name)))
     write(tmp_path)
     names = [name for name, _ in synced]
     inside = {checkpoint.STUDENT, checkpoint.OPTIMIZER, checkpoint.EXTRA, checkpoint.STATE}

@@ -33,7 +33,7 @@ from granvit.corpus.annotate.plan import Stages
 from granvit.corpus.check import UNKNOWN_SIZE, Quarantine, Refused, Rejection, check_record
 from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError, read_manifest
 from granvit.corpus.store import CorpusFiles
-from granvit.files import checked_field, read_json, remove_folder, sync, write_text
+from granvit.files import checked_field, put_in_place, read_json, remove_folder, sync, write_text
 from granvit.regions import RegionImage
 
 WORK = ".annotate"
@@ -174,13 +174,10 @@ def run_task(task: Task, source: ImageSource, stages: Stages, out: Path) -> Iter
 def _put_in_place(temporary: Path, final: Path) -> None:
     for name in (QUARANTINE, SUMMARY):
         sync(temporary / name)
-    sync(temporary)
-    final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():  # by a worker that had been given up and was faster after all: the contents are the same
         shutil.rmtree(temporary)
-        return
-    temporary.rename(final)
-    sync(final.parent)
+    else:
+        put_in_place(temporary, final)
 
 
 def _annotate(task: Task, positions: Sequence[int], source: ImageSource, stages: Stages) -> list[Outcome]:
@@ -286,8 +283,7 @@ def join_shards(
         if moved.exists():
             os.replace(moved, out / _part(shard))
     write_text(out / WORK / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-    os.replace(out / WORK / MANIFEST, out / MANIFEST)
-    sync(out)
+    put_in_place(out / WORK / MANIFEST, out / MANIFEST)
     remove_folder(out / WORK)
     return total
 
@@ -305,8 +301,7 @@ def _join_quarantines(out: Path, shards: int, problems: list[Rejection]) -> None
         for shard in range(shards):
             with (shard_folder(out, shard) / QUARANTINE).open("rb") as lines:
                 shutil.copyfileobj(lines, joined)
-    sync(temporary)
-    os.replace(temporary, out / QUARANTINE)
+    put_in_place(temporary, out / QUARANTINE)
 
 
 def _join_manifests(out: Path, shards: int) -> dict[str, Any]:

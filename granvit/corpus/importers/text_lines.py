@@ -107,6 +107,21 @@ def _line(words: list[Word]) -> Word:
     return Word(geometry.hull([word.box for word in words]), " ".join(word.text for word in words))
 
 
+def _record(root: Path, uri: str, regions: list[Region], source: str, licence: str, split: str) -> RegionImage:
+    """A picture `uri` below `root`, whose size no file states."""
+    return RegionImage(
+        id=f"{source}/{uri}",
+        image=read_image(root, uri),
+        width=UNKNOWN_SIZE[0],
+        height=UNKNOWN_SIZE[1],
+        regions=regions,
+        uri=uri,
+        source=source,
+        licence=licence,
+        split=as_split(split),
+    )
+
+
 _BOX_FILES = (".csv", ".txt")
 
 
@@ -151,17 +166,7 @@ def read_sroie(
                 raise Refused("missing-annotation", f"no file box/{stem}.csv or .txt")
             lines = read_lines(files[0], encoding)
             count = len(lines)
-            yield RegionImage(
-                id=f"{source}/{uri}",
-                image=read_image(src, uri),
-                width=UNKNOWN_SIZE[0],
-                height=UNKNOWN_SIZE[1],
-                regions=[_sroie_region(line) for line in lines],
-                uri=uri,
-                source=source,
-                licence=licence,
-                split=as_split(split),
-            )
+            yield _record(src, uri, [_sroie_region(line) for line in lines], source, licence, split)
         except Refused as refused:
             yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, count)
     for file in (file for files in files_of.values() for file in files):
@@ -218,17 +223,7 @@ def read_icdar(
                 raise Refused("missing-annotation", f"no file gt_{stem}.txt")
             lines = read_lines(src / truths.pop(f"gt_{stem}"), encoding)
             count = len(lines)
-            yield RegionImage(
-                id=f"{source}/{uri}",
-                image=read_image(root, uri),
-                width=UNKNOWN_SIZE[0],
-                height=UNKNOWN_SIZE[1],
-                regions=[_icdar_region(line) for line in lines],
-                uri=uri,
-                source=source,
-                licence=licence,
-                split=as_split(split),
-            )
+            yield _record(root, uri, [_icdar_region(line) for line in lines], source, licence, split)
         except Refused as refused:
             yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, count)
     for stem, uri in truths.items():
