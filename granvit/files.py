@@ -310,7 +310,7 @@ def read_regular(path: Path, limit: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            raise GranvitError(f"{path}: {size} bytes, at most {limit} are read")
+            raise GranvitError(f"{path}: {size:,} bytes, at most {limit:,} are read")
         return file.read()
 
 

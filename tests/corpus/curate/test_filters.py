@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from granvit.corpus.curate.balance import Repeats
 from granvit.corpus.curate.filters import (
     PRESETS,
     BoxFilter,
     Filters,
     ImageFilter,
+    PassedImages,
+    apply_filters,
     box_reasons,
     image_reason,
     nested_reasons,
@@ -118,3 +121,50 @@ def test_documents_may_be_long_strips():
     strip = RegionImage("a", None, 500, 12_000, [Region((0, 0, 400, 7), "TOTAL", "text")])
     assert image_reason(strip, PRESETS["paper"]) == "image-aspect" and image_reason(strip, PRESETS["documents"]) is None
     assert box_reasons(strip.regions, PRESETS["documents"]) == [None]
+
+
+def test_boxes_that_coincide_by_seven_tenths_do_not_yet():
+    regions = [Region((0, 0, 100, 100), "a dog"), Region((0, 0, 70, 100), "a dog"), Region((0, 0, 71, 100), "a cat")]
+    assert nested_reasons(regions) == [None, "nested-box", None]
+    assert nested_reasons([regions[0], replace(regions[2], text="a dog")]) == [None, "same-box"]
+
+
+def test_the_limits_of_documents_by_hand():
+    documents = PRESETS["documents"]
+    lines = [Region((0, 0, w, h), "x", "text") for w, h in ((9, 5.9), (9, 6), (600, 6), (601, 6))]
+    things = [Region((0, 0, w, h), "x") for w, h in ((32, 32), (33, 32), (1650, 33), (1651, 33))]
+    assert box_reasons(lines, documents) == ["box-side", None, None, "box-aspect"]
+    assert box_reasons(things, documents) == ["box-area", None, None, "box-aspect"]
+    assert image_reason(image(300, 12_000, THING), documents) is None
+    assert image_reason(image(300, 12_001, LINE), documents) == "image-aspect"
+
+
+def test_what_the_filters_make_of_images_in_a_row():
+    thing, small, repeated = THING, Region((0, 0, 20, 20), "dust"), Region((0, 0, 199, 200), "Thing", score=0.5)
+    ignored = Region((0, 0, 5, 5), "", ignore=True)
+    images = [
+        image(900, 900, small, thing, repeated, ignored),
+        image(100, 900, thing, small),
+        image(900, 900, small),
+        image(900, 900, ignored),
+        image(900, 900, thing),
+    ] * 60  # more than one batch
+    found = list(apply_filters(images, Filters()))[-5:]
+    assert [f.reason for f in found] == [None, "short-side", "no-regions", "no-regions", None]
+    assert [f.places for f in found] == [[1, 3], [], [], [0], [0]]
+    assert [dict(f.regions) for f in found] == [{"box-area": 1, "same-box": 1}, {}, {"box-area": 1}, {}, {}]
+    assert [r.text for r in found[0].record.regions] == ["thing", ""] and found[4].record is images[-1]
+    few = list(apply_filters(images[:1], Filters(min_regions=2)))
+    assert few[0].reason == "few-regions"
+    both = list(apply_filters(images[:1], Filters(nested=False)))
+    assert both[0].places == [1, 2, 3]
+
+
+def test_of_copies_the_held_out_then_the_largest_then_the_first_stays():
+    def named(name, side, split):
+        return replace(image(side, side, THING), id=name, split=split)
+
+    splits = [("a", 500, "train"), ("b", 600, "train"), ("c", 600, "train"), ("d", 500, "val"), ("e", 500, "test")]
+    passed = PassedImages([named(*facts) for facts in splits], Filters(), Repeats(), seed=0)
+    assert len(passed) == 5
+    assert [passed.best(group) for group in ([0, 1, 2], [2, 1], [0, 3, 1], [3, 4, 2], [0])] == [1, 1, 3, 4, 0]
