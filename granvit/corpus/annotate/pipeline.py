@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from granvit.corpus.annotate.base import CAPTIONER, AnnotateError, ImageSource, InputFile
 from granvit.corpus.annotate.plan import Plan
-from granvit.corpus.annotate.progress import Progress
-from granvit.corpus.annotate.shards import WORK, Counts, Task, counted, counts_of, join_shards
+from granvit.corpus.annotate.shards import WORK, Counts, Progress, Task, counted, counts_of, join_shards
 from granvit.corpus.annotate.sources import LinkedSource, open_source
 from granvit.corpus.annotate.workers import Job, Schedule, WorkerPool, drive
 from granvit.corpus.check import LeftOut, Rejection

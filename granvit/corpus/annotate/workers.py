@@ -22,8 +22,7 @@ from typing import Any, Protocol
 
 from granvit.corpus.annotate.base import AnnotateError, ImageSource
 from granvit.corpus.annotate.plan import Plan
-from granvit.corpus.annotate.progress import Progress
-from granvit.corpus.annotate.shards import BatchBegan, Counts, Task, run_task
+from granvit.corpus.annotate.shards import BatchBegan, Counts, Progress, Task, run_task
 from granvit.corpus.layout import CorpusError
 
 # A worker may be killed by something else, so an image must be alone with two deaths before it is blamed.

@@ -4,10 +4,9 @@ All raise `ValueError` where nothing is to be scored, or where there are not as 
 answer that cannot be read is a miss, never left out.
 """
 
-from granvit.evaluate.metrics.answers import anls_each, contains_each, relaxed_each, vqa_each
+from granvit.evaluate.metrics.answers import anls_each, choice_of, contains_each, relaxed_each, vqa_each, yes_or_no
 from granvit.evaluate.metrics.boxes import best_constant_box, box_scores, paired_iou
 from granvit.evaluate.metrics.captions import bleu, bleu_counts, caption_words, cider_each, cider_is_defined
-from granvit.evaluate.metrics.choices import choice_of, yes_or_no
 
 __all__ = [
     "anls_each",

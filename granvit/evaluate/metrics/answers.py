@@ -1,14 +1,18 @@
-"""Scores of short answers about pictures and documents, each as its benchmark computes it."""
+"""Scores of short answers about pictures and documents, each as its benchmark computes it; which option a text chooses.
+
+Of a choice there is one fixed reading: what it does not understand is no answer.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
+from string import ascii_uppercase as LETTERS
 
 from rapidfuzz.distance import Levenshtein
 
-from granvit.texts import FULL_WIDTH, check_pairs, one_spaced
+from granvit.texts import FULL_WIDTH, check_pairs, composed, one_spaced
 
 _NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 _NUMBERS["none"] = "0"
@@ -153,3 +157,34 @@ def contains_each(
 def _as_compared(text: str, dataset: str) -> str:
     text = re.sub("\n", " ", text.strip())
     return text.replace(" ", "") if dataset == "HME100k" else text.translate(FULL_WIDTH).lower().strip()
+
+
+# "B", "(B)", "B.", "B) a cat", "B: a cat", but not "A cat"; full-width letters and signs are plain ones.
+_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:,](?=\s|$)|[。、]|$)")
+# A full-width sign has its blank in itself.
+_PLAIN = {code: chr(plain) + (" " if chr(plain) in ".:," else "") for code, plain in FULL_WIDTH.items()}
+
+
+def choice_of(answer: str, options: Sequence[str]) -> str | None:
+    """The letter of the option that an answer chooses, or None.
+
+    The answer begins with an option's letter, by itself or with a bracket, full stop, colon or comma behind it; or it
+    is one option's text, but for letter case, white space and a full stop.
+    """
+    text = one_spaced(answer)
+    letter = _LETTER.match(one_spaced(text.translate(_PLAIN)))
+    if letter:
+        return letter.group(1) if letter.group(1) in LETTERS[: len(options)] else None
+    plain = [_without_stop(option) for option in options]
+    said = _without_stop(text)
+    return LETTERS[plain.index(said)] if plain.count(said) == 1 else None
+
+
+def _without_stop(text: str) -> str:
+    return composed(one_spaced(text)).casefold().removesuffix(".").removesuffix("。")
+
+
+def yes_or_no(answer: str) -> str | None:
+    """ "yes" or "no" where that is the answer's first word, else None."""
+    word = re.match(r"\s*(yes|no)\b", answer, re.IGNORECASE)
+    return word.group(1).lower() if word else None
