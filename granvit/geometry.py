@@ -91,7 +91,7 @@ def iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
 
 
 def paired_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
-    """Intersection over union of each box of `a` with its fellow in `b`, shape (N,); 0 where both are empty."""
+    """Intersection over union of each box of `a` with that of its index in `b`, shape (N,); 0 where both are empty."""
     a_n4, b_n4 = as_boxes(a), as_boxes(b)
     corners_n4 = np.concatenate([np.maximum(a_n4[:, :2], b_n4[:, :2]), np.minimum(a_n4[:, 2:], b_n4[:, 2:])], axis=1)
     overlap = area(corners_n4)

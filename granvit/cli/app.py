@@ -139,7 +139,8 @@ def _of_corpora() -> dict[str, Command]:
             "Write the part of a corpus that is worth training on, and an account of every drop, OUT/curation.json.",
         ),
         "leakage": _command(
-            "corpus_derive.Leakage", "Look for benchmark images in a corpus: by name, by file, and by looks."
+            "corpus_derive.Leakage",
+            "Look for benchmark images in a corpus: by name, by checksum, and by image similarity.",
         ),
         "audit": _command(
             "corpus_look.Audit",

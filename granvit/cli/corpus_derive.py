@@ -197,7 +197,7 @@ class Curate:
 
 @dataclass
 class Leakage:
-    """Look for benchmark images in a corpus: by name, by file, and by looks.
+    """Look for benchmark images in a corpus: by name, by checksum, and by image similarity.
 
     A benchmark is a corpus, a folder of pictures, Parquet or tars with pictures, or lists of names or COCO image ids
     (.txt, .jsonl, .json, also .gz). Copies are found resized, recompressed, mirrored, and cropped by a tenth.

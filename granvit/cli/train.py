@@ -145,7 +145,7 @@ class Transfer:
     images_per_step: int = 256
     """The global batch, where --loop.accumulate names no number of micro-batches."""
     smoothing: float = 0.0
-    """Spread of a location token's target over its neighbours, in bins."""
+    """Label smoothing of location tokens: the width of the target over neighbouring bins."""
     seed: int = 0
     resume: bool = True
     """Go on where an interrupted run in `out` stopped."""

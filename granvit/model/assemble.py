@@ -43,7 +43,7 @@ def assemble(
 ) -> RegionModel:
     """Join a vision tower and a language model of known families by a fresh 2-layer MLP.
 
-    `encoder` and `language` are local directories, hub names, or models at hand; `canvas` is the side of the square
+    `encoder` and `language` are local directories, hub names, or loaded models; `canvas` is the side of the square
     input in pixels where `encoder` is a name (its own where None). Features are those of the tower's `hidden_states`
     that its family is read at, so that the result is exactly what stock LLaVA computes.
 

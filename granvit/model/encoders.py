@@ -48,7 +48,7 @@ class Encoder:
 
     @classmethod
     def of(cls, tower: PreTrainedModel) -> Encoder:
-        """A tower at hand, normalised as its family is."""
+        """A loaded tower, normalised as its family is."""
         family = family_of(tower.config)
         return cls(tower, family.mean, family.std)
 

@@ -171,16 +171,16 @@ class AnswerLoss(nn.Module):
         bins = len(targets)
         if bins == 0:
             return F.cross_entropy(logits.float(), labels, reduction="sum")
-        is_place = (labels >= self.first) & (labels < self.first + bins)
+        is_location = (labels >= self.first) & (labels < self.first + bins)
         log_probs = F.log_softmax(logits.float(), dim=-1)
-        words = -log_probs[~is_place].gather(1, labels[~is_place, None]).sum()
-        places = log_probs[is_place][:, self.first : self.first + bins]
-        return words - (places * targets[labels[is_place] - self.first]).sum()
+        words = -log_probs[~is_location].gather(1, labels[~is_location, None]).sum()
+        locations = log_probs[is_location][:, self.first : self.first + bins]
+        return words - (locations * targets[labels[is_location] - self.first]).sum()
 
     def of_states(self, head: nn.Module, states: Tensor, labels: Tensor) -> Tensor:
         """`forward` of the logits that `head` makes of states (A, hidden), never all of which are alive at once.
 
-        What does not fit into `CHUNK_BYTES` is worked off in pieces, whose logits the backward pass computes anew.
+        What does not fit into `CHUNK_BYTES` is computed in chunks, whose logits the backward pass computes anew.
         """
         assert isinstance(head.out_features, int)
         rows = max(1, CHUNK_BYTES // (4 * head.out_features))

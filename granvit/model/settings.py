@@ -1,4 +1,4 @@
-"""How a checkpoint sees pictures and speaks of places; a file of its own, because recipes name it without torch."""
+"""How a checkpoint preprocesses images and writes boxes; a file of its own, because recipes name it without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Precision = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How this checkpoint sees pictures and speaks of places.
+    """How this checkpoint preprocesses images and writes boxes.
 
     Attributes:
         codec: how boxes are written ("decimal", "int1000", "loc", "loc:BINS").

@@ -64,7 +64,7 @@ def nano_language(
 ) -> Qwen2ForCausalLM:
     """An untrained Qwen2 of about a million parameters.
 
-    The embeddings of location tokens start as a smooth code of their place, so that neighbours are alike.
+    The embeddings of location tokens start as Fourier features of their position, so that neighbours are alike.
     """
     model = Qwen2ForCausalLM(
         Qwen2Config(

@@ -104,7 +104,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> list[Path]:
 
 
 def read_shards(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """New tensors, each spread over the ranks as its namesake in `expected`, if `folder` holds just these.
+    """New tensors, each spread over the ranks as the one of the same name in `expected`, if `folder` holds just these.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, or of another shape or type, or a file is damaged.

@@ -228,7 +228,7 @@ class Caption:
         self, config: CaptionConfig, captioner: Captioner, cache: AnswerCache, settings: Settings | None = None
     ) -> None:
         """`settings` are those of a granvit checkpoint, which is asked about a box in the way that it was taught."""
-        spoken = settings or Settings(frame="image", fit="squash")
+        used = settings or Settings(frame="image", fit="squash")
         self.config, self.captioner, self.cache = config, captioner, cache
         self.counts: Counter[str] = Counter()
         self.wording = Wording(
@@ -239,9 +239,9 @@ class Caption:
             config.longest_side,
             config.region_tokens,
             config.global_tokens,
-            config.codec or spoken.codec,
-            spoken.frame,
-            spoken.fit,
+            config.codec or used.codec,
+            used.frame,
+            used.fit,
         )
 
     def __call__(self, items: Sequence[Item]) -> list[Item]:

@@ -24,7 +24,7 @@ from granvit.model.settings import Settings
 
 
 def settings_of(model: str) -> tuple[str, Settings | None]:
-    """The folder that holds the model, where `model` may be a run, and how a granvit checkpoint speaks of boxes.
+    """The folder that holds the model, where `model` may be a run, and how a granvit checkpoint writes boxes.
 
     Raises:
         AnnotateError: its settings cannot be read.

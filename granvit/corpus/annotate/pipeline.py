@@ -1,4 +1,4 @@
-"""Annotation from end to end: images in, a corpus out, by however many workers, in however many sittings."""
+"""Annotation from end to end: images in, a corpus out, by any number of workers, resumed after any interruption."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class AnnotateSummary:
     """What became of the input.
 
     Attributes:
-        counts: of images and regions, of earlier sittings too.
+        counts: of images and regions, of earlier runs too.
         problems: what could not even be listed: damaged files, unsafe names.
-        resumed: images that an earlier sitting had done.
+        resumed: images that an earlier run had done.
         left_out: what else is at the source, and how often: no pictures, or beside what was read.
         plan: what was to be done.
     """
@@ -67,7 +67,7 @@ class AnnotateSummary:
         counts = self.counts
         lines = [
             f"images   {counts.images_written} of {counts.images_seen} written"
-            + (f", {self.resumed} of them seen in an earlier sitting" if self.resumed else ""),
+            + (f", {self.resumed} of them seen in an earlier run" if self.resumed else ""),
             f"regions  {counts.regions_written}",
         ]
         lines += [f"  {kind:<10} {count:>8} images" for kind, count in sorted(counts.kinds.items())]
@@ -220,7 +220,7 @@ def _finished(out: Path, meta: dict[str, Any], plan: Plan) -> AnnotateSummary | 
 
 
 def _begin(out: Path, meta: dict[str, Any]) -> bool:
-    """Make the working folder of this run, or go on in it; gives whether an earlier sitting began it.
+    """Make the working folder of this run, or go on in it; gives whether an earlier run began it.
 
     Raises:
         AnnotateError: it was begun with other settings.

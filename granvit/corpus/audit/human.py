@@ -208,7 +208,7 @@ class HumanScores:
 
 
 def group(record: RegionImage, human: RegionImage) -> str:
-    """Under which name an image is scored: its source, and people's data set where that has another name.
+    """Under which name an image is scored: its source, and the human data set where that has another name.
 
     Data sets differ in what people annotated and how they cut it; a folder of pictures from several must not mix them.
     """

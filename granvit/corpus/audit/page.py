@@ -96,7 +96,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def notes(result: Audit) -> list[str]:
-    """One sentence or two about each thing to know, the gravest first."""
+    """One sentence or two about each thing to know, the most serious first."""
     found = _about_people(result.human) if result.human is not None else []
     if result.refusals.total:
         found.append(f"{result.refusals.total:,} images or regions refused on the way in: see the quarantine.")
@@ -233,7 +233,7 @@ def _estimate(estimate: Estimate | None) -> dict[str, str] | None:
 def _rows(result: Audit, checks: Checked) -> list[dict[str, Any]]:
     """One row for each source and kind: what there is, and how good it is as far as anybody was asked.
 
-    Where people's data set has another name than the source, it has rows of its own below.
+    Where the human data set has another name than the source, it has rows of its own below.
     """
     people = result.human.sources if result.human else {}
     rows = []

@@ -128,7 +128,7 @@ def make_card(
     """One image of the sheet.
 
     Args:
-        human: people's regions of the same image, if there are any.
+        human: the human regions of the same image, if there are any.
         kinds: the kinds of region that people annotated in this source; others are not judged.
         opinions: the checks' answers by their names.
     """

@@ -146,7 +146,7 @@ def box_reasons(regions: Sequence[Region], filters: Filters) -> list[str | None]
 
 
 def _certainty(region: Region) -> float:
-    """The score; 1 where there is none, as people's annotations have none."""
+    """The score; 1 where there is none, as human annotations have none."""
     return 1.0 if region.score is None else region.score
 
 

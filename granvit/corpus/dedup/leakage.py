@@ -1,4 +1,4 @@
-"""Benchmark images in a training corpus: found by name, by file and by looks, listed, and left out if wanted.
+"""Benchmark images in a training corpus: found by name, checksum and image similarity, listed, and left out if wanted.
 
 A benchmark is given as pictures, or as lists of names where there are none. Its images are held in memory, 9 KB each;
 the corpus streams past them, so its size costs time alone.

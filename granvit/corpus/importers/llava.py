@@ -79,9 +79,11 @@ def read(
             yield Rejection(refused.reason, "", f"{src.name}:{index}", None, refused.detail)
     for name, turns in turns_of.items():
         captions = [answer for question, answer in turns if question == GLOBAL]
-        spoken = sum(question != GLOBAL and not any(_spoken_of(question, answer, codec)) for question, answer in turns)
-        count = len({spoken for question, answer in turns for spoken in _spoken_of(question, answer, codec)})
-        yield LeftOut("turns of a conversation without a box", spoken, name)
+        without_box = sum(
+            question != GLOBAL and not any(_boxes_of(question, answer, codec)) for question, answer in turns
+        )
+        count = len({box for question, answer in turns for box in _boxes_of(question, answer, codec)})
+        yield LeftOut("turns of a conversation without a box", without_box, name)
         yield LeftOut("further captions of a picture", max(0, len(captions) - 1), name)
         try:
             data = read_image(images or src.parent, name)
@@ -139,14 +141,14 @@ def _turns(entry: Any) -> tuple[str, list[tuple[str, str]]]:
 def _regions(turns: list[tuple[str, str]], codec: Codec, view: View) -> list[Region]:
     regions: dict[tuple[Any, ...], Region] = {}
     for question, answer in turns:
-        for written, text in _spoken_of(question, answer, codec):
+        for written, text in _boxes_of(question, answer, codec):
             box = codec.decode(written)
             region = Region(NO_BOX, f"{text} {written}") if box is None else Region(from_canvas(box, view), text)
             regions.setdefault((written, text), region)
     return list(regions.values())
 
 
-def _spoken_of(question: str, answer: str, codec: Codec) -> Iterator[tuple[str, str]]:
+def _boxes_of(question: str, answer: str, codec: Codec) -> Iterator[tuple[str, str]]:
     """Boxes as they are written, with the text that each of them is said to hold; "" where that is not known."""
     asked, mentioned = _BOX.findall(question), _BOX.findall(answer)
     # Within a sentence a box that cannot be read is rather something else, unless nothing else is there.
