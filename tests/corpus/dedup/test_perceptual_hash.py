@@ -1,16 +1,20 @@
 """Fingerprints: mirroring flips known bits, windows are what is cut out, every orientation gives one thumbnail."""
 
+import hashlib
 import io
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from helpers.drawn import cropped, halved, jpeg, mirrored, picture
+from helpers.drawn import corpus, cropped, halved, jpeg, mirrored, picture, record
 from PIL import Image
 
 from granvit.corpus.dedup import perceptual_hash as fp
 from granvit.corpus.dedup.copy_search import agreement
 from granvit.corpus.dedup.hamming_index import distance
 from granvit.corpus.dedup.perceptual_hash import CROPS, SIDE, featureless, hashes, thumbnail
+from granvit.corpus.layout import CorpusError
 from granvit.images import ImageError
 
 WHOLE = np.array([[0, 1]], np.float32)
@@ -103,3 +107,42 @@ def test_a_picture_changed_in_one_place_is_no_copy():
     changed.paste(picture(11).crop((0, 0, 512, 96)), (0, 200))
     a, b = thumbs(image, changed)
     assert agreement(a[None], b[None], WHOLE, WHOLE)[0] < 0.4
+
+
+def test_the_windows_of_crops_by_hand():
+    tenths = [(0, 0.9), (0.025, 0.925), (0.05, 0.95), (0.075, 0.975), (0.1, 1.0)]
+    fifths = [(0, 0.8), (0.05, 0.85), (0.1, 0.9), (0.15, 0.95), (0.2, 1.0)]
+    np.testing.assert_allclose(CROPS, [(0, 1), *tenths, *fifths], atol=1e-12)
+
+
+def test_faint_noise_is_nothing_to_know_a_picture_by():
+    rng = np.random.default_rng(0)
+    # Neighbours differ by 1/4 and by 1/2 of a grey level in the mean; the limit is 3/8.
+    faint, more = (np.where(rng.random((SIDE, SIDE)) < share, 101, 100).astype(np.uint8) for share in (0.146, 0.5))
+    assert featureless(np.stack([faint, more])).tolist() == [True, False]
+
+
+def test_fingerprints_of_some_images_are_kept_by_their_rows(tmp_path):
+    images = [picture(i) for i in range(6)]
+    records = [record(f"r{i}", jpeg(image)) for i, image in enumerate(images)]
+    records[4] = record("r4", None)
+    made = corpus(tmp_path / "corpus", records)
+    stored = fp.store_fingerprints(made, tmp_path / "some.parquet", np.array([1, 3, 4]))
+    assert stored.rows.tolist() == [1, 3, 4] and list(stored.problems) == [2]
+    expected = thumbs(images[1], images[3])
+    assert (stored.thumbs(np.array([0, 1])) == expected).all() and (stored.thumbs(np.array([1])) == expected[1:]).all()
+    assert (stored.hashes[:2] == hashes(expected)[:, 0]).all()
+    assert stored.sha256[1].tobytes() == hashlib.sha256(records[3].image).digest()
+    with pytest.raises(CorpusError, match="not the fingerprints of"):
+        fp.FingerprintFile(tmp_path / "some.parquet", corpus(tmp_path / "less", records[:3]))
+
+
+@pytest.mark.parametrize("rows", [[0, 5], [1, 0], [0, 0], [-1, 0]])
+def test_rows_that_are_none_of_the_corpus_are_refused(tmp_path, rows):
+    made = corpus(tmp_path / "corpus", [record(f"r{i}", jpeg(picture(i))) for i in range(5)])
+    fp.store_fingerprints(made, tmp_path / "f.parquet", np.array([0, 1]))
+    table = pq.read_table(tmp_path / "f.parquet")
+    changed = table.set_column(0, table.schema.field(0), pa.array(rows, pa.int64()))
+    pq.write_table(changed, tmp_path / "f.parquet")
+    with pytest.raises(CorpusError, match="column 'row'"):
+        fp.FingerprintFile(tmp_path / "f.parquet", made)
