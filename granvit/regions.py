@@ -1,10 +1,11 @@
-"""The one record type: an image with its regions. Every importer yields it, every consumer takes it."""
+"""The one record type: an image with its regions and conversations. Importers yield it, all else takes it."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -13,11 +14,15 @@ import pyarrow as pa
 from granvit.errors import GranvitError
 
 Kind = Literal["object", "text"]
-SCHEMA_VERSION = 1
+Role = Literal["system", "user", "assistant"]
+# Version 1 had no conversations, and no records without a picture.
+SCHEMA_VERSION = 2
+READ_VERSIONS = (1, 2)
 SPLITS = ("", "train", "val", "test")
 # Control characters but tab and newline, and lone surrogates, which no UTF-8 file can hold.
 UNWANTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _KINDS = get_args(Kind)
+_ROLES = get_args(Role)
 # A region that a cut-out of the image cuts is kept where at least this share of it is seen. Cut text would be a wrong
 # transcription.
 LEAST_VISIBLE: dict[Kind, float] = {"object": 0.5, "text": 0.97}
@@ -51,8 +56,21 @@ class Region:
 
 
 @dataclass
+class Turn:
+    """What one side says in a conversation: plain text, whatever it spells. An `<image>` in it is seven letters."""
+
+    role: Role
+    text: str
+
+
+# Turns in order: a "system" turn or none, then "user" and "assistant" by turns, an answer last. Where there is a
+# picture, it is shown before the first of the user's turns.
+Conversation = list[Turn]
+
+
+@dataclass
 class RegionImage:
-    """An image and its regions.
+    """An image, its regions and conversations about it; or conversations alone, about no image (`text_only`).
 
     Attributes:
         id: unique within its corpus.
@@ -63,6 +81,7 @@ class RegionImage:
         licence: terms as the source states them.
         caption: one paragraph about the whole image, or None.
         split: "train", "val", "test" or "".
+        conversations: each about the image, and by itself.
     """
 
     id: str
@@ -75,12 +94,19 @@ class RegionImage:
     licence: str = ""
     caption: str | None = None
     split: str = ""
+    conversations: list[Conversation] = field(default_factory=list)
+
+    @property
+    def text_only(self) -> bool:
+        """Whether it is about no image at all: it has no size, no file and no place of one, only conversations."""
+        return self.image is None and not self.uri and self.width == self.height == 0
 
     def to_row(self) -> dict[str, Any]:
         """The Parquet row, in the layout of `SCHEMA`."""
         return {
             "id": self.id,
-            "image": {"bytes": self.image, "path": self.uri},
+            # Null, not an image without bytes, which the `datasets` library would try to open.
+            "image": None if self.text_only else {"bytes": self.image, "path": self.uri},
             "width": self.width,
             "height": self.height,
             "source": self.source,
@@ -88,6 +114,7 @@ class RegionImage:
             "caption": self.caption,
             "split": self.split,
             "regions": [{**vars(r), "box": [float(v) for v in r.box]} for r in self.regions],
+            "conversations": [[vars(turn) for turn in conversation] for conversation in self.conversations],
         }
 
     @classmethod
@@ -101,7 +128,7 @@ class RegionImage:
                 split or kind, a name with control characters, a size or box that is none, nothing where something
                 must be.
         """
-        missing = sorted(set(SCHEMA.names) - row.keys())
+        missing = sorted(set(SCHEMA.names) - row.keys() - ADDED_COLUMNS)
         if missing:
             raise GranvitError(f"row lacks the column(s) {', '.join(missing)}")
         try:
@@ -111,9 +138,15 @@ class RegionImage:
             ]
         except TypeError as error:
             raise GranvitError(f"record {row['id']!r}: a region or its box is missing") from error
+        try:
+            conversations = [[Turn(**turn) for turn in turns] for turns in row.get("conversations") or []]
+        except TypeError as error:
+            raise GranvitError(f"record {row['id']!r}: a conversation or a turn of it is missing") from error
         image = row["image"] or {"bytes": None, "path": ""}
         rest = {k: row[k] for k in ("id", "width", "height", "source", "licence", "caption", "split")}
-        record = cls(image=image["bytes"], uri=image["path"] or "", regions=regions, **rest)
+        record = cls(
+            image=image["bytes"], uri=image["path"] or "", regions=regions, conversations=conversations, **rest
+        )
         if problem := _problem(record):
             raise GranvitError(f"record {record.id!r}: {problem}")
         return record
@@ -129,12 +162,33 @@ def _problem(record: RegionImage) -> str:
         return "id is empty"
     if record.split not in SPLITS:
         return f"split is {record.split!r}, it should be one of {', '.join(map(repr, SPLITS))}"
-    if not (record.width and record.width > 0 and record.height and record.height > 0):
+    if record.text_only:
+        if record.regions or record.caption or not record.conversations:
+            return "it has no image, so it should have conversations and nothing else"
+    elif not (record.width and record.width > 0 and record.height and record.height > 0):
         return f"its size is {record.width}x{record.height}"
     for index, region in enumerate(record.regions):
         if problem := _region_problem(region):
             return f"region {index}: {problem}"
+    for index, conversation in enumerate(record.conversations):
+        if problem := order_problem([turn.role for turn in conversation]):
+            return f"conversation {index}: {problem}"
+        if any(not turn.text for turn in conversation):
+            return f"conversation {index}: a turn has no text"
     return ""
+
+
+def order_problem(roles: Sequence[str]) -> str:
+    """What is wrong with the order of a conversation's turns, see `Conversation`; an empty string if nothing is."""
+    for role in roles:
+        if role not in _ROLES:
+            return f"a turn's role is {role!r}, it should be one of {', '.join(map(repr, _ROLES))}"
+    said = roles[1:] if roles[:1] == ["system"] else roles
+    if "assistant" not in said:
+        return "no turn is the assistant's"
+    if said != [("user", "assistant")[i % 2] for i in range(len(said))]:
+        return "user and assistant do not take turns, the user first"
+    return "" if said[-1] == "assistant" else "the last turn has no answer"
 
 
 def _region_problem(region: Region) -> str:
@@ -168,6 +222,8 @@ _REGION = pa.struct(
     ]
 )
 
+_TURN = pa.struct([("role", pa.string()), ("text", pa.string())])
+
 # The "huggingface" entry makes `datasets` and its viewers show the image column as pictures.
 SCHEMA = pa.schema(
     [
@@ -180,9 +236,12 @@ SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("split", pa.string()),
         ("regions", pa.list_(_REGION)),
+        ("conversations", pa.list_(pa.list_(_TURN))),
     ],
     metadata={"granvit_schema": str(SCHEMA_VERSION)},
 )
+# The columns that version 1 did not have.
+ADDED_COLUMNS = frozenset({"conversations"})
 
 
 def schema_with_viewer_features() -> pa.Schema:
@@ -216,6 +275,7 @@ def schema_with_viewer_features() -> pa.Schema:
         "caption": plain,
         "split": plain,
         "regions": listed(region),
+        "conversations": listed(listed({"role": plain, "text": plain})),
     }
     info = json.dumps({"info": {"features": features}})
     return SCHEMA.with_metadata({**SCHEMA.metadata, b"huggingface": info.encode()})

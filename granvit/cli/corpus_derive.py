@@ -141,7 +141,8 @@ class Tile:
         except (CorpusError, ValueError) as error:
             return fail(str(error))
         print(f"{self.out}: {made.tiles} tiles, {made.whole} images whole")
-        print(f"left out: {made.empty} tiles without a region, {made.lost} regions that no tile shows whole")
+        said = f", {made.conversations} conversations about cut images" if made.conversations else ""
+        print(f"left out: {made.empty} tiles without a region, {made.lost} regions that no tile shows whole{said}")
         return status_of(self.out, [corpus])
 
 

@@ -69,6 +69,12 @@ def _lines(name: str, source: SourceStatistics) -> list[str]:
         f"{source.captioned} with a caption",
         f"  image    short side {_spread(source.short_side.to_json())} px",
     ]
+    if source.conversations:
+        alone = f", {source.without_picture} images are conversations alone" if source.without_picture else ""
+        lines.append(
+            f"  talk     {source.conversations} conversations of {_spread(source.turns.to_json())} turns, "
+            f"{_spread(source.conversation_words.to_json())} words{alone}"
+        )
     for kind, found in sorted(source.kinds.items()):
         lines += _kind_lines(kind, found)
     return lines
@@ -120,13 +126,14 @@ class Head:
     count: int = 5
     """How many images."""
     regions: int = 5
-    """How many regions of each."""
+    """How many regions of each, and how many conversations."""
 
     def run(self) -> int:
         """Exit status: 0, or 1 when there is no such corpus."""
         try:
             for record in islice(Corpus(self.corpus).records(check=False), self.count):
-                about = [f"{record.width}x{record.height}", record.source, record.split, record.licence]
+                size = "no picture" if record.text_only else f"{record.width}x{record.height}"
+                about = [size, record.source, record.split, record.licence]
                 print(f"{record.id}  {'  '.join(filter(None, about))}")
                 if record.caption:
                     print(f"  {_short(record.caption)}")
@@ -137,6 +144,10 @@ class Head:
                     print(f"  {region.kind} [{box}]{score}{' ignored' if region.ignore else ''}  {text}")
                 if len(record.regions) > self.regions:
                     print(f"  ... {len(record.regions) - self.regions} more regions")
+                for said in record.conversations[: self.regions]:
+                    print("\n".join(f"  {turn.role + ':':<10} {_short(turn.text)}" for turn in said))
+                if len(record.conversations) > self.regions:
+                    print(f"  ... {len(record.conversations) - self.regions} more conversations")
         except CorpusError as error:
             return fail(str(error))
         return 0

@@ -77,15 +77,17 @@ class Import:
     objects: bool = False
     """visual_genome: the named objects too, not only the phrases."""
     frame: Frame | None = None
-    """llava, needed: boxes are relative to the image, or to the canvas, the picture padded to a square."""
+    """llava: any boxes are relative to the image, or to the canvas, the picture padded to a square."""
     coordinates: str | None = None
     """llava: how boxes are written: decimal (the default), int1000, loc or loc:BINS."""
     level: Level | None = None
     """funsd: what becomes a region: an entry, a line (the default) or a word."""
     image_column: str | None = None
-    """parquet: the column of the pictures, where it is not "image"."""
+    """parquet: the column of the pictures, where it is not "image" or "images"."""
     box_format: BoxFormat | None = None
     """parquet: how boxes are written: xywh (x, y, width, height, the default) or xyxy (two corners)."""
+    short_answers: bool = False
+    """jsonl: the questions of "qa" are asked for a single word or phrase, as benchmarks of such answers ask."""
     follow_links: bool = False
     """Read what links lead to outside of SRC, too; otherwise it is refused as "link-outside"."""
 

@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 from granvit import geometry, images
 from granvit.corpus.layout import MANIFEST, SHARDS, CorpusError, check_schema, read_manifest, sha256
 from granvit.files import open_regular
-from granvit.regions import SPLITS, UNWANTED, Kind, Region, RegionImage
+from granvit.regions import SPLITS, UNWANTED, Conversation, Kind, Region, RegionImage, Turn, order_problem
 
 MAX_TEXT = 2_000
 # Descriptions of a picture have some hundred words; what is longer is a document that got into the field.
 MAX_CAPTION = 100_000
+# All turns together; books and logs that got into the field are longer.
+MAX_CONVERSATION = 100_000
 # Far above any picture of `images.MAX_PIXELS`, and below the two gigabytes that a column of the store holds at once.
 MAX_IMAGE_BYTES = 1 << 30
 MIN_BOX_SIDE = 1.0
@@ -48,9 +50,11 @@ class Rejection:
         reason: short and machine-readable; counted by the summary.
         id: the record's id, "" where it had none yet.
         uri: where it came from, e.g. "images/3.jpg" or "annotations.jsonl:12".
-        region: the region's index within its image, None when the whole image is meant.
+        region: the region's index within its image, None when the whole image is meant, or a conversation.
         detail: for a reader.
         regions: how many regions went with a whole image.
+        conversation: the conversation's index within its record, None when none is meant.
+        conversations: how many conversations went with a whole record.
     """
 
     reason: str
@@ -59,6 +63,13 @@ class Rejection:
     region: int | None = None
     detail: str = ""
     regions: int = 0
+    conversation: int | None = None
+    conversations: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether a whole image is meant, not a part of one that may be there."""
+        return self.region is None and self.conversation is None
 
 
 @dataclass(frozen=True)
@@ -84,22 +95,6 @@ class Unread(Region):
     detail: str = ""
 
 
-@dataclass
-class Checked:
-    """What the gate made of a record.
-
-    Attributes:
-        record: the record as it may be stored, None if it was refused whole.
-        rejections: what was refused: the whole record, or some of its regions.
-        changes: what was kept but altered: "clipped" boxes, "cleaned" texts, "polygon-dropped",
-            "alternative-dropped" and "caption-dropped" details.
-    """
-
-    record: RegionImage | None
-    rejections: list[Rejection] = field(default_factory=list)
-    changes: Counter[str] = field(default_factory=Counter)
-
-
 class Refused(Exception):
     """Raised where something turns out to be unusable, and turned into a `Rejection` where it is known what.
 
@@ -111,8 +106,33 @@ class Refused(Exception):
         self.reason, self.detail, self.regions = reason, detail, regions
 
 
+class UnreadConversation(Conversation):
+    """In place of a conversation that could not be read: `check_record` refuses it, and tells why."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__()
+        self.refused = refused
+
+
+@dataclass
+class Checked:
+    """What the gate made of a record.
+
+    Attributes:
+        record: the record as it may be stored, None if it was refused whole.
+        rejections: what was refused: the whole record, or some of its regions and conversations.
+        changes: what was kept but altered: "clipped" boxes, "cleaned" texts, "polygon-dropped",
+            "alternative-dropped" and "caption-dropped" details.
+    """
+
+    record: RegionImage | None
+    rejections: list[Rejection] = field(default_factory=list)
+    changes: Counter[str] = field(default_factory=Counter)
+
+
 def check_record(record: RegionImage, decoded: tuple[int, int] | None = None) -> Checked:
-    """Decode the image once and check the record and every region against it; the input is not modified.
+    """Decode the image once and check the record and every region against it, and the conversations; the input is not
+    modified.
 
     `decoded` is the upright picture's (width, height) in pixels where somebody has it decoded already.
 
@@ -123,8 +143,7 @@ def check_record(record: RegionImage, decoded: tuple[int, int] | None = None) ->
     try:
         width, height = _checked_size(record, decoded)
     except Refused as refused:
-        count = len(record.regions)
-        checked.rejections.append(Rejection(refused.reason, record.id, record.uri, None, refused.detail, count))
+        checked.rejections.append(whole_rejection(record, refused.reason, refused.detail))
         return checked
     usable = len(record.caption or "") <= MAX_CAPTION
     caption = _clean(record.caption or "", checked.changes) or None if usable else None
@@ -136,8 +155,27 @@ def check_record(record: RegionImage, decoded: tuple[int, int] | None = None) ->
             regions.append(_checked_region(region, width, height, checked.changes))
         except Refused as refused:
             checked.rejections.append(Rejection(refused.reason, record.id, record.uri, index, refused.detail))
-    checked.record = replace(record, width=width, height=height, caption=caption, regions=regions)
+    conversations = []
+    for index, conversation in enumerate(record.conversations):
+        try:
+            conversations.append(_checked_conversation(conversation, checked.changes))
+        except Refused as refused:
+            rejection = Rejection(refused.reason, record.id, record.uri, detail=refused.detail, conversation=index)
+            checked.rejections.append(rejection)
+    checked.record = replace(
+        record, width=width, height=height, caption=caption, regions=regions, conversations=conversations
+    )
+    if record.text_only and not conversations:  # nothing is left of it
+        reasons = {rejection.reason: rejection.detail for rejection in checked.rejections}
+        reason, detail = next(iter(reasons.items()), ("no-size", "neither a picture nor a conversation"))
+        checked = Checked(None, [whole_rejection(record, reason, detail)])
     return checked
+
+
+def whole_rejection(record: RegionImage, reason: str, detail: str) -> Rejection:
+    """A record that is refused with all that is in it."""
+    regions, conversations = len(record.regions), len(record.conversations)
+    return Rejection(reason, record.id, record.uri, None, detail, regions, conversations=conversations)
 
 
 def _checked_size(record: RegionImage, decoded: tuple[int, int] | None) -> tuple[int, int]:
@@ -153,6 +191,10 @@ def _checked_size(record: RegionImage, decoded: tuple[int, int] | None) -> tuple
             "too-large", f"the image file has {len(record.image or b''):,} bytes, the most is {MAX_IMAGE_BYTES:,}"
         )
     declared = (record.width, record.height)
+    if record.text_only and record.conversations:
+        if record.regions or record.caption:
+            raise Refused("missing-image", "regions or a caption, but no picture")
+        return declared
     if record.image is None:
         if min(declared) < images.MIN_SIDE or record.width * record.height > images.MAX_PIXELS:
             raise Refused("no-size", f"no image bytes, and the declared size is {record.width}x{record.height}")
@@ -194,6 +236,22 @@ def _checked_region(region: Region, width: int, height: int, changes: Counter[st
         alternatives=_checked_alternatives(region.alternatives, text, changes),
         polygon=_checked_polygon(region.polygon, changes),
     )
+
+
+def _checked_conversation(conversation: Conversation, changes: Counter[str]) -> Conversation:
+    if isinstance(conversation, UnreadConversation):
+        raise conversation.refused
+    if not conversation:
+        raise Refused("empty-conversation", "it has no turns")
+    if problem := order_problem([turn.role for turn in conversation]):
+        raise Refused("bad-turns", f"{problem}: {', '.join(shown(turn.role) for turn in conversation[:20])}")
+    turns = [Turn(turn.role, _clean(turn.text, changes)) for turn in conversation]
+    for number, turn in enumerate(turns):
+        if not turn.text:
+            raise Refused("empty-turn", f"turn {number}, the {turn.role}'s, has no text")
+    if (length := sum(len(turn.text) for turn in turns)) > MAX_CONVERSATION:
+        raise Refused("long-conversation", f"{length:,} characters: {turns[0].text[:60]}...")
+    return turns
 
 
 def _checked_box(region: Region, width: int, height: int, changes: Counter[str]) -> tuple[float, float, float, float]:
@@ -277,8 +335,8 @@ class Quarantine:
     def add(self, rejection: Rejection) -> None:
         assert self._file is not None, "Quarantine is used as a context manager"
         row = asdict(rejection)
-        if not rejection.regions:
-            del row["regions"]
+        absent = {"regions": 0, "conversation": None, "conversations": 0}
+        row = {name: value for name, value in row.items() if name not in absent or value != absent[name]}
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.reasons[rejection.reason] += 1
 
@@ -311,7 +369,8 @@ def each_rejection(path: str | Path) -> Iterator[Rejection]:
 def _rejection(row: Any) -> Rejection:
     rejection = Rejection(**row)
     texts = (rejection.reason, rejection.id, rejection.uri, rejection.detail)
-    numbers = (rejection.regions, 0 if rejection.region is None else rejection.region)
+    places = [0 if place is None else place for place in (rejection.region, rejection.conversation)]
+    numbers = (rejection.regions, rejection.conversations, *places)
     if not all(isinstance(text, str) for text in texts) or any(type(number) is not int for number in numbers):
         raise TypeError("a field is of another type than it should be")
     return rejection
@@ -375,8 +434,9 @@ def _record_problems(record: RegionImage, ids: set[str]) -> Iterator[str]:
     ids.add(record.id)
     checked = check_record(record)
     for rejection in checked.rejections:
-        region = "" if rejection.region is None else f"region {rejection.region}: "
-        yield f"{region}{rejection.reason}: {rejection.detail}"
+        part = "" if rejection.region is None else f"region {rejection.region}: "
+        part = part if rejection.conversation is None else f"conversation {rejection.conversation}: "
+        yield f"{part}{rejection.reason}: {rejection.detail}"
     # A stored record has been through the gate, which leaves what it let through as it is.
     for change, times in (+checked.changes).items():
         yield f"{times} {change} on reading: the record was never checked"
@@ -385,13 +445,14 @@ def _record_problems(record: RegionImage, ids: set[str]) -> Iterator[str]:
 def _count(record: RegionImage, found: Counter[tuple[str, str]]) -> None:
     found["images", ""] += 1
     found["regions", ""] += len(record.regions)
+    found["conversations", ""] += len(record.conversations)
     found["images_by_source", record.source] += 1
     found["images_by_split", record.split] += 1
     found.update(("regions_by_kind", region.kind) for region in record.regions)
 
 
 def _count_problems(file: Path, manifest: dict[str, Any], found: Counter[tuple[str, str]]) -> Iterator[str]:
-    stated = {(name, ""): manifest.get(name) for name in ("images", "regions")}
+    stated = {(name, ""): manifest.get(name, 0) for name in ("images", "regions", "conversations")}
     for name in ("images_by_source", "images_by_split", "regions_by_kind"):
         stated.update({(name, key): count for key, count in manifest.get(name, {}).items()})
     for name, key in sorted(stated.keys() | found.keys()):

@@ -253,19 +253,22 @@ class Tiling:
 
 @dataclass
 class Tiled:
-    """What a tiling wrote: tiles, and images that stayed whole; what it left out: tiles, and regions no tile shows."""
+    """What a tiling wrote: tiles, and images that stayed whole; what it left out: tiles, regions no tile shows, and
+    conversations, which are about whole images."""
 
     tiles: int = 0
     whole: int = 0
     empty: int = 0
     lost: int = 0
+    conversations: int = 0
 
 
 def tile(corpus: Corpus, out: str | Path, tiling: Tiling, overwrite: bool = False, progress: bool = True) -> Tiled:
     """Write a corpus's images as tiles; returns what became of them.
 
     All tiles of an image go into one split: where the corpus names none to hold out, its hash decides. Tiles without
-    a usable region are left out, as are captions, which tell of the whole image.
+    a usable region are left out, as are captions and conversations, which tell of the whole image. Conversations
+    without an image stay.
 
     Raises:
         CorpusError: an image cannot be decoded, no tile has a usable region, or `out` is in use.
@@ -287,7 +290,8 @@ def cut(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[RegionImag
         CorpusError: the record has no image, or one that cannot be decoded.
     """
     kinds = {region.kind for region in record.regions}
-    if max(record.width, record.height) <= tiling.side or (tiling.kind is not None and tiling.kind not in kinds):
+    small = max(record.width, record.height) <= tiling.side
+    if record.text_only or small or (tiling.kind is not None and tiling.kind not in kinds):
         made.whole += 1
         yield record
         return
@@ -315,7 +319,9 @@ def cut(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[RegionImag
             height=part.height,
             caption=None,
             regions=list(regions.values()),
+            conversations=[],
         )
+    made.conversations += len(record.conversations)
     made.lost += sum(not region.ignore and index not in shown for index, region in enumerate(record.regions))
 
 

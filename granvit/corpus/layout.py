@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from granvit.errors import GranvitError
 from granvit.files import checked_field, read_json
-from granvit.regions import SCHEMA, SCHEMA_VERSION, UNWANTED, schema_with_viewer_features
+from granvit.regions import ADDED_COLUMNS, READ_VERSIONS, SCHEMA, UNWANTED, schema_with_viewer_features
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
@@ -51,14 +51,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not file.exists():
         raise CorpusError(f"{file} is missing: this is no corpus, or its import did not finish")
     manifest: dict[str, Any] = read_json(file, CorpusError)
-    if (version := _field(manifest, "schema_version", int, file)) != SCHEMA_VERSION:
-        raise CorpusError(f"{file}: schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
+    if (version := _field(manifest, "schema_version", int, file)) not in READ_VERSIONS:
+        known = " and ".join(map(str, READ_VERSIONS))
+        raise CorpusError(f"{file}: schema_version is {version!r}, this version reads {known}")
     shards = _field(manifest, "shards", list, file)
     names = [_checked_shard(shard, file, f"shards[{number}].") for number, shard in enumerate(shards)]
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         raise CorpusError(f"{file}: damaged: the shard {twice} is listed twice")
     for name in ("images", "regions"):
         _field(manifest, name, int, file)
+    _field({"conversations": 0, **manifest}, "conversations", int, file)  # version 1 had none
     for name in ("images_by_source", "images_by_split", "regions_by_kind"):
         counts = _field(manifest, name, dict, file)
         for key in counts:
@@ -105,18 +107,22 @@ def _check_place(folder: Path, name: str) -> None:
 
 
 def check_schema(file: Path, schema: pa.Schema) -> None:
-    """Whether a shard's columns are those of `SCHEMA`; further columns do no harm.
+    """Whether a shard's columns are those of `SCHEMA`, or of an earlier version; further columns do no harm.
 
     Raises:
         CorpusError: naming the file and the column.
     """
     version = (schema.metadata or {}).get(b"granvit_schema", b"").decode(errors="replace")
-    if version != str(SCHEMA_VERSION):
-        raise CorpusError(f"{file}: granvit_schema is {version!r}, this version reads {str(SCHEMA_VERSION)!r}")
-    missing = [name for name in SCHEMA.names if name not in schema.names]
+    if version not in map(str, READ_VERSIONS):
+        known = " and ".join(repr(str(read)) for read in READ_VERSIONS)
+        raise CorpusError(f"{file}: granvit_schema is {version!r}, this version reads {known}")
+    absent = ADDED_COLUMNS if version == "1" else frozenset()
+    missing = [name for name in SCHEMA.names if name not in schema.names and name not in absent]
     if missing:
         raise CorpusError(f"{file}: the column(s) {', '.join(missing)} are missing")
     for expected in SCHEMA:
+        if expected.name in absent:
+            continue
         found = schema.field(expected.name).type
         if found != expected.type:
             raise CorpusError(f"{file}: column {expected.name!r} is {found}, it should be {expected.type}")

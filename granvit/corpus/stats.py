@@ -300,6 +300,9 @@ class SourceStatistics:
 
     Attributes:
         images, empty, captioned: how many; how many have no region; how many have a global caption.
+        without_picture: how many of the images are conversations alone; these have no size and count nowhere else.
+        conversations: how many there are.
+        turns, conversation_words: of each conversation, histograms.
         splits, licences: images by split and by licence.
         short_side: of the image, pixels.
         aspect: of the image, width / height.
@@ -309,20 +312,25 @@ class SourceStatistics:
     """
 
     def __init__(self) -> None:
-        self.images = self.empty = self.captioned = 0
+        self.images = self.empty = self.captioned = self.without_picture = self.conversations = 0
         self.splits: Counter[str] = Counter()
         self.licences: Counter[str] = Counter()
         self.short_side, self.aspect = Histogram(SIDE_EDGES), Histogram(ASPECT_EDGES)
         self.regions_per_image, self.caption_words = Histogram(COUNT_EDGES), Histogram(LENGTH_EDGES)
+        self.turns, self.conversation_words = Histogram(COUNT_EDGES), Histogram(LENGTH_EDGES)
         self.kinds: dict[str, KindStatistics] = {}
         self._waiting: list[tuple[int, int, int]] = []
 
     def add(self, record: RegionImage) -> None:
         """Count one image with its regions."""
         self.images += 1
-        self.empty += not record.regions
         self.splits[record.split] += 1
         self.licences[record.licence] += 1
+        self._add_conversations(record)
+        if record.text_only:
+            self.without_picture += 1
+            return
+        self.empty += not record.regions
         if record.caption:
             self.captioned += 1
             self.caption_words.add([len(record.caption.split())])
@@ -333,6 +341,11 @@ class SourceStatistics:
             if region.kind not in self.kinds:
                 self.kinds[region.kind] = KindStatistics()
             self.kinds[region.kind].add(region, record.width, record.height)
+
+    def _add_conversations(self, record: RegionImage) -> None:
+        self.conversations += len(record.conversations)
+        self.turns.add([len(said) for said in record.conversations])
+        self.conversation_words.add([sum(len(turn.text.split()) for turn in said) for said in record.conversations])
 
     def flush(self) -> None:
         """Enter what waits in the batches."""
@@ -360,11 +373,20 @@ class SourceStatistics:
             "regions": self.regions,
             "empty": self.empty,
             "captioned": self.captioned,
+            "without_picture": self.without_picture,
+            "conversations": self.conversations,
             "splits": dict(self.splits.most_common()),
             "licences": dict(self.licences.most_common()),
             **{
                 name: getattr(self, name).to_json()
-                for name in ("short_side", "aspect", "regions_per_image", "caption_words")
+                for name in (
+                    "short_side",
+                    "aspect",
+                    "regions_per_image",
+                    "caption_words",
+                    "turns",
+                    "conversation_words",
+                )
             },
             "kinds": {name: self.kinds[name].to_json() for name in sorted(self.kinds)},
         }

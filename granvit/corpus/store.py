@@ -3,7 +3,8 @@
 A region corpus on disk: Parquet shards that any Parquet reader opens, and a manifest that says they are whole.
 
     corpus/
-      part-00000.parquet ...   one row per image, its file embedded, in the layout of `granvit.regions.SCHEMA`
+      part-00000.parquet ...   one row per image, its file embedded, in the layout of `granvit.regions.SCHEMA`; and one
+                               per record of conversations without an image
       manifest.json            counts, checksums
       quarantine.jsonl         what an import refused, if there was one
       curation.json            what a curation dropped, if there was one
@@ -46,7 +47,7 @@ from granvit.corpus.layout import (
     sha256,
 )
 from granvit.files import put_in_place, staged_folder, sync, write_text
-from granvit.regions import SCHEMA, SCHEMA_VERSION, RegionImage, schema_with_viewer_features
+from granvit.regions import ADDED_COLUMNS, SCHEMA, SCHEMA_VERSION, RegionImage, schema_with_viewer_features
 
 __all__ = ["Corpus", "CorpusError", "CorpusWriter", "ShardCheck", "Subset"]
 
@@ -73,7 +74,7 @@ class CorpusFiles:
     def __init__(self, folder: Path, rows_per_shard: int = 2_000, meta: dict[str, Any] | None = None) -> None:
         self.path = self.folder = folder
         self.meta = dict(meta or {})
-        self.images = self.regions = 0
+        self.images = self.regions = self.conversations = 0
         self._kinds: Counter[str] = Counter()
         self._sources: Counter[str] = Counter()
         self._splits: Counter[str] = Counter()
@@ -113,6 +114,7 @@ class CorpusFiles:
         self._ids.add(record.id)
         self.images += 1
         self.regions += len(record.regions)
+        self.conversations += len(record.conversations)
         self._kinds.update(region.kind for region in record.regions)
         self._sources[record.source] += 1
         self._splits[record.split] += 1
@@ -158,6 +160,7 @@ class CorpusFiles:
             "schema_version": SCHEMA_VERSION,
             "images": self.images,
             "regions": self.regions,
+            "conversations": self.conversations,
             "regions_by_kind": dict(self._kinds),
             "images_by_source": dict(self._sources),
             "images_by_split": dict(self._splits),
@@ -249,6 +252,7 @@ class Corpus:
         self._intact: set[int] = set()
         self._metadata = lru_cache(maxsize=256)(self._open_metadata)
         self._group = lru_cache(maxsize=16)(self._read_group)
+        self._columns = lru_cache(maxsize=256)(self._known_columns)
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[Path]]:
         return Corpus, (self.path,)
@@ -279,10 +283,10 @@ class Corpus:
         Args:
             check: hold each shard to its checksum first, which reads all of it once in this process.
         """
-        columns = [name for name in SCHEMA.names if name != "image"] + ["image.path"]
         for shard in range(len(self._shards)):
             if check:
                 self.check_shard(shard)
+            columns = [name for name in self._columns(shard) if name != "image"] + ["image.path"]
             for group in range(self._metadata(shard).num_row_groups):
                 yield from self._records(shard, group, self._read_group(shard, group, columns))
 
@@ -335,11 +339,16 @@ class Corpus:
             raise CorpusError(f"{file}: has {metadata.num_rows} rows, {MANIFEST} says {self._shards[shard]['rows']}")
         return metadata
 
+    def _known_columns(self, shard: int) -> list[str]:
+        """The columns of a shard that a record is made of; earlier versions have fewer."""
+        absent = ADDED_COLUMNS if self._metadata(shard).metadata[b"granvit_schema"] == b"1" else frozenset()
+        return [name for name in SCHEMA.names if name not in absent]
+
     def _read_group(self, shard: int, group: int, columns: list[str] | None = None) -> pa.Table:
         file = self.path / self._shards[shard]["name"]
         try:
             with pq.ParquetFile(file, metadata=self._metadata(shard)) as parquet:
-                return parquet.read_row_group(group, columns=columns, use_threads=False)
+                return parquet.read_row_group(group, columns=columns or self._columns(shard), use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise CorpusError(f"{file}: row group {group}: {error}") from error
 

@@ -98,7 +98,7 @@ def attention_mass(
     per_image: list[list[_Sums]] = []
     counts: list[dict[str, int]] = []
     report = MassReport([e.name for e in encoders], 0)
-    records = islice(iter(records), limit)
+    records = islice((record for record in records if not record.text_only), limit)
     for record in tqdm(records, total=limit, desc="attention", unit="img", disable=not progress):
         asked = [r for r in record.regions if not r.ignore][:max_regions]
         regions = [r for r in asked if all(_large_enough(e, record, r) for e in encoders)]

@@ -257,7 +257,7 @@ def write_mass(
     """The numbers over a corpus and some of its pictures: `attention-mass.json`, `.html` and PNGs in `out`."""
     write_text(out / "attention-mass.json", json.dumps(report.to_json(), indent=1) + "\n")
     shown = []
-    for number, record in enumerate(examples, start=1):
+    for number, record in enumerate((record for record in examples if not record.text_only), start=1):
         regions = [r for r in record.regions if not r.ignore][:_EXAMPLE_REGIONS]
         picture = decode(record.image or b"")
         named: list[Query] = [(r.text, r.box) for r in regions]

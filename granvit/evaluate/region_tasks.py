@@ -95,6 +95,8 @@ def region_tasks(names: Sequence[str], window: int | None = None) -> list[Task]:
 def region_images(records: Iterable[RegionImage], tasks: Sequence[Task], max_regions: int) -> Iterator[EvalImage]:
     """What is asked about each record."""
     for record in records:
+        if record.text_only:
+            continue
         regions = [r for r in record.regions if not r.ignore][:max_regions]
         items = [item for task in tasks for item in _QUESTIONS[task.name](task.name, record, regions)]
         yield EvalImage(record.id, lambda record=record: record.image or b"", items)  # type: ignore[misc]

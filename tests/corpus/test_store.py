@@ -22,7 +22,7 @@ from PIL import Image
 from granvit.corpus import store
 from granvit.corpus.check import verify
 from granvit.corpus.store import Corpus, CorpusError, CorpusWriter
-from granvit.regions import Region, RegionImage
+from granvit.regions import Region, RegionImage, Turn
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,14 +98,50 @@ regions = st.builds(
 )
 
 
+rounds = st.lists(st.tuples(texts.filter(bool), texts.filter(bool)), min_size=1, max_size=3)
+conversations = rounds.map(
+    lambda pairs: [Turn(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+)
+
+
 @settings(max_examples=20, deadline=None)
-@given(st.lists(regions, max_size=5), st.none() | st.binary(max_size=50), st.none() | texts)
-def test_any_record_round_trips(tmp_path_factory, some_regions, image, caption):
+@given(
+    st.lists(regions, max_size=5), st.none() | st.binary(max_size=50), st.none() | texts,
+    st.lists(conversations, max_size=3),
+)  # fmt: skip
+def test_any_record_round_trips(tmp_path_factory, some_regions, image, caption, said):
     path = tmp_path_factory.mktemp("corpus")
-    original = replace(record(1), regions=some_regions, image=image, caption=caption)
+    original = replace(record(1), regions=some_regions, image=image, caption=caption, conversations=said)
     with CorpusWriter(path) as writer:
         writer.write(original)
     assert Corpus(path)[0] == original
+    assert Corpus(path).manifest["conversations"] == len(said)
+
+
+def test_a_corpus_that_an_earlier_version_wrote_opens_as_before(tmp_path):
+    """The folder was written by version 0.2.0 with `write(folder, 3)`."""
+    before = Path(__file__).parent / "written_before"
+    corpus = Corpus(before)
+    assert corpus.manifest["schema_version"] == 1 and verify(before) == []
+    assert list(corpus) == [record(i) for i in range(3)]
+    assert [corpus[i] for i in (2, 0)] == [record(2), record(0)]
+    assert list(corpus.records()) == [replace(record(i), image=None) for i in range(3)]
+    again = tmp_path / "again"
+    with CorpusWriter(again) as writer:
+        for item in corpus:
+            writer.write(item)
+    assert Corpus(again).manifest["schema_version"] == 2 and list(Corpus(again)) == list(corpus)
+
+
+def test_a_record_of_conversations_alone(tmp_path):
+    alone = RegionImage(
+        "talk/1", None, 0, 0, [], source="talk", conversations=[[Turn("user", "Hi"), Turn("assistant", "Ho")]]
+    )
+    with CorpusWriter(tmp_path) as writer:
+        writer.write(alone)
+        writer.write(record(1))
+    assert list(Corpus(tmp_path)) == [alone, record(1)] and verify(tmp_path) == []
+    assert [found.text_only for found in Corpus(tmp_path).records()] == [True, False]
 
 
 def test_row_groups_stay_small_in_rows_and_bytes(tmp_path, monkeypatch):

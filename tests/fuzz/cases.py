@@ -108,10 +108,13 @@ def _import(name: str) -> Callable[[Path, Random], str]:
             return "refused"
         _require(_listing(folder) == before, f"outside of OUT: {_listing(folder) ^ before}")
         records, refused = list(Corpus(out)), read_quarantine(out / "quarantine.jsonl")
-        whole = [r for r in refused if r.region is None]
+        whole = [r for r in refused if r.whole]
         _same("images", summary.images_seen, len(records) + len(whole))
         written, with_image = sum(len(r.regions) for r in records), sum(r.regions for r in whole)
-        _same("regions", summary.regions_seen, written + len(refused) - len(whole) + with_image)
+        _same("regions", summary.regions_seen, written + sum(r.region is not None for r in refused) + with_image)
+        said, with_image = sum(len(r.conversations) for r in records), sum(r.conversations for r in whole)
+        alone = sum(r.conversation is not None for r in refused)
+        _same("conversations", summary.conversations_seen, said + alone + with_image)
         _require(all(r.reason and r.detail for r in refused), f"no reason: {refused}")
         _require(verify(out) == [], f"verify: {verify(out)}")
         secret = (folder / SECRET).read_bytes()

@@ -43,6 +43,8 @@ class Seed:
     finish: Callable[[Path], None] | None = None
 
 
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
 SEEDS: dict[str, Seed] = {}
 
 
@@ -195,14 +197,17 @@ def funsd(folder: Path) -> None:
 def exchange_row(name: str) -> dict[str, Any]:
     regions = [{"bbox": [1.5, 2, 20, 10], "caption": "a dog", "captions": ["a dog", "pet"], "score": 0.5},
                {"bbox": [0, 0, 9, 9], "text": "EXIT", "ignore": True, "polygon": [[0, 0], [9, 1], [9, 9]]}]  # fmt: skip
-    return {"image": name, "width": 40, "height": 30, "split": "train", "caption": "A shop.", "regions": regions}
+    said = {"conversations": [TALK], "qa": [{"question": "Open?", "answer": "no"}]}
+    row = {"image": name, "width": 40, "height": 30, "split": "train", "caption": "A shop.", "regions": regions}
+    return row | said
 
 
 @seed("jsonl")
 def jsonl(folder: Path) -> None:
     names = [f"images/{n}.png" for n in range(3)]
     pictures(folder, *names)
-    put(folder / "annotations.jsonl", "\n".join(json.dumps(exchange_row(name)) for name in names))
+    rows = [*map(exchange_row, names), {"split": "train", "conversations": [TALK, TALK]}]
+    put(folder / "annotations.jsonl", "\n".join(map(json.dumps, rows)))
 
 
 @seed("llava", src="mix.json", frame="image")
@@ -212,7 +217,46 @@ def llava(folder: Path) -> None:
             ("Provide the bounding box of the region this sentence describes: dog", "[0.2, 0.2, 0.6, 0.6]"),
             ("What is this?", "A street.")]  # fmt: skip
     turns = [part for q, a in said for part in ({"from": "human", "value": q}, {"from": "gpt", "value": a})]
-    put(folder / "mix.json", [{"id": n, "image": f"images/{n}.jpg", "conversations": turns} for n in "ab"])
+    entries = [{"id": n, "image": f"images/{n}.jpg", "conversations": turns} for n in "ab"]
+    put(folder / "mix.json", [*entries, {"id": "c", "conversations": turns[-2:]}])
+
+
+@seed("sharegpt", src="talk.jsonl")
+def sharegpt(folder: Path) -> None:
+    pictures(folder, "a.jpg", "b.jpg")
+    ask = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": ask},
+             {"role": "assistant", "content": "A street."}]  # fmt: skip
+    rows = [{"images": ["a.jpg"], "messages": turns}, {"image": "b.jpg", "messages": turns}, {"messages": TALK}]
+    put(folder / "talk.jsonl", "\n".join(map(json.dumps, rows)))
+
+
+def questions(folder: Path, file: str, image: str, field: str, rows: str = "data", **names: str) -> None:
+    """A table of questions; `names` are what its fields are called."""
+    pictures(folder, image)
+    row = {"questionId": 1, field: Path(image).stem if field == "image_id" else Path(image).name}
+    row |= {names.get("question", "question"): "What is it?", names.get("answers", "answers"): ["a dog", "a cat"]}
+    put(folder / file, {rows: [row, row | {"questionId": 2}]} if rows else [row])
+
+
+@seed("docvqa")
+def docvqa(folder: Path) -> None:
+    questions(folder, "train_v1.0.json", "images/a.png", "image")
+
+
+@seed("infovqa")
+def infovqa(folder: Path) -> None:
+    questions(folder, "infographicsVQA_train_v1.0.json", "images/a.png", "image_local_name")
+
+
+@seed("textvqa")
+def textvqa(folder: Path) -> None:
+    questions(folder, "TextVQA_0.5.1_train.json", "train_images/a.jpg", "image_id")
+
+
+@seed("chartqa")
+def chartqa(folder: Path) -> None:
+    questions(folder, "train_human.json", "png/a.png", "imgname", "", question="query", answers="label")
 
 
 def shares(name: str) -> dict[str, Any]:
@@ -253,6 +297,7 @@ def webdataset(folder: Path) -> None:
         put(folder / f"members/{name}.jpg", JPEG)
         put(folder / f"members/{name}.json", exchange_row(name))
         put(folder / f"members/{name}.txt", "A caption.")
+    put(folder / "members/talk.json", {"regions": [], "conversations": [TALK]})
 
 
 def into_parquet(folder: Path) -> None:
@@ -275,7 +320,8 @@ def into_parquet(folder: Path) -> None:
 
 @seed("parquet", src="train-00000-of-00001.parquet", finish=into_parquet)
 def parquet(folder: Path) -> None:
-    put(folder / "rows.json", [{"image": "PNG", "caption": "A dog.", "id": f"row{n}"} for n in range(3)])
+    rows = [{"image": "PNG", "caption": "A dog.", "id": f"row{n}", "messages": TALK} for n in range(3)]
+    put(folder / "rows.json", [*rows, {"image": None, "caption": None, "id": "talk", "messages": TALK}])
 
 
 @seed("image_folder")

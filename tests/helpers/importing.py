@@ -27,8 +27,11 @@ def bring(name: str, src: Path, out: Path, **options) -> tuple[list[RegionImage]
     """The records of an import and what it refused; nothing may be lost between the two, and the corpus be sound."""
     summary = import_corpus(name, src, out, **options)
     records, refused = list(Corpus(out)), read_quarantine(out / "quarantine.jsonl")
-    assert summary.images_seen == len(records) + sum(r.region is None for r in refused)
+    assert summary.images_seen == len(records) + sum(r.whole for r in refused)
     regions = sum(len(r.regions) for r in records) + sum(r.region is not None for r in refused)
     assert summary.regions_seen == regions + summary.regions_with_image
+    said = sum(len(r.conversations) for r in records) + sum(r.conversation is not None for r in refused)
+    assert summary.conversations_seen == said + summary.conversations_with_image
+    assert summary.conversations_with_image == sum(r.conversations for r in refused)
     assert verify(out) == []
     return records, refused

@@ -83,7 +83,7 @@ class Counts:
     Attributes:
         reasons: quarantine entries by reason, images and regions together.
         changes: what was kept but altered, see `Checked`.
-        kinds: written images by how they were routed, "natural" or "text".
+        kinds: written images by how they were routed, "natural" or "text"; conversations alone as "no-picture".
         captions: regions that a captioner described, and captions of whole images.
     """
 
@@ -191,6 +191,9 @@ def _annotate(task: Task, positions: Sequence[int], source: ImageSource, stages:
         opened = _open(task, position, source)
         if isinstance(opened, Item):
             items[position] = opened
+        elif isinstance(opened, RegionImage):
+            checked = check_record(opened)
+            outcomes[position] = Outcome(checked.record, checked.rejections, "no-picture", checked.changes)
         else:
             outcomes[position] = Outcome(None, [opened])
     annotated = stages(list(items.values())) if items else []
@@ -201,12 +204,15 @@ def _annotate(task: Task, positions: Sequence[int], source: ImageSource, stages:
     return [outcomes[position] for position in positions]
 
 
-def _open(task: Task, position: int, source: ImageSource) -> Item | Rejection:
+def _open(task: Task, position: int, source: ImageSource) -> Item | RegionImage | Rejection:
+    """An image to annotate; conversations without one as they are; or why there is neither."""
     file, index = task.inputs[position]
     try:
         if position in task.excluded:
             raise Refused(*task.excluded[position])
         record = source.read(file, index)
+        if record.text_only and record.conversations:
+            return record
         if record.image is None:
             raise Refused("missing-image", "the corpus has no bytes for this image")
         picture = images.decode(record.image)
@@ -238,7 +244,7 @@ def _captions(record: RegionImage) -> int:
     return regions + (record.caption is not None)
 
 
-_SUMMED = ("images", "regions")
+_SUMMED = ("images", "regions", "conversations")
 _COUNTED = ("regions_by_kind", "images_by_source", "images_by_split")
 
 
@@ -317,7 +323,7 @@ def _join_manifests(out: Path, shards: int) -> dict[str, Any]:
         if not (folder / MANIFEST).exists():
             continue
         manifest = read_manifest(folder)
-        sums = {name: joined.get(name, 0) + manifest[name] for name in _SUMMED}
+        sums = {name: joined.get(name, 0) + manifest.get(name, 0) for name in _SUMMED}
         joined = manifest | sums
         for name in _COUNTED:
             counted[name].update(manifest[name])

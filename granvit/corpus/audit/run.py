@@ -135,7 +135,7 @@ def audit(
 
 def _candidates(corpus: Corpus, joined: Join | None) -> Iterator[tuple[int, str, str]]:
     for position, record in enumerate(corpus.records()):
-        if joined is None or record.id in joined.human:
+        if not record.text_only and (joined is None or record.id in joined.human):
             yield position, record.source, record.id
 
 

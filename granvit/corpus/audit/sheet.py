@@ -204,7 +204,9 @@ def write_sheet(records: Iterable[RegionImage], path: Path, title: str) -> int:
     """Draw the records and write the page; returns how many there are. An unreadable picture is reported, not drawn."""
     shown = [_show(record) for record in records]
     regions = sum(len(entry.record.regions) for entry in shown)
-    summary = f"{len(shown)} images, {regions} regions. Frames in dashes are marked to be ignored."
+    said = sum(len(entry.record.conversations) for entry in shown)
+    talk = f", {said} conversations" if said else ""
+    summary = f"{len(shown)} images, {regions} regions{talk}. Frames in dashes are marked to be ignored."
     write_page(path, "sheet.html.j2", title=title, summary=summary, shown=shown)
     return len(shown)
 
@@ -213,7 +215,8 @@ def _show(record: RegionImage) -> Shown:
     colors = colors_for(len(record.regions))
     rows = [(n, color, region) for n, (color, region) in enumerate(zip(colors, record.regions, strict=True), start=1)]
     if record.image is None:
-        return Shown(record, "", "the corpus has no file for this image", rows)
+        why = "a conversation alone" if record.text_only else "the corpus has no file for this image"
+        return Shown(record, "", why, rows)
     try:
         picture = decode(record.image)
     except ImageError as error:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from granvit.corpus.curate.balance import Repeats, mix, text_hash
 from granvit.corpus.curate.filters import Filters, PassedImages, apply_filters, too_few
 from granvit.corpus.dedup.copy_search import SIMILARITY, exact_groups, near_groups
-from granvit.corpus.dedup.perceptual_hash import FingerprintFile, store_fingerprints
+from granvit.corpus.dedup.perceptual_hash import NO_PICTURE, FingerprintFile, store_fingerprints
 from granvit.corpus.layout import CURATION, CorpusError
 from granvit.corpus.stats import language, script
 from granvit.corpus.store import Corpus, CorpusWriter
@@ -89,12 +89,14 @@ class Curation:
 @dataclass
 class SourceReport:
     """What became of one source. ``images_in == images_out + sum(images_dropped)``, and the same for regions, of which
-    those that went with their image are counted as "with-image"."""
+    those that went with their image are counted as "with-image". Conversations go with their image alone."""
 
     images_in: int = 0
     images_out: int = 0
     regions_in: int = 0
     regions_out: int = 0
+    conversations_in: int = 0
+    conversations_out: int = 0
     images_dropped: Counter[str] = field(default_factory=Counter)
     regions_dropped: Counter[str] = field(default_factory=Counter)
     scripts: Counter[str] = field(default_factory=Counter)
@@ -162,6 +164,8 @@ class CurationReport:
             lines.append(f"{what:<8} {self.total(f'{what}_out')} of {self.total(f'{what}_in')} kept")
             if dropped := self.reasons(what):
                 lines.append(f"  dropped: {dropped}")
+        if said := self.total("conversations_in"):
+            lines.append(f"conversations {self.total('conversations_out')} of {said} kept, the others went with images")
         lines += [
             f"  {name}: {s.images_out} of {s.images_in} images, {s.regions_out} of {s.regions_in} regions"
             for name, s in sorted(self.sources.items())
@@ -242,7 +246,8 @@ def _choose(
         with tempfile.TemporaryDirectory(dir=unfinished) as folder:
             file = _fingerprints(corpus, passed, fingerprints, Path(folder), workers)
             entries = np.searchsorted(file.rows, passed.rows)
-            report.without_fingerprint.update(file.problems[i] for i in entries.tolist() if i in file.problems)
+            problems = (file.problems.get(i) for i in entries.tolist())
+            report.without_fingerprint.update(problem for problem in problems if problem not in (None, NO_PICTURE))
             for reason, group in _copies(file, entries, curation):
                 report.groups[reason] += 1
                 # From places in the file to places among those that passed; earlier groups may have taken some.
@@ -318,6 +323,7 @@ def _kept(
             source = report.of(record.source)
             source.images_in += 1
             source.regions_in += len(record.regions)
+            source.conversations_in += len(record.conversations)
             yield record
 
     for row, filtered in enumerate(apply_filters(counted(), curation.filters)):
@@ -337,6 +343,7 @@ def _kept(
             continue
         source.images_out += 1
         source.regions_out += len(record.regions)
+        source.conversations_out += len(record.conversations)
         for region in record.regions:
             if not region.ignore:
                 name = script(region.text)

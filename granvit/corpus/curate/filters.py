@@ -63,7 +63,7 @@ class Filters:
     object_box: BoxFilter = field(default_factory=BoxFilter)
     text_box: BoxFilter = field(default_factory=lambda: BoxFilter(min_area=0, min_side=8, max_aspect=50))
     min_regions: int = 1
-    """An image must have so many regions left."""
+    """An image must have so many regions left, unless there are conversations about it."""
     nested: bool = True
     """Of boxes with the same kind and text that coincide (IoU above 0.7) or lie in each other, keep the surest, then
     the largest: "a dog" asked for twice has no one answer."""
@@ -105,7 +105,12 @@ _INSIDE = 0.95
 
 
 def image_reason(record: RegionImage, filters: Filters) -> str | None:
-    """Why the image is dropped whatever its regions are, or None: "short-side", "image-aspect"."""
+    """Why the image is dropped whatever its regions are, or None: "short-side", "image-aspect".
+
+    Conversations without a picture pass.
+    """
+    if record.text_only:
+        return None
     counted = [region for region in record.regions if not region.ignore]
     is_text = bool(counted) and all(region.kind == "text" for region in counted)
     rule = filters.text_image if is_text else filters.object_image
@@ -238,7 +243,12 @@ def _filter_batch(batch: Sequence[RegionImage], filters: Filters) -> Iterator[Fi
 
 
 def too_few(record: RegionImage, filters: Filters) -> str | None:
-    """Why an image with these regions is dropped, or None: "no-regions", "few-regions"."""
+    """Why an image with these regions is dropped, or None: "no-regions", "few-regions".
+
+    One that is talked about needs none.
+    """
+    if record.conversations:
+        return None
     counted = sum(not region.ignore for region in record.regions)
     if counted >= filters.min_regions:
         return None

@@ -25,6 +25,7 @@ from granvit.corpus.check import Refused, Rejection
 from granvit.corpus.dedup.copy_search import CopyFinder
 from granvit.corpus.dedup.perceptual_hash import (
     FEATURELESS,
+    NO_PICTURE,
     SIDE,
     Batch,
     FingerprintFile,
@@ -100,6 +101,8 @@ def load_benchmarks(places: Iterable[Path], workers: int = 0) -> BenchmarkImages
         for batch in fingerprint(_records(place, found), workers):
             for i, record in enumerate(batch.records):
                 problem = batch.problems[i]
+                if problem == NO_PICTURE:
+                    continue
                 if problem is not None:
                     found.problems.append((record.id, problem))
                     continue
@@ -286,7 +289,7 @@ def find_leaks(
     finder = CopyFinder(benchmarks.thumbs)
     for batch in _fingerprinted(corpus, fingerprints, workers):
         report.images += len(batch.records)
-        report.unseen.update(problem for problem in batch.problems if problem is not None)
+        report.unseen.update(problem for problem in batch.problems if problem not in (None, NO_PICTURE))
         blank = featureless(batch.thumbs).tolist()
         report.unseen[FEATURELESS] += sum(b for b, p in zip(blank, batch.problems, strict=True) if p is None)
         leaks: list[list[Leak]] = [_by_name(record, benchmarks) for record in batch.records]

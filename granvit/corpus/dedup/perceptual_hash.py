@@ -111,7 +111,8 @@ def mirrored(hashes: Hashes) -> Hashes:
 
 
 BATCH = 128
-NO_BYTES, FEATURELESS = "no-image-bytes", "featureless"
+# The first is said of conversations alone, in which nothing is missing.
+NO_PICTURE, NO_BYTES, FEATURELESS = "no-picture", "no-image-bytes", "featureless"
 
 _SCHEMA = pa.schema(
     [
@@ -183,7 +184,7 @@ def _fingerprint(records: Sequence[RegionImage]) -> tuple[list[bytes], Thumbs, l
         problem = None
         try:
             if record.image is None:
-                problem = NO_BYTES
+                problem = NO_PICTURE if record.text_only else NO_BYTES
             else:
                 thumbs[i] = thumbnail(record.image)
         except ImageError as error:

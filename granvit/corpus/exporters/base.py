@@ -30,24 +30,32 @@ class ExportSummary:
     """What an export wrote, and what it left out for which reason.
 
     Attributes:
-        images, regions: how many were written.
-        skipped: images and regions that were not, and questions that could not be asked, by reason.
+        images, regions, conversations: how many were written.
+        without_picture: how many of the images are conversations alone.
+        skipped: images, regions and conversations that were not, and questions that could not be asked, by reason.
     """
 
     images: int = 0
     regions: int = 0
+    conversations: int = 0
+    without_picture: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         lines = [f"images   {self.images} written", f"regions  {self.regions} written"]
+        if self.conversations:
+            lines.append(f"conversations  {self.conversations} written")
+        if self.without_picture:
+            lines[0] += f" ({self.without_picture} without a picture, conversations alone)"
         return "\n".join(lines + [f"  left out  {count:>7}  {reason}" for reason, count in self.skipped.most_common()])
 
 
 class Exporter(Protocol):
     """A function that writes one layout into the empty folder `out`.
 
-    Its docstring states the layout and how boxes are written there. `records` all have their pictures. File names are
-    numbers: an id may hold whatever a source put there.
+    Its docstring states the layout and how boxes are written there. `records` all have their pictures, but those of
+    conversations alone, which only exporters in `TEXT_ONLY` get. File names are numbers: an id may hold whatever a
+    source put there.
     """
 
     def __call__(self, records: Iterable[RegionImage], out: Path, **options: Any) -> ExportSummary: ...
@@ -58,11 +66,17 @@ EXPORTERS: dict[str, Exporter] = {}
 _Writer = TypeVar("_Writer", bound=Callable[..., ExportSummary])
 
 
-def exporter(name: str) -> Callable[[_Writer], _Writer]:
-    """Enter the decorated function into `EXPORTERS`."""
+# Layouts that have a place for conversations without a picture.
+TEXT_ONLY: set[str] = set()
+
+
+def exporter(name: str, *, text_only: bool = False) -> Callable[[_Writer], _Writer]:
+    """Enter the decorated function into `EXPORTERS`, and into `TEXT_ONLY` if that is said."""
 
     def register(writer: _Writer) -> _Writer:
         EXPORTERS[name] = writer
+        if text_only:
+            TEXT_ONLY.add(name)
         return writer
 
     return register
@@ -162,7 +176,7 @@ def export_corpus(
     with staged_folder(out, partial(_refuse_foreign_files, overwrite=overwrite)) as folder:
         pictureless = ExportSummary()
         records = tqdm(source, total=len(source), unit=" images", disable=not progress)
-        summary = writer(_with_picture(records, pictureless), folder, **options)
+        summary = writer(_usable(records, name in TEXT_ONLY, pictureless), folder, **options)
         summary.skipped += pictureless.skipped
         if not summary.images:
             why = ", ".join(f"{reason}: {count}" for reason, count in summary.skipped.most_common())
@@ -192,10 +206,12 @@ def _refuse_foreign_files(out: Path, overwrite: bool) -> None:
         raise CorpusError(f"{out} holds an export: choose another folder or overwrite it")
 
 
-def _with_picture(records: Iterator[RegionImage], left_out: ExportSummary) -> Iterator[RegionImage]:
+def _usable(records: Iterator[RegionImage], text_only: bool, left_out: ExportSummary) -> Iterator[RegionImage]:
     for record in records:
-        if record.image is not None:
+        if record.image is not None or (record.text_only and text_only):
             yield record
+        elif record.text_only:
+            left_out.skipped["conversations without a picture"] += len(record.conversations)
         else:
             left_out.skipped["images without picture bytes"] += 1
 
@@ -206,6 +222,7 @@ def _write_receipt(file: Path, name: str, options: dict[str, Any], summary: Expo
         "options": options,
         "images": summary.images,
         "regions": summary.regions,
+        "conversations": summary.conversations,
         "left_out": dict(summary.skipped),
     }
     write_text(file, json.dumps(receipt, indent=1, ensure_ascii=False) + "\n")

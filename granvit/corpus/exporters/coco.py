@@ -32,7 +32,8 @@ def write(records: Iterable[RegionImage], out: Path) -> ExportSummary:
     One part per split, "all" for images without one. Categories are the objects' texts, each different one a
     category, numbered as they come; all parts have the same. Regions of text are of the category "text", with
     ``"attributes": {"text": ...}``. Ignored regions have ``iscrowd`` 1. Scores are kept as "score", a polygon as
-    "segmentation"; an image's "name" is its id in the corpus. The importer coco reads it back.
+    "segmentation"; an image's "name" is its id in the corpus. Conversations have no place there, and are counted. The
+    importer coco reads it back.
 
     Boxes: x, y, width, height in pixels, from 0, unrounded; "area" is that of the box.
     """
@@ -47,6 +48,8 @@ def write(records: Iterable[RegionImage], out: Path) -> ExportSummary:
                 parts[name] = _Part(*(open_files.enter_context(JsonRows(out)) for _ in range(3)))
             part = parts[name]
             summary.images += 1
+            if record.conversations:
+                summary.skipped["conversations"] += len(record.conversations)
             part.images.add(
                 {
                     "id": summary.images,

@@ -1,4 +1,4 @@
-"""LLaVA's instruction format: the paper's three questions (section 3.2) as conversations."""
+"""LLaVA's instruction format: the paper's three questions (section 3.2) as conversations, and those there are."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any, get_args
 
 from granvit.coordinates import Codec, get_codec
 from granvit.corpus.exporters.base import ExportSummary, JsonRows, exporter, part_of, save_picture
+from granvit.corpus.importers.conversations import PLACE
+from granvit.corpus.importers.llava import CONVERSATION, MARK
 from granvit.corpus.layout import CorpusError
 from granvit.geometry import Frame, View
 from granvit.questions import Exchange, box_exchange, caption_exchange, global_exchange
-from granvit.regions import Region, RegionImage
+from granvit.regions import Conversation, Region, RegionImage, Role
 
 _PICTURES = "images"
-# Trainers put the picture wherever this stands in a turn.
-_PLACE = "<image>"
+_SPEAKERS: dict[Role, str] = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
-@exporter("llava")
+@exporter("llava", text_only=True)
 def write(
     records: Iterable[RegionImage],
     out: Path,
@@ -35,7 +36,10 @@ def write(
     conversation with the question for its caption, and others of at most `questions_per_conversation` questions for
     captions of regions (Bbox2Caption) or for boxes (Caption2Bbox): never both in one, where the earlier answer would
     give the later one away. A phrase that several regions of an image share is not asked for: it has no one box.
-    Ignored regions are left out, and those that are too small for the coordinates to tell their edges apart.
+    Ignored regions are left out, and those that are too small for the coordinates to tell their edges apart. The
+    conversations of a record follow, each an entry of its own, marked ``"granvit": "conversation"``, by which the
+    importer tells them from regions; where there is no picture, the entry has no "image". Trainers show the picture
+    wherever ``<image>`` stands, so what says it is left out.
 
     Boxes: text as `coordinates` says, see `granvit.coordinates`; relative to the image, or, where `frame` is
     "canvas", to the image padded to a centred square. The paper's are decimal, of the image.
@@ -57,22 +61,31 @@ def write(
         for record in records:
             described, found = _region_exchanges(record, codec, frame, summary.skipped)
             whole = [global_exchange(record.caption)] if record.caption else []
-            if record.caption and _PLACE in record.caption:
-                summary.skipped[f"captions that say {_PLACE}"] += 1
+            if record.caption and PLACE in record.caption:
+                summary.skipped[f"captions that say {PLACE}"] += 1
                 whole = []
-            if not (described or whole):
+            said = [c for c in record.conversations if not any(PLACE in turn.text for turn in c)]
+            if len(said) < len(record.conversations):
+                summary.skipped[f"conversations that say {PLACE}"] += len(record.conversations) - len(said)
+            if not (described or whole or said):
                 summary.skipped["images with nothing to ask"] += 1
                 continue
             summary.images += 1
             summary.regions += len(described)
-            path = f"{_PICTURES}/{save_picture(record, out / _PICTURES, summary.images)}"
+            summary.conversations += len(said)
+            summary.without_picture += record.text_only
+            entry: dict[str, Any] = {"id": record.id}
+            if not record.text_only:
+                entry["image"] = f"{_PICTURES}/{save_picture(record, out / _PICTURES, summary.images)}"
             name = part_of(record)
             if name not in parts:
                 parts[name] = open_files.enter_context(JsonRows(out))
             for exchanges in (whole, described, found):
                 for start in range(0, len(exchanges), questions_per_conversation):
                     turns = list(_turns(exchanges[start : start + questions_per_conversation]))
-                    parts[name].add({"id": record.id, "image": path, "conversations": turns})
+                    parts[name].add({**entry, "conversations": turns})
+            for conversation in said:
+                parts[name].add({**entry, MARK: CONVERSATION, "conversations": list(_said(conversation, record))})
         for name, rows in parts.items():
             with (out / f"{name}.json").open("w", encoding="utf-8") as file:
                 rows.write_to(file)
@@ -83,7 +96,10 @@ def _region_exchanges(
     record: RegionImage, codec: Codec, frame: Frame, skipped: Counter[str]
 ) -> tuple[list[Exchange], list[Exchange]]:
     """The questions about boxes, and those for boxes."""
-    described, found = [], []
+    described: list[Exchange] = []
+    found: list[Exchange] = []
+    if not record.regions:
+        return described, found
     view = View.letterbox((record.width, record.height), 1)
     # As in training: ignored regions count too.
     times = Counter(region.text.casefold() for region in record.regions)
@@ -105,10 +121,20 @@ def _unusable(region: Region, empty: bool) -> str:
         return "ignored regions"
     if empty:
         return "regions too small for the coordinates"
-    return f"regions whose text says {_PLACE}" if _PLACE in region.text else ""
+    return f"regions whose text says {PLACE}" if PLACE in region.text else ""
 
 
 def _turns(exchanges: Iterable[Exchange]) -> Iterator[dict[str, Any]]:
     for index, exchange in enumerate(exchanges):
-        yield {"from": "human", "value": exchange.question if index else f"{_PLACE}\n{exchange.question}"}
+        yield {"from": "human", "value": exchange.question if index else f"{PLACE}\n{exchange.question}"}
         yield {"from": "gpt", "value": exchange.answer}
+
+
+def _said(conversation: Conversation, record: RegionImage) -> Iterator[dict[str, Any]]:
+    """A conversation's turns; the picture, where there is one, is shown in the first of the user's."""
+    place = "" if record.text_only else f"{PLACE}\n"
+    for turn in conversation:
+        text = turn.text
+        if turn.role == "user":
+            text, place = place + text, ""
+        yield {"from": _SPEAKERS[turn.role], "value": text}

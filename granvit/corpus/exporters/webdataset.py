@@ -26,12 +26,13 @@ class _Shards:
     number: int = 0
 
 
-@exporter("webdataset")
+@exporter("webdataset", text_only=True)
 def write(records: Iterable[RegionImage], out: Path, *, samples_per_shard: int = 1_000) -> ExportSummary:
     """``train-00000.tar`` ... with ``00000001.jpg`` (``.png``, ``.webp``) and ``00000001.json`` for each image.
 
     Shards per split, "all" for images without one. The JSON has the image's id, size, source, licence, split and
-    caption, and its regions as the importers jsonl and webdataset read them. The same corpus gives the same bytes:
+    caption, and its regions and conversations as the importers jsonl and webdataset read them; a record of
+    conversations alone is a JSON alone. The same corpus gives the same bytes:
     members carry no times and no owners.
 
     Boxes: x1, y1, x2, y2 in absolute pixels, right and bottom edges exclusive, unrounded.
@@ -57,17 +58,21 @@ def write(records: Iterable[RegionImage], out: Path, *, samples_per_shard: int =
             part.samples += 1
             summary.images += 1
             summary.regions += len(record.regions)
+            summary.conversations += len(record.conversations)
+            summary.without_picture += record.text_only
             _add(part.tar, record, f"{summary.images:08d}")
     return summary
 
 
 def _add(tar: tarfile.TarFile, record: RegionImage, key: str) -> None:
-    assert record.image is not None, "records to export have their pictures"
-    data, ending = as_plain_file(record.image)
-    name = f"{key}{ending}"
-    row = {
+    files: list[tuple[str, bytes]] = []
+    if not record.text_only:
+        assert record.image is not None, "records to export have their pictures"
+        data, ending = as_plain_file(record.image)
+        files.append((f"{key}{ending}", data))
+    row: dict[str, Any] = {
         "id": record.id,
-        "image": name,
+        "image": files[0][0] if files else None,
         "width": record.width,
         "height": record.height,
         "source": record.source,
@@ -76,7 +81,12 @@ def _add(tar: tarfile.TarFile, record: RegionImage, key: str) -> None:
         "caption": record.caption,
         "regions": [_region_row(region) for region in record.regions],
     }
-    for file, content in ((name, data), (f"{key}.json", json.dumps(row, ensure_ascii=False).encode())):
+    if record.conversations:
+        row["conversations"] = [
+            [{"role": turn.role, "content": turn.text} for turn in conversation]
+            for conversation in record.conversations
+        ]
+    for file, content in (*files, (f"{key}.json", json.dumps(row, ensure_ascii=False).encode())):
         info = tarfile.TarInfo(file)
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))

@@ -16,6 +16,7 @@ from granvit.corpus.importers import (  # noqa: F401  (importing registers them)
     textocr,
     visual_genome,
     voc,
+    vqa,
     webdataset,
 )
 from granvit.corpus.importers.base import IMPORTERS, Importer, importer

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -37,6 +38,9 @@ MAX_FILE_BYTES = 16 << 20
 # So many names of one category or object are kept. Each of its regions holds them all, so that a list without end would
 # be worth its square; LVIS has about a dozen.
 MAX_NAMES = 100
+
+# So many pictures are looked for in a folder, since some may be absent.
+_PROBED = 100
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,30}))(?:\.0*)?")
 _NO_TEXT = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined")
@@ -109,6 +113,21 @@ def read_image(root: Path, relative: str) -> bytes:
         raise Refused("too-costly" if file.is_file() else "missing-image", f"{relative!r}: {error}") from error
     except (OSError, ValueError) as error:
         raise Refused("missing-image", f"{relative!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def picture_root(images: Path | None, base: Path, folders: Iterable[str], names: Iterable[str]) -> Path:
+    """The folder of the pictures: `images`, or the first of `folders` below `base` that has any of the first ones.
+
+    Raises:
+        GranvitError: none has one.
+    """
+    some = list(islice(dict.fromkeys(names), _PROBED))
+    places = [images] if images else [base / folder for folder in folders]
+    for place in places:
+        if any((place / name).is_file() for name in some):
+            return place
+    searched = ", ".join(str(place) for place in places)
+    raise GranvitError(f"no picture {some[0]!r} in {searched}; name the pictures' folder with --images")
 
 
 def read_json(

@@ -33,11 +33,13 @@ from granvit.corpus.importers.base import (
     read_image,
     read_regions,
 )
+from granvit.corpus.importers.conversations import conversations_of
 from granvit.corpus.layout import CorpusError
 from granvit.errors import GranvitError
 from granvit.files import open_regular, read_regular
 from granvit.links import LinkOutsideError
-from granvit.regions import Region, RegionImage
+from granvit.questions import ask_short
+from granvit.regions import Conversation, Region, RegionImage
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json")
 
@@ -132,15 +134,19 @@ _REQUIRED = ("image", "width", "height", "regions")
 
 
 @importer("jsonl", without_regions=True)
-def read(src: Path, *, source: str = "", licence: str = "", encoding: str = "") -> Iterator[Found]:
+def read(
+    src: Path, *, short_answers: bool = False, source: str = "", licence: str = "", encoding: str = ""
+) -> Iterator[Found]:
     """`src` is a folder with annotations.jsonl, or such a file; image paths are relative to it.
 
-    One JSON object per line: ``{"image", "width", "height", "regions": [...]}``, optional "source", "split",
-    "licence", "caption". A region: ``{"bbox": [x1, y1, x2, y2], "caption" or "text"}``, optional "kind" ("object"
-    or "text"; by default "text" where there is a "text"), "captions" (all that are right, kept as alternatives),
-    "polygon", "ignore", "score", "box_by", "text_by". Other keys are not read. A size that is null, 0 or -1 is not
-    known. A value of another type than its field's costs its region, or its picture, as "bad-field". Lines that are not
-    UTF-8 are in `encoding`.
+    One JSON object per line: ``{"image", "width", "height", "regions": [...]}``, optional "source", "split", "licence",
+    "caption", "conversations", "qa". A conversation is a list of ``{"role", "content"}``, of user and assistant by
+    turns; "qa" is a list of ``{"question", "answer"}``, each a conversation of its own, asked for a short answer where
+    `short_answers` is on. A line without a picture is a record of its conversations. A region: ``{"bbox": [x1, y1, x2,
+    y2], "caption" or "text"}``, optional "kind" ("object" or "text"; by default "text" where there is a "text"),
+    "captions" (all that are right, kept as alternatives), "polygon", "ignore", "score", "box_by", "text_by". Other keys
+    are not read. A size that is null, 0 or -1 is not known. A value of another type than its field's costs its region,
+    or its picture, as "bad-field". Lines that are not UTF-8 are in `encoding`.
 
     Boxes: absolute pixels of the upright image, right and bottom edges exclusive. Terms: the pack's own; state
     them with `licence`.
@@ -152,19 +158,25 @@ def read(src: Path, *, source: str = "", licence: str = "", encoding: str = "") 
     if not file.is_file():
         raise CorpusError(f"{file} is missing")
     for number, row in json_lines(file, encoding):
-        count = 0
+        count, said = 0, list[Conversation]()
         try:
             if isinstance(row, Refused):
                 count = row.regions
                 raise row
             count = len(row["regions"]) if isinstance(row.get("regions"), list) else 0
-            yield _record(row, file.parent, source, licence)
+            said = conversations_of(row, ask_short if short_answers else None)
+            yield _record(row, said, f"{file.name}:{number}", file.parent, source, licence)
         except Refused as refused:
-            where = f"{file.name}:{number}"
-            yield Rejection(refused.reason, "", where, None, f"line {number}: {refused.detail}", count)
+            where, many = f"{file.name}:{number}", len(said)
+            detail = f"line {number}: {refused.detail}"
+            yield Rejection(refused.reason, "", where, None, detail, count, conversations=many)
 
 
-def _record(row: dict[str, Any], root: Path, source: str, licence: str) -> RegionImage:
+def _record(
+    row: dict[str, Any], said: list[Conversation], where: str, root: Path, source: str, licence: str
+) -> RegionImage:
+    if said and row.get("image") is None:
+        return text_only(row, said, where, source or _name(row, "source") or root.resolve().name, licence)
     if missing := [name for name in _REQUIRED if name not in row]:
         raise Refused("missing-field", ", ".join(missing))
     for name, kind in {"image": str, "regions": list}.items():
@@ -183,6 +195,28 @@ def _record(row: dict[str, Any], root: Path, source: str, licence: str) -> Regio
         licence=licence or _name(row, "licence"),
         caption=as_caption(row.get("caption")),
         split=as_split(row.get("split")),
+        conversations=said,
+    )
+
+
+def text_only(row: dict[str, Any], said: list[Conversation], where: str, source: str, licence: str) -> RegionImage:
+    """The record of a row without a picture.
+
+    Raises:
+        Refused: "missing-image" where it states what only a picture has.
+    """
+    if row.get("regions") or row.get("caption"):
+        raise Refused("missing-image", "regions or a caption, but no picture")
+    return RegionImage(
+        id=as_text(row.get("id")) or f"{source}/{where}",
+        image=None,
+        width=0,
+        height=0,
+        regions=[],
+        source=source,
+        licence=licence or _name(row, "licence"),
+        split=as_split(row.get("split")),
+        conversations=said,
     )
 
 

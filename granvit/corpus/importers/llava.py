@@ -1,30 +1,32 @@
-"""LLaVA's instruction data: conversations about pictures, some of which ask about a box or answer with one."""
+"""Instruction data as JSON: LLaVA's, where some turns ask about a box or answer with one, and ShareGPT's."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from granvit.coordinates import Codec, get_codec
-from granvit.corpus.check import LeftOut, Refused, Rejection, shown
-from granvit.corpus.importers.base import (
-    NO_BOX,
-    Found,
-    as_split,
-    as_text,
-    from_canvas,
-    importer,
-    read_image,
-    read_json,
-    size_of,
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, UnreadConversation, shown
+from granvit.corpus.importers.base import NO_BOX, Found, as_split, from_canvas, importer, read_image, read_json, size_of
+from granvit.corpus.importers.conversations import (
+    OTHER_MEDIA,
+    PICTURES,
+    TURNS,
+    conversation_in,
+    picture_in,
+    text_record,
 )
 from granvit.corpus.importers.jsonl import json_lines
 from granvit.corpus.layout import CorpusError
 from granvit.geometry import Frame, View
 from granvit.questions import GLOBAL
-from granvit.regions import Region, RegionImage
+from granvit.regions import Conversation, Region, RegionImage, order_problem
+
+# What the exporter says of an entry that holds a record's conversation: what looks like a box in it is not a region.
+MARK, CONVERSATION = "granvit", "conversation"
 
 # What may be meant as a box: four numbers in brackets, or location tokens. Fewer numbers are a citation, say.
 _NUMBER = r"\s*[+-]?[\d.]+\s*"
@@ -44,46 +46,61 @@ def read(
 ) -> Iterator[Found]:
     """`src` is a JSON list, or JSON lines, of ``{"id", "image", "conversations": [{"from", "value"}, ...]}``.
 
-    ``from`` is human and gpt by turns; ``image`` is relative to `images`, by default the folder of `src`. What is
-    said of one picture in several entries becomes one record. Entries without a picture are counted; one of several
-    pictures is refused as "several-images". A question
-    with one box in it, answered in words, gives a region with the answer as its text. An answer that is one box gives a
-    region with the phrase asked for as its text, which is what follows the question's colon. The same box and text
-    give one region. The answer to this project's question for a caption becomes the caption. Other turns are no
-    regions, and counted; those with boxes that belong to no one phrase are refused as "empty-text", boxes that can't be
-    read as "bad-box". All regions become objects: the layout doesn't tell transcriptions from captions.
+    ``from`` is human and gpt by turns, system first where there is one; ``image`` is a path, or a list of one, relative
+    to `images`, by default the folder of `src`. What is said of one picture in several entries becomes one record with
+    as many conversations; an entry without a picture becomes a record of a conversation alone. What is refused, and
+    ShareGPT's other names of the fields: see the importer sharegpt.
+
+    Boxes become regions. A question with one box in it, answered in words, gives a region with the answer as its text.
+    An answer that is one box gives a region with the phrase asked for as its text, which is what follows the question's
+    colon. The same box and text give one region. The answer to this project's question for a caption becomes the
+    caption. A conversation that holds nothing else is not kept beside them: training asks these questions itself.
+    Every other conversation is kept whole, its boxes the text that they are; they give regions too, and those that
+    belong to no one phrase are refused as "empty-text", boxes that can't be read as "bad-box". Entries that the
+    exporter marks as conversations give no regions. All regions become objects: the layout doesn't tell transcriptions
+    from captions.
 
     Boxes: text, written as `coordinates` says (see `granvit.coordinates`). What they are relative to is nowhere written
-    down, so `frame` must say it: "image" (0 to 1 of width and height) or "canvas" (of the picture padded to a centred
-    square, as in LLaVA-1.5's own mixture). Terms: LLaVA's data is CC BY-NC 4.0 and bound to OpenAI's terms; the
-    pictures have terms of their own.
+    down, so where there are some, `frame` must say it: "image" (0 to 1 of width and height) or "canvas" (of the picture
+    padded to a centred square, as in LLaVA-1.5's own mixture). Terms: LLaVA's data is CC BY-NC 4.0 and bound to
+    OpenAI's terms; the pictures have terms of their own.
 
     Raises:
-        CorpusError: `frame` is not given, unknown coordinates, or no such file.
+        CorpusError: there are boxes and `frame` is not given, unknown coordinates, or no such file.
     """
-    if frame not in get_args(Frame):
-        raise CorpusError('llava: say what the boxes are relative to, with frame "image" or "canvas" (padded square)')
+    if frame not in (None, *get_args(Frame)):
+        raise CorpusError(f'llava: frame is "image" or "canvas" (padded square), not {frame!r}')
     try:
         codec = get_codec(coordinates)
     except ValueError as error:
         raise CorpusError(f"llava: {error}") from error
-    turns_of: dict[str, list[tuple[str, str]]] = {}
-    for index, entry in enumerate(_entries(src)):
-        if isinstance(entry, dict) and "conversations" in entry and entry.get("image") in (None, "", []):
-            yield LeftOut("entries without a picture", 1, f"{src.name}:{index}")
-            continue
+    said_of: dict[str, _Said] = {}
+    for index, entry in enumerate(entries(src)):
+        where = f"{src.name}:{index}"
         try:
-            name, turns = _turns(entry)
-            turns_of.setdefault(name, []).extend(turns)
+            if isinstance(entry, Refused):
+                raise entry
+            if not isinstance(entry, dict):
+                raise Refused("missing-field", f"an entry is {shown(entry)}")
+            name = picture_in(entry)
+            if name is not None and not isinstance(name, str):
+                raise Refused("bad-field", f"image should be one path, got {shown(name)}")
         except Refused as refused:
-            yield Rejection(refused.reason, "", f"{src.name}:{index}", None, refused.detail)
-    for name, turns in turns_of.items():
-        captions = [answer for question, answer in turns if question == GLOBAL]
-        without_box = sum(
-            question != GLOBAL and not any(_boxes_of(question, answer, codec)) for question, answer in turns
-        )
-        count = len({box for question, answer in turns for box in _boxes_of(question, answer, codec)})
-        yield LeftOut("turns of a conversation without a box", without_box, name)
+            yield Rejection(refused.reason, "", where, None, refused.detail, conversations=1)
+            continue
+        conversation = conversation_in(entry, name is not None)
+        if name is None:
+            yield text_record(f"{source}/{where}", conversation, source, licence, split)
+        else:
+            said_of.setdefault(name, _Said()).add(conversation, entry.get(MARK) == CONVERSATION, codec)
+    for name, said in said_of.items():
+        captions = [answer for question, answer in said.turns if question == GLOBAL]
+        boxes = {spoken for question, answer in said.turns for spoken in _boxes_of(question, answer, codec)}
+        count = len(boxes)
+        if frame is None and any(codec.decode(written) for written, _ in boxes):
+            raise CorpusError(
+                f'llava: {name}: say what the boxes are relative to, with frame "image" or "canvas" (padded square)'
+            )
         yield LeftOut("further captions of a picture", max(0, len(captions) - 1), name)
         try:
             data = read_image(images or src.parent, name)
@@ -94,48 +111,47 @@ def read(
                 image=data,
                 width=width,
                 height=height,
-                regions=_regions(turns, codec, view),
+                regions=_regions(said.turns, codec, view),
                 uri=name,
                 source=source,
                 licence=licence,
                 caption=next(iter(captions), None),
                 split=as_split(split),
+                conversations=said.kept,
             )
         except Refused as refused:
-            yield Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail, count)
+            many = len(said.kept)
+            yield Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail, count, conversations=many)
 
 
-def _entries(file: Path) -> Iterator[Any]:
-    if file.suffix != ".jsonl":
-        data = read_json(file)
-        if not isinstance(data, list):
-            raise CorpusError(f"{file}: not in LLaVA's layout: a list of conversations is expected")
-        yield from data
-        return
-    if not file.is_file():
-        raise CorpusError(f"{file} is missing")
-    yield from (row for _, row in json_lines(file))
+@dataclass
+class _Said:
+    """What is said of one picture: conversations to keep, and questions with answers that may hold boxes."""
+
+    kept: list[Conversation] = field(default_factory=list)
+    turns: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, conversation: Conversation, whole: bool, codec: Codec) -> None:
+        said = [turn for turn in conversation if turn.role != "system"]
+        # Where they are out of order, the gate refuses the conversation.
+        ordered = not isinstance(conversation, UnreadConversation) and not order_problem([t.role for t in conversation])
+        pairs = (
+            [(q.text.strip(), a.text.strip()) for q, a in zip(said[::2], said[1::2], strict=False)] if ordered else []
+        )
+        if whole or not pairs:
+            self.kept.append(conversation)
+            return
+        self.turns += pairs
+        if len(said) < len(conversation) or not all(_is_understood(*pair, codec) for pair in pairs):
+            self.kept.append(conversation)
 
 
-def _turns(entry: Any) -> tuple[str, list[tuple[str, str]]]:
-    """The picture's name and the questions with their answers."""
-    if isinstance(entry, Refused):
-        raise entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list):
-        raise Refused("missing-field", "conversations should be a list")
-    image = entry.get("image")
-    if isinstance(image, list) and len(image) == 1:
-        image = image[0]
-    if isinstance(image, list):
-        raise Refused("several-images", f"{len(image)} pictures in one entry, a record has one")
-    if not isinstance(image, str):
-        raise Refused("bad-field", f"image should be one path, got {shown(entry.get('image'))}")
-    said = [turn if isinstance(turn, dict) else {} for turn in entry["conversations"]]
-    pairs = list(zip(said[::2], said[1::2], strict=False))
-    if len(said) % 2 or any((q.get("from"), a.get("from")) != ("human", "gpt") for q, a in pairs):
-        raise Refused("bad-field", "conversations should be turns of human and gpt")
-    values = [(as_text(question.get("value")), as_text(answer.get("value"))) for question, answer in pairs]
-    return image, [(question.replace("<image>", "").strip(), answer.strip()) for question, answer in values]
+def _is_understood(question: str, answer: str, codec: Codec) -> bool:
+    """Whether a caption, or a region with its text, holds all that is said."""
+    if question == GLOBAL:
+        return True
+    spoken = list(_boxes_of(question, answer, codec))
+    return len(spoken) == 1 and bool(spoken[0][1]) and codec.decode(spoken[0][0]) is not None
 
 
 def _regions(turns: list[tuple[str, str]], codec: Codec, view: View) -> list[Region]:
@@ -160,3 +176,91 @@ def _boxes_of(question: str, answer: str, codec: Codec) -> Iterator[tuple[str, s
         yield (certain or asked)[0], answer
     else:
         yield from ((written, "") for written in asked + mentioned)
+
+
+def entries(file: Path) -> Iterator[Any]:
+    """The entries of a JSON list or of JSON lines; in place of a line that is none, a `Refused`.
+
+    Raises:
+        CorpusError: the file is missing, or no list.
+    """
+    if file.suffix != ".jsonl":
+        data = read_json(file)
+        if not isinstance(data, list):
+            raise CorpusError(f"{file}: a list of conversations is expected")
+        yield from data
+        return
+    if not file.is_file():
+        raise CorpusError(f"{file} is missing")
+    yield from (row for _, row in json_lines(file))
+
+
+_KNOWN = {*TURNS, *PICTURES, *OTHER_MEDIA, "system", "id"}
+
+
+@importer("sharegpt", without_regions=True)
+def read_sharegpt(
+    src: Path,
+    *,
+    images: Path | None = None,
+    source: str = "sharegpt",
+    licence: str = "",
+    split: str = "train",
+) -> Iterator[Found]:
+    """`src` is a JSON list, or JSON lines, of entries with ``"messages": [{"role", "content"}, ...]``.
+
+    Or ``"conversations": [{"from", "value"}, ...]``; roles are system, user or human, and assistant or gpt; a content
+    is a text or a list of OpenAI's parts. "image" or "images" names the picture, or a list of one, relative to
+    `images`, by default the folder of `src`; an entry without one is a record of a conversation alone. What is said of
+    one picture in several entries becomes one record with as many conversations. An entry's "system" is its first turn;
+    other fields are counted and not read.
+
+    Refused, each with its reason: roles out of order, no answer ("bad-turns"), a turn without text ("empty-turn"), an
+    `<image>` more than once, or not in the first question ("image-token"), several pictures ("several-images"), more
+    than 100,000 characters ("long-conversation"), a video or recording ("other-media").
+
+    Boxes: none are read; what looks like one is text (the importer llava makes regions of them). Terms: the set's own;
+    state them with `licence`.
+
+    Raises:
+        CorpusError: no such file, or no list.
+    """
+    said_of: dict[str, list[Conversation]] = {}
+    for index, entry in enumerate(entries(src)):
+        where = f"{src.name}:{index}"
+        try:
+            if isinstance(entry, Refused):
+                raise entry
+            if not isinstance(entry, dict):
+                raise Refused("missing-field", f"an entry is {shown(entry)}")
+            name = picture_in(entry)
+            if name is not None and not isinstance(name, str):
+                raise Refused("bad-field", f"image should be one path, got {shown(name)}")
+        except Refused as refused:
+            yield Rejection(refused.reason, "", where, None, refused.detail, conversations=1)
+            continue
+        yield from (LeftOut(f"field {shown(key)}", 1, where) for key in entry if key not in _KNOWN)
+        conversation = conversation_in(entry, name is not None)
+        if name is None:
+            yield text_record(f"{source}/{where}", conversation, source, licence, split)
+        else:
+            said_of.setdefault(name, []).append(conversation)
+    for name, said in said_of.items():
+        try:
+            data = read_image(images or src.parent, name)
+        except Refused as refused:
+            many = len(said)
+            yield Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail, conversations=many)
+            continue
+        yield RegionImage(
+            id=f"{source}/{name}",
+            image=data,
+            width=UNKNOWN_SIZE[0],
+            height=UNKNOWN_SIZE[1],
+            regions=[],
+            uri=name,
+            source=source,
+            licence=licence,
+            split=as_split(split),
+            conversations=said,
+        )

@@ -28,12 +28,13 @@ from granvit.corpus.importers.base import (
     read_image,
     read_regions,
 )
+from granvit.corpus.importers.conversations import TURNS, cauldron_turns, conversation_in, text_record
 from granvit.corpus.importers.image_folder import FileKind, listing
 from granvit.corpus.layout import CorpusError
 from granvit.errors import GranvitError
 from granvit.files import open_regular
 from granvit.links import LinkOutsideError
-from granvit.regions import Region, RegionImage
+from granvit.regions import Conversation, Region, RegionImage
 
 _BATCH = 64
 _MAX_BATCH_BYTES = 512 << 20
@@ -154,6 +155,7 @@ BoxFormat = Literal["xywh", "xyxy"]
 
 _CAPTIONS = ("caption", "text")
 _OBJECTS = "objects"
+_IMAGES, _TEXTS = "images", "texts"
 _BOXES = ("bbox", "bboxes", "box", "boxes")
 _LABELS = ("category", "categories", "category_name", "label", "labels", "class", "name", "category_id", "class_id")
 
@@ -170,13 +172,15 @@ def read(
 ) -> Iterator[Found]:
     """`src` is a folder with ``*.parquet`` at any depth, or one such file.
 
-    The column `image_column` holds ``{"bytes", "path"}`` (the Image feature of `datasets`), the bytes alone, a path
-    alone, or a list of one of these; a path is relative to the file. Optional columns: "caption", or else "text", of
-    strings (of a list the longest is taken); "id"; and "objects", regions as detection sets have them: ``{"bbox":
-    [...], "category": [...]}``, or a list of ``{"bbox", "category"}``. A category is a name, or a number of a
-    ClassLabel, whose names `datasets` keeps in the file; a number without names is refused as "unknown-category". Other
-    columns are counted and not read. Files named ``train-00000-of-00009.parquet``, or in a folder ``train``, are of
-    that split, unless `split` names one.
+    The column `image_column`, or else "images", holds ``{"bytes", "path"}`` (the Image feature of `datasets`), the
+    bytes alone, a path alone, or a list of one of these; a path is relative to the file. Optional columns: "caption",
+    or else "text", of strings (of a list the longest is taken); "id"; conversations: "messages" or "conversations" as a
+    list of turns (see the importer sharegpt), "texts" as the_cauldron's list of ``{"user", "assistant"}``, which are
+    the rounds of one; a row without a picture is then a record of its conversation alone; and "objects", regions as
+    detection sets have them: ``{"bbox": [...], "category": [...]}``, or a list of ``{"bbox", "category"}``. A category
+    is a name, or a number of a ClassLabel, whose names `datasets` keeps in the file; a number without names is refused
+    as "unknown-category". Other columns are counted and not read. Files named ``train-00000-of-00009.parquet``, or in a
+    folder ``train``, are of that split, unless `split` names one.
 
     Boxes: x, y, width, height in pixels, as in COCO and in most sets of the hub; with `box_format` "xyxy", the two
     corners. A corpus of this project needs no import. Terms: the table's own; state them with `licence`.
@@ -195,6 +199,7 @@ def read(
         file = root / name
         try:
             columns, categories = _columns(file, image_column)
+            pictures = image_column if image_column in columns else _IMAGES
         except Refused as refused:
             yield Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail)
             continue
@@ -203,12 +208,18 @@ def read(
         for index, row in enumerate(read_rows(file, read_columns)):
             uri = f"{name}:{index}"
             try:
+                said = []
                 if isinstance(row, Refused):
                     raise row
+                said = _conversations(row, pictured=row[pictures] not in (None, []))
+                if said and row[pictures] in (None, []) and not _entries(row.get(_OBJECTS)):
+                    id = f"{source}/{as_text(row.get('id')) or uri}"
+                    yield text_record(id, said[0], source, licence, split or _split(name))
+                    continue
                 captions = _captions(row)
                 record = RegionImage(
                     id=f"{source}/{as_text(row.get('id')) or uri}",
-                    image=_picture(row[image_column], file.parent),
+                    image=_picture(row[pictures], file.parent),
                     width=UNKNOWN_SIZE[0],
                     height=UNKNOWN_SIZE[1],
                     regions=_regions(row.get(_OBJECTS), categories, box_format),
@@ -217,10 +228,12 @@ def read(
                     licence=licence,
                     caption=max(captions, key=len, default=None),
                     split=as_split(split) or _split(name),
+                    conversations=said,
                 )
             except Refused as refused:
                 count = 0 if isinstance(row, Refused) else len(_entries(row.get(_OBJECTS)))
-                yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, count)
+                many = len(said)
+                yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, count, conversations=many)
                 continue
             yield record
             yield LeftOut("further captions of a picture", max(0, len(captions) - 1), uri)
@@ -244,9 +257,10 @@ def _columns(file: Path, image_column: str) -> tuple[dict[str, int], list[str]]:
     """
     with open_parquet(file) as parquet:
         schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-        if image_column not in schema.names:
+        pictures = image_column if image_column in schema.names else _IMAGES
+        if pictures not in schema.names:
             raise Refused("missing-field", f"no column {image_column!r}; there are {', '.join(schema.names)}")
-        used = (image_column, "id", *_CAPTIONS, _OBJECTS)
+        used = (pictures, "id", *_CAPTIONS, *TURNS, _TEXTS, _OBJECTS)
         return {name: 0 if name in used else rows for name in schema.names}, _categories(schema.metadata or {})
 
 
@@ -279,6 +293,13 @@ def _picture(value: Any, folder: Path) -> bytes:
     if isinstance(path, str) and path:
         return read_image(folder, path)
     raise Refused("missing-image", f"neither bytes nor a path, but {type(value).__name__}")
+
+
+def _conversations(row: dict[str, Any], pictured: bool) -> list[Conversation]:
+    """The conversation of a row, if it has one: in its place one that the gate refuses where it cannot be read."""
+    if row.get(_TEXTS) is not None:
+        return [cauldron_turns(row[_TEXTS], pictured)]
+    return [conversation_in(row, pictured)] if any(row.get(name) is not None for name in TURNS) else []
 
 
 def _captions(row: dict[str, Any]) -> list[str]:

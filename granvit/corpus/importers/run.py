@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from granvit.corpus.check import LeftOut, Quarantine, Rejection, check_record
+from granvit.corpus.check import LeftOut, Quarantine, Rejection, check_record, whole_rejection
 from granvit.corpus.importers.base import WITHOUT_REGIONS, Found, check_encoding, get_importer
 from granvit.corpus.layout import QUARANTINE, CorpusError
 from granvit.corpus.store import CorpusWriter
@@ -26,10 +26,12 @@ class ImportSummary:
     """What became of everything an importer came across.
 
     ``images_seen == images_written + images_quarantined``, and ``regions_seen == regions_written +
-    regions_quarantined + regions_with_image``, the last being those that went with a quarantined image.
+    regions_quarantined + regions_with_image``, the last being those that went with a quarantined image; and the same
+    for conversations. An image is a record, also one of conversations alone.
 
     Attributes:
-        reasons: quarantine entries by reason, images and regions together.
+        without_picture: how many of the images written are conversations alone.
+        reasons: quarantine entries by reason, images, regions and conversations together.
         changes: what was kept but altered, see `Checked`.
         left_out: what the data set states and a record has no place for, and how often, see `LeftOut`.
         examples: of each of these a detail, such as where the first one is.
@@ -42,18 +44,27 @@ class ImportSummary:
     regions_written: int = 0
     regions_quarantined: int = 0
     regions_with_image: int = 0
+    conversations_seen: int = 0
+    conversations_written: int = 0
+    conversations_quarantined: int = 0
+    conversations_with_image: int = 0
+    without_picture: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [
-            f"images   {self.images_written} of {self.images_seen} written",
-            f"regions  {self.regions_written} of {self.regions_seen} written",
-        ]
+        lines = [f"images   {self.images_written} of {self.images_seen} written"]
+        if self.without_picture:
+            lines[-1] += f" ({self.without_picture} without a picture, conversations alone)"
+        lines.append(f"regions  {self.regions_written} of {self.regions_seen} written")
         if self.regions_with_image:
             lines[-1] += f" ({self.regions_with_image} went with their quarantined image)"
+        if self.conversations_seen:
+            lines.append(f"conversations  {self.conversations_written} of {self.conversations_seen} written")
+            if self.conversations_with_image:
+                lines[-1] += f" ({self.conversations_with_image} went with their quarantined image)"
         lines += [f"  quarantined  {count:>7}  {reason}" for reason, count in self.reasons.most_common()]
         lines += [f"  kept, but    {count:>7}  {change}" for change, count in self.changes.most_common() if count]
         for what, count in self.left_out.most_common():
@@ -128,8 +139,13 @@ def _require_use(place: Path, now: ImportSummary, before: ImportSummary, writer:
     """Whether anything of a place was used. A corpus without what it was named for would be trained on unnoticed."""
     why = ", ".join(f"{reason} {count}" for reason, count in (now.reasons - before.reasons).most_common())
     images, stated = now.images_seen - before.images_seen, now.regions_seen - before.regions_seen
+    said = now.conversations_seen - before.conversations_seen
     if now.images_written == before.images_written:
         problem = f"none of {images} images could be imported"
+    elif now.conversations_written > before.conversations_written:
+        return
+    elif said and now.regions_written == before.regions_written:
+        problem = f"none of {said} conversations could be used"
     elif now.regions_written == before.regions_written and (stated or regions):
         problem = f"none of {stated} regions could be used"
         if not stated:
@@ -156,22 +172,26 @@ def _take(
         return
     if isinstance(item, Rejection):
         quarantine.add(item)
-        summary.images_seen += item.region is None
-        summary.images_quarantined += item.region is None
+        summary.images_seen += item.whole
+        summary.images_quarantined += item.whole
+        summary.conversations_seen += item.conversations + (item.conversation is not None)
+        summary.conversations_quarantined += item.conversation is not None
+        summary.conversations_with_image += item.conversations
         summary.regions_seen += item.regions + (item.region is not None)
         summary.regions_quarantined += item.region is not None
         summary.regions_with_image += item.regions
         return
     summary.images_seen += 1
     summary.regions_seen += len(item.regions)
+    summary.conversations_seen += len(item.conversations)
     if item.id in writer:
-        count = len(item.regions)
         reason, detail = "duplicate-id", "an earlier image has this id"
         if item.split in ("val", "test") and item.id not in held_out:
             reason, detail = "split-conflict", f"an earlier image has this id and is trained on, not in {item.split}"
-        quarantine.add(Rejection(reason, item.id, item.uri, None, detail, count))
+        quarantine.add(whole_rejection(item, reason, detail))
         summary.images_quarantined += 1
-        summary.regions_with_image += count
+        summary.regions_with_image += len(item.regions)
+        summary.conversations_with_image += len(item.conversations)
         return
     checked = check_record(item)
     for rejection in checked.rejections:
@@ -179,6 +199,7 @@ def _take(
     if checked.record is None:
         summary.images_quarantined += 1
         summary.regions_with_image += len(item.regions)
+        summary.conversations_with_image += len(item.conversations)
         return
     split = _split(checked.record, val_fraction, group)
     writer.write(replace(checked.record, split=split))
@@ -187,7 +208,10 @@ def _take(
     summary.changes += checked.changes
     summary.images_written += 1
     summary.regions_written += len(checked.record.regions)
-    summary.regions_quarantined += len(checked.rejections)
+    summary.regions_quarantined += sum(rejection.region is not None for rejection in checked.rejections)
+    summary.conversations_written += len(checked.record.conversations)
+    summary.conversations_quarantined += sum(rejection.conversation is not None for rejection in checked.rejections)
+    summary.without_picture += checked.record.text_only
 
 
 def _split(record: RegionImage, val_fraction: float, group: Group) -> str:

@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Self
@@ -27,9 +28,10 @@ from granvit.corpus.importers.base import (
     parse_object,
     read_regions,
 )
+from granvit.corpus.importers.conversations import conversations_of
 from granvit.corpus.importers.image_folder import HEAD_BYTES, LEFT_OUT, chosen, kind_of
 from granvit.corpus.importers.image_folder import SUFFIXES as PICTURES
-from granvit.corpus.importers.jsonl import region_of
+from granvit.corpus.importers.jsonl import region_of, text_only
 from granvit.corpus.layout import CorpusError
 from granvit.errors import GranvitError
 from granvit.files import open_regular
@@ -268,10 +270,10 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "", enc
 
     Members that follow each other and have the same path up to the first dot are one sample: a picture, and beside it
     ``.json`` and ``.txt``, both optional. A JSON object with "regions" is in the layout of the importer jsonl ("image"
-    and the size may be absent, "id" may be there); of any other, such as img2dataset's, "caption" is read. The text
-    file, in `encoding`, is a caption too, where the JSON has none. Members of other endings are counted and not read.
-    A sample whose files are in several places of a shard is refused as "not-grouped"; a key that an earlier shard has
-    too is distinguished by its shard's name.
+    and the size may be absent, "id" may be there), conversations included, which may come without a picture; of any
+    other, such as img2dataset's, "caption" is read. The text file, in `encoding`, is a caption too, where the JSON has
+    none. Members of other endings are counted and not read. A sample whose files are in several places of a shard is
+    refused as "not-grouped"; a key that an earlier shard has too is distinguished by its shard's name.
 
     Shards are read in memory and never unpacked. Members whose path leads out of the archive, links and devices are
     refused as "unsafe-member". A shard that is cut off gives the samples in front of the damage but the last one, which
@@ -302,7 +304,8 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "", enc
             try:
                 yield _record(uri, unique, parts, source, source or name, licence, split, encoding)
             except Refused as refused:
-                yield Rejection(refused.reason, "", uri, None, refused.detail, _regions_in(parts))
+                regions, said = _parts_in(parts)
+                yield Rejection(refused.reason, "", uri, None, refused.detail, regions, conversations=said)
             pictures = [ending for ending in parts if f".{ending}" in PICTURES]
             yield LeftOut("further pictures of a sample", max(0, len(pictures) - 1), uri)
             unread = [ending for ending in parts if ending and ending not in _TEXTS and f".{ending}" not in PICTURES]
@@ -315,10 +318,16 @@ def _record(
 ) -> RegionImage:
     files = {ending: unless_refused(content) for ending, content in parts.items()}
     pictures = [ending for ending in files if f".{ending}" in PICTURES]
-    if not pictures:
+    if not pictures and "json" not in files:
         raise Refused("missing-image", f"the sample has only {', '.join(sorted(files))}")
     row = parse_object(files["json"]) if "json" in files else {}
     ours = "regions" in row
+    said = conversations_of(row) if ours else []
+    if not pictures:
+        if not said:
+            raise Refused("missing-image", f"the sample has only {', '.join(sorted(files))}")
+        origin = source or as_text(row.get("source")) or default
+        return replace(text_only(row, said, key, origin, licence), split=as_split(split or row.get("split")))
     if ours and not isinstance(row["regions"], list):
         raise Refused("bad-field", f"regions should be a list, got {shown(row['regions'])}")
     origin = source or (as_text(row.get("source")) if ours else "") or default
@@ -334,16 +343,19 @@ def _record(
         licence=licence or as_text(row.get("licence")),
         caption=as_caption(row.get("caption")) or _text(files.get("txt", b""), encoding) or None,
         split=as_split(split or row.get("split")),
+        conversations=said,
     )
 
 
-def _regions_in(parts: Parts) -> int:
-    """How many regions a sample states that is refused."""
+def _parts_in(parts: Parts) -> tuple[int, int]:
+    """How many regions and conversations a sample states that is refused."""
     try:
-        regions = parse_object(unless_refused(parts.get("json", b""))).get("regions")
+        row = parse_object(unless_refused(parts.get("json", b"")))
     except Refused as refused:
-        return refused.regions
-    return len(regions) if isinstance(regions, list) else 0
+        return refused.regions, 0
+    if not isinstance(row.get("regions"), list):
+        return 0, 0
+    return len(row["regions"]), len(conversations_of(row))
 
 
 def _text(data: bytes, encoding: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +19,6 @@ from granvit.files import read_regular
 
 # The questions of a benchmark; pictures in them count.
 _LONGEST_FILE = 8 << 30
-
-
-# So many pictures are looked for in a folder, since some may be absent.
-_PROBED = 100
 
 
 class Reader(Protocol):
@@ -98,21 +94,6 @@ def find(src: Path, *patterns: str) -> list[Path]:
         if files := sorted(chain(src.glob(pattern), src.glob(f"*/{pattern}"))):
             return files
     raise GranvitError(f"{src} holds none of {', '.join(patterns)}")
-
-
-def picture_root(images: Path | None, base: Path, folders: Iterable[str], names: Iterable[str]) -> Path:
-    """The folder of the pictures: `images`, or the first of `folders` below `base` that has any of the first ones.
-
-    Raises:
-        GranvitError: none has one.
-    """
-    some = list(islice(dict.fromkeys(names), _PROBED))
-    places = [images] if images else [base / folder for folder in folders]
-    for place in places:
-        if any((place / name).is_file() for name in some):
-            return place
-    searched = ", ".join(str(place) for place in places)
-    raise GranvitError(f"no picture {some[0]!r} in {searched}; name the pictures' folder with --images")
 
 
 def file_loader(root: Path, name: str) -> Callable[[], bytes]:

@@ -13,7 +13,7 @@ from string import ascii_uppercase as LETTERS
 from typing import Any
 
 from granvit.corpus.check import Refused
-from granvit.corpus.importers.base import read_json
+from granvit.corpus.importers.base import picture_root, read_json
 from granvit.corpus.importers.jsonl import read_rows
 from granvit.errors import GranvitError
 from granvit.evaluate.benchmarks.base import (
@@ -25,7 +25,6 @@ from granvit.evaluate.benchmarks.base import (
     file_loader,
     find,
     json_lines,
-    picture_root,
     rows_of,
     value,
 )

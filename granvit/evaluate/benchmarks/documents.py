@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from granvit.corpus.importers.base import picture_root
 from granvit.evaluate.benchmarks.base import (
     LeftOut,
     benchmark,
@@ -12,7 +13,6 @@ from granvit.evaluate.benchmarks.base import (
     eval_set_of,
     file_loader,
     find,
-    picture_root,
     rows_of,
     texts,
     value,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from granvit.corpus.importers.base import picture_root
 from granvit.corpus.importers.jsonl import ANNOTATIONS
 from granvit.evaluate.benchmarks.base import (
     LeftOut,
@@ -13,7 +14,6 @@ from granvit.evaluate.benchmarks.base import (
     file_loader,
     find,
     json_lines,
-    picture_root,
     texts,
     value,
 )

@@ -21,7 +21,7 @@ from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.errors import BusyError, GranvitError
-from granvit.regions import Region, RegionImage
+from granvit.regions import Region, RegionImage, Turn
 
 
 @pytest.fixture
@@ -323,3 +323,20 @@ def test_an_edited_summary_of_a_shard_is_one_sentence(photos, tmp_path, inline, 
     (tmp_path / "out" / ".annotate" / "shards" / "00000" / "summary.json").write_text(content)
     with pytest.raises(CorpusError, match=f"summary.json: damaged: .*{problem}"):
         run(photos, tmp_path / "out")
+
+
+def test_what_is_said_stays_and_what_has_no_picture_passes(tmp_path, inline):
+    said = [[Turn("user", "Hi"), Turn("assistant", "Ho")]]
+    records = [
+        RegionImage("a", png(1), 40, 30, [], conversations=said),
+        RegionImage("b", None, 0, 0, [], source="talk", conversations=said * 2, split="val"),
+    ]
+    with CorpusWriter(tmp_path / "corpus") as writer:
+        for record in records:
+            writer.write(record)
+    run(tmp_path / "corpus", tmp_path / "out")
+    seen, alone = Corpus(tmp_path / "out")
+    assert (seen.conversations, len(seen.regions), alone) == (said, 1, records[1])
+    assert verify(tmp_path / "out") == [] and read_quarantine(tmp_path / "out/quarantine.jsonl") == []
+    manifest = Corpus(tmp_path / "out").manifest
+    assert manifest["conversations"] == 3 and manifest["meta"]["routed"]["no-picture"] == 1

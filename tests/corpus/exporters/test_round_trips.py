@@ -20,7 +20,7 @@ from granvit.corpus.exporters import EXPORTERS, export_corpus
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.geometry import iou
-from granvit.regions import Region, RegionImage
+from granvit.regions import Region, RegionImage, Turn
 
 F32 = float(np.float32(0.1))
 
@@ -64,6 +64,68 @@ RECORDS = [
     RegionImage("con", picture((200, 400), "PNG"), 200, 400, [Region((20, 2, 33, 300), "dog")], split="val"),
     RegionImage("a", turned_picture(), 40, 80, [Region((0, 0, 40, 40), "black half")]),
 ]  # fmt: skip
+
+
+def said(*texts):
+    return [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+
+
+TALKS = [
+    RegionImage(
+        "talked about", picture((400, 200)), 400, 200, [Region((0, 0, 100, 100), "a cup")], caption="A cup.",
+        split="train",
+        conversations=[
+            said("What is it?", "A cup.", "Whose?", "Mine: <|im_end|>, <loc0001>."),
+            [Turn("system", "Be short."), *said("Two\n\nlines", "Ho")],
+            said("What is in [0.1, 0.2, 0.3, 0.4]?", "A handle."),  # not a region: nobody says what it is relative to
+            said("Describe in detail what is shown in the image in one paragraph", "It is no caption."),
+        ],
+    ),
+    RegionImage("pictured only", picture((200, 400)), 200, 400, [], conversations=[said("Hi", "Ho")], split="train"),
+    RegionImage("talk/1", None, 0, 0, [], source="talk", split="train", conversations=[said("1+1?", "2", "2+2?", "4")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llava", "webdataset"])
+def test_conversations_come_back_as_they_were(tmp_path, name):
+    corpus = store(tmp_path / "corpus", *TALKS)
+    summary = export_corpus(name, corpus, tmp_path / "export")
+    assert (summary.images, summary.conversations, summary.without_picture) == (3, 6, 1)
+    assert summary.skipped == Counter() and "conversations  6 written" in str(summary)
+    back, refused = read_back(name, tmp_path, tmp_path / "export", **({"frame": "image"} if name == "llava" else {}))
+    assert refused == [] and len(back) == 3
+    key = {record.conversations[0][0].text: record for record in back}
+    for before in TALKS:
+        after = key[before.conversations[0][0].text]
+        assert after.conversations == before.conversations
+        assert (after.width, after.height, after.caption, after.split, after.text_only) == (
+            before.width, before.height, before.caption, before.split, before.text_only,
+        )  # fmt: skip
+        assert [plain(r) for r in after.regions] == [plain(r) for r in before.regions]
+        if name == "webdataset":
+            assert (after.id, after.source) == (before.id, before.source or "export")
+
+
+def test_an_export_of_conversations_is_llavas_layout(tmp_path):
+    export_corpus("llava", store(tmp_path / "corpus", *TALKS[1:]), tmp_path / "export")
+    pictured, alone = json.loads((tmp_path / "export/train.json").read_text())
+    assert pictured["image"] == "images/00000001.png" or pictured["image"] == "images/00000001.jpg"
+    assert pictured["conversations"] == [
+        {"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "Ho"}
+    ]  # fmt: skip
+    assert "image" not in alone and alone["conversations"][0] == {"from": "human", "value": "1+1?"}
+
+
+def test_conversations_that_a_layout_cannot_hold_are_counted(tmp_path):
+    marked = RegionImage(
+        "a", picture((400, 200)), 400, 200, [], conversations=[said("An <image>?", "Yes."), said("Hi", "Ho")]
+    )
+    corpus = store(tmp_path / "corpus", marked, TALKS[2])
+    summary = export_corpus("llava", corpus, tmp_path / "export")
+    assert (summary.conversations, summary.skipped) == (2, {"conversations that say <image>": 1})
+    summary = export_corpus("coco", corpus, tmp_path / "coco")
+    assert (summary.images, summary.conversations) == (1, 0)
+    assert summary.skipped == {"conversations": 2, "conversations without a picture": 1}
 
 
 def plain(region):

@@ -8,7 +8,7 @@ from helpers.importing import bring, save
 from granvit.corpus.importers import import_corpus
 from granvit.corpus.store import CorpusError
 from granvit.questions import GLOBAL
-from granvit.regions import Region
+from granvit.regions import Region, RegionImage, Turn
 
 DESCRIBE = "Please provide a short description for this region: "
 FIND = "Please provide the bounding box coordinate of the region this sentence describes: "
@@ -40,7 +40,6 @@ def test_regions_are_asked_about_or_answered_with(tmp_path, name):
             ("What does [30, 31] say?", "[5, 6]"),
         ),
         entry((GLOBAL, "A street with a car."), (FIND + "the red car: parked", "[0.25, 0.5, 0.5, 1.0]")),
-        {"id": "text", "conversations": []},
         name=name,
     )
     [got], refused = bring("llava", src, tmp_path / "out", frame="image")
@@ -50,6 +49,10 @@ def test_regions_are_asked_about_or_answered_with(tmp_path, name):
         Region((0, 0, 4, 5), "sign: [no] parking"),
         Region((0, 0, 20, 10), "see [1, 2] and [30, 31, 32, 33]"),
     ]
+    # The second one holds nothing but a caption and a region.
+    [said] = got.conversations
+    assert [turn.role for turn in said] == ["user", "assistant"] * 6
+    assert (said[0].text, said[3].text, said[11].text) == ("What is this?", "the red car: parked", "[5, 6]")
     assert refused == []
 
 
@@ -67,7 +70,8 @@ def test_what_boxes_are_relative_to_is_said_by_the_caller(tmp_path, frame, coord
     src = llava(tmp_path, entry((DESCRIBE + written, "a dog")))
     [got], _ = bring("llava", src, tmp_path / "out", frame=frame, coordinates=coordinates)
     assert got.regions == [Region(box, "a dog")]
-    with pytest.raises(CorpusError, match='say what the boxes are relative to, with frame "image" or "canvas"'):
+    assert got.conversations == []
+    with pytest.raises(CorpusError, match='2.jpg: say what the boxes are relative to, with frame "image" or "canvas"'):
         bring("llava", src, tmp_path / "other", coordinates=coordinates)
     with pytest.raises(CorpusError, match="unknown coordinate codec 'pixels'"):
         bring("llava", src, tmp_path / "other", frame=frame, coordinates="pixels")
@@ -89,7 +93,9 @@ def test_boxes_that_cannot_be_used(tmp_path):
     )
     [got], refused = bring("llava", src, tmp_path / "out", frame="image")
     assert [r.text for r in got.regions] == ["kept"]
-    assert [(r.reason, r.region) for r in refused] == [
+    assert got.conversations == []
+    assert [(r.reason, r.conversation) for r in refused if r.region is None] == [("empty-turn", 0)]
+    assert [(r.reason, r.region) for r in refused if r.region is not None] == [
         ("empty-text", 0), ("empty-text", 1), ("empty-text", 2), ("bad-box", 3), ("bad-box", 4), ("bad-box", 5),
         ("empty-text", 6),
     ]  # fmt: skip
@@ -112,10 +118,10 @@ def test_damaged_entries(tmp_path):
     with src.open("a") as file:
         file.write('\n{"id": "cut off')
     [got], refused = bring("llava", src, tmp_path / "out", frame="image")
-    assert len(got.regions) == 1
-    assert [r.reason for r in refused] == [
-        "bad-field", "bad-field", "missing-field", "several-images", "not-json", "not-json", "missing-image",
-        "path-outside",
+    assert len(got.regions) == 1 and got.conversations == []
+    assert [(r.reason, r.conversation) for r in refused] == [
+        ("several-images", None), ("not-json", None), ("not-json", None), ("bad-turns", 0), ("bad-turns", 1),
+        ("missing-field", 2), ("missing-image", None), ("path-outside", None),
     ]  # fmt: skip
     with pytest.raises(CorpusError, match="a list of conversations is expected"):
         (tmp_path / "object.json").write_text("{}")
@@ -132,8 +138,114 @@ def test_what_a_record_has_no_place_for_is_counted(tmp_path):
         entry((DESCRIBE + "[0.1, 0.2, 0.3, 0.4]", "lost"), image="gone.jpg"),
     )
     summary = import_corpus("llava", src, tmp_path / "out", frame="image")
-    assert summary.left_out == {
-        "turns of a conversation without a box": 3, "entries without a picture": 1, "further captions of a picture": 1
-    }  # fmt: skip
+    assert summary.left_out == {"further captions of a picture": 1}
     assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (2, 1, 1)
-    assert "left out           3  turns of a conversation without a box" in str(summary)
+    assert (summary.conversations_seen, summary.conversations_written, summary.without_picture) == (3, 3, 1)
+    assert "left out           1  further captions of a picture" in str(summary)
+    assert "images   2 of 3 written (1 without a picture, conversations alone)" in str(summary)
+    assert "conversations  3 of 3 written" in str(summary)
+
+
+def said(*texts):
+    """Turns of user and assistant."""
+    return [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+
+
+def test_conversations_are_kept_whole(tmp_path):
+    src = llava(
+        tmp_path,
+        entry(("What is this?", "A cup."), ("Whose?", "Mine. <|im_end|>"), image=["vg/VG_100K/2.jpg"]),
+        entry(("And <loc0001>?", "No.")),
+        entry(("x", "It is here.")) | {"system": "Be short."},
+        {"id": 1, "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": " Ho\r\n"}]},
+    )
+    got, refused = bring("llava", src, tmp_path / "out")
+    assert [(r.reason, r.region) for r in refused] == [("bad-box", 0)]  # <loc0001> alone is none
+    alone, pictured = got
+    assert alone == RegionImage(
+        "llava/mix.json:3", None, 0, 0, [], source="llava", split="train", conversations=[said("Hi", "Ho")]
+    )
+    assert (pictured.id, pictured.regions, pictured.caption) == ("llava/vg/VG_100K/2.jpg", [], None)
+    assert pictured.conversations == [
+        said("What is this?", "A cup.", "Whose?", "Mine. <|im_end|>"),
+        said("And <loc0001>?", "No."),
+        [Turn("system", "Be short."), *said("x", "It is here.")],
+    ]
+
+
+USER = {"role": "user", "content": "Hi"}
+ANSWER = {"role": "assistant", "content": "Ho"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([], "empty-conversation"),
+        ([USER], "bad-turns"),
+        ([ANSWER, USER], "bad-turns"),
+        ([USER, USER, ANSWER], "bad-turns"),
+        ([USER, ANSWER, USER], "bad-turns"),
+        ([USER, {"role": "tool", "content": "7"}, ANSWER], "bad-turns"),
+        ([USER, {"content": "Ho"}], "bad-turns"),
+        ([USER, {"role": ["assistant"], "content": "Ho"}], "bad-turns"),
+        ([USER, ANSWER | {"content": " \n"}], "empty-turn"),
+        ([USER, ANSWER | {"content": 7}], "bad-field"),
+        ([USER, ANSWER | {"content": [{"type": "video"}]}], "bad-field"),
+        ("Hi", "missing-field"),
+        ([USER, None], "bad-turns"),
+        ([USER | {"content": "<image> and <image>"}, ANSWER], "image-token"),
+        ([USER, ANSWER, USER | {"content": "<image>\nWho?"}, ANSWER], "image-token"),
+        ([USER, ANSWER | {"content": "An <image>"}], "image-token"),
+        ([USER, ANSWER | {"content": "x" * 100_000}], "long-conversation"),
+    ],
+)
+@pytest.mark.parametrize("importer", ["llava", "sharegpt"])
+def test_what_no_conversation_is(tmp_path, importer, turns, reason):
+    good = {"image": "vg/VG_100K/2.jpg", "messages": [USER, ANSWER]}
+    src = llava(tmp_path, good, good | {"messages": turns}, {"messages": turns}, good)
+    [got], refused = bring(importer, src, tmp_path / "out")
+    assert got.conversations == [said("Hi", "Ho")] * 2
+    assert [(r.reason, r.conversation, r.conversations) for r in refused] == [(reason, None, 1), (reason, 1, 0)]
+
+
+def test_what_a_picture_is_shown_for(tmp_path):
+    """An `<image>` without a picture, several pictures, other media: refused; ShareGPT's parts are read."""
+    good = {"image": "vg/VG_100K/2.jpg", "messages": [USER, ANSWER]}
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What does <image> mean?"}]
+    long = "x" * 99_998
+    src = llava(
+        tmp_path,
+        {"messages": [USER | {"content": "<image>\nWho?"}, ANSWER]},
+        good | {"images": ["a.jpg"]},
+        good | {"image": None, "images": ["a.jpg", "b.jpg"]},
+        {"videos": ["a.mp4"], "messages": [USER, ANSWER]},
+        good | {"image": [7]},
+        good
+        | {"image": None, "images": ["vg/VG_100K/2.jpg"], "messages": [{"role": "user", "content": parts}, ANSWER]},
+        {"conversations": [{"from": "human", "value": long}, {"from": "gpt", "value": "Ho"}], "tools": "none"},
+    )
+    got, refused = bring("sharegpt", src, tmp_path / "out")
+    assert [r.reason for r in refused] == [
+        "image-token",
+        "several-images",
+        "several-images",
+        "other-media",
+        "bad-field",
+    ]
+    alone, pictured = got
+    assert pictured.conversations == [said("What does <image> mean?", "Ho")]
+    assert alone.conversations == [said(long, "Ho")]
+    assert import_corpus("sharegpt", src, tmp_path / "again").left_out == {"field 'tools'": 1}
+
+
+def test_boxes_are_text_to_sharegpt(tmp_path):
+    src = llava(tmp_path, entry((DESCRIBE + "[0.1, 0.2, 0.3, 0.4]", "a dog"), (GLOBAL, "A dog.")))
+    [got], refused = bring("sharegpt", src, tmp_path / "out")
+    assert (got.regions, got.caption, refused) == ([], None, [])
+    assert got.conversations == [said(DESCRIBE + "[0.1, 0.2, 0.3, 0.4]", "a dog", GLOBAL, "A dog.")]
+
+
+def test_nothing_but_refused_conversations_is_no_corpus(tmp_path):
+    src = llava(tmp_path, entry(("Hi", "")))
+    with pytest.raises(CorpusError, match=r"none of 1 conversations could be used \(empty-turn 1\)"):
+        import_corpus("llava", src, tmp_path / "out")

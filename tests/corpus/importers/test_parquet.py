@@ -11,6 +11,7 @@ from helpers.importing import bring, picture, save
 
 from granvit.corpus.importers import import_corpus, parquet
 from granvit.corpus.store import CorpusError
+from granvit.regions import Turn
 
 PICTURE = picture()
 
@@ -245,3 +246,58 @@ def test_rows_that_a_few_bytes_claim(tmp_path):
     pq.write_table(pa.table({"image": pa.nulls(100_000, pa.binary())}), file)
     with pytest.raises(CorpusError, match="none of 1 images.*damaged-parquet 1"):
         import_corpus("parquet", file, tmp_path / "out")
+
+
+def said(*texts):
+    return [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+
+
+SHOWN = {"bytes": PICTURE, "path": None}
+
+
+def test_messages_with_a_list_of_pictures(tmp_path):
+    """As instruction sets of the hub have them: contents of parts, texts alone, several pictures."""
+    ask = [{"type": "image", "text": None}, {"type": "text", "text": "What is <image>?"}]
+    asked = [{"role": "user", "content": ask}, {"role": "assistant", "content": [{"type": "text", "text": "Green."}]}]
+    rows = [
+        {"images": [SHOWN], "messages": asked},
+        {"images": [], "messages": [{"role": m["role"], "content": m["content"][-1:]} for m in asked]},
+        {"images": [SHOWN, SHOWN], "messages": asked},
+        {"images": [], "messages": asked},
+        {"images": [SHOWN], "messages": asked[:1]},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-0.parquet")
+    [pictured, alone, kept], refused = bring("parquet", tmp_path / "train-0.parquet", tmp_path / "out", source="hub")
+    assert pictured.conversations == alone.conversations == [said("What is <image>?", "Green.")]
+    assert (pictured.image, pictured.split, alone.text_only, alone.split) == (PICTURE, "train", True, "train")
+    assert alone.id == "hub/train-0.parquet:1"
+    assert (kept.image, kept.conversations) == (PICTURE, [])
+    assert [(r.reason, r.conversation, r.conversations) for r in refused] == [
+        ("several-images", None, 1), ("image-token", None, 1), ("bad-turns", 0, 0),
+    ]  # fmt: skip
+
+
+def test_the_cauldron(tmp_path):
+    texts = [{"user": "What?", "assistant": "A field.", "source": "x"}, {"user": "Colour?", "assistant": "Green."}]
+    bad = [{"user": "What?", "assistant": None, "source": "x"}]
+    rows = [{"images": [SHOWN], "texts": texts}, {"images": [SHOWN], "texts": bad}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-0.parquet")
+    [got, empty], refused = bring("parquet", tmp_path / "train-0.parquet", tmp_path / "out")
+    assert got.conversations == [said("What?", "A field.", "Colour?", "Green.")] and empty.conversations == []
+    assert [(r.reason, r.conversation) for r in refused] == [("bad-field", 0)]
+
+
+def test_one_picture_and_conversations(tmp_path):
+    """LLaVA-OneVision's columns."""
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A field."}]
+    plain = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    rows = [
+        {"id": "a", "image": SHOWN, "conversations": turns, "data_source": "x"},
+        {"id": "b", "image": None, "conversations": plain, "data_source": "x"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-0.parquet")
+    [got, alone], refused = bring("parquet", tmp_path / "train-0.parquet", tmp_path / "out")
+    assert (got.id, got.conversations, refused) == ("train-0/a", [said("What?", "A field.")], [])
+    assert (alone.id, alone.conversations, alone.text_only) == ("train-0/b", [said("Hi", "Ho")], True)
+    left_out = import_corpus("parquet", tmp_path / "train-0.parquet", tmp_path / "again").left_out
+    assert left_out == {"column 'data_source'": 2}
