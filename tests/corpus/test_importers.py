@@ -282,7 +282,7 @@ def test_nothing_importable_is_a_clear_error_and_leaves_the_account(tmp_path):
 def test_wrong_calls_are_refused_before_anything_is_written(tmp_path):
     src = pack(tmp_path / "pack", row())
     for call, message in (
-        (dict(name="yolo", src=src), "unknown importer 'yolo': use one of coco, .*jsonl"),
+        (dict(name="yolo", src=src), "unknown importer 'yolo': use one of chartqa, coco, .*jsonl"),
         (dict(name="jsonl", src=src, images=src), "'jsonl' has no option 'images'"),
         (dict(name="jsonl", src=[src, tmp_path / "nowhere"]), "nowhere does not exist"),
         (dict(name="jsonl", src=src, val_fraction=1.0), "val_fraction"),

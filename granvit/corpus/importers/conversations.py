@@ -128,6 +128,9 @@ def cauldron_turns(texts: Any, pictured: bool) -> Conversation:
         return UnreadConversation(refused)
 
 
+CONVERSATION_FIELDS = frozenset({"conversations", "qa"})
+
+
 def conversations_of(row: dict[str, Any], ask: Callable[[str], str] | None = None) -> list[Conversation]:
     """The conversations of a row of this project's exchange format: "conversations", and the questions of "qa".
 

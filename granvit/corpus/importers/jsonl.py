@@ -33,7 +33,7 @@ from granvit.corpus.importers.base import (
     read_image,
     read_regions,
 )
-from granvit.corpus.importers.conversations import conversations_of
+from granvit.corpus.importers.conversations import CONVERSATION_FIELDS, conversations_of
 from granvit.corpus.layout import CorpusError
 from granvit.errors import GranvitError
 from granvit.files import open_regular, read_regular
@@ -164,7 +164,8 @@ def read(
                 count = row.regions
                 raise row
             count = len(row["regions"]) if isinstance(row.get("regions"), list) else 0
-            said = conversations_of(row, ask_short if short_answers else None)
+            if row.keys() & CONVERSATION_FIELDS:
+                said = conversations_of(row, ask_short if short_answers else None)
             yield _record(row, said, f"{file.name}:{number}", file.parent, source, licence)
         except Refused as refused:
             where, many = f"{file.name}:{number}", len(said)

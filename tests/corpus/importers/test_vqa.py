@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from importing import bring, save
+from helpers.importing import bring, save
 
 from granvit.corpus.importers import import_corpus
 from granvit.corpus.store import CorpusError
@@ -38,7 +38,7 @@ def test_what_is_trained_on_is_what_is_asked(tmp_path):
     """The evaluation's reader of the same file asks in the same words."""
     src = docvqa(tmp_path, PAGE, name="val_v1.0_withQT.json")
     [got], _ = bring("docvqa", src, tmp_path / "out")
-    [look] = open_benchmark("docvqa", src).looks()
+    [look] = open_benchmark("docvqa", src).images()
     assert got.split == "val" and got.conversations[0][0].text == look.items[0].asked
     assert got.conversations[0][1].text == look.items[0].truth[0]
 
