@@ -158,9 +158,9 @@ def time_records(count: int, folder: Path) -> dict[str, float]:
         found[stage] = json.loads(done.stdout.splitlines()[-1])
     print(f"\n{count} records without pictures, 6 regions each")
     print(f"  {'':<12} {'seconds':>9} {'processor s':>12} {'peak MB':>9}")
-    for stage, told in found.items():
-        print(f"  {stage:<12} {told['seconds']:>9.1f} {told['processor_s']:>12.1f} {told['peak_mb']:>9.0f}")
-    numbers = {f"{stage}_{name}": told[name] for stage, told in found.items() for name in told}
+    for stage, measured in found.items():
+        print(f"  {stage:<12} {measured['seconds']:>9.1f} {measured['processor_s']:>12.1f} {measured['peak_mb']:>9.0f}")
+    numbers = {f"{stage}_{name}": measured[name] for stage, measured in found.items() for name in measured}
     return {
         "records": count,
         **numbers,

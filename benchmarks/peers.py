@@ -92,14 +92,14 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         GRANVIT: lambda out: run_granvit(checkpoint, corpus, options, out),
         TRAINER: lambda out: run_trainer(checkpoint, samples, options, out),
     }
-    told = ""
+    why = ""
     if options.swift is not None:
         try:
             write_swift_data(samples, folder / "swift")
             run_swift(checkpoint, options, folder / "swift")  # warms up, and shows whether it runs at all
             arms[SWIFT] = lambda out: run_swift(checkpoint, options, folder / "swift")
         except RuntimeError as error:
-            told = str(error)
+            why = str(error)
     speeds: dict[str, list[float]] = {arm: [] for arm in arms}
     losses: dict[str, float] = {}
     questions = options.images * options.regions
@@ -121,9 +121,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         print(f"{name:22}{f'{statistics.median(of):.1f} [{min(of):.1f}, {max(of):.1f}]':>26}{ratio:11.2f}x")
         facts[name] = {"regions_per_second": round(statistics.median(of), 2), "speedup": round(ratio, 3)}
     if SWIFT not in arms:
-        told = told or "not asked for (--swift /path/to/python)"
-        print(f"{SWIFT:22}{'left out':>26}  {told}")
-        facts[SWIFT] = {"left_out": told}
+        why = why or "not asked for (--swift /path/to/python)"
+        print(f"{SWIFT:22}{'left out':>26}  {why}")
+        facts[SWIFT] = {"left_out": why}
     head = {"benchmark": "peers", "images": options.images, "regions": options.regions, "device": options.device}
     print(json.dumps({**head, "loss_difference": difference, "arms": facts}))
 

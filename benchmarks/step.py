@@ -214,9 +214,9 @@ def report(
         mfu = flops[name] / took / peak if peak else None
         total = sum(splits[name].values())
         parts = {part: splits[name].get(part, 0.0) / total for part in shown}
-        told = f"{name:24}{1000 * took:9.1f}{branches / took:11.1f}{flops[name] / 1e12:8.3f}{share:11.1%}"
-        told += f"{f'{mfu:.1%}' if mfu else '-':>7}{memory[name]:7.3f}{compiles[name]:10}  "
-        print(told + " ".join(f"{value:9.1%}" for value in parts.values()))
+        row = f"{name:24}{1000 * took:9.1f}{branches / took:11.1f}{flops[name] / 1e12:8.3f}{share:11.1%}"
+        row += f"{f'{mfu:.1%}' if mfu else '-':>7}{memory[name]:7.3f}{compiles[name]:10}  "
+        print(row + " ".join(f"{value:9.1%}" for value in parts.values()))
         facts[name] = {
             "ms": round(1000 * took, 2),
             "regions_per_second": round(branches / took, 2),

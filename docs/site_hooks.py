@@ -35,11 +35,11 @@ def command_reference() -> str:
 
     parts = []
     for path in command_paths():
-        told = io.StringIO()
-        with mock.patch.dict("os.environ", {"COLUMNS": "100", "TERM": "dumb"}), contextlib.redirect_stdout(told):
+        output = io.StringIO()
+        with mock.patch.dict("os.environ", {"COLUMNS": "100", "TERM": "dumb"}), contextlib.redirect_stdout(output):
             with contextlib.suppress(SystemExit):
                 parse([*path, "--help"])
-        parts.append(f"## granvit {' '.join(path)}\n\n<pre>{html.escape(told.getvalue().strip())}</pre>\n")
+        parts.append(f"## granvit {' '.join(path)}\n\n<pre>{html.escape(output.getvalue().strip())}</pre>\n")
     return "\n".join(parts)
 
 

@@ -129,14 +129,14 @@ def refuse_non_empty(out: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder, if it is there, such that a kill leaves no half of it under its name."""
-    away = removed(folder)
+    away = removal_name(folder)
     shutil.rmtree(away, ignore_errors=True)
     if folder.exists():
         os.replace(folder, away)
         shutil.rmtree(away, ignore_errors=True)
 
 
-def removed(folder: Path) -> Path:
+def removal_name(folder: Path) -> Path:
     """What a folder is called while `remove_folder` is at it."""
     return _beside(folder, "removed")
 

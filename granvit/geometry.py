@@ -148,7 +148,7 @@ def cells(grid: int, side: float) -> Boxes:
     return np.stack([x, y, x + 1, y + 1], axis=1) * float(side)
 
 
-def elsewhere(
+def free_box(
     box: ArrayLike, width: float, height: float, avoid: ArrayLike, rng: np.random.Generator
 ) -> tuple[float, float, float, float] | None:
     """A box of the same size at a random place where it overlaps none of `avoid`, or None after 20 tries."""

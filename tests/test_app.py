@@ -32,11 +32,11 @@ class Echo:
         self.name = name
 
     def describe(self, picture: Any, boxes: Any) -> list[str]:
-        told = []
+        reported = []
         for x1, y1, x2, y2 in checked_boxes(boxes, picture.size).astype(int).tolist():
             red, green, blue = np.asarray(picture.crop((x1, y1, x2, y2))).reshape(-1, 3).mean(0).round().astype(int)
-            told.append(f"{self.name} {picture.width}x{picture.height} rgb {red} {green} {blue}")
-        return told
+            reported.append(f"{self.name} {picture.width}x{picture.height} rgb {red} {green} {blue}")
+        return reported
 
     read = describe
 
@@ -148,12 +148,12 @@ def test_the_box_that_is_drawn_is_the_box_that_is_asked(
     upload(page, file)
     drag(page, size, box)
     page.click("#describe")
-    told, before, after = rows(page, "#said", "rgb")[0]
+    reported, before, after = rows(page, "#said", "rgb")[0]
     # A step of the mouse is a pixel of the screen, on which a large picture is shown smaller.
     area = page.locator("#picture canvas").bounding_box()
     slack = 1 + 1 / min(1.0, area["width"] / size[0], area["height"] / size[1])
-    asked = [float(side) for side in told.split(",")]
-    assert np.abs(np.array(asked) - box).max() <= slack, (told, box)
+    asked = [float(side) for side in reported.split(",")]
+    assert np.abs(np.array(asked) - box).max() <= slack, (reported, box)
     assert before.startswith(f"before {size[0]}x{size[1]} rgb") and after.startswith("after")
     red, green, _ = map(int, before.split("rgb ")[1].split())
     assert red > 225 and green < 60  # within the red box, whatever its border

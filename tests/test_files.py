@@ -54,7 +54,7 @@ HOLD = "with locked(sys.argv[1]): print('ready', flush=True); sys.stdin.read()"
 # --- locks -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_second_is_told_who_holds_a_place_and_may_have_it_afterwards(tmp_path):
+def test_the_second_learns_who_holds_a_place_and_may_have_it_afterwards(tmp_path):
     holder = other_process(HOLD, tmp_path / "out", "some", "words")
     for place in (tmp_path / "out", tmp_path / "a" / ".." / "out"):
         with pytest.raises(BusyError, match=rf"out: another process is writing here \(process {holder.pid} on .*words"):
@@ -288,5 +288,5 @@ def test_names_that_lead_out(name):
 
 def test_a_holder_can_be_read(tmp_path):
     with locked(tmp_path / "out"):
-        told = json.loads((tmp_path / ".out.lock").read_text())
-        assert told["pid"] == os.getpid() and told["command"]
+        reported = json.loads((tmp_path / ".out.lock").read_text())
+        assert reported["pid"] == os.getpid() and reported["command"]

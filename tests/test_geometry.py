@@ -293,12 +293,12 @@ def test_centres_and_cells_by_hand():
 
 def test_a_box_elsewhere_overlaps_nothing_and_stays_in_the_image():
     rng, avoid = np.random.default_rng(0), [[0, 0, 60, 40], [70, 0, 100, 40]]
-    boxes = np.array([geometry.elsewhere((3, 3, 23, 13), 100, 80, avoid, rng) for _ in range(200)])
+    boxes = np.array([geometry.free_box((3, 3, 23, 13), 100, 80, avoid, rng) for _ in range(200)])
     assert np.allclose(boxes[:, 2:] - boxes[:, :2], [20, 10])
     assert boxes[:, :2].min() >= 0 and (boxes[:, 2:] <= [100, 80]).all()
     assert not intersection(boxes, avoid).any()
     assert boxes[:, 0].min() < 10 and boxes[:, 2].max() > 90 and boxes[:, 3].max() > 75  # anywhere that is free
-    assert geometry.elsewhere((0, 0, 20, 10), 100, 80, [[0, 0, 100, 80]], rng) is None
+    assert geometry.free_box((0, 0, 20, 10), 100, 80, [[0, 0, 100, 80]], rng) is None
 
 
 def test_a_line_is_written_downwards_where_its_longer_side_is_half_as_high_again_as_wide():

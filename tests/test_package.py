@@ -65,16 +65,18 @@ def test_it_runs_outside_of_the_checkout(python: Path, tmp_path: Path) -> None:
     assert "--corpus" in ask(python, tmp_path, "-m", "granvit", "demo", "--help")
     ask(python, tmp_path, "-m", "granvit", "assemble", "nano", "--out", "model")
     Image.effect_noise((200, 100), 90).convert("RGB").save(tmp_path / "photo.png")
-    told = ask(python, tmp_path, "-m", "granvit", "describe", "photo.png", "--box", "10,10,90,90", "--model", "model")
-    assert told.startswith("10,10,90,90\t")
+    reported = ask(
+        python, tmp_path, "-m", "granvit", "describe", "photo.png", "--box", "10,10,90,90", "--model", "model"
+    )
+    assert reported.startswith("10,10,90,90\t")
 
 
 def test_importing_it_is_quick_and_brings_no_torch(python: Path, tmp_path: Path) -> None:
-    told = ask(python, tmp_path, "-c", "import sys, granvit; print('torch' in sys.modules)")
-    assert told.strip() == "False"
+    reported = ask(python, tmp_path, "-c", "import sys, granvit; print('torch' in sys.modules)")
+    assert reported.strip() == "False"
 
 
-def test_every_extra_is_told_of_in_the_docs() -> None:
+def test_every_extra_is_named_in_the_docs() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     pages = "".join(
         p.read_text() for p in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
@@ -83,7 +85,7 @@ def test_every_extra_is_told_of_in_the_docs() -> None:
         assert f"[{extra}]" in pages or f",{extra}" in pages, extra
 
 
-def test_one_version_is_told_everywhere() -> None:
+def test_one_version_is_reported_everywhere() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()

@@ -67,8 +67,8 @@ LANGUAGES = {
 def test_words_of_any_script_count(name):
     text, other, shared = LANGUAGES[name]
     assert rouge_l([text], [text]) == 1 and shared_words_each([text], [text]) == [1.0]
-    told = rouge_l([text], [other])
-    assert told == pytest.approx(shared) if shared is not None else 0 < told < 1
+    reported = rouge_l([text], [other])
+    assert reported == pytest.approx(shared) if shared is not None else 0 < reported < 1
 
 
 def test_a_letter_and_its_mark_are_one_character_however_they_are_written():
@@ -92,7 +92,7 @@ def test_words_in_latin_letters_are_the_packages(text):
     assert words_of(text) == tuple(tokenize(text, None))
 
 
-def test_a_text_without_any_word_is_told_apart():
+def test_a_text_without_any_word_is_noticed():
     assert not any(has_words(text) for text in ("%", "", "é", ["?", ""]))
     assert all(has_words(text) for text in ("5", "书", ["?", "no"]))
 

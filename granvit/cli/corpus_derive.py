@@ -105,7 +105,7 @@ class Sample:
             corpus = Corpus(self.corpus)
             places = derive.sample(corpus, self.count, self.seed, self.per_source)
             made = {"sample": {"count": self.count, "seed": self.seed, "per_source": self.per_source}}
-            images = derive.write_part(corpus, derive.at(corpus, places), self.out, made, self.overwrite)
+            images = derive.write_part(corpus, derive.records_at(corpus, places), self.out, made, self.overwrite)
         except CorpusError as error:
             return fail(str(error))
         print(f"{self.out}: {images} of {len(corpus)} images")

@@ -210,7 +210,7 @@ def sample(corpus: Corpus, count: int, seed: int = 0, per_source: bool = False) 
     return sorted(place for drawn in lowest_by_hash(named, count).values() for place in drawn)
 
 
-def at(corpus: Corpus, places: Sequence[int]) -> Iterator[RegionImage]:
+def records_at(corpus: Corpus, places: Sequence[int]) -> Iterator[RegionImage]:
     """The records at ascending places, read in one go."""
     wanted = np.zeros(len(corpus), dtype=bool)
     wanted[list(places)] = True
@@ -278,12 +278,12 @@ def tile(corpus: Corpus, out: str | Path, tiling: Tiling, overwrite: bool = Fals
     meta = {"tiles": vars(tiling), "of": str(corpus.path), "before": corpus.manifest["meta"]}
     with CorpusWriter(out, meta=meta, overwrite=overwrite) as writer:
         for record in tqdm(corpus, desc="tile", unit=" images", disable=not progress):
-            for part in cut(replace(record, split=split_of(record)), tiling, made):
+            for part in tiles_of(replace(record, split=split_of(record)), tiling, made):
                 writer.write(part)
     return made
 
 
-def cut(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[RegionImage]:
+def tiles_of(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[RegionImage]:
     """The tiles of a record, or the record itself where it need not be cut; counted in `made`.
 
     Raises:

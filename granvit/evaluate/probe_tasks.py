@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from granvit.bootstrap import Estimate, estimate, resampled_sums
 from granvit.coordinates import Box
 from granvit.errors import GranvitError
-from granvit.geometry import elsewhere
+from granvit.geometry import free_box
 from granvit.regions import Region, RegionImage
 from granvit.texts import one_spaced
 
@@ -47,7 +47,7 @@ class Questions:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def ask(task: Task, records: Sequence[RegionImage], max_regions: int, seed: int) -> Questions:
+def probe_questions(task: Task, records: Sequence[RegionImage], max_regions: int, seed: int) -> Questions:
     """The questions of a task about images, with raw targets: a text, a set of words, 0 or 1.
 
     "is-text" sets beside every text region a box of the same size from where the image has no region, so that it is not
@@ -60,7 +60,7 @@ def ask(task: Task, records: Sequence[RegionImage], max_regions: int, seed: int)
         for region in regions:
             if task == "is-text":
                 questions.items.append(Question(n, region.box, int(region.kind == "text")))
-                other = elsewhere(region.box, record.width, record.height, [r.box for r in record.regions], rng)
+                other = free_box(region.box, record.width, record.height, [r.box for r in record.regions], rng)
                 if region.kind == "text" and other is not None:
                     questions.items.append(Question(n, other, 0))
             elif region.kind == ("text" if task == "read" else "object"):

@@ -27,8 +27,8 @@ from granvit.evaluate.probe_tasks import (
     Questions,
     Score,
     Task,
-    ask,
     mean_average_precision,
+    probe_questions,
     ratio,
     usable,
     vocabulary,
@@ -249,10 +249,10 @@ def probe(
         ValueError: too few regions in either part for the task.
     """
     train_images, scored_images = list(islice(iter(train), limit)), list(islice(iter(held_out), limit))
-    raw = ask(task, train_images, max_regions, seed)
+    raw = probe_questions(task, train_images, max_regions, seed)
     targets = vocabulary(task, raw)
     training = usable(task, raw, targets)
-    scored = usable(task, ask(task, scored_images, max_regions, seed + 1), targets)
+    scored = usable(task, probe_questions(task, scored_images, max_regions, seed + 1), targets)
     check = _check(training)
     if not check or len(check) == len(training.items) or not scored.items:
         raise GranvitError(

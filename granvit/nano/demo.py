@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from granvit.corpus.derive import Tiled, Tiling, cut, train_and_held_out
+from granvit.corpus.derive import Tiled, Tiling, tiles_of, train_and_held_out
 from granvit.corpus.store import Corpus, Subset
 from granvit.errors import GranvitError
 from granvit.evaluate.region_tasks import Item, Report, evaluate
@@ -247,7 +247,7 @@ def own_corpora(
     photos, scans = _by(printed, held_out)
     tiles = [scans[index] for index in evenly(range(len(scans)), limit)]
     if tile is not None:
-        tiles = [part for record in tiles for part in cut(record, Tiling(tile, kind="text"), Tiled())]
+        tiles = [part for record in tiles for part in tiles_of(record, Tiling(tile, kind="text"), Tiled())]
     share = limit // 2 if tiles and len(photos) else limit
     shown = [*(photos[index] for index in evenly(range(len(photos)), share)), *evenly(tiles, share)]
     return [(part, weight) for part, weight in parts if len(part)], shown

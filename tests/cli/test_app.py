@@ -223,11 +223,11 @@ def test_a_pretrained_model_learns_drawn_shapes_only_where_that_is_said(granvit,
 
 def test_of_several_processes_the_first_alone_tells_the_checkpoint(granvit, tiny, monkeypatch):
     monkeypatch.setattr("granvit.train.run.run_recipe", lambda *args, **options: None)
-    told = []
+    reported = []
     for rank in (0, 1):
         monkeypatch.setattr("accelerate.PartialState", lambda rank=rank: SimpleNamespace(is_main_process=rank == 0))
-        told.append(granvit("train", "tiny", "--corpus", "more"))
-    assert told == [(0, "checkpoint: runs/tiny/checkpoint\n", ""), (0, "", "")]
+        reported.append(granvit("train", "tiny", "--corpus", "more"))
+    assert reported == [(0, "checkpoint: runs/tiny/checkpoint\n", ""), (0, "", "")]
 
 
 def test_eval_prints_every_score_beside_the_best_constant(granvit, tmp_path):
@@ -253,8 +253,8 @@ def test_an_evaluation_goes_on_where_it_was_and_is_compared(granvit, tmp_path, m
     assert granvit(*command)[1] == first and not asked
     status, out, _ = granvit("compare", tmp_path / "a", tmp_path / "a" / "scores.json", "--out", tmp_path / "c.json")
     assert status == 0 and "| read | cer |" in out and "| +0.0 | +0.0 to +0.0 | 1.000 |" in out
-    told = json.loads((tmp_path / "c.json").read_text())["differences"]
-    assert {row["p"] for row in told} == {1, None}  # of one image alone there is none
+    reported = json.loads((tmp_path / "c.json").read_text())["differences"]
+    assert {row["p"] for row in reported} == {1, None}  # of one image alone there is none
 
 
 def test_average_precision_says_what_kind_there_is(granvit, tmp_path):
@@ -295,7 +295,7 @@ def test_read_with_a_window(granvit):
     assert json.loads(granvit(*asked, "--window", "64")[1]) == [{"box": [10, 20, 60, 80], "text": answers[0]}]
 
 
-def test_boxes_in_shares_and_boxes_partly_outside_are_told_in_pixels(granvit):
+def test_boxes_in_shares_and_boxes_partly_outside_are_reported_in_pixels(granvit):
     for command in ("describe", "read"):
         asked = [command, "photo.png", "--model", "model", "--json"]
         status, out, _ = granvit(*asked, "--box=-5,20,60,400")
@@ -469,7 +469,7 @@ def test_errors_are_one_line(granvit, tiny, monkeypatch, command, said):
     assert err.startswith("granvit: ") and said in err and err.count("\n") == 1, err
 
 
-def test_a_corpus_that_fits_no_question_is_told_in_one_line(granvit, tiny, tmp_path):
+def test_a_corpus_that_fits_no_question_is_reported_in_one_line(granvit, tiny, tmp_path):
     (tmp_path / "pictures").mkdir()
     for i in range(20):
         Image.new("RGB", (40, 40), (i, i, i)).save(tmp_path / "pictures" / f"{i}.png")

@@ -33,7 +33,7 @@ def test_the_recipe_names_the_folder_and_nothing_is_written_over(recipe, tmp_pat
         Assemble(recipe).run()
 
 
-def test_a_part_that_is_not_there_is_told_in_one_line(tmp_path, capsys):
+def test_a_part_that_is_not_there_is_reported_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         main(["assemble", "nano", "--encoder", str(tmp_path / "none"), "--out", str(tmp_path / "before")])
     assert left.value.code == 1

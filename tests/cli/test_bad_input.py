@@ -127,8 +127,8 @@ def test_bad_input_is_one_line(shelf, monkeypatch, capfd, command):
         err = capfd.readouterr().err
         assert "Traceback" not in err, (args, err)
         if left.value.code == 1:
-            told = [line for line in err.splitlines() if line.startswith("granvit: ")]
-            assert len(told) == 1 or "problem(s)" in err or not err, (args, err)
+            reported = [line for line in err.splitlines() if line.startswith("granvit: ")]
+            assert len(reported) == 1 or "problem(s)" in err or not err, (args, err)
         else:
             assert left.value.code in (0, 2, None), (args, left.value.code, err)
 

@@ -88,7 +88,7 @@ def test_probe_compares_encoders(granvit, shelf):
         "probe", "tower", "model", "--corpus", "train", "--held-out", "val", "--task", "is-text", "--out", "probe.json"
     )
     assert status == 0, err
-    assert "is-text: 2 targets, taught on" in out and "linear, accuracy" in out and "majority" in out
+    assert "is-text: 2 targets, trained on" in out and "linear, accuracy" in out and "majority" in out
     plain = json.loads((shelf / "probe.json").read_text())
     assert [row["head"] for row in plain["rows"]] == ["linear", "attentive"]
     assert set(plain["rows"][0]["scores"]) == {"tower", "model"} and plain["scored_on"]["images"] == 6

@@ -88,7 +88,7 @@ def test_every_setting_is_a_flag(run, corpus, tmp_path):
         (lambda args: args.update({"--codec": "loc:1000"}), "'loc:1000' needs"),
     ],
 )
-def test_what_does_not_work_is_told_in_one_line(run, corpus, tmp_path, spoil, said, capsys):
+def test_what_does_not_work_is_reported_in_one_line(run, corpus, tmp_path, spoil, said, capsys):
     args = {"run": run, "--llm": save_llama(tmp_path / "llama"), "--corpus": corpus, "--out": tmp_path / "out"}
     spoil(args)
     flat = [args.pop("run"), *(part for pair in args.items() for part in pair)]

@@ -195,7 +195,7 @@ def test_the_account_is_readable_and_counted(tmp_path):
     ["{", "[]", '{"id": "a"}', '{"reason": 5}', '{"reason": "a", "region": "1"}', '{"reason": "a", "regions": null}',
      '{"reason": "a", "more": 1}', "[" * 100_000, "1" * 5000, "\udcff"],
 )  # fmt: skip
-def test_a_damaged_account_is_told_with_its_line(tmp_path, line):
+def test_a_damaged_account_is_reported_with_its_line(tmp_path, line):
     file = tmp_path / "quarantine.jsonl"
     file.write_bytes(b'{"reason": "inverted"}\n' + line.encode(errors="surrogateescape") + b"\n")
     with pytest.raises(CorpusError, match=r"quarantine.jsonl:2: damaged: "):

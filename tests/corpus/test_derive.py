@@ -6,7 +6,7 @@ import pytest
 from helpers.drawn import corpus, record
 
 from granvit.corpus.check import verify
-from granvit.corpus.derive import at, merge, sample, split, write_part
+from granvit.corpus.derive import merge, records_at, sample, split, write_part
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
 from granvit.regions import Region
@@ -89,7 +89,7 @@ def test_samples_are_reproducible_and_nested(tmp_path):
     # Neither order nor company changes how an image fares.
     turned = corpus(tmp_path / "turned", list(whole.records())[::-1])
     assert {99 - i for i in sample(turned, 10)} == set(few)
-    assert write_part(whole, at(whole, few), tmp_path / "out", {"sample": 10}) == 10
+    assert write_part(whole, records_at(whole, few), tmp_path / "out", {"sample": 10}) == 10
     assert ids(tmp_path / "out") == [f"{i}" for i in few]
     with pytest.raises(CorpusError, match="no corpus"):
         sample(whole, 0)
@@ -97,5 +97,5 @@ def test_samples_are_reproducible_and_nested(tmp_path):
 
 def test_at_reads_the_places_and_no_others(tmp_path):
     whole = corpus(tmp_path / "in", [record(f"{i}", b"x", regions=[Region((0, 0, 9, 9), "t")]) for i in range(20)])
-    assert [r.id for r in at(whole, [0, 7, 19])] == ["0", "7", "19"]
-    assert list(at(whole, [])) == []
+    assert [r.id for r in records_at(whole, [0, 7, 19])] == ["0", "7", "19"]
+    assert list(records_at(whole, [])) == []

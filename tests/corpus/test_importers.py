@@ -253,7 +253,7 @@ def test_first_line_keeps_a_company_together(tmp_path):
     assert 8 <= Counter(chosen.values())["val"] / 2 <= 32
 
 
-def test_a_picture_that_is_trained_on_first_and_held_out_later_is_told_by_name(tmp_path):
+def test_a_picture_that_is_trained_on_first_and_held_out_later_is_reported_by_name(tmp_path):
     region = {"bbox": [1, 2, 20, 20], "caption": "x"}
     train = pack(tmp_path / "train", row("images/a.jpg", [region]), row("images/b.jpg", [region]))
     test = pack(tmp_path / "test", row("images/a.jpg", [region], split="test"), row("images/c.jpg", [region]))

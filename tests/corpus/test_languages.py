@@ -1,4 +1,4 @@
-"""Scripts are Unicode's, languages are only told where the words tell them."""
+"""Scripts are Unicode's, languages are recognised only where their words are there."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_script_of_most_letters(text, expected):
         ("12.50", "und"),
     ],
 )
-def test_language_is_told_or_left_open(text, expected):
+def test_language_is_recognised_or_left_open(text, expected):
     assert language(text) == expected
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from granvit.corpus.check import verify
-from granvit.corpus.derive import Tiled, Tiling, cut, tile, train_and_held_out
+from granvit.corpus.derive import Tiled, Tiling, tile, tiles_of, train_and_held_out
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
 from granvit.regions import Region, RegionImage
@@ -27,9 +27,9 @@ def page(regions: list[Region], **options) -> RegionImage:
     return record("page", jpeg(picture(1, SIZE)), SIZE, regions=regions, **options)
 
 
-def tiles_of(one: RegionImage, *args, **options) -> tuple[dict[str, RegionImage], Tiled]:
+def named_tiles(one: RegionImage, *args, **options) -> tuple[dict[str, RegionImage], Tiled]:
     made = Tiled()
-    return {part.id: part for part in cut(one, Tiling(*args, **options), made)}, made
+    return {part.id: part for part in tiles_of(one, Tiling(*args, **options), made)}, made
 
 
 @settings(deadline=None)
@@ -49,7 +49,7 @@ def test_tiles_cover_the_image_and_show_whatever_fits_the_overlap(width, height,
 
 def test_regions_lie_on_the_pixels_they_lay_on():
     one = page([line(150, 110, 250, 130, polygon=[150, 110, 250, 112, 250, 130, 150, 128])])
-    found, made = tiles_of(one, 160, 0.5)
+    found, made = named_tiles(one, 160, 0.5)
     source = np.asarray(Image.open(io.BytesIO(one.image)))
     assert made == Tiled(tiles=2, empty=4) and list(found) == ["page@140,0", "page@140,40"]
     for part in found.values():
@@ -66,7 +66,7 @@ def test_regions_lie_on_the_pixels_they_lay_on():
 
 def test_what_a_tile_cuts_is_there_to_be_ignored():
     half, most = line(80, 10, 120, 20), Region((20, 20, 110, 60), "a dog", polygon=[20, 20, 110, 60, 20, 60])
-    found, _ = tiles_of(page([half, most, line(10, 70, 60, 80), line(99.5, 5, 140, 9)]), 100, 0.0)
+    found, _ = named_tiles(page([half, most, line(10, 70, 60, 80), line(99.5, 5, 140, 9)]), 100, 0.0)
     text, dog, whole = found["page@0,0"].regions
     assert text.box == (80, 10, 100, 20) and text.ignore
     assert dog.box == (20, 20, 100, 60) and not dog.ignore and dog.polygon is None  # eight ninths of it
@@ -75,21 +75,21 @@ def test_what_a_tile_cuts_is_there_to_be_ignored():
 
 def test_regions_larger_than_a_tile_are_counted_and_unreadable_ones_stay_so():
     wide, illegible = line(5, 50, 295, 60), line(10, 10, 40, 20, ignore=True)
-    found, made = tiles_of(page([wide, illegible, line(10, 30, 40, 40)]), 100, 0.0)
+    found, made = named_tiles(page([wide, illegible, line(10, 30, 40, 40)]), 100, 0.0)
     assert made.lost == 1 and made.tiles == 1 and made.empty == 5
     assert [region.ignore for region in found["page@0,0"].regions] == [True, True, False]
 
 
 @pytest.mark.parametrize("regions", [[], [line(10, 10, 20, 20, ignore=True)]])
 def test_a_page_without_a_usable_region_leaves_nothing(regions):
-    assert tiles_of(page(regions), 160) == ({}, Tiled(empty=6))
+    assert named_tiles(page(regions), 160) == ({}, Tiled(empty=6))
 
 
 def test_small_images_and_other_kinds_stay_whole():
     small, photo = page([line(1, 1, 20, 9)], caption="a page"), page([Region((1, 1, 20, 20), "a dog")])
-    assert tiles_of(small, 300)[0] == {"page": small}
-    assert tiles_of(photo, 100, kind="text") == ({"page": photo}, Tiled(whole=1))
-    found, _ = tiles_of(small, 100, kind="text")
+    assert named_tiles(small, 300)[0] == {"page": small}
+    assert named_tiles(photo, 100, kind="text") == ({"page": photo}, Tiled(whole=1))
+    found, _ = named_tiles(small, 100, kind="text")
     assert list(found) == ["page@0,0"] and found["page@0,0"].caption is None
 
 

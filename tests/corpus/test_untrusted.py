@@ -180,8 +180,8 @@ def test_an_edited_manifest_is_one_line_with_file_and_field(tmp_path, capsys, ed
         Corpus(folder)
     assert len(verify(folder)) == 1
     assert run("corpus", "verify", folder) == 1 and run("corpus", "stats", folder) == 1
-    told = capsys.readouterr()
-    assert "Traceback" not in told.err and told.err.count("\n") == 1
+    reported = capsys.readouterr()
+    assert "Traceback" not in reported.err and reported.err.count("\n") == 1
 
 
 def test_a_manifest_that_is_no_json(tmp_path, capsys):
@@ -234,8 +234,8 @@ def test_wrong_bytes_are_never_copied_under_a_new_checksum(tmp_path, capsys, nam
     write_corpus(tmp_path / "in", [record(number) for number in range(30)])  # two shards of at most twenty
     flip(tmp_path / "in" / "part-00001.parquet", png(25))
     assert read_all(tmp_path, name) == 1
-    told = capsys.readouterr().err
-    assert "part-00001.parquet: the checksum differs from manifest.json: the file was altered" in told
+    reported = capsys.readouterr().err
+    assert "part-00001.parquet: the checksum differs from manifest.json: the file was altered" in reported
     assert [n for n in names(tmp_path) if n.startswith("deep/")] == []
 
 

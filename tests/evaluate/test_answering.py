@@ -92,7 +92,7 @@ def test_what_decides_the_answer_decides_whether_it_is_known():
     assert question_digest(read, TASKS["read"]) != shown
 
 
-def test_a_checkpoint_is_told_by_its_weights_and_settings(tmp_path):
+def test_a_checkpoint_is_identified_by_its_weights_and_settings(tmp_path):
     inner = tmp_path / "run" / "checkpoint"
     inner.mkdir(parents=True)
     (inner / "granvit.json").write_text("{}")

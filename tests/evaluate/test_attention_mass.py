@@ -68,7 +68,7 @@ def test_encoders_are_compared_on_the_same_regions(encoder, records):
     assert plain["shares"]["object"]["encoder attention, layer 1, head 2"]["finer"]["value"] > 0
 
 
-def test_nothing_to_measure_is_told(encoder, records):
+def test_nothing_to_measure_is_reported(encoder, records):
     with pytest.raises(ValueError, match="1 images with 0 regions"):
         attention_mass([encoder], [records[2]], progress=False)
     with pytest.raises(ValueError, match="2 images with 1 regions, all smaller"):

@@ -27,22 +27,22 @@ def exact(first, second, **options):
 
 
 def test_a_difference_that_holds_for_every_image_is_certain():
-    told = exact(answers([0] * 50), answers([1] * 50))
-    assert (told.first, told.second, told.difference, told.low, told.high) == (0, 1, 1, 1, 1)
-    assert told.p == pytest.approx(2 / 1001) and told.questions == told.images == 50
+    reported = exact(answers([0] * 50), answers([1] * 50))
+    assert (reported.first, reported.second, reported.difference, reported.low, reported.high) == (0, 1, 1, 1, 1)
+    assert reported.p == pytest.approx(2 / 1001) and reported.questions == reported.images == 50
 
 
 def test_equal_answers_differ_by_nothing():
-    told = exact(answers([0, 1] * 20), answers([0, 1] * 20))
-    assert (told.difference, told.low, told.high, told.p) == (0, 0, 0, 1)
+    reported = exact(answers([0, 1] * 20), answers([0, 1] * 20))
+    assert (reported.difference, reported.low, reported.high, reported.p) == (0, 0, 0, 1)
 
 
 def test_pairing_sees_what_unpaired_intervals_hide():
     """B is right wherever A is, and on one more image in ten; by themselves both scores are uncertain by more."""
     first = RNG.random(200) < 0.5
     second = first | (np.arange(200) % 10 == 0)
-    told = exact(answers(first), answers(second))
-    assert 0 < told.low < told.difference < told.high < 0.12 and told.p < 0.01
+    reported = exact(answers(first), answers(second))
+    assert 0 < reported.low < reported.difference < reported.high < 0.12 and reported.p < 0.01
 
 
 def test_a_difference_by_chance_is_not_significant():
@@ -59,11 +59,11 @@ def test_whole_images_are_drawn():
 
 
 def test_one_image_has_no_interval_and_no_p():
-    """As in `granvit eval`: the difference is told, and that nothing follows from it."""
+    """As in `granvit eval`: the difference is reported, and that nothing follows from it."""
     differences, notes = compare({"t": Task("t", "texts")}, answers([0] * 5, 5), answers([1] * 5, 5))
-    told = next(d for d in differences if d.measure == "exact")
-    assert (told.difference, told.low, told.high, told.p) == (1, None, None, None)
-    assert as_table([told]).endswith("| t | exact | 5 | 0.0 | 100.0 | +100.0 | – | – |")
+    reported = next(d for d in differences if d.measure == "exact")
+    assert (reported.difference, reported.low, reported.high, reported.p) == (1, None, None, None)
+    assert as_table([reported]).endswith("| t | exact | 5 | 0.0 | 100.0 | +100.0 | – | – |")
     assert notes == ["t: one image tells nothing of others, so there is no interval and no p"]
 
 
@@ -79,7 +79,7 @@ def test_what_is_not_defined_is_left_out_with_the_reason():
     assert notes == [f"t: cider is left out: {SCORERS['captions'].measures['cider'].undefined}"]
 
 
-def test_only_what_both_answered_counts_and_the_rest_is_told():
+def test_only_what_both_answered_counts_and_the_rest_is_reported():
     differences, notes = compare(TASKS, answers([1] * 30), answers([1] * 20))
     assert differences[0].questions == 20
     assert notes == ["t: 10 questions were answered in one evaluation only, and are left out"]
@@ -106,11 +106,11 @@ def test_means_alone_are_compared_without_interval_and_p(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps({**scores, "seconds": 3.5}))
     first, second = read_means(tmp_path / "a.json"), read_means(tmp_path / "b.json")
     assert first == {"t": {"exact": 0.25, "count": 50}}
-    (told,), notes = compare_means(first, second)
-    assert (told.task, told.measure, told.first, told.second) == ("t", "exact", 0.25, 0.75)
-    assert (told.low, told.high, told.p) == (None, None, None)
+    (reported,), notes = compare_means(first, second)
+    assert (reported.task, reported.measure, reported.first, reported.second) == ("t", "exact", 0.25, 0.75)
+    assert (reported.low, reported.high, reported.p) == (None, None, None)
     assert any("means alone" in note for note in notes) and "t: of 50 questions in A, of 40 in B" in notes
-    assert "| t | exact | 40 | 25.0 | 75.0 | +50.0 | – | – |" in as_table([told])
+    assert "| t | exact | 40 | 25.0 | 75.0 | +50.0 | – | – |" in as_table([reported])
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "nothing", '{"stage1": 3}', '{"stage1": {"t": {"exact": 0.5}}}'])

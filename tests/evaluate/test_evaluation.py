@@ -180,7 +180,7 @@ def test_splits_of_a_benchmark_count_once_in_its_group():
     assert average.high - average.low == pytest.approx(2 * 1.96 * 0.1 * np.sqrt(3 / 8), rel=0.15)
 
 
-def test_what_is_not_the_published_benchmark_is_told(model):
+def test_what_is_not_the_published_benchmark_is_reported(model):
     published = [replace(TASKS[0], expected=5_657), *TASKS[1:]]
     result = run_evaluation(model, [eval_set(tasks=published, notes=["left out"])], {}, progress=False)
     asked = int(result.scores["cups-testA"].values["count"])
@@ -227,7 +227,7 @@ def test_damaged_scores_are_named(model, tmp_path, file, text, said):
         read_scores(tmp_path)
 
 
-def test_what_is_no_evaluation_is_named_as_typed_and_the_folder_to_give_is_told(model, tmp_path):
+def test_what_is_no_evaluation_is_named_as_typed_and_the_folder_to_give_is_reported(model, tmp_path):
     with pytest.raises(GranvitError, match=f"{tmp_path}/before.json: no such file or folder"):
         read_scores(tmp_path / "before.json")
     run = tmp_path / "run"
@@ -240,7 +240,7 @@ def test_what_is_no_evaluation_is_named_as_typed_and_the_folder_to_give_is_told(
     assert read_scores(run / "eval")[1]
 
 
-def test_texts_without_words_or_in_other_scripts_are_told_of():
+def test_texts_without_words_or_in_other_scripts_are_reported():
     items = [
         Item(str(i), "t", (9, 9), [text], said=text, key=str(i))
         for i, text in enumerate(["%", "a dog", "собака", "狗"])
@@ -269,7 +269,7 @@ def test_markdown_tells_every_score_with_interval_and_constant(model):
 # --- cases -----------------------------------------------------------------------------------------------------------
 
 
-def told(qualities, per_image=1):
+def reported(qualities, per_image=1):
     """Items whose ANLS is the quality, for tenths from one half up."""
     return [
         Item(f"img{i // per_image}", "what", (50, 40), ["x" * 10], said="x" * round(10 * q), key=str(i))
@@ -278,19 +278,19 @@ def told(qualities, per_image=1):
 
 
 def test_the_worst_and_the_median_cases_are_chosen():
-    cases = chosen(told([0.9, 0.5, 1.0, 0.6, 0.8, 0.7, 1.0, 0.0, 0.9]), "anls", count=2)
+    cases = chosen(reported([0.9, 0.5, 1.0, 0.6, 0.8, 0.7, 1.0, 0.0, 0.9]), "anls", count=2)
     assert [(c.item.key, c.quality) for c in cases["worst"]] == [("7", 0), ("1", pytest.approx(0.5))]
     assert cases["median"][0].quality == pytest.approx(0.8)
     assert [c.item.key for c in cases["median"]] in (["4", "5"], ["4", "0"], ["4", "8"])
 
 
 def test_each_case_is_of_another_image():
-    cases = chosen(told([0.0] * 4 + [1.0] * 4, per_image=4), "anls")
+    cases = chosen(reported([0.0] * 4 + [1.0] * 4, per_image=4), "anls")
     assert [len(some) for some in cases.values()] == [2, 0]
 
 
 def test_equal_cases_are_not_just_the_first():
-    first = {c.item.key for c in chosen(told([0.0] * 200), "anls")["worst"]}
+    first = {c.item.key for c in chosen(reported([0.0] * 200), "anls")["worst"]}
     assert first != {"0", "1", "2"}
 
 

@@ -134,7 +134,7 @@ def test_answers_are_those_of_stock_transformers_in_any_batch(load, model):
     ],
     ids=["two pictures", "none", "system", "turns", "text first"],
 )
-def test_any_other_conversation_is_told_as_stock_transformers_tell_it(load, model, conversation):
+def test_any_other_conversation_is_answered_as_by_stock_transformers(load, model, conversation):
     among = [CONVERSATIONS[0], conversation, CONVERSATIONS[2]]
     assert ask(load(boxes="verbatim"), among) == [stock(model, c) for c in among]
 
@@ -169,23 +169,23 @@ def scripted(lmm, monkeypatch, answers):
     )
 
 
-def test_boxes_are_told_relative_to_the_image_and_not_to_the_padded_canvas(load, monkeypatch):
+def test_boxes_are_reported_relative_to_the_image_and_not_to_the_padded_canvas(load, monkeypatch):
     # 80 x 40 pixels on a square canvas: the picture is its middle half, from bin 4 of 16 on.
     lmm, picture = load(), photo(1, (80, 40))
     codec = get_codec("loc:16")
     said = codec.encode([2.5 / 16, 5.5 / 16, 10.5 / 16, 9.5 / 16])
     scripted(lmm, monkeypatch, [said, f"at {said}", "no box"])
-    told = ask(lmm, [[user(text, picture)] for text in "abc"])
-    assert told == ["[0.156250, 0.187500, 0.656250, 0.687500]", f"at {said}", "no box"]
+    reported = ask(lmm, [[user(text, picture)] for text in "abc"])
+    assert reported == ["[0.156250, 0.187500, 0.656250, 0.687500]", f"at {said}", "no box"]
 
 
-def test_a_task_without_a_single_box_is_told_once(load, monkeypatch, recwarn):
+def test_a_task_without_a_single_box_is_reported_once(load, monkeypatch, recwarn):
     lmm, said = load(batch_size=1), get_codec("loc:16").encode([0.2, 0.4, 0.6, 0.6])
     paper = [user(f"Please provide the bounding box coordinate of the {text}", photo(1)) for text in "abc"]
     scripted(lmm, monkeypatch, ["tea", "", "[1, 2]"])
     ask(lmm, [[question] for question in paper])
-    (told,) = (str(w.message) for w in recwarn if "task" in str(w.message))
-    assert told.startswith("task task: none of 3 answers is a box in the checkpoint's codec")
+    (reported,) = (str(w.message) for w in recwarn if "task" in str(w.message))
+    assert reported.startswith("task task: none of 3 answers is a box in the checkpoint's codec")
     recwarn.clear()
     scripted(lmm, monkeypatch, ["tea", said, "tea"])
     ask(lmm, [[question] for question in paper])  # one box is enough
@@ -194,8 +194,8 @@ def test_a_task_without_a_single_box_is_told_once(load, monkeypatch, recwarn):
     assert not [w for w in recwarn if "task" in str(w.message)]
     scripted(lmm, monkeypatch, [said, said])
     ask(lmm, [[user(f"Locate {text}, report the bbox coordinates in JSON format.", photo(1))] for text in "ab"])
-    (told,) = (str(w.message) for w in recwarn if "task" in str(w.message))
-    assert told.startswith("task task asks for boxes in pixels, thousandths or JSON")
+    (reported,) = (str(w.message) for w in recwarn if "task" in str(w.message))
+    assert reported.startswith("task task asks for boxes in pixels, thousandths or JSON")
 
 
 def test_a_question_that_is_too_long_costs_no_other_its_answer(load, model):

@@ -49,7 +49,7 @@ def test_plugin_and_llava_hf_say_the_same_and_score_the_same(tmp_path):
     export(tmp_path / "checkpoint", tmp_path / "exported")
     synthesize(tmp_path / "corpus", 6, seed=3, size=96, documents=0.0, split="val", workers=1)
     tasks = ["regions_describe", "regions_locate", "regions_refcoco"]
-    plugin, one_by_one, stock, told = lmms_eval(
+    plugin, one_by_one, stock, reported = lmms_eval(
         tmp_path,
         "loc:16",
         [
@@ -73,8 +73,8 @@ def test_plugin_and_llava_hf_say_the_same_and_score_the_same(tmp_path):
 
     own = evaluate(GranViT(model), Corpus(tmp_path / "corpus"), tasks=("describe", "locate"), progress=False)
     locate = [item for item in own.items if item.task == "locate"]
-    assert told["scores"]["regions_refcoco"]["refcoco_ACC@0.5,none"] == own.scores["locate"]["acc50"]
-    assert told["scores"]["regions_refcoco"]["refcoco_IoU,none"] == pytest.approx(
+    assert reported["scores"]["regions_refcoco"]["refcoco_ACC@0.5,none"] == own.scores["locate"]["acc50"]
+    assert reported["scores"]["regions_refcoco"]["refcoco_IoU,none"] == pytest.approx(
         own.scores["locate"]["miou"], abs=1e-5
     )
     assert plugin["said"]["regions_locate"] == [item.said for item in locate]

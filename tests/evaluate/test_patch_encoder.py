@@ -92,7 +92,7 @@ def test_names_tell_encoders_apart(tmp_path):
         load_patch_encoders([tmp_path / "after/encoder", tmp_path / "before/../after/encoder"])
 
 
-def test_what_cannot_be_used_is_told(tmp_path):
+def test_what_cannot_be_used_is_reported(tmp_path):
     with pytest.raises(ValueError, match="nowhere: no encoder"):
         load_patch_encoder(tmp_path / "nowhere")
     ViTModel(ViTConfig(**SIZES, intermediate_size=48)).save_pretrained(tmp_path / "vit")

@@ -11,9 +11,9 @@ from granvit.corpus.synthetic.scenes import encode
 from granvit.evaluate import probes
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.evaluate.probe_tasks import (
-    ask,
     ctc_steps,
     mean_average_precision,
+    probe_questions,
     ratio,
     usable,
     vocabulary,
@@ -47,7 +47,7 @@ def small_heads(monkeypatch):
     monkeypatch.setattr(probes, "_WIDTH", 32)
     monkeypatch.setattr(probes, "LEARNING_RATES", (3e-3, 1e-2))
     monkeypatch.setattr(probes, "_STEPS", 40)
-    monkeypatch.setattr(probes, "_READING_STEPS_TAUGHT", 10)
+    monkeypatch.setattr(probes, "_CTC_TRAINING_STEPS", 10)
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
@@ -55,11 +55,11 @@ def small_heads(monkeypatch):
 
 def test_targets_of_every_task():
     records = [scene(n) for n in range(20)]
-    assert vocabulary("label", ask("label", records, 16, 0)) == ["a blue box", "a red box"]
-    assert sorted(vocabulary("attribute", ask("attribute", records, 16, 0))) == ["blue", "box", "red"]
+    assert vocabulary("label", probe_questions("label", records, 16, 0)) == ["a blue box", "a red box"]
+    assert sorted(vocabulary("attribute", probe_questions("attribute", records, 16, 0))) == ["blue", "box", "red"]
     lines = [scene(n, "text") for n in range(20)]
-    assert set(vocabulary("read", ask("read", lines, 16, 0))) == set("a red blue box")
-    assert ask("read", records, 16, 0).items == [] and ask("label", lines, 16, 0).items == []
+    assert set(vocabulary("read", probe_questions("read", lines, 16, 0))) == set("a red blue box")
+    assert probe_questions("read", records, 16, 0).items == [] and probe_questions("label", lines, 16, 0).items == []
 
 
 def test_background_beside_text_touches_no_region():
@@ -68,12 +68,16 @@ def test_background_beside_text_touches_no_region():
         RegionImage("full", b"", 60, 30, [Region((0.0, 0.0, 60.0, 30.0), "tea", "text")]),
         scene(0),
     ]
-    items = ask("is-text", records, 16, seed=3).items
+    items = probe_questions("is-text", records, 16, seed=3).items
     assert [(q.image, q.target) for q in items] == [(0, 1), (0, 0), (1, 1), (2, 0), (2, 0)]
     assert intersection(items[1].box, items[0].box) == 0
     assert np.subtract(items[1].box[2:], items[1].box[:2]) == pytest.approx([50, 20])
     assert min(items[1].box) >= 0 and max(items[1].box) <= 300
-    assert ask("is-text", records, 16, seed=3).items == items != ask("is-text", records, 16, seed=4).items
+    assert (
+        probe_questions("is-text", records, 16, seed=3).items
+        == items
+        != probe_questions("is-text", records, 16, seed=4).items
+    )
 
 
 def test_what_has_no_target_is_counted():
@@ -82,13 +86,13 @@ def test_what_has_no_target_is_counted():
         Region((0.0, 0.0, 9.0, 9.0), text, "text", ignore=text == "skip") for text in ("x" * 30, "ab" * 30, " ", "skip")
     ]
     assert ctc_steps("x" * 30) == 59 and ctc_steps("ab" * 20) == 40
-    kept = usable("read", ask("read", lines, 16, 0), list("abx"))
+    kept = usable("read", probe_questions("read", lines, 16, 0), list("abx"))
     assert len(kept.items) == 2 and kept.left_out == {"line too long or empty": 3}
-    other = usable("label", ask("label", [scene(0)], 16, 0), ["a red box", "a green box"])
+    other = usable("label", probe_questions("label", [scene(0)], 16, 0), ["a red box", "a green box"])
     assert [q.target for q in other.items] == ["a red box"] and other.left_out == {"text is no class": 1}
 
 
-def test_too_little_to_learn_from_is_told(encoder):
+def test_too_little_to_learn_from_is_reported(encoder):
     few = [scene(n) for n in range(4)]
     with pytest.raises(ValueError, match="label: 0 texts stand on 10 training regions or more.*there are 8"):
         probe([encoder], few, few, "label", progress=False)
@@ -183,15 +187,15 @@ def test_differences_are_drawn_together():
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
-def test_colours_are_told_apart_by_their_features(encoder):
+def test_colours_are_distinguished_by_their_features(encoder):
     train, held_out = [scene(n) for n in range(40)], [scene(n) for n in range(40, 56)]
     report = probe([encoder], train, held_out, "label", progress=False)
     assert (report.trained_on, report.scored_on) == ({"images": 40, "regions": 80}, {"images": 16, "regions": 32})
     assert [(row.head, row.metric) for row in report.rows] == [("linear", "accuracy"), ("attentive", "accuracy")]
     for row in report.rows:
         assert row.scores["tiny"].value == 1 and row.majority.value == 0.5
-    told = report.told()
-    assert "linear, accuracy" in told and "majority 50.0 %" in told and "100.0 %" in told
+    reported = report.as_text()
+    assert "linear, accuracy" in reported and "majority 50.0 %" in reported and "100.0 %" in reported
     plain = json.loads(json.dumps(report.to_json()))
     assert plain["rows"][0]["scores"]["tiny"]["value"] == 1 and plain["rates"]["tiny"]["linear"] in (3e-3, 1e-2)
 

@@ -263,7 +263,7 @@ def test_a_real_model_answers_every_task_as_it_does_alone(monkeypatch):
         assert all(0 <= value <= (10 if name == "cider" else 1) for name, value in scores.items() if name != "count")
     for item in report.items:
         image = next(r.image for r in RECORDS if r.id == item.id)
-        # Scored is what was said; to people, a text is told without the location tokens that a random model puts there.
+        # Scored is what was said; what people get is without the location tokens that a random model puts there.
         text = re.sub(r"<loc\d{4}>", "", item.said).strip()
         if item.task in ("describe", "region_caption", "label"):
             assert [text] == model.describe(image, item.box)

@@ -52,8 +52,8 @@ def test_captions_have_the_corpus_bleu():
 
 
 def test_yes_and_no():
-    told = [("yes", "yes"), ("Yes.", "no"), ("no", "no"), ("perhaps", "yes")]
-    got = values("yes_no", [text_item(i, said, right) for i, (said, right) in enumerate(told)])
+    reported = [("yes", "yes"), ("Yes.", "no"), ("no", "no"), ("perhaps", "yes")]
+    got = values("yes_no", [text_item(i, said, right) for i, (said, right) in enumerate(reported)])
     assert got == pytest.approx(
         {"accuracy": 0.5, "f1": 0.5, "precision": 0.5, "recall": 0.5, "yes_rate": 0.5, "parse_rate": 0.75, "count": 4}
     )
@@ -119,16 +119,16 @@ def test_the_same_seed_gives_the_same_interval():
 
 
 def test_what_a_measure_is_not_defined_for_is_left_out_of_it_with_the_reason():
-    told = score(Task("t", "captions"), [text_item(0, "a dog", "a dog")])
-    assert "cider" not in told.values and "no two different ones" in told.undefined["cider"]
-    assert told.undefined["bleu4"] == "no true caption has four words"
+    reported = score(Task("t", "captions"), [text_item(0, "a dog", "a dog")])
+    assert "cider" not in reported.values and "no two different ones" in reported.undefined["cider"]
+    assert reported.undefined["bleu4"] == "no true caption has four words"
     alike = score(Task("t", "captions"), [text_item(i, "a big brown dog", "a big brown dog") for i in range(3)])
     assert "cider" not in alike.values and alike.values["rouge_l"] == 1 == pytest.approx(alike.values["bleu4"])
     signs = [text_item(0, "%", "%"), text_item(1, "a dog", "a dog"), text_item(2, "no", "a dog")]
-    told = score(Task("t", "reading"), signs)
-    assert (told.values["rouge_l"], told.values["exact"]) == (1 / 2, 2 / 3)
-    told = score(Task("t", "labels"), signs[:1])
-    assert told.values["exact"] == 1 and told.undefined == {"shared_words": "no true text has a word"}
+    reported = score(Task("t", "reading"), signs)
+    assert (reported.values["rouge_l"], reported.values["exact"]) == (1 / 2, 2 / 3)
+    reported = score(Task("t", "labels"), signs[:1])
+    assert reported.values["exact"] == 1 and reported.undefined == {"shared_words": "no true text has a word"}
 
 
 @pytest.mark.parametrize("scorer", ["texts", "captions", "reading", "labels", "anls", "vqa", "relaxed", "contains"])
@@ -138,10 +138,10 @@ def test_what_a_measure_is_not_defined_for_is_left_out_of_it_with_the_reason():
 def test_a_right_answer_in_any_script_is_right(scorer, text):
     text = " ".join([text, "2", text])  # four words, which BLEU-4 counts
     items = [text_item(i, said, [said] * 3) for i, said in enumerate((text, f"three {text}"))]
-    told = score(Task("t", scorer), items)
+    reported = score(Task("t", scorer), items)
     best = {"cer": 0, "wer": 0, "count": 2, "vqa": 2 / 3}
-    cider = told.values.pop("cider", 1)
-    assert cider > 0 and told.values == pytest.approx({name: best.get(name, 1) for name in told.values})
+    cider = reported.values.pop("cider", 1)
+    assert cider > 0 and reported.values == pytest.approx({name: best.get(name, 1) for name in reported.values})
 
 
 def test_one_image_has_no_interval():

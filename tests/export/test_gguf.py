@@ -278,7 +278,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("what", STRANGE)
-def test_what_the_tokenizers_of_llama_cpp_cannot_do_is_told(model, tmp_path, what):
+def test_what_the_tokenizers_of_llama_cpp_cannot_do_is_reported(model, tmp_path, what):
     from granvit.export.gguf import write_language
 
     edit, said = STRANGE[what]
@@ -330,11 +330,11 @@ def test_llama_server_gives_our_answers(model, exported, tmp_path):
     server.start(patience_s=240)
     try:
         asked = [server.address + "/v1", exported.parent / "trained", *pictures, "--llama-cpp", "--tokens", "8"]
-        told = subprocess.run([sys.executable, CHECK, *map(str, asked)], capture_output=True, text=True)
+        reported = subprocess.run([sys.executable, CHECK, *map(str, asked)], capture_output=True, text=True)
     finally:
         server.kill()
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert told.stdout.endswith("6 of 6 answers are the same\n")
+    assert reported.returncode == 0, reported.stdout + reported.stderr
+    assert reported.stdout.endswith("6 of 6 answers are the same\n")
 
 
 @pytest.mark.slow
@@ -342,5 +342,5 @@ def test_llama_server_gives_our_answers(model, exported, tmp_path):
 @pytest.mark.parametrize("text", [GLOBAL, "small red star", "[0.125, 1.000]", "l'été 12  go\n", "<|im_start|>user\n"])
 def test_llama_cpp_cuts_text_as_we_do(model, exported, text):
     command = ["llama-tokenize", "-m", exported / "tiny.gguf", "--ids", "--no-bos", "--log-disable", "-p", text]
-    told = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    assert json.loads(told.stdout) == model.processor.tokenizer.encode(text)
+    reported = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    assert json.loads(reported.stdout) == model.processor.tokenizer.encode(text)

@@ -499,7 +499,7 @@ def test_the_command_tells_what_it_wrote_and_uploads_when_asked(checkpoint, tmp_
     assert calls == []
 
 
-def test_an_upload_that_fails_is_told_in_one_line_and_the_folder_stays(checkpoint, tmp_path, monkeypatch):
+def test_an_upload_that_fails_is_reported_in_one_line_and_the_folder_stays(checkpoint, tmp_path, monkeypatch):
     class Hub:
         def create_repo(self, *given, **named):
             raise RuntimeError("401 Client Error.\n\nInvalid username or password.")

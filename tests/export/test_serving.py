@@ -37,7 +37,7 @@ def checker():
         (["a", "b"], "the server lists a, b$"),
     ],
 )
-def test_a_server_that_does_not_list_one_model_is_told_of(listed, said):
+def test_a_server_that_does_not_list_one_model_is_reported(listed, said):
     models = listed and [SimpleNamespace(id=name) for name in listed]
     server = SimpleNamespace(models=SimpleNamespace(list=lambda: SimpleNamespace(data=models)))
     with pytest.raises(SystemExit, match=said):
@@ -73,8 +73,8 @@ def test_transformers_serve_gives_our_answers(tmp_path):
     server.start(patience_s=600)
     try:
         asked = [server.address + "/v1", tmp_path / "trained", *pictures, "--model", tmp_path / "served"]
-        told = subprocess.run([sys.executable, CHECK, *map(str, asked)], capture_output=True, text=True)
+        reported = subprocess.run([sys.executable, CHECK, *map(str, asked)], capture_output=True, text=True)
     finally:
         server.kill()
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert told.stdout.endswith("8 of 8 answers are the same\n")
+    assert reported.returncode == 0, reported.stdout + reported.stderr
+    assert reported.stdout.endswith("8 of 8 answers are the same\n")

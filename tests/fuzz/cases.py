@@ -202,7 +202,7 @@ def _checkpoint(folder: Path, random: Random) -> str:
     return "accepted"
 
 
-# How many regions a data set states, counted apart from the importers; None where that cannot be told.
+# How many regions a data set states, counted apart from the importers; None where that is unknown.
 
 
 def _in_tables(*files: str) -> Callable[[Path], int | None]:

@@ -69,11 +69,11 @@ def run_all(kinds: list[str], start: int, cases: int) -> int:
         last = min(index + CHUNK, end)
         command = [sys.executable, "-m", "fuzz.run", "--kinds", *kinds, "--chunk", str(index), str(last)]
         child = subprocess.run(command, capture_output=True, text=True, check=False)
-        told = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
-        outcomes.update(row["outcome"] for row in told if "outcome" in row)
-        broken += [row["broken"] for row in told if "broken" in row]
+        reported = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
+        outcomes.update(row["outcome"] for row in reported if "outcome" in row)
+        broken += [row["broken"] for row in reported if "broken" in row]
         if child.returncode:
-            cases_begun = [row for row in told if "case" in row]
+            cases_begun = [row for row in reported if "case" in row]
             index = cases_begun[-1]["at"] + 1 if cases_begun else last
             where = cases_begun[-1]["case"] if cases_begun else f"cases from {index}"
             broken.append(f"{where}: the process ended with {child.returncode}\n{child.stderr[-2000:]}")

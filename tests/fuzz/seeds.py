@@ -33,7 +33,7 @@ class Seed:
     Attributes:
         write: makes its files in a folder.
         src: what the importer is given, below that folder.
-        options: what it is told.
+        options: what it is reported.
         finish: packs the files, once they are damaged, into what the layout has.
     """
 

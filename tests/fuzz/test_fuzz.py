@@ -39,7 +39,7 @@ def writes_elsewhere(found):
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reported"),
     [
         (loses_a_region, "regions given: "),
         (fails, "KeyError: 'id'"),
@@ -47,7 +47,7 @@ def writes_elsewhere(found):
         (writes_elsewhere, "outside of OUT"),
     ],
 )
-def test_a_fault_in_an_importer_is_found(fault, told, tmp_path, monkeypatch):
+def test_a_fault_in_an_importer_is_found(fault, reported, tmp_path, monkeypatch):
     sound = IMPORTERS["coco"]
 
     def faulty(src, *, source="coco", licence=""):
@@ -58,5 +58,5 @@ def test_a_fault_in_an_importer_is_found(fault, told, tmp_path, monkeypatch):
     monkeypatch.setattr(cases, "damage", lambda folder, random: None)
     (tmp_path / "case").mkdir()
     monkeypatch.chdir(tmp_path / "case")
-    with pytest.raises(Broken, match=told):
+    with pytest.raises(Broken, match=reported):
         run_case("coco", 0, tmp_path / "case")

@@ -111,8 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
             known = behaviour.removeprefix("wants-").split("+")
             for name in ("max_tokens", "max_completion_tokens", "temperature"):
                 if name in body and name not in known:
-                    told = f"Unsupported parameter: '{name}' is not supported with this model."
-                    return self._send(400, {"error": {"message": told, "param": name}})
+                    reported = f"Unsupported parameter: '{name}' is not supported with this model."
+                    return self._send(400, {"error": {"message": reported, "param": name}})
         elif behaviour == "blue-400" and "blue" in text:
             return self._send(400, {"error": {"message": "your picture is against our policy"}})
         elif behaviour == "paragraphs-400" and "picture" in text:

@@ -241,9 +241,13 @@ class Sweep:
         second = ended(self._start(log=other))
         os.kill(first, signal.SIGCONT)
         status = ended(first)
-        told = other.read_text(errors="replace")
-        if second == 0 or f"another process is writing here (process {first} on" not in told or "Traceback" in told:
-            return f"of two at once the second ended with {second}: {told[-1000:]}"
+        reported = other.read_text(errors="replace")
+        if (
+            second == 0
+            or f"another process is writing here (process {first} on" not in reported
+            or "Traceback" in reported
+        ):
+            return f"of two at once the second ended with {second}: {reported[-1000:]}"
         if status != 0:
             return f"of two at once the first ended with {status}: {self._said()}"
         return _difference(expected, contents(self.work), "of two at once")

@@ -54,7 +54,7 @@ def test_templates_that_end_pass(template):
         (["x"], "chat_template is no text"),
     ],
 )
-def test_a_template_that_fails_is_told(template, said):
+def test_a_template_that_fails_is_reported(template, said):
     with pytest.raises(TemplateError, match=f"^here: {said}"):
         check_template(template, {}, "here")
 

@@ -1,4 +1,4 @@
-"""Loading somebody's checkpoint: no code runs, nothing outside its folder is read, what is odd is told in one line."""
+"""Loading somebody's checkpoint: no code runs, nothing outside its folder is read, the odd is reported in one line."""
 
 import ast
 import json
@@ -89,7 +89,7 @@ def test_nothing_is_loaded_outside_the_one_helper():
     assert "cls.from_pretrained" in found["granvit/loading/models.py"]  # the search finds what is there
 
 
-def test_what_people_are_told_to_run_says_it_too():
+def test_the_command_in_a_message_says_it_too():
     texts = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", *(ROOT / "granvit/assets/templates").glob("*.j2")]
     lines = [line for path in texts for line in path.read_text().splitlines() if ".from_pretrained(" in line]
     assert len(lines) >= 6 and all("trust_remote_code=False" in line for line in lines)
@@ -184,10 +184,10 @@ def test_no_loader_runs_a_checkpoints_code_or_asks_whether_it_may(saved, tmp_pat
     assert not ran.exists() and "[y/N]" not in done.stdout + done.stderr
     said = [line.split(" | ") for line in done.stdout.splitlines() if line.count(" | ") == 2]
     assert len(said) == 14 * 9
-    told = {(name, Path(folder).parent.name, Path(folder).name): what for name, folder, what in said}
-    assert told["describe", "the-type-is-known", "checkpoint"] == "loaded"
-    assert told["language", "the-type-is-known", "language"] == "loaded"
-    assert "never run" in told["config", "all-of-it-is-of-its-own", "checkpoint"]
+    reported = {(name, Path(folder).parent.name, Path(folder).name): what for name, folder, what in said}
+    assert reported["describe", "the-type-is-known", "checkpoint"] == "loaded"
+    assert reported["language", "the-type-is-known", "language"] == "loaded"
+    assert "never run" in reported["config", "all-of-it-is-of-its-own", "checkpoint"]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_an_adapter_is_no_model(checkpoint, tmp_path):
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_nobody_has_is_told_fast_without_a_network(monkeypatch):
+def test_a_name_that_nobody_has_is_reported_fast_without_a_network(monkeypatch):
     monkeypatch.setattr(loading, "hub_answers", lambda: False)
     captioner = partial(LocalModel, device="cpu", batch_size=1)
     detector = partial(load_detector, labels=(), threshold=0.5, device="cpu", dtype="float32")
@@ -366,7 +366,7 @@ def test_a_hub_that_does_not_answer_is_given_up_after_three_seconds(monkeypatch)
     loading.hub_answers.cache_clear()
 
 
-def test_a_hub_that_answers_is_asked_and_its_answer_told_in_one_line(monkeypatch, tmp_path, saved):
+def test_a_hub_that_answers_is_asked_and_its_answer_reported_in_one_line(monkeypatch, tmp_path, saved):
     asked = []
 
     def download(name, allow_patterns):

@@ -186,7 +186,7 @@ def test_what_was_exported_is_an_encoder_again(kind, trained, tmp_path):
 
 
 def test_a_tower_that_trains_sees_the_places_of_prediction(kind):
-    """DINOv3, for one, shifts and scales its positions at random while it trains, unless told not to."""
+    """DINOv3, for one, shifts and scales its positions at random while it trains, unless its config says not to."""
     model = join(make_encoder(kind))
     pixels = pictures(model.canvas)
     expected = model.features(pixels)

@@ -200,7 +200,7 @@ def test_another_process_makes_the_same_tokens():
     assert pickle.loads(pickle.dumps(dialog)).branch(exchange) == dialog.branch(exchange)
 
 
-def test_a_lone_surrogate_is_told_with_what_stands_around_it():
+def test_a_lone_surrogate_is_reported_with_what_stands_around_it():
     with pytest.raises(GranvitError, match=r"'red \\udcff star' is not valid Unicode"):
         DIALOGS["qwen2"].plain.encode(["red \udcff star"])
 

@@ -190,7 +190,7 @@ def test_two_processes_take_the_steps_of_one(here, parts):
     assert scores(here / "by-1").keys() == scores(here / "by-2").keys()
 
 
-def test_what_goes_wrong_in_one_of_two_processes_is_told_as_in_one(here, parts):
+def test_what_goes_wrong_in_one_of_two_processes_is_reported_as_in_one(here, parts):
     out = here / "it"
     run_demo(out, recipe=tiny_recipe(parts), limit=2, processes=2)
     with pytest.raises(CheckpointError, match="recipe.json"):
@@ -202,7 +202,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(here, parts):
         run_demo(here / "it", recipe=tiny_recipe(parts), processes=3)
 
 
-def test_of_two_demos_in_one_folder_the_second_is_told(here, parts):
+def test_of_two_demos_in_one_folder_the_second_is_refused(here, parts):
     """Before anything of it is trained; the folder stays as it is."""
     corpus = own_corpus(here / "corpus", lambda record: record)
     code = "import sys; from granvit.files import locked\nwith locked(sys.argv[1]): print(flush=True); sys.stdin.read()"

@@ -87,7 +87,7 @@ def test_all_questions_about_one_place_have_its_number(monkeypatch):
     assert sum("small red star" in text and "<|" in text for _, text in texts[4:]) == 2, "as the model reads it"
 
 
-def test_answers_that_were_cut_and_boxes_that_cannot_be_read_are_told(monkeypatch):
+def test_answers_that_were_cut_and_boxes_that_cannot_be_read_are_reported(monkeypatch):
     model = make_model(codec="decimal")
     texts = [text for _, text in written(monkeypatch, model, batch_of(model, max_answer=5))]
     assert any(text.endswith("(cut)") for text in texts)

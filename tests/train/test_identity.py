@@ -49,8 +49,10 @@ def test_of_a_step_only_the_number_of_images_decides():
     loop = LoopConfig(batch_size=4, accumulate=2)
     one, two = identity.cut_of(loop, 3), identity.cut_of(replace(loop, batch_size=8, accumulate=1), 3)
     assert identity.images_in_a_step(one) == 24 and identity.difference(one, two) is None
-    told = identity.difference(one, identity.cut_of(loop, 2))
-    assert told is not None and told.startswith("a step was of 24 images there (4 batch_size x 2 accumulate x 3 proc")
+    reported = identity.difference(one, identity.cut_of(loop, 2))
+    assert reported is not None and reported.startswith(
+        "a step was of 24 images there (4 batch_size x 2 accumulate x 3 proc"
+    )
     assert identity.difference({"lr": 1}, {"lr": 2, "new": 3}) == "lr was 1 there and is 2 in this run"
     assert identity.difference({"lr": 1, "gone": 2}, {"lr": 1}) == "gone was 2 there and is None in this run"
 

@@ -224,18 +224,20 @@ def test_rejected_records_are_listed_in_the_run(tmp_path):
     assert json.loads((tmp_path / "quarantine.jsonl").read_text()) == {"id": "r7", "reason": "no regions"}
 
 
-def test_what_was_left_out_is_told_of_the_whole_run(tmp_path):
+def test_what_was_left_out_is_counted_over_the_whole_run(tmp_path):
     def picky(record, rng):
         sample = prepare(record, rng)
         return dataclasses.replace(sample, left_out=3) if record.id == "r7" else sample
 
     cut = replace(CONFIG, steps=10, save_every=5)
-    told = [
+    reported = [
         run(tmp_path / name, feed=Feed([(Corpus(), 1.0)], picky, collate, 4, 0), config=config).left_out
         for name, config in (("whole", cut), ("again", cut), ("again", cut))
     ]
     assert (
-        told[0] == told[1] == told[2] and list(told[0]) == [LEFT_OUT] and told[0][LEFT_OUT] % 3 == 0 < told[0][LEFT_OUT]
+        reported[0] == reported[1] == reported[2]
+        and list(reported[0]) == [LEFT_OUT]
+        and reported[0][LEFT_OUT] % 3 == 0 < reported[0][LEFT_OUT]
     )
     row = json.loads((tmp_path / "whole" / "quarantine.jsonl").read_text())
     assert row == {"id": "r7", "reason": LEFT_OUT}

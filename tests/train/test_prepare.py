@@ -344,8 +344,8 @@ def test_mirrored_images_have_mirrored_boxes_and_text_stays():
     assert np.array_equal(found.pixels, seen) and not np.array_equal(found.pixels, expected.pixels)
     assert np.array_equal(ask(mirrored, record(REGIONS)).pixels, ask(plain, record(REGIONS)).pixels)
     sided = [*objects, replace(objects[0], text="the LEFT star")]
-    for told in (record(sided), replace(record(objects), caption="a star, right of a circle")):
-        assert np.array_equal(ask(mirrored, told).pixels, ask(plain, told).pixels)
+    for reported in (record(sided), replace(record(objects), caption="a star, right of a circle")):
+        assert np.array_equal(ask(mirrored, reported).pixels, ask(plain, reported).pixels)
     some = [ask(prepare(mirror=0.5), record(objects), seed).branches == found.branches for seed in range(30)]
     assert 5 < sum(some) < 25
 

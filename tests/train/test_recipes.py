@@ -40,7 +40,7 @@ def test_the_program_starts_without_the_slow_libraries():
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
-def test_the_cpus_precision_is_told_as_torch_tells_it():
+def test_the_cpus_precision_is_reported_as_torch_states_it():
     assert (cpu_precision() == "bf16") == torch.cpu._is_avx512_bf16_supported()
 
 

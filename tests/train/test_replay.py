@@ -84,10 +84,10 @@ def test_the_module_and_the_sample_are_named(tmp_path, corpus, capsys):
 
     with pytest.raises(SystemExit) as exit:
         main(["debug", "replay", str(folder), "--corpus", str(corpus.path), "--device", "cpu"])
-    told = capsys.readouterr().out.splitlines()
+    reported = capsys.readouterr().out.splitlines()
     assert exit.value.code == 0
-    assert told[-1] == f"reproduced: step {result.step} is not finite again; 1 of 4 samples do it alone"
-    assert sum(repr(offending) in line for line in told) == 1
+    assert reported[-1] == f"reproduced: step {result.step} is not finite again; 1 of 4 samples do it alone"
+    assert sum(repr(offending) in line for line in reported) == 1
 
     # Without the poison the same step is finite, and the exit status says so.
     student = load_file(folder / "student.safetensors")

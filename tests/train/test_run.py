@@ -31,14 +31,14 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(parts, tmp_path_factory):
-    """A finished run, and what `on_stage` was told: (name, the model's weights, result)."""
-    folder, told = tmp_path_factory.mktemp("done") / "run", []
+    """A finished run, and what `on_stage` was called with: (name, the model's weights, result)."""
+    folder, reported = tmp_path_factory.mktemp("done") / "run", []
 
     def on_stage(name, model, result):
-        told.append((name, weights_of(model), result))
+        reported.append((name, weights_of(model), result))
 
     run_recipe(tiny_recipe(parts), folder, SOURCES, device="cpu", on_stage=on_stage)
-    return folder, told
+    return folder, reported
 
 
 def weights_of(model: RegionModel) -> dict[str, torch.Tensor]:
@@ -78,19 +78,19 @@ def test_recipe_json_is_the_resolved_recipe(done, parts):
     assert facts["stages"][0]["loop"]["steps"] == 2 and facts["settings"]["codec"] == "loc:16"
 
 
-def test_on_stage_is_told_of_the_start_and_of_each_stage_in_order(done):
-    folder, told = done
-    assert [name for name, _, _ in told] == ["before", "stage1", "stage2"]
-    assert told[0][2] is None
-    for name, weights, result in told[1:]:
+def test_on_stage_is_called_at_the_start_and_after_each_stage_in_order(done):
+    folder, reported = done
+    assert [name for name, _, _ in reported] == ["before", "stage1", "stage2"]
+    assert reported[0][2] is None
+    for name, weights, result in reported[1:]:
         assert changed(weights, stored(folder / name / "model")) == set()
         assert [step for step, _ in result.history["loss"]] == [1, 2]
-    assert set(told[1][2].history) >= {"caption", "distill"}
+    assert set(reported[1][2].history) >= {"caption", "distill"}
 
 
 def test_stage_1_leaves_the_language_model_and_stage_2_the_tower_as_they_were(done):
-    _, told = done
-    before, stage1, stage2 = (weights for _, weights, _ in told)
+    _, reported = done
+    before, stage1, stage2 = (weights for _, weights, _ in reported)
     assert changed(before, stage1) == {"vision_tower", "multi_modal_projector"}
     assert changed(stage1, stage2) == {"language_model", "multi_modal_projector"}
 
@@ -116,15 +116,15 @@ def test_a_run_repeats_itself(done, parts, tmp_path):
 def test_a_finished_run_is_not_trained_again(done, parts, tmp_path, monkeypatch):
     folder = shutil.copytree(done[0], tmp_path / "run")
     monkeypatch.setattr(running, "train", None)
-    told = []
+    reported = []
     model = run_recipe(
         tiny_recipe(parts),
         folder,
         SOURCES,
         device="cpu",
-        on_stage=lambda name, model, result: told.append((name, result)),
+        on_stage=lambda name, model, result: reported.append((name, result)),
     )
-    assert told == [("before", None), ("stage1", None), ("stage2", None)]
+    assert reported == [("before", None), ("stage1", None), ("stage2", None)]
     assert changed(weights_of(model), stored(done[0] / "checkpoint")) == set()
     assert changed(stored(folder / "checkpoint"), stored(done[0] / "checkpoint")) == set()
 
@@ -250,17 +250,17 @@ def test_without_resume_a_folder_with_a_run_is_refused(done, parts):
 def test_init_starts_from_a_checkpoint(done, parts, tmp_path):
     recipe = tiny_recipe(parts, steps=1)
     recipe.stages = recipe.stages[1:]
-    told = []
+    reported = []
     run_recipe(
         recipe,
         tmp_path,
         SOURCES,
         init=done[0] / "checkpoint",
         device="cpu",
-        on_stage=lambda name, model, result: told.append((name, weights_of(model))),
+        on_stage=lambda name, model, result: reported.append((name, weights_of(model))),
     )
-    assert [name for name, _ in told] == ["before", "stage2"]
-    assert changed(told[0][1], stored(done[0] / "checkpoint")) == set()
+    assert [name for name, _ in reported] == ["before", "stage2"]
+    assert changed(reported[0][1], stored(done[0] / "checkpoint")) == set()
     assert {p.name for p in tmp_path.iterdir()} == {"recipe.json", "data.json", "stage2", "checkpoint"}
 
 

@@ -11,7 +11,7 @@ from granvit.train.timing import OTHER, SECTIONS, HostClock, Timing, section
 
 
 class Ticks:
-    """A clock that moves only when told to, and refuses to tell of moments that nobody waited for."""
+    """A clock that moves only when it is set, and refuses moments that nobody waited for."""
 
     def __init__(self):
         self.now, self.passed = 0.0, -1.0
@@ -119,7 +119,7 @@ def test_every_line_of_speed_has_rates_and_the_shares_of_all_sections(tmp_path):
         assert "mfu" not in row, "a CPU has no peak to compare with"
 
 
-def test_what_is_not_counted_and_not_measured_is_not_told(tmp_path):
+def test_what_is_not_counted_and_not_measured_is_not_reported(tmp_path):
     train(TinyStage(), make_feed(4), replace(CONFIG, timing=False), tmp_path, device="cpu")
     row = json.loads((tmp_path / "speed.jsonl").read_text().splitlines()[0])
     assert row["time"] == {} and "tflops" not in row

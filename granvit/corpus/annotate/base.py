@@ -147,7 +147,7 @@ class ImageSource(Protocol):
         ...
 
 
-def beside(root: Path, read: tuple[str, ...]) -> Iterator[LeftOut]:
+def other_files(root: Path, read: tuple[str, ...]) -> Iterator[LeftOut]:
     """What a folder holds besides the files whose names end on one of `read`, which are the images' source."""
     for uri, kind in listing(root):
         if not uri.lower().endswith(read):

@@ -20,8 +20,8 @@ from granvit.corpus.annotate.caption_answers import Answer, Refusal, usable_capt
 from granvit.corpus.annotate.caption_endpoint import Endpoint, Keep, Limits
 from granvit.corpus.annotate.caption_requests import (
     Mode,
+    PromptConfig,
     Request,
-    Wording,
     firmer_request,
     global_request,
     hash_of,
@@ -231,7 +231,7 @@ class Caption:
         used = settings or Settings(frame="image", fit="squash")
         self.config, self.captioner, self.cache = config, captioner, cache
         self.counts: Counter[str] = Counter()
-        self.wording = Wording(
+        self.prompts = PromptConfig(
             config.model,
             config.mode,
             config.prompt,
@@ -249,7 +249,7 @@ class Caption:
         self._fill(wanted)
         unusable = [w for w in wanted if isinstance(w.outcome, Refusal) and w.outcome.reason.startswith("caption-")]
         for w in unusable:
-            w.request = firmer_request(w.request, w.image_hash, self.wording, whole=w.region is None)
+            w.request = firmer_request(w.request, w.image_hash, self.prompts, whole=w.region is None)
         self.counts["repeated"] += len(unusable)
         self._fill(unusable)
         for item in items:
@@ -261,11 +261,11 @@ class Caption:
         wanted = []
         for i, region in enumerate(item.record.regions):
             if region.kind == "object" and not region.ignore:
-                request = region_request(item, image_hash, i, self.wording)
+                request = region_request(item, image_hash, i, self.prompts)
                 if request is not None:  # a box outside the image is refused with the record, like any other bad box
                     wanted.append(_Wanted(item, i, image_hash, request))
         if self.config.whole_image and item.kind != "text" and item.record.caption is None:
-            wanted.append(_Wanted(item, None, image_hash, global_request(item, image_hash, self.wording)))
+            wanted.append(_Wanted(item, None, image_hash, global_request(item, image_hash, self.prompts)))
         return wanted
 
     def _fill(self, wanted: list[_Wanted]) -> None:

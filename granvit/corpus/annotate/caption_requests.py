@@ -34,7 +34,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptConfig:
     """How a captioner is asked.
 
     Attributes:
@@ -90,38 +90,38 @@ def _fitted(picture: Image.Image, longest_side: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def region_request(item: Item, image_hash: str, index: int, wording: Wording) -> Request | None:
+def region_request(item: Item, image_hash: str, index: int, prompts: PromptConfig) -> Request | None:
     """The question about one region, or None where its box holds no pixel of the image."""
     picture, box = item.picture, item.record.regions[index].box
     x1, y1, x2, y2 = crop = whole_pixels(box, *picture.size)
     if x1 >= x2 or y1 >= y2:
         return None
-    relative = View.fit(wording.fit, picture.size, 1).to_relative(box, wording.frame)[0]
-    words = (wording.prompt or PROMPTS[wording.mode]).replace("{words}", str(wording.words))
-    prompt = words.replace("{box}", get_codec(wording.codec).encode(relative))
+    relative = View.fit(prompts.fit, picture.size, 1).to_relative(box, prompts.frame)[0]
+    words = (prompts.prompt or PROMPTS[prompts.mode]).replace("{words}", str(prompts.words))
+    prompt = words.replace("{box}", get_codec(prompts.codec).encode(relative))
     request = Request(
         "",
         prompt,
         picture,
-        None if wording.mode == "box" else crop,
-        wording.mode == "crop+image",
-        wording.longest_side,
-        wording.region_tokens,
+        None if prompts.mode == "box" else crop,
+        prompts.mode == "crop+image",
+        prompts.longest_side,
+        prompts.region_tokens,
     )
-    return _keyed(request, wording.model, image_hash)
+    return _keyed(request, prompts.model, image_hash)
 
 
-def global_request(item: Item, image_hash: str, wording: Wording) -> Request:
+def global_request(item: Item, image_hash: str, prompts: PromptConfig) -> Request:
     """The question about the whole image, in the paper's words."""
-    request = Request("", GLOBAL, item.picture, None, False, wording.longest_side, wording.global_tokens)
-    return _keyed(request, wording.model, image_hash)
+    request = Request("", GLOBAL, item.picture, None, False, prompts.longest_side, prompts.global_tokens)
+    return _keyed(request, prompts.model, image_hash)
 
 
-def firmer_request(request: Request, image_hash: str, wording: Wording, whole: bool) -> Request:
+def firmer_request(request: Request, image_hash: str, prompts: PromptConfig, whole: bool) -> Request:
     """The same question once more, after an answer that could not be used: at temperature 0 the same words would only
     bring the same answer."""
-    more = FIRMER_WHOLE if whole else FIRMER.replace("{words}", str(wording.words))
-    return _keyed(replace(request, prompt=request.prompt + more), wording.model, image_hash)
+    more = FIRMER_WHOLE if whole else FIRMER.replace("{words}", str(prompts.words))
+    return _keyed(replace(request, prompt=request.prompt + more), prompts.model, image_hash)
 
 
 def hash_of(item: Item) -> str:

@@ -48,7 +48,7 @@ def nms(boxes: ArrayLike, scores: ArrayLike, threshold: float) -> NDArray[np.int
     return np.array(kept, dtype=np.int64)
 
 
-def in_turns(labels: Sequence[str]) -> list[int]:
+def round_robin(labels: Sequence[str]) -> list[int]:
     """An order in which the classes take turns: the first of each class, then the second of each, and so on.
 
     Cutting this order instead of the given one (by score) leaves every class its best boxes, where twenty people would
@@ -152,7 +152,7 @@ class Detect:
         usable = np.flatnonzero(seen & named & sure)
         kept = usable[nms(boxes_n4[usable], found.scores[usable], self.config.nms_iou)]
         if self.config.balance_classes:
-            kept = kept[in_turns([found.labels[i] for i in kept])]
+            kept = kept[round_robin([found.labels[i] for i in kept])]
         chosen = sorted(kept[: self.config.top_k], key=lambda i: -found.scores[i])
         name = self.config.name
         regions = []

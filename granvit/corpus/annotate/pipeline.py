@@ -20,7 +20,7 @@ from granvit.corpus.annotate.sources import LinkedSource, open_source
 from granvit.corpus.annotate.workers import Job, Schedule, WorkerPool, drive
 from granvit.corpus.check import LeftOut, Rejection
 from granvit.corpus.layout import MANIFEST, QUARANTINE, SHARDS, CorpusError, read_manifest
-from granvit.files import checked_field, locked, read_json, remove_folder, removed, write_text
+from granvit.files import checked_field, locked, read_json, removal_name, remove_folder, write_text
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -243,7 +243,7 @@ def _refuse_foreign_files(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise CorpusError(f"{out} is a file; a corpus is a folder")
     present = {path.name for path in out.iterdir()} if out.exists() else set()
-    ours = {WORK, removed(out / WORK).name, QUARANTINE}
+    ours = {WORK, removal_name(out / WORK).name, QUARANTINE}
     if WORK in present:
         ours |= {path.name for path in out.glob(SHARDS)}
     if present - ours:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from granvit.corpus.annotate.base import ImageSource, InputFile, Listed, beside, new_record, stamp
+from granvit.corpus.annotate.base import ImageSource, InputFile, Listed, new_record, other_files, stamp
 from granvit.corpus.check import SPLITS, LeftOut, Refused, Rejection
 from granvit.corpus.importers import parquet, webdataset
 from granvit.corpus.importers.base import as_split, read_image
@@ -54,7 +54,7 @@ class ParquetSource:
             except Refused as refused:
                 yield Rejection(refused.reason, "", name, None, refused.detail)
         if not self.only:
-            yield from beside(self.root, self.suffixes)
+            yield from other_files(self.root, self.suffixes)
 
     def identify(self, file: str, index: int) -> tuple[str, str]:
         return f"{self.name}/{file}:{index}", f"{file}:{index}"
@@ -173,7 +173,7 @@ class TarSource:
             if found:
                 yield InputFile(name, len(found), stamp(self.root / name))
         if not self.only:
-            yield from beside(self.root, self.suffixes)
+            yield from other_files(self.root, self.suffixes)
 
     def identify(self, file: str, index: int) -> tuple[str, str]:
         member, _, _ = _pictures_in(self.root / file)[0][index]

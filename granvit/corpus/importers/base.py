@@ -248,7 +248,7 @@ def is_text_encoding(name: str) -> bool:
 
 
 @contextmanager
-def needed(file: Path) -> Iterator[None]:
+def refusal_is_fatal(file: Path) -> Iterator[None]:
     """What is read here concerns all pictures: what would refuse one of them ends the import.
 
     Raises:

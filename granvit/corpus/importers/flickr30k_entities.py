@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from granvit.corpus.check import LeftOut, Refused, Rejection
-from granvit.corpus.importers.base import NO_BOX, Box, Found, importer, needed, read_image, read_text
+from granvit.corpus.importers.base import NO_BOX, Box, Found, importer, read_image, read_text, refusal_is_fatal
 from granvit.corpus.importers.voc import box_of, read_xml, size_of, splits_of
 from granvit.corpus.layout import CorpusError
 from granvit.geometry import hull
@@ -112,7 +112,7 @@ def _unrelated(file: Path, encoding: str) -> set[str]:
     """ "ID LINE" of each caption that is listed as none of its photo."""
     if not file.is_file():
         return set()
-    with needed(file):
+    with refusal_is_fatal(file):
         return {" ".join(line.split()) for _, line in _lines(read_text(file, encoding))}
 
 

@@ -26,10 +26,10 @@ from granvit.corpus.importers.base import (
     as_split,
     importer,
     is_text_encoding,
-    needed,
     read_image,
     read_regions,
     read_text,
+    refusal_is_fatal,
 )
 from granvit.corpus.importers.image_folder import SUFFIXES
 from granvit.corpus.layout import CorpusError
@@ -156,7 +156,7 @@ def splits_of(
 
 def _lines(file: Path, encoding: str) -> Iterator[tuple[str, str]]:
     """The lines that hold something, each with the words for where it is."""
-    with needed(file):
+    with refusal_is_fatal(file):
         text = read_text(file, encoding, _LIST_BYTES)
     for number, line in enumerate(text.split("\n"), start=1):
         if line := line.strip():

@@ -104,12 +104,12 @@ def test_text_regions_and_those_to_ignore_are_left_alone(serve, config):
 
 
 def test_the_whole_image_is_asked_about_in_the_papers_words_unless_it_is_a_text_image(serve, config):
-    natural, text, told = painted("n", 1), painted("t", 1), painted("c", 1)
+    natural, text, reported = painted("n", 1), painted("t", 1), painted("c", 1)
     text.kind = "text"
-    told.record.caption = "by a person"
+    reported.record.caption = "by a person"
     server = serve()
-    config(server, whole_image=True, global_tokens=99, longest_side=150).build()([natural, text, told])
-    assert [i.record.caption for i in (natural, text, told)] == ["grey picture 150x100", None, "by a person"]
+    config(server, whole_image=True, global_tokens=99, longest_side=150).build()([natural, text, reported])
+    assert [i.record.caption for i in (natural, text, reported)] == ["grey picture 150x100", None, "by a person"]
     (asked,) = [e for e in server.events("asked") if e["prompt"] == GLOBAL]
     assert asked["max_tokens"] == 99 and asked["sizes"] == [[150, 100]]
 
@@ -373,7 +373,7 @@ def test_failures_are_not_remembered_as_answers(serve, config):
     assert texts([item]) == [right]
 
 
-def test_a_wrong_model_is_told_at_once(serve, config):
+def test_a_wrong_model_is_reported_at_once(serve, config):
     server = serve()
     with pytest.raises(AnnotateError, match="endpoint-http-404.*The model `other` does not exist"):
         replace(config(server), model="other").build()([painted("p", 12)])
@@ -427,14 +427,14 @@ def test_regions_that_are_answered_do_not_speak_for_paragraphs(serve, config):
 
 
 @pytest.mark.parametrize(
-    ("knows", "told"),
+    ("knows", "reported"),
     [
         ("max_completion_tokens+temperature", ""),
         ("max_completion_tokens", "refuses a temperature"),
         ("max_tokens", "refuses a temperature"),
     ],
 )
-def test_a_parameter_that_the_server_refuses_is_asked_for_in_another_way(serve, config, capsys, knows, told):
+def test_a_parameter_that_the_server_refuses_is_asked_for_in_another_way(serve, config, capsys, knows, reported):
     server = serve(f"wants-{knows}")
     items = [painted(f"p{i}", 3) for i in range(2)]
     right = [expected(item) for item in items]
@@ -443,10 +443,10 @@ def test_a_parameter_that_the_server_refuses_is_asked_for_in_another_way(serve, 
     changes = 1 if knows == "max_tokens" or "+" in knows else 2
     assert len(server.events("asked")) == 6 + changes  # found out once, not once for each region
     printed = capsys.readouterr().err
-    assert (told in printed) and bool(printed) == bool(told)
+    assert (reported in printed) and bool(printed) == bool(reported)
 
 
-def test_a_server_that_takes_no_limit_of_tokens_is_told(serve, config):
+def test_a_server_that_takes_no_limit_of_tokens_is_reported(serve, config):
     with pytest.raises(AnnotateError, match="Unsupported parameter: 'max_completion_tokens'"):
         config(serve("wants-temperature")).build()([painted("p", 2)])
 

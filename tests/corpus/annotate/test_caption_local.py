@@ -10,7 +10,7 @@ from helpers.tiny_captioner import SAYS, save
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption import CaptionConfig
 from granvit.corpus.annotate.caption_answers import Answer
-from granvit.corpus.annotate.caption_requests import Wording, global_request, region_request
+from granvit.corpus.annotate.caption_requests import PromptConfig, global_request, region_request
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,11 @@ def test_a_model_loaded_here_captions_each_crop(config, batch_size):
 
 def test_questions_of_different_length_in_a_batch_and_limits_of_different_length(config):
     item = red_and_blue("a", 3)
-    wording = Wording("m", "crop", "", 10, 1024, 64, 64)
+    prompts = PromptConfig("m", "crop", "", 10, 1024, 64, 64)
     model = config().build().captioner
-    region = region_request(item, "hash", 0, wording)
+    region = region_request(item, "hash", 0, prompts)
     assert region is not None
-    whole = global_request(item, "hash", Wording("m", "crop", "", 10, 1024, 64, 3))
+    whole = global_request(item, "hash", PromptConfig("m", "crop", "", 10, 1024, 64, 3))
     requests = [region, whole, region]
     kept = []
     answers = model.ask(requests, lambda request, answer: kept.append((request, answer)))
@@ -65,9 +65,9 @@ def test_questions_of_different_length_in_a_batch_and_limits_of_different_length
     assert isinstance(answers[1], Answer) and answers[1].cut  # three tokens are no paragraph
     assert len(kept) == 3 and {r.key for r, _ in kept} == {r.key for r in requests}
     # One after the other gives the same as together, padded.
-    together = model.ask([region, global_request(item, "hash", wording)], lambda *_: None)
+    together = model.ask([region, global_request(item, "hash", prompts)], lambda *_: None)
     model.batch_size = 1
-    assert together == model.ask([region, global_request(item, "hash", wording)], lambda *_: None)
+    assert together == model.ask([region, global_request(item, "hash", prompts)], lambda *_: None)
 
 
 def test_what_cannot_be_loaded_is_named(checkpoint, config, tmp_path):

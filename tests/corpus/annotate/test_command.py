@@ -43,20 +43,20 @@ def test_pages_become_a_corpus_of_text(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "reported"),
     [
         (["--how", "detect"], "--detect.model"),
         (["--how", "keep"], "no corpus"),
         (["--batch", "0"], "start at 1"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line(tmp_path, capsys, flags, told):
+def test_what_cannot_be_done_is_reported_in_one_line(tmp_path, capsys, flags, reported):
     page()[0].save(tmp_path / "a.png")
     if flags[1] == "keep":
         flags = [*flags, "--caption.model", "some"]
     assert granvit(tmp_path, tmp_path.parent / "out", *flags) == 1
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert reported in error and error.count("\n") == 1
 
 
 def test_auto_without_a_detector_that_finds_no_text_says_so_and_fails(tmp_path, monkeypatch, capsys):
@@ -68,8 +68,8 @@ def test_auto_without_a_detector_that_finds_no_text_says_so_and_fails(tmp_path, 
         assert granvit(tmp_path / "photos", tmp_path / "out", "--how", "auto") == 1
         printed, error = capsys.readouterr()
         assert "images   2 of 2 written" in printed
-        told = "not one region was found in 2 images: 2 images are no text images, and no detector is named"
-        assert error.splitlines()[-1].startswith(f"granvit: {tmp_path / 'out'}: {told} (--detect.model)")
+        reported = "not one region was found in 2 images: 2 images are no text images, and no detector is named"
+        assert error.splitlines()[-1].startswith(f"granvit: {tmp_path / 'out'}: {reported} (--detect.model)")
 
 
 def test_auto_without_a_detector_says_how_many_images_got_no_boxes(tmp_path, monkeypatch, capsys):
@@ -81,7 +81,7 @@ def test_auto_without_a_detector_says_how_many_images_got_no_boxes(tmp_path, mon
     assert "1 images are no text images and got no boxes" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_blank_pages_are_told_to_be_blank(tmp_path, monkeypatch, capsys):
+def test_blank_pages_are_reported_as_blank(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
     (tmp_path / "scans").mkdir()
     Image.new("RGB", (60, 60), "white").save(tmp_path / "scans" / "a.png")
@@ -143,13 +143,13 @@ def test_captions_that_fail_for_the_servers_reasons_are_asked_for_again(
     assert Corpus(tmp_path / "out").manifest["meta"]["quarantined"] == {}
 
 
-def test_captions_of_which_not_one_can_be_used_are_told(tmp_path, monkeypatch, capsys, boxed, server):
+def test_captions_of_which_not_one_can_be_used_are_reported(tmp_path, monkeypatch, capsys, boxed, server):
     monkeypatch.setattr(pipeline, "_pool", InlineWorkers)
     endpoint = ["--caption.model", MODEL, "--caption.endpoint", f"{server.address}/refuse/me/v1"]
     flags = [*endpoint, "--caption.keep-label", "--caption.cache", tmp_path / "cache.sqlite"]
     assert granvit(boxed, tmp_path / "out", "--how", "keep", *flags) == 1
-    told = "not one caption was made for 2 images (refused: caption-refused 6, whole-image-caption-refused 2)"
-    assert told in capsys.readouterr().err
+    reported = "not one caption was made for 2 images (refused: caption-refused 6, whole-image-caption-refused 2)"
+    assert reported in capsys.readouterr().err
 
 
 def test_what_else_is_in_a_folder_is_counted_and_named(tmp_path, monkeypatch, capsys):

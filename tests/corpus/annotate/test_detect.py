@@ -211,7 +211,7 @@ def test_regions_found_before_stay():
     assert [r.text for r in item.record.regions] == ["EXIT", "door"]
 
 
-def test_broken_arithmetic_is_told_and_counted(checkpoint, tmp_path):
+def test_broken_arithmetic_is_reported_and_counted(checkpoint, tmp_path):
     folder = Path(shutil.copytree(checkpoint("yolos"), tmp_path / "broken"))
     weights = load_file(folder / "model.safetensors")
     # Finite, as a checkpoint's weights must be, but not so what comes of them: infinity less infinity.
@@ -253,7 +253,7 @@ def test_a_zero_shot_detector_wants_labels(checkpoint):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_a_processor_that_needs_torchvision_is_told(checkpoint, tmp_path):
+def test_a_processor_that_needs_torchvision_is_reported(checkpoint, tmp_path):
     folder = Path(shutil.copytree(checkpoint("detr"), tmp_path / "rf"))
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "RfDetrImageProcessor"}')
     with pytest.raises(AnnotateError, match="(?i)torchvision"):

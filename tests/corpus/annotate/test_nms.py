@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granvit.corpus.annotate.detect import in_turns, nms
+from granvit.corpus.annotate.detect import nms, round_robin
 from granvit.geometry import iou
 
 
@@ -53,4 +53,4 @@ def test_what_stays_overlaps_little_and_what_goes_overlaps_a_better_one(seed, co
     [("aaab", [0, 3, 1, 2]), ("abab", [0, 1, 2, 3]), ("aabbc", [0, 2, 4, 1, 3]), ("", [])],
 )
 def test_classes_take_turns(labels, order):
-    assert in_turns(list(labels)) == order
+    assert round_robin(list(labels)) == order

@@ -273,6 +273,6 @@ def test_words_of_a_line_by_hand():
     assert (cat_score, on_score) == pytest.approx((0.8, 0.5))
 
 
-def test_a_missing_checkpoint_is_told(tmp_path):
+def test_a_missing_checkpoint_is_reported(tmp_path):
     with pytest.raises(AnnotateError, match="nowhere"):
         OcrConfig(recognizer=str(tmp_path / "nowhere")).build()

@@ -112,7 +112,7 @@ def test_one_of_the_two_may_be_rapidocrs(checkpoints):
     config.build()
 
 
-def test_characters_that_do_not_fit_are_told(checkpoints, tmp_path):
+def test_characters_that_do_not_fit_are_reported(checkpoints, tmp_path):
     model = transformers.AutoModelForTextRecognition.from_pretrained(checkpoints[1])
     bad = save(model, tmp_path / "bad", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "character_list": ["blank"]})
     with pytest.raises(AnnotateError, match="1 characters for a network of 5"):

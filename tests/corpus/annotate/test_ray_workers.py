@@ -34,11 +34,11 @@ def test_the_same_corpus_as_local_processes(photos, tmp_path):
     assert summary.counts.reasons["crashed-annotator"] == 1
 
 
-def test_a_missing_model_is_told(photos, tmp_path):
+def test_a_missing_model_is_reported(photos, tmp_path):
     with pytest.raises(AnnotateError, match="not installed"):
         annotate(photos, tmp_path / "out", plan(absent=True), workers=1, ray="local", device="cpu")
 
 
-def test_a_cluster_that_is_not_there_is_told(photos, tmp_path):
+def test_a_cluster_that_is_not_there_is_reported(photos, tmp_path):
     with pytest.raises(AnnotateError, match="cannot be reached or started"):
         annotate(photos, tmp_path / "out", plan(), workers=1, ray="127.0.0.1:1", device="cpu")

@@ -1,4 +1,4 @@
-"""Images are found in whatever they come in, in an order that depends on names alone; damage is told, file by file."""
+"""Images are found in whatever they come in, in an order of their names alone; damage is reported, file by file."""
 
 import io
 import tarfile
@@ -111,7 +111,7 @@ def test_tars(tmp_path):
         pass
     found, problems = everything(open_source(tmp_path, name="set"))
     assert found[:2] == [("set/a.tar/0.png", "a.tar:0.png", png(0)), ("set/b.tar/1.png", "b.tar:1.png", png(1))]
-    # What is cut off is told once, as an image or as a member that could not be listed.
+    # What is cut off is reported once, as an image or as a member that could not be listed.
     assert found[2:] in ([], [("set/b.tar/2.png", "b.tar:2.png", "damaged-tar")])
     assert problems[:4] == [
         ("unsafe-member", "a.tar:../evil.png"),
@@ -155,7 +155,7 @@ def test_a_corpus_with_and_without_its_regions(tmp_path):
     assert (bare.regions, bare.caption, bare.id, bare.split) == ([], None, "x/1", "val")
 
 
-def test_a_place_with_nothing_in_it_is_told(tmp_path):
+def test_a_place_with_nothing_in_it_is_reported(tmp_path):
     with pytest.raises(CorpusError, match="does not exist"):
         open_source(tmp_path / "gone")
     with pytest.raises(CorpusError, match="holds no picture"):
@@ -189,7 +189,7 @@ def test_small_inputs_are_cut_finely(images, size):
     assert sum(len(listing.inputs(shard)) for shard in range(listing.shards)) == images
 
 
-def test_links_lead_no_further_than_the_folder_unless_told(tmp_path):
+def test_links_lead_no_further_than_the_folder_unless_followed(tmp_path):
     src = tmp_path / "src"
     (src / "sub").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
@@ -218,7 +218,7 @@ def test_a_linked_table_or_tar_is_no_way_out(tmp_path, kind):
     assert ([image for *_, image in found], problems[1:]) == ([png(1)], [])
 
 
-def test_pictures_are_known_by_their_contents_and_other_formats_are_told(tmp_path):
+def test_pictures_are_known_by_their_contents_and_other_formats_are_reported(tmp_path):
     (tmp_path / "a.jfif").write_bytes(png(1))
     (tmp_path / "b").write_bytes(png(2))
     (tmp_path / "c.heic").write_bytes(b"\0\0\0\x18ftypheic")

@@ -69,7 +69,7 @@ def test_a_worker_killed_by_something_else_costs_no_image():
     assert (whole.isolate, whole.excluded) == ((), {})
 
 
-def test_deaths_with_no_image_in_work_are_told_in_the_end():
+def test_deaths_with_no_image_in_work_are_reported_in_the_end():
     schedule = Schedule([0], lambda shard: Task(shard, [("file", 0)], 1))
     with pytest.raises(AnnotateError, match="shard 0: 5 workers died with no image in work: no space"):
         for _ in range(9):

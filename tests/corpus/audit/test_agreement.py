@@ -62,7 +62,7 @@ def test_objects_are_looked_for_again():
     opinion = check(record("a", text(C, "exit"), Region(A, "a car"), Region(B, "a dog"), crowd), PICTURE)
     assert values(check) == {"confirmed": 0.5, "known": 0.5, "mean_iou": 0.5}
     assert opinion.agrees == [1] and opinion.differs == {2: "not found"} and [r.text for r in opinion.more] == ["cup"]
-    assert says.items[0][2] == []  # it was not told where the boxes are
+    assert says.items[0][2] == []  # it was not given where the boxes are
 
 
 def test_objects_are_captioned_again():

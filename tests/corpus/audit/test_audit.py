@@ -294,7 +294,7 @@ def test_a_damaged_quarantine_names_its_line(machine, capsys, tmp_path):
 
 
 @pytest.mark.slow  # imports torch and transformers
-def test_a_missing_detector_is_told_in_a_line(machine, tmp_path, capsys):
+def test_a_missing_detector_is_reported_in_a_line(machine, tmp_path, capsys):
     assert command(machine.path, tmp_path / "out", detect=DetectConfig(str(tmp_path / "nowhere"))) == 1
     assert "nowhere: cannot be loaded" in capsys.readouterr().err
 

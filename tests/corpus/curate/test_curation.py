@@ -291,9 +291,9 @@ def test_a_loss_of_more_than_half_names_the_rule_that_took_most(tmp_path):
     records = [record(f"small{i}", None, (500, 375), regions=[thing()]) for i in range(4)]
     records += [record(f"large{i}", None, regions=[thing()]) for i in range(3)]
     report = curate(corpus(tmp_path / "in", records), tmp_path / "out", BARE)
-    (told,) = report.losses()
-    assert told.startswith("more than half of the images are dropped (4 of 7), most of them (4) by short-side: ")
-    assert "--preset photos" in told and "--filters.object-image.min-short-side" in told
+    (reported,) = report.losses()
+    assert reported.startswith("more than half of the images are dropped (4 of 7), most of them (4) by short-side: ")
+    assert "--preset photos" in reported and "--filters.object-image.min-short-side" in reported
     # Half is not more than half.
     fewer = curate(corpus(tmp_path / "in2", records[1:]), tmp_path / "out2", BARE)
     assert fewer.losses() == []
@@ -302,8 +302,8 @@ def test_a_loss_of_more_than_half_names_the_rule_that_took_most(tmp_path):
 def test_a_loss_of_regions_in_images_that_stay(tmp_path):
     tiny = [Region((0, 10 * n, 20, 10 * n + 8), f"tiny {n}") for n in range(5)]
     report = curate(corpus(tmp_path / "in", [record("a", None, regions=[thing(), *tiny])]), tmp_path / "out", BARE)
-    (told,) = report.losses()
-    assert told.startswith("more than half of the regions are dropped (5 of 6), most of them (5) by box-area: ")
+    (reported,) = report.losses()
+    assert reported.startswith("more than half of the regions are dropped (5 of 6), most of them (5) by box-area: ")
 
 
 def test_nothing_left_names_the_rule_too(tmp_path):

@@ -1,4 +1,4 @@
-"""The filters: the paper's limits to the pixel, text held to other ones, repeated boxes, every reason told."""
+"""The filters: the paper's limits to the pixel, text held to other ones, repeated boxes, every reason reported."""
 
 from dataclasses import replace
 

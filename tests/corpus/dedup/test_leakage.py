@@ -72,8 +72,8 @@ def test_the_clean_corpus_lacks_them_and_the_lists_name_them(benchmark, planted,
     assert find_leaks(clean, load_benchmarks([benchmark])).leaks == []
     ids = report.write(tmp_path / "leaks.json")
     assert ids.read_text().splitlines() == report.ids
-    told = json.loads((tmp_path / "leaks.json").read_text())
-    assert told["leaked"] == len(report.ids) and told["by_how"]["file"] == 1
+    reported = json.loads((tmp_path / "leaks.json").read_text())
+    assert reported["leaked"] == len(report.ids) and reported["by_how"]["file"] == 1
     with pytest.raises(CorpusError, match="no image was written"):
         write_without(planted, [r.id for r in planted.records()], tmp_path / "none")
 

@@ -46,10 +46,10 @@ def test_a_size_that_states_nothing_is_unknown(side):
 
 
 @pytest.mark.parametrize("side", [640.5, "wide", [640], {}, True, math.inf, "1e3", "6_40"])
-def test_a_size_of_another_type_is_told_with_its_field(side):
-    with pytest.raises(Refused, match="height should be a whole number of pixels, got ") as told:
+def test_a_size_of_another_type_is_reported_with_its_field(side):
+    with pytest.raises(Refused, match="height should be a whole number of pixels, got ") as reported:
         base.as_size(640, side)
-    assert told.value.reason == "bad-field"
+    assert reported.value.reason == "bad-field"
 
 
 def test_a_flag_is_what_is_written_not_whether_something_is():
@@ -102,16 +102,19 @@ def test_text_files_are_utf_8_or_what_is_named_and_never_guessed(tmp_path):
         assert base.read_text(file, named) == "日本"
     file.write_bytes("Привет".encode("cp1251"))
     for encoding, message in (("", "café.txt is not UTF-8: name its encoding"), ("shift_jis", "is not shift_jis")):
-        with pytest.raises(Refused, match=message) as told:
+        with pytest.raises(Refused, match=message) as reported:
             base.read_text(file, encoding)
-        assert told.value.reason == "bad-encoding"
-    with pytest.raises(CorpusError, match=rf"{tmp_path}/café.txt: bad-encoding: ") as fatal, base.needed(file):
+        assert reported.value.reason == "bad-encoding"
+    with (
+        pytest.raises(CorpusError, match=rf"{tmp_path}/café.txt: bad-encoding: ") as fatal,
+        base.refusal_is_fatal(file),
+    ):
         base.read_text(file)
     assert fatal.value.__cause__ is not None
 
 
 @pytest.mark.parametrize("name", ["klingon", "hex", "a\0b", "punycode", "undefined"])
-def test_an_encoding_that_nobody_knows_is_told_before_anything_is_read(tmp_path, name):
+def test_an_encoding_that_nobody_knows_is_reported_before_anything_is_read(tmp_path, name):
     with pytest.raises(CorpusError, match="encoding .* is not known"):
         import_corpus("coco", tmp_path, tmp_path / "out", encoding=name)
     assert not (tmp_path / "out").exists()
@@ -121,9 +124,9 @@ def test_pipes_and_endless_files_are_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "large").write_bytes(b" " * 101)
     for name in ("pipe", "large", "absent"):
-        with pytest.raises(Refused, match=name) as told:
+        with pytest.raises(Refused, match=name) as reported:
             base.read_text(tmp_path / name, limit=100)
-        assert told.value.reason == "unreadable-file"
+        assert reported.value.reason == "unreadable-file"
         with pytest.raises(CorpusError, match=rf"^{tmp_path}/{name}: [^/]*$"):
             base.read_json(tmp_path / name, limit=100)
 
@@ -140,9 +143,9 @@ def test_a_number_too_long_for_python_costs_no_table(tmp_path):
 
 @pytest.mark.parametrize("text", ['{"a": {"b": 1, "b": 2}', '{"a": 1, "a": 2} x', '{"a": 1, "a": ' + "[" * 100_000])
 def test_an_object_that_has_a_key_twice_and_is_damaged_behind_is_refused(text):
-    with pytest.raises(Refused) as told:
+    with pytest.raises(Refused) as reported:
         base.parse_object(text.encode())
-    assert told.value.reason == "not-json"
+    assert reported.value.reason == "not-json"
 
 
 # What an import makes of refused regions, and of what a record has no place for

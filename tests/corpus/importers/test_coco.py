@@ -99,7 +99,7 @@ def changed(folder: Path, table: str, index: int, **changes) -> Path:
 
 
 @pytest.mark.parametrize("wrong", [[139], {"id": 139}, None])
-def test_ids_that_no_table_can_be_joined_by_are_told(tmp_path, wrong):
+def test_ids_that_no_table_can_be_joined_by_are_reported(tmp_path, wrong):
     (dog, _), refused = bring("coco", changed(tmp_path / "a", "annotations", 0, image_id=wrong), tmp_path / "out-a")
     assert [r.text for r in dog.regions] == ["person"]
     assert [(r.reason, r.uri) for r in refused].count(("unknown-image", "instances_val2017.json")) == 2
@@ -107,12 +107,12 @@ def test_ids_that_no_table_can_be_joined_by_are_told(tmp_path, wrong):
     (dog, _), refused = bring("coco", changed(tmp_path / "b", "annotations", 0, category_id=wrong), tmp_path / "out-b")
     assert ("unknown-category", 0) in [(r.reason, r.region) for r in refused]
 
-    # Its annotations, which nothing is left to hang on, are told too.
+    # Its annotations, which nothing is left to hang on, are reported too.
     [other], refused = bring("coco", changed(tmp_path / "c", "images", 0, id=wrong), tmp_path / "out-c")
     assert other.uri == "val2017/000000000285.jpg"
-    told = [(r.reason, r.uri, r.region) for r in refused]
-    assert told[0] == ("bad-field", "val2017/000000000139.jpg", None)
-    assert [reason for reason, *_ in told[1:]] == ["unknown-image"] * 5
+    reported = [(r.reason, r.uri, r.region) for r in refused]
+    assert reported[0] == ("bad-field", "val2017/000000000139.jpg", None)
+    assert [reason for reason, *_ in reported[1:]] == ["unknown-image"] * 5
 
     with pytest.raises(CorpusError, match=r"instances_val2017.json: a category's id is a number or a string, got"):
         bring("coco", changed(tmp_path / "d", "categories", 0, id=wrong), tmp_path / "out-d")
@@ -146,7 +146,7 @@ def written(folder: Path, content: dict, name: str = "_annotations.coco.json") -
     return folder
 
 
-def told(refused) -> list[tuple[str, int | None]]:
+def reported(refused) -> list[tuple[str, int | None]]:
     return [(r.reason, r.region) for r in refused]
 
 
@@ -155,7 +155,7 @@ def test_two_images_of_one_id_are_ambiguous_and_their_boxes_go_to_neither(tmp_pa
     content["images"][1]["id"] = 1.0
     [record], refused = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
     assert (record.uri, [r.box for r in record.regions]) == ("set/3.png", [(3, 2, 12, 11)])
-    assert told(refused) == [("ambiguous-id", None)] * 2 + [("ambiguous-id", n) for n in range(3)]
+    assert reported(refused) == [("ambiguous-id", None)] * 2 + [("ambiguous-id", n) for n in range(3)]
     assert "annotation 4 names the image '1', which several have" in refused[-1].detail
 
 
@@ -164,7 +164,7 @@ def test_annotations_of_one_id_and_categories_of_one_id_are_ambiguous(tmp_path):
     content["categories"][2]["id"] = "2"
     records, refused = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
     assert [[r.text for r in record.regions] for record in records] == [["dog"], []]
-    assert told(refused) == [("ambiguous-id", 0), ("ambiguous-id", 1), ("ambiguous-id", 0)]
+    assert reported(refused) == [("ambiguous-id", 0), ("ambiguous-id", 1), ("ambiguous-id", 0)]
 
 
 def test_what_is_merely_listed_twice_is_taken_once(tmp_path):
@@ -173,7 +173,7 @@ def test_what_is_merely_listed_twice_is_taken_once(tmp_path):
     content["categories"].append(content["categories"][0])
     records, refused = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
     assert [len(record.regions) for record in records] == [1, 1]
-    assert told(refused) == [("duplicate-id", 1), ("duplicate-id", None)]
+    assert reported(refused) == [("duplicate-id", 1), ("duplicate-id", None)]
 
 
 @pytest.mark.parametrize(("one", "other"), [("1", 1), (1, "1"), (1.0, "1"), ("1", 1.0), ("a7", "a7")])
@@ -201,7 +201,7 @@ def test_each_place_must_give_something(tmp_path):
         bring("coco", [good, bad], tmp_path / "out")
 
 
-def test_captions_of_no_listed_image_are_told(tmp_path):
+def test_captions_of_no_listed_image_are_reported(tmp_path):
     root = coco(tmp_path / "coco")
     file = root / "annotations/captions_val2017.json"
     said = [(139, "A dog."), (139, "A dog, brown."), ("285.0", "B."), (7, "C."), (285, float("nan")), (285, ["D"])]
@@ -243,7 +243,7 @@ def test_a_flag_in_a_string_is_what_it_says(tmp_path, field):
     annotations = [box(n, **{field: value}) for n, value in enumerate(values, start=1)]
     [record, _], refused = bring("coco", written(tmp_path / "set", tables(annotations=annotations)), tmp_path / "out")
     assert [r.ignore for r in record.regions] == [False] * 5 + [True] * 3
-    assert told(refused) == [("bad-field", 8), ("bad-field", 9)]
+    assert reported(refused) == [("bad-field", 8), ("bad-field", 9)]
 
 
 @pytest.mark.parametrize("size", [("40", "30"), (40.0, 30), (-1, -1), (None, None), (0, 30)])
@@ -255,7 +255,7 @@ def test_sizes_that_state_the_same_or_nothing_cost_no_picture(tmp_path, size):
     assert refused == []
 
 
-def test_a_size_of_another_type_is_told_with_the_regions_that_it_costs(tmp_path):
+def test_a_size_of_another_type_is_reported_with_the_regions_that_it_costs(tmp_path):
     content = tables(annotations=[box(1), box(2, 2), box(3, 2)])
     content["images"][1]["width"] = "wide"
     [_], [refusal] = bring("coco", written(tmp_path / "set", content), tmp_path / "out")
@@ -263,11 +263,11 @@ def test_a_size_of_another_type_is_told_with_the_regions_that_it_costs(tmp_path)
     assert refusal.detail == "width should be a whole number of pixels, got 'wide'"
 
 
-def test_a_box_of_another_type_is_told_as_it_is_written(tmp_path):
+def test_a_box_of_another_type_is_reported_as_it_is_written(tmp_path):
     boxes = [["1", "2", "3", "4"], [1, 2, 3], [1, 2, None, 4], "1,2,3,4", None, [1, 2, True, 4]]
     annotations = [box(1), *(box(n, bbox=value) for n, value in enumerate(boxes, start=2))]
     _, refused = bring("coco", written(tmp_path / "set", tables(annotations=annotations)), tmp_path / "out")
-    assert told(refused) == [("bad-box", n) for n in range(1, 7)]
+    assert reported(refused) == [("bad-box", n) for n in range(1, 7)]
     assert [r.detail for r in refused] == [f"four numbers are expected, got {value!r}" for value in boxes]
 
 
@@ -293,7 +293,7 @@ def test_entries_that_are_no_objects_cost_themselves_only(tmp_path):
     (folder / "_annotations.coco.json").write_text(json.dumps(content))
     records, refused = bring("coco", folder, tmp_path / "out")
     assert len(records) == 2
-    assert told(refused) == [("bad-field", None), ("unknown-image", 0), ("unknown-image", 1)]
+    assert reported(refused) == [("bad-field", None), ("unknown-image", 0), ("unknown-image", 1)]
 
 
 def test_a_folder_named_after_its_split_states_it(tmp_path):

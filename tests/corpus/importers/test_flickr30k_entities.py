@@ -70,7 +70,7 @@ def test_a_caption_of_another_photo_is_not_read(tmp_path):
     assert [r.alternatives for r in record.regions] == [[], [], ["their hands"], []]
 
 
-def test_a_chain_that_no_caption_mentions_and_damaged_boxes_are_told(tmp_path):
+def test_a_chain_that_no_caption_mentions_and_damaged_boxes_are_reported(tmp_path):
     xml = XML.replace("<name>5</name>", "<name>99</name>").replace("<xmax>40</xmax>", "<xmax>?</xmax>")
     [record], refused = bring("flickr30k_entities", entities(tmp_path / "f30k", xml=xml), tmp_path / "out")
     assert [(r.reason, r.region) for r in refused] == [("bad-box", 0), ("empty-text", 3)]
@@ -80,7 +80,7 @@ def test_a_chain_that_no_caption_mentions_and_damaged_boxes_are_told(tmp_path):
 @pytest.mark.parametrize(
     "damaged", ["[/EN#1/people Two guys look .", "[/EN#x/people Two guys] look .", "[/EN#1/people] look .", "[/EN#1"]
 )
-def test_a_damaged_caption_is_told_and_the_others_are_read(tmp_path, damaged):
+def test_a_damaged_caption_is_reported_and_the_others_are_read(tmp_path, damaged):
     src = entities(tmp_path / "f30k", sentences=f"{damaged}\n[/EN#3/clothing A shirt] .\n")
     [record], refused = bring("flickr30k_entities", src, tmp_path / "out")
     assert ("bad-caption", "Sentences/1000092795.txt", 0) in [(r.reason, r.uri, r.region) for r in refused]
@@ -88,7 +88,7 @@ def test_a_damaged_caption_is_told_and_the_others_are_read(tmp_path, damaged):
     assert [r.text for r in record.regions] == ["A shirt"]
 
 
-def test_what_lacks_a_partner_is_told(tmp_path):
+def test_what_lacks_a_partner_is_reported(tmp_path):
     src = entities(tmp_path / "f30k")
     for key, gone in (("2", "Sentences/2.txt"), ("3", "Annotations/3.xml"), ("4", "flickr30k-images/4.jpg")):
         entities(src, key=key)

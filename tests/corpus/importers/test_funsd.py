@@ -90,14 +90,14 @@ def test_entries_of_one_id_are_ambiguous_and_what_a_record_cannot_hold_is_counte
     assert Corpus(tmp_path / "out").manifest["meta"]["left_out"] == {"label of an entry": 4, "link of an entry": 4}
 
 
-def test_a_form_in_another_encoding_costs_its_picture_or_is_read_as_it_is_told(tmp_path):
+def test_a_form_in_another_encoding_costs_its_picture_or_is_read_in_the_one_that_is_named(tmp_path):
     src = form(tmp_path / "dataset", ENTRIES)
     text = json.dumps({"form": [{**ENTRIES[0], "words": [word([2, 2, 10, 8], "Привет")]}]}, ensure_ascii=False)
     form(src, text, "b")
     (src / "training_data/annotations/b.json").write_bytes(text.encode("cp1251"))
     _, [refusal] = bring("funsd", src, tmp_path / "out")
     assert (refusal.reason, refusal.uri) == ("not-json", "training_data/images/b.png")
-    records, _ = bring("funsd", src, tmp_path / "told", encoding="cp1251")
+    records, _ = bring("funsd", src, tmp_path / "reported", encoding="cp1251")
     assert [r.text for r in records[1].regions] == ["Привет"]
 
 

@@ -147,7 +147,7 @@ def test_a_damaged_span_leaves_the_others(tmp_path, span, reason):
     assert_the_regions(record)
 
 
-def test_damaged_samples_are_told(tmp_path):
+def test_damaged_samples_are_reported(tmp_path):
     entry = row("000000001")
     del entry["ref_exps"]
     data = shard(

@@ -24,7 +24,7 @@ def test_a_list_gives_its_entries(tmp_path_factory, rows, indent, plain):
 
 
 @given(rows=st.lists(VALUES, min_size=1, max_size=3), share=st.floats(0, 1, exclude_max=True))
-def test_a_list_that_is_cut_off_is_told(tmp_path_factory, rows, share):
+def test_a_list_that_is_cut_off_is_reported(tmp_path_factory, rows, share):
     text = json.dumps(rows)
     file = tmp_path_factory.mktemp("rows") / "a.json"
     file.write_text(text[: int(share * len(text))])

@@ -61,7 +61,7 @@ def test_pictures_elsewhere_or_nowhere(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../../secret.jpg", "images/v1/patch8/gone.jpg", None])
-def test_a_bad_file_name_is_told(tmp_path, name):
+def test_a_bad_file_name_is_reported(tmp_path, name):
     save(tmp_path / "o365/train/patch8/objects365_v1_00420917.jpg")
     file = tmp_path / "o365/zhiyuan_objv2_train.json"
     objects365(file, [annotation(51, 1, [5, 6, 10, 12])])

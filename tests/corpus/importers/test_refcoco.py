@@ -122,7 +122,7 @@ def test_rows_with_their_photo(tmp_path):
     ]
 
 
-def test_damaged_rows_are_told_by_their_number(tmp_path):
+def test_damaged_rows_are_reported_by_their_number(tmp_path):
     save(tmp_path / f"data/{PHOTO}")
     rows = [
         expression("good"),

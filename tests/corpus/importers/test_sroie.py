@@ -43,9 +43,9 @@ def test_without_partner_or_folder(tmp_path):
     src = sroie(tmp_path / "raw")
     (src / "box/000.csv").rename(src / "box/002.csv")
     _, refused = bring("sroie", src, tmp_path / "out")
-    told = [(r.reason, r.uri, r.region) for r in refused]
-    assert told[0] == ("missing-annotation", "img/000.jpg", None)
-    assert told[-1] == ("missing-image", "box/002.csv", None)
+    reported = [(r.reason, r.uri, r.region) for r in refused]
+    assert reported[0] == ("missing-annotation", "img/000.jpg", None)
+    assert reported[-1] == ("missing-image", "box/002.csv", None)
     with pytest.raises(CorpusError, match="lacks the folder img/"):
         bring("sroie", src / "box", tmp_path / "other")
 

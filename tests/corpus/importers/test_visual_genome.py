@@ -82,7 +82,7 @@ def test_the_folders_of_pictures_may_be_elsewhere(tmp_path, inside):
     assert len(records) == 2
 
 
-def test_damaged_entries_are_told(tmp_path):
+def test_damaged_entries_are_reported(tmp_path):
     regions = [
         REGIONS[0],
         {"id": 99, "regions": []},

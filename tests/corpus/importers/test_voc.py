@@ -115,7 +115,7 @@ def test_a_size_that_is_not_stated_is_that_of_the_picture(tmp_path, size):
     assert (record.width, record.height) == (40, 30)
 
 
-def test_pictures_and_annotations_that_do_not_match_are_told(tmp_path):
+def test_pictures_and_annotations_that_do_not_match_are_reported(tmp_path):
     src = voc(tmp_path / "VOC", a=DOG, b=DOG, c=DOG, d=DOG.replace("<width>40", "<width>30"))
     (src / "Annotations/b.xml").unlink()
     (src / "JPEGImages/c.jpg").unlink()
@@ -157,7 +157,7 @@ def test_each_box_of_an_object_is_a_region(tmp_path):
         (CORNERS.format(1, 9) + "<difficult>perhaps</difficult>", "difficult should be true or false, got 'perhaps'"),
     ],
 )
-def test_a_box_that_cannot_be_read_is_told(tmp_path, inside, detail):
+def test_a_box_that_cannot_be_read_is_reported(tmp_path, inside, detail):
     src = voc(tmp_path / "VOC", a=dogs(CORNERS.format(1, 9), inside))
     [record], [refusal] = bring("voc", src, tmp_path / "out")
     assert len(record.regions) == 1
@@ -250,8 +250,8 @@ def test_pictures_are_not_trained_on_because_the_list_that_holds_them_out_is_dam
     src = listed(tmp_path, train="van\n", val="car_1\ncar_2\n")
     with pytest.raises(CorpusError, match=r"val.txt:1: 'car_1': none of 2 lines for val names a picture, and 5 "):
         bring("voc", src, tmp_path / "out")
-    told = splits(src, tmp_path / "out", split="test")
-    assert (told.pop("van"), set(told.values()), len(told)) == ("train", {"test"}, 5)
+    reported = splits(src, tmp_path / "out", split="test")
+    assert (reported.pop("van"), set(reported.values()), len(reported)) == ("train", {"test"}, 5)
 
 
 def test_a_picture_in_two_lists_is_held_out(tmp_path):
@@ -260,7 +260,7 @@ def test_a_picture_in_two_lists_is_held_out(tmp_path):
     assert left_out(tmp_path / "out") == {"line of a split list, its picture being held out by another": 3}
 
 
-def test_a_list_in_another_encoding_is_named_or_read_as_it_is_told(tmp_path):
+def test_a_list_in_another_encoding_is_named_or_read_in_the_one_that_is_named(tmp_path):
     src = listed(tmp_path, train="van\n", val="café\n".encode("cp1252"))
     with pytest.raises(CorpusError, match=r"ImageSets/Main/val.txt: bad-encoding: val.txt is not UTF-8: name its enc"):
         bring("voc", src, tmp_path / "out")

@@ -109,7 +109,7 @@ def test_a_shard_that_is_cut_anywhere_gives_whole_samples_only(tmp_path, ending)
     assert {0, 1} <= kept
 
 
-def test_a_damaged_header_is_told(tmp_path):
+def test_a_damaged_header_is_reported(tmp_path):
     file = shard(tmp_path / "wds/a.tar", *((f"{n}.jpg", PICTURE) for n in range(3)))
     data = bytearray(file.read_bytes())
     header = data.index(b"2.jpg")

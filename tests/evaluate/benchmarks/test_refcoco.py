@@ -61,7 +61,7 @@ def test_every_expression_is_a_question_and_val_is_none(tmp_path):
     assert next(eval_set.images()).items[0].said == ""
 
 
-def test_what_cannot_be_asked_is_told(tmp_path):
+def test_what_cannot_be_asked_is_reported(tmp_path):
     (tmp_path / "refs.jsonl").write_text(json.dumps(row("merged", "validation")) + "\n")
     with pytest.raises(ValueError, match="no split testA, testB or test"):
         open_benchmark("refcoco", tmp_path)
