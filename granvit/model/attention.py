@@ -128,7 +128,7 @@ def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, dict[
     there = language.config._attn_implementation
     if there not in ("sdpa", PACKED):
         raise GranvitError(f"packing needs attn_implementation='sdpa', not {there!r}")
-    if batch.input_ids.device.type == "cuda":
+    if batch.input_ids.device.type != "cpu":
         use_packed_attention(language)
         batch = batch.lengthened(bucket(batch.input_ids.shape[1]))
         return batch, {"attention_mask": block_mask(batch)}

@@ -89,7 +89,8 @@ def roi_align(
 
     Args:
         features: (I, H, W, D).
-        boxes: (R, 4) xyxy in input pixels; `spatial_scale` turns them into feature cells (1 / patch size).
+        boxes: (R, 4) xyxy in input pixels; `spatial_scale` turns them into feature cells (1 / patch size). On the CPU
+            nothing waits for the features' device.
         image_index: (R,) which image each box belongs to.
         output_size: (rows, columns) of the pooled grid.
         sampling_ratio: sampling points per bin and axis; 0 takes ceil(box size / bins), as torchvision does.
@@ -97,15 +98,25 @@ def roi_align(
     Returns:
         (R, rows, columns, D) in the features' dtype.
     """
-    corners = boxes.to(torch.float32) * spatial_scale - 0.5
-    rows = _pooling_weights(corners[:, 1], corners[:, 3], output_size[0], features.shape[1], sampling_ratio)
-    columns = _pooling_weights(corners[:, 0], corners[:, 2], output_size[1], features.shape[2], sampling_ratio)
+    cells = (features.shape[1], features.shape[2])
+    rows, columns = _pooling_weights(boxes, spatial_scale, output_size, cells, sampling_ratio)
     picked = features[image_index]
-    pooled = torch.einsum("rph,rhwd->rpwd", rows.to(picked.dtype), picked)
-    return torch.einsum("rqw,rpwd->rpqd", columns.to(picked.dtype), pooled)
+    pooled = torch.einsum("rph,rhwd->rpwd", rows.to(picked), picked)
+    return torch.einsum("rqw,rpwd->rpqd", columns.to(picked), pooled)
 
 
-def _pooling_weights(low: Tensor, high: Tensor, bins: int, cells: int, sampling_ratio: int) -> Tensor:
+def _pooling_weights(
+    boxes: Tensor, spatial_scale: float, bins: tuple[int, int], cells: tuple[int, int], sampling_ratio: int
+) -> tuple[Tensor, Tensor]:
+    """Those of the rows, (R, bins, cells), and of the columns."""
+    corners = boxes.to(torch.float32) * spatial_scale - 0.5
+    return (
+        _along(corners[:, 1], corners[:, 3], bins[0], cells[0], sampling_ratio),
+        _along(corners[:, 0], corners[:, 2], bins[1], cells[1], sampling_ratio),
+    )
+
+
+def _along(low: Tensor, high: Tensor, bins: int, cells: int, sampling_ratio: int) -> Tensor:
     """How much each of `cells` feature cells adds to each bin along one axis, (R, bins, cells)."""
     extent = high - low
     points = torch.full_like(extent, sampling_ratio) if sampling_ratio > 0 else (extent / bins).ceil().clamp(min=1)

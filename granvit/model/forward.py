@@ -18,7 +18,7 @@ from granvit.coordinates import Codec
 from granvit.errors import GranvitError
 from granvit.model.attention import fit_attention
 from granvit.model.families import body_of, family_of
-from granvit.model.packing import IGNORE, Batch
+from granvit.model.packing import Batch
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -52,13 +52,13 @@ def answer_states(llava: LlavaForConditionalGeneration, batch: Batch, image_embe
     batch, attention = fit_attention(language, batch)
     embedded = language.get_input_embeddings()(batch.input_ids)
     flat = image_embeds.reshape(-1, image_embeds.shape[-1]).to(embedded.dtype)
-    if int(batch.is_image.sum()) != len(flat):
-        raise ValueError(f"{int(batch.is_image.sum())} image positions but {len(flat)} features in {batch.ids[:4]}...")
+    if batch.image_positions != len(flat):
+        raise ValueError(f"{batch.image_positions} image positions but {len(flat)} features in {batch.ids[:4]}...")
     embedded = embedded.masked_scatter(batch.is_image[..., None], flat)
     hidden = language(
         inputs_embeds=embedded, position_ids=batch.position_ids, use_cache=False, **attention
     ).last_hidden_state
-    answers = batch.labels != IGNORE
+    answers = batch.answer_positions()
     return hidden[answers], batch.labels[answers]
 
 

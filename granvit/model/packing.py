@@ -95,6 +95,7 @@ class Batch:
         views: how each of the I images became its canvas, where that is known.
         digests: what tells each of the I canvases from others, or nothing.
         extra: what the stage wants besides; nothing else looks at it.
+        host: the batch on the CPU of which this is a copy on another device (see `on_host`).
     """
 
     input_ids: Tensor
@@ -112,12 +113,29 @@ class Batch:
     views: list[View | None] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     extra: BatchExtra | None = None
+    host: Batch | None = field(default=None, repr=False)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors: dict[str, Any] = {k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)}
-        return replace(self, **tensors, extra=None if self.extra is None else self.extra.to(device))
+        extra = None if self.extra is None else self.extra.to(device)
+        return replace(self, **tensors, extra=extra, host=self.on_host)
+
+    @property
+    def on_host(self) -> Batch:
+        """The batch whose numbers can be read without waiting for a device: its copy on the CPU, or itself."""
+        return self if self.host is None else self.host
+
+    @property
+    def image_positions(self) -> int:
+        """How many positions take a feature; asked of no device."""
+        return int(self.on_host.is_image.sum())
+
+    def answer_positions(self) -> tuple[Tensor, Tensor]:
+        """Row and column, (A,) each, of every position that predicts an answer token; asked of no device."""
+        rows, columns = (self.on_host.labels != IGNORE).nonzero(as_tuple=True)
+        return rows.to(self.labels.device), columns.to(self.labels.device)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -263,7 +281,7 @@ def pack(
     )
 
 
-def _pictures(samples: Sequence[Sample]) -> dict[str, Tensor]:
+def _pictures(samples: Sequence[Sample]) -> dict[str, Any]:
     """The picture side of a batch: canvases and crops."""
     tensors: dict[str, Tensor] = {}
     pixels = [s.pixels for s in samples if s.pixels is not None]

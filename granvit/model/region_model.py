@@ -88,8 +88,8 @@ class RegionModel:
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) -> the tower's input, (N, 3, H, W)."""
         processor = self.processor.image_processor
-        mean = torch.tensor(processor.image_mean, device=pixels.device)
-        return normalise(pixels, mean, torch.tensor(processor.image_std, device=pixels.device))
+        mean = torch.tensor(processor.image_mean).to(pixels.device)
+        return normalise(pixels, mean, torch.tensor(processor.image_std).to(pixels.device))
 
     def features(self, pixels: Tensor) -> Tensor:
         """Image tokens of canvases uint8 (N, H, W, 3), as the projector takes them: (N, T, D)."""

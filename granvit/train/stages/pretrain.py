@@ -54,7 +54,9 @@ class Pretrain(AnsweringStage):
         with section("teacher"):
             target = teacher(crops, self.region_model.canvas)
         features = self.region_model.patches(features)
-        return distillation_loss(target, features, batch.crop_boxes, batch.crop_image, self.region_model.patch)
+        boxes = batch.on_host.crop_boxes
+        assert boxes is not None
+        return distillation_loss(target, features, boxes, batch.crop_image, self.region_model.patch)
 
     def after_step(self) -> None:
         if self.teacher is not None:
