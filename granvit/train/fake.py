@@ -1,0 +1,262 @@
+"""A training step on a device that computes nothing: its shapes, types, devices and memory, without that device.
+
+torch's fake tensors know what every operation would give and where it would lie. What depends on values (how long the
+questions are, which positions are answers) is read from the batch on the CPU, as it is in a run on a GPU. So a step of
+a model of billions of parameters is gone through in seconds, and a tensor that is made on another device, or of another
+type, fails here as it would there.
+
+The device stands in for a GPU under a name of its own: a build of torch without CUDA has no device guard for "cuda".
+Of FlexAttention, which wants a real GPU, the arguments are checked and the memory is accounted for.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn.attention.flex_attention import BlockMask
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from granvit.model import attention, distill
+from granvit.model.packing import Batch
+from granvit.train.optimizer import make_optimizer
+from granvit.train.stages.base import Stage
+
+# Allocators hand out whole blocks of so many bytes.
+_BLOCK = 512
+# Operations that autocast computes in bfloat16.
+_LOWERED = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv2d", "conv2d.padding")
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What training takes on its device, in bytes.
+
+    Attributes:
+        weights: parameters and buffers, a teacher's included.
+        between: what is allocated between steps: weights, batch, and what the optimizer keeps.
+        peak: the most that is allocated at any moment of a step.
+    """
+
+    weights: int
+    between: int
+    peak: int
+
+
+def fake_step(stage: Stage, batch: Batch, device: str = "gpu", bf16: bool = False, steps: int = 2) -> StepMemory:
+    """Goes through so many optimizer steps (AdamW) of `stage` on `batch`, forward and backward, computing nothing.
+
+    Args:
+        stage: of a model on any device, "meta" included. Its weights are replaced by fake ones.
+        batch: on the CPU.
+        device: "gpu" for one that need not be there, or "cpu".
+        bf16: under autocast, as runs train on a GPU.
+
+    Raises:
+        RuntimeError: an operation was given tensors of several devices, or of types that do not go together.
+    """
+    target = torch.device(_stand_in() if device == "gpu" else device)
+    mode = FakeTensorMode()
+    autocast = torch.autocast(target.type, torch.bfloat16) if bf16 else nullcontext()
+    made = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    with mode, _values_from_cpu(mode):
+        _replace_weights(stage, target)
+        tensors: dict[str, Any] = {n: _like(value, target) for n, value in made.items() if isinstance(value, Tensor)}
+        packed = replace(batch, **tensors, host=batch)
+        optimizer = make_optimizer(stage, 1e-5, 0.0, (0.9, 0.999), {})
+        for group in optimizer.param_groups:
+            group["fused"], group["foreach"] = False, True  # fused kernels exist for devices that torch knows
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        allocated = _Allocated(target)
+        allocated.take(stage.parameters(), stage.buffers())
+        weights = allocated.now
+        allocated.take(tensors.values())
+        for _ in range(steps):
+            with allocated:
+                with autocast:
+                    terms = stage(packed)
+                torch.stack([term.weight * term.total.float() for term in terms.values()]).sum().backward()
+                del terms
+                nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
+                optimizer.step()
+                optimizer.zero_grad()
+                stage.after_step()
+    return StepMemory(weights, allocated.now, allocated.peak)
+
+
+def _like(tensor: Tensor, device: torch.device) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+
+def _replace_weights(stage: nn.Module, device: torch.device) -> None:
+    """Fake ones on `device`; those that were one stay one."""
+    new: dict[int, Tensor] = {}
+    for module in stage.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in new:
+                    new[id(parameter)] = nn.Parameter(_like(parameter, device), parameter.requires_grad)
+                module._parameters[name] = new[id(parameter)]  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = new.setdefault(id(buffer), _like(buffer, device))
+
+
+class _Allocated(TorchDispatchMode):
+    """Counts the bytes of all storages on a device that operations make, while they live."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device, self.now, self.peak = device.type, 0, 0
+        self._sizes: dict[int, int] = {}
+
+    def take(self, *made: Any) -> None:
+        """Tensors from now on, in any collections."""
+        for tensor in tree_leaves([list(each) if not isinstance(each, Tensor) else each for each in made]):
+            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._sizes:
+                    self._sizes[storage._cdata] = -(-storage.nbytes() // _BLOCK) * _BLOCK
+                    self.now += self._sizes[storage._cdata]
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._freed, storage._cdata)
+
+    def _freed(self, storage: int) -> None:
+        self.now -= self._sizes.pop(storage)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.take(tree_leaves(result))
+        return result
+
+
+# --- what is known without the device -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _values_from_cpu(mode: FakeTensorMode) -> Iterator[None]:
+    """Within, what a run reads from the batch on the CPU is read there for real, and FlexAttention is accounted for."""
+
+    def real(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            with unset_fake_temporarily():
+                result = function(*args)
+            return _faked(mode, result)
+
+        return run
+
+    positions = Batch.answer_positions
+    with (
+        patch.object(Batch, "image_positions", property(lambda batch: real(_image_positions)(batch.on_host))),
+        patch.object(
+            Batch,
+            "answer_positions",
+            lambda batch: tuple(p.to(batch.labels.device) for p in real(positions)(batch.on_host)),
+        ),
+        patch.object(distill, "_pooling_weights", real(distill._pooling_weights)),
+        patch.object(attention.Branches, "of", lambda batch: real(_branches)(batch.on_host)),
+        patch.object(attention, "_compiled", lambda: _flex_attention),
+    ):
+        yield
+
+
+def _image_positions(batch: Batch) -> int:
+    return int(batch.is_image.sum())
+
+
+_branches = attention.Branches.of
+
+
+def _faked(mode: FakeTensorMode, result: Any) -> Any:
+    if isinstance(result, attention.Branches):
+        return replace(result, **{f.name: mode.from_tensor(getattr(result, f.name)) for f in fields(result)})
+    return tree_map_only(Tensor, mode.from_tensor, result)
+
+
+def _flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scale: float | None, enable_gqa: bool
+) -> Tensor:
+    """What the compiled kernel refuses is refused; what it keeps for the backward pass is kept."""
+    mask = block_mask
+    listed = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
+    devices = {tensor.device for tensor in (query, key, value, *listed) if tensor is not None}
+    if len(devices) > 1:
+        raise RuntimeError(f"attention was given tensors on several devices: {devices}")
+    if not query.dtype == key.dtype == value.dtype:
+        raise RuntimeError(f"attention was given queries, keys, values in {query.dtype}, {key.dtype}, {value.dtype}")
+    index = torch.arange(query.shape[2], device=query.device)
+    mask.mask_mod(index[:1], index[:1], index[:1], index[:1])
+    result: Tensor = _Kernel.apply(query, key, value)
+    return result
+
+
+class _Kernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output, sums = torch.empty_like(query), torch.empty_like(query[..., 0], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+# --- the stand-in ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def _stand_in() -> str:
+    """The name of a device that has what autograd and autocast want of one, and no memory. Once for a process."""
+    backend_registration._setup_privateuseone_for_python_backend("granvit_gpu", _StandIn())
+    libraries = (torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL"))
+    libraries[0].fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    for name in _LOWERED:
+        operation, _, overload = name.partition(".")
+        found = getattr(getattr(torch.ops.aten, operation), overload or "default")
+        libraries[1].impl(name, _in_bfloat16(found), "AutocastPrivateUse1")
+    _KEPT.extend(libraries)  # what is registered ends with its library
+    return "granvit_gpu"
+
+
+_KEPT: list[torch.library.Library] = []
+
+
+def _in_bfloat16(operation: Any) -> Callable[..., Any]:
+    outside = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("AutocastPrivateUse1"))
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(outside):
+            lower = [a.to(torch.bfloat16) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+            return operation(*lower, **kwargs)
+
+    return run
+
+
+class _StandIn(backend_registration._DummyBackendModule):
+    """What torch asks of a device's module."""
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def current_device(self) -> int:
+        return 0
+
+    def device_count(self) -> int:
+        return 1
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]

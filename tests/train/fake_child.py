@@ -1,0 +1,124 @@
+"""Steps on a device that is not there; what each of them takes, or why it fails, as one line of JSON."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from sizes import make_model, make_samples  # noqa: E402
+
+from granvit.model import attention  # noqa: E402
+from granvit.model.packing import Batch, pack  # noqa: E402
+from granvit.model.region_model import RegionModel  # noqa: E402
+from granvit.train.fake import _Allocated, fake_step  # noqa: E402
+from granvit.train.optimizer import make_optimizer  # noqa: E402
+from granvit.train.stages.adapt import Adapt  # noqa: E402
+from granvit.train.stages.base import AnsweringStage  # noqa: E402
+from granvit.train.stages.finetune import Finetune  # noqa: E402
+from granvit.train.stages.pretrain import Pretrain  # noqa: E402
+
+TEXTS = ["a small red star", "a large blue ring"] * 20
+STAGES = {
+    "pretrain": lambda model: Pretrain(model),
+    "pretrain without teacher": lambda model: Pretrain(model, distill_weight=0.0),
+    "adapt": lambda model: Adapt(model),
+    "finetune": lambda model: Finetune(model, train_encoder=True),
+    "no crop in the batch": lambda model: Pretrain(model),
+}
+
+
+def model_of(size: Any) -> RegionModel:
+    return make_model(size, TEXTS, "meta" if size == "paper" else "cpu")
+
+
+def batch_of(model: RegionModel, size: str, stage: str, images: int = 4) -> Batch:
+    crops = 0 if stage in ("adapt", "finetune", "no crop in the batch") else 2
+    samples = make_samples(model, TEXTS, images, 6, stage == "adapt", crops, 512 if size == "paper" else 64)
+    return pack(samples, model.dialog.prefix_ids, model.dialog.image_token, model.dialog.pad_token)
+
+
+def all_stages(size: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, make in STAGES.items():
+        for precision in ("bf16",) if size == "paper" else ("fp32", "bf16"):
+            model = model_of(size)
+            memory = fake_step(make(model).train(), batch_of(model, size, name), "gpu", precision == "bf16")
+            found[f"{size} {name} {precision}"] = list(vars(memory).values())
+    return found
+
+
+def real_peak(stage: AnsweringStage, batch: Batch) -> int:
+    """What a real step on the CPU allocates at most, weights included."""
+    optimizer = make_optimizer(stage, 1e-5, 0.0, (0.9, 0.999), {})
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    allocated = _Allocated(torch.device("cpu"))
+    allocated.take(stage.parameters(), stage.buffers())
+    allocated.take([tensor for tensor in vars(batch).values() if isinstance(tensor, Tensor)])
+    for _ in range(2):
+        with allocated:
+            terms = stage(batch)
+            torch.stack([term.weight * term.total.float() for term in terms.values()]).sum().backward()
+            del terms
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            stage.after_step()
+    return allocated.peak
+
+
+def on_cpu() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in ("pretrain", "adapt"):
+        model = make_model("nano", TEXTS, "cpu")
+        batch = batch_of(model, "nano", name, images=16)
+        real = real_peak(STAGES[name](model).train(), batch)
+        found[f"memory of {name}"] = fake_step(STAGES[name](model).train(), batch, "cpu").peak, real
+    model = model_of("paper")
+    stage = Adapt(model).train()
+    every = {id(p): p for p in stage.parameters()}.values()
+    counts = sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad)
+    memory = fake_step(stage, batch_of(model, "paper", "adapt"), "gpu", bf16=True)
+    return {**found, "bytes of adapt": (list(vars(memory).values()), *counts)}
+
+
+def failure(stage: AnsweringStage, batch: Batch) -> str:
+    try:
+        fake_step(stage, batch, "gpu", bf16=True, steps=1)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def wrong() -> dict[str, Any]:
+    model = make_model("nano", TEXTS, "cpu")
+    found: dict[str, Any] = {}
+
+    def shifted(llava: Any, features: Tensor) -> Tensor:
+        return llava.model.multi_modal_projector(features) + torch.ones(features.shape[1], 1)
+
+    with patch("granvit.train.stages.pretrain.project", shifted):
+        found["a tensor made on the CPU"] = failure(Pretrain(model).train(), batch_of(model, "nano", "pretrain"))
+    whole = attention.attend
+
+    def careless(module: Any, query: Tensor, *args: Any, **options: Any) -> Any:
+        with patch.object(Tensor, "to", lambda tensor, *_: tensor):  # queries stay as rotary embeddings left them
+            return whole(module, query.float(), *args, **options)
+
+    with patch.dict(attention.AttentionInterface._global_mapping, {attention.PACKED: careless}):
+        found["queries of another type"] = failure(Adapt(model).train(), batch_of(model, "nano", "adapt"))
+    with patch.object(Adapt, "answers", lambda self, batch, embeds: float(embeds.sum())):
+        found["a number read back from the device"] = failure(Adapt(model).train(), batch_of(model, "nano", "adapt"))
+    return found
+
+
+if __name__ == "__main__":
+    parts = {"nano": lambda: all_stages("nano"), "paper": lambda: all_stages("paper"), "cpu": on_cpu, "wrong": wrong}
+    result: dict[str, Any] = {}
+    for part in sys.argv[1:]:
+        result.update(parts[part]())
+    print(json.dumps(result))
