@@ -2,6 +2,7 @@
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/packing.py [--quick] [--images 8] [--repeats 7]
     python benchmarks/packing.py --device cuda --size paper
+    python benchmarks/packing.py --language DIR     # through that language model, from a folder
 
 Timed is a stage-1 step (forward and backward, encoder and projector training, language model frozen). The baselines
 are
@@ -14,6 +15,10 @@ table gives medians over the rounds and, in brackets, the range. A ratio is the 
 arm is worked off in micro-batches of at most `--tokens` tokens, images included: so the baselines fit into a GPU, and a
 CPU's caches do not overflow. Memory is what the tensors of a step take at most besides weights and inputs: counted
 tensor by tensor on the CPU, what the allocator has given out on a GPU.
+
+What packing can give is bounded: with a cost P of an image and its prefix and b of a question, N questions one by one
+cost N (P + b) and packed P + N b. P and b are fitted to the packed times; the last lines have the bound, and how
+much of it was reached.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from sizes import SIZES, autocast, machine, make_model, make_samples
 from torch import Tensor
@@ -156,12 +162,25 @@ def time_arms(
     return times
 
 
+def costs(seconds: dict[int, float]) -> tuple[float, float]:
+    """Seconds of an image with its prefix, and of each question, fitted to those of an image with so many questions.
+
+    By least squares of the relative errors: else the longest would decide alone.
+    """
+    counts = np.array(list(seconds), float)
+    taken = np.array(list(seconds.values()))
+    system = np.stack([np.ones_like(counts), counts], 1) / taken[:, None]
+    prefix, branch = np.linalg.lstsq(system, np.ones_like(taken), rcond=None)[0]
+    return float(prefix), float(branch)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=8, help="images per step")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=SIZES, default="nano")
+    parser.add_argument("--language", help="a folder with a language model, in place of the size's")
     parser.add_argument("--tokens", type=int, help="per micro-batch; 16384 on a GPU, 8192 on the CPU")
     parser.add_argument("--quick", action="store_true", help="two images, three rounds, 1, 8 and 32 regions")
     options = parser.parse_args()
@@ -169,10 +188,12 @@ def main() -> None:
     device, tokens = options.device, options.tokens or (16384 if options.device == "cuda" else 8192)
 
     texts = sample_texts(500)
-    stage = Pretrain(make_model(options.size, texts, device), distill_weight=0).to(device)
-    print(f"{machine(device)}, {options.size}, {images} images per step")
+    model = make_model(options.size, texts, device, options.language)
+    stage = Pretrain(model, distill_weight=0).to(device)
+    print(f"{machine(device)}, {options.language or options.size}, {images} images per step")
     print(f"{'regions/image':>13}  {'arm':14}{'regions/s':>22}{'packed is':>11}{'peak MiB':>10}{'packed needs':>14}")
     facts: dict[str, dict[str, float]] = {}
+    seconds: dict[int, float] = {}
     worst = 0.0
     for count in counts:
         samples = make_samples(stage.region_model, texts, images, count)
@@ -181,6 +202,7 @@ def main() -> None:
         times = time_arms(stage, steps, repeats, device)
         memory = {arm: peak_memory(steps[arm], device) for arm in ARMS}
         facts[str(count)] = {}
+        seconds[count] = statistics.median(times[PACKED]) / images
         for arm in ARMS:
             speeds = [images * count / t for t in times[arm]]
             spread = f"{statistics.median(speeds):.1f} [{min(speeds):.1f}, {max(speeds):.1f}]"
@@ -192,6 +214,13 @@ def main() -> None:
             else:
                 name = arm.replace(" ", "_")
                 facts[str(count)] |= {f"speedup_vs_{name}": round(faster, 3), f"memory_vs_{name}": round(share, 3)}
+    prefix, branch = costs(seconds)
+    print(f"an image costs {prefix * 1e3:.1f} ms, a question {branch * 1e3:.2f} ms more")
+    for count in counts:
+        bound = count * (prefix + branch) / (prefix + count * branch)
+        reached = facts[str(count)]["speedup_vs_one_by_one"] / bound
+        facts[str(count)] |= {"bound": round(bound, 3), "share_of_bound": round(reached, 3)}
+        print(f"{count:13}  one by one: at most {bound:.2f}x, reached {reached:.0%}")
     print(f"losses agree to {worst:.1e} of their size")
     head = {"benchmark": "packing", "size": options.size, "device": device, "images": images, "repeats": repeats}
     print(json.dumps({**head, "loss_difference": worst, "regions_per_image": facts}))

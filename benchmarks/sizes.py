@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from granvit.coordinates import get_codec
 from granvit.model.assemble import assemble
@@ -23,56 +23,28 @@ from granvit.model.packing import Branch, Sample
 from granvit.model.region_model import RegionModel, Settings
 from granvit.nano.models import nano_encoder, nano_language, train_tokenizer
 from granvit.questions import box_exchange, caption_exchange
+from granvit.train.recipes.paper import ENCODER, LANGUAGE
+from granvit.train.shapes import published
 
 Size = Literal["nano", "paper"]
 SIZES: tuple[Size, ...] = ("nano", "paper")
 
 
-def make_model(size: Size, texts: list[str], device: str) -> RegionModel:
-    """An untrained model in float32 on a device."""
+def make_model(size: Size, texts: list[str], device: str, language: str | None = None) -> RegionModel:
+    """An untrained model in float32 on a device; with `language`, a folder, through that language model."""
     torch.manual_seed(0)
+    if language is not None:
+        encoder = nano_encoder() if size == "nano" else SiglipVisionModel(published(ENCODER))
+        return assemble(encoder, language, Settings("int1000"))
     codec = get_codec("loc:80" if size == "nano" else "decimal")
     tokenizer = train_tokenizer(texts, 1024, codec)
     with torch.device(device):  # a CPU takes minutes to draw two billion random weights
         if size == "nano":
             return assemble(nano_encoder(), (nano_language(tokenizer, codec), tokenizer), Settings(codec.spec))
-        config = qwen(*QWEN_1_5B)
+        config = published(LANGUAGE)
         config.eos_token_id = tokenizer.eos_token_id
         language = Qwen2ForCausalLM(config)
-        return assemble(SiglipVisionModel(so400m()), (language, tokenizer), Settings(codec.spec))
-
-
-def so400m() -> SiglipVisionConfig:
-    """The shapes of google/siglip2-so400m-patch16-512."""
-    return SiglipVisionConfig(
-        image_size=512,
-        patch_size=16,
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=27,
-        num_attention_heads=16,
-        vision_use_head=False,
-    )
-
-
-def qwen(
-    width: int, layers: int, heads: int, keys: int, inner: int, words: int = 151_936, tied: bool = True
-) -> Qwen2Config:
-    """The shapes of a Qwen2.5."""
-    return Qwen2Config(
-        vocab_size=words,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=keys,
-        max_position_embeddings=32_768,
-        tie_word_embeddings=tied,
-    )
-
-
-# Qwen/Qwen2.5-1.5B-Instruct
-QWEN_1_5B = (1536, 28, 12, 2, 8960)
+        return assemble(SiglipVisionModel(published(ENCODER)), (language, tokenizer), Settings(codec.spec))
 
 
 def make_samples(

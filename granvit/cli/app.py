@@ -60,6 +60,10 @@ def command_tree() -> dict[str, Command | Group]:
             f"Train a recipe on the embedded corpus or on your own; {CONFIG} RUN/recipe.json takes that of a run.",
             lambda: _of_recipes("train.Train"),
         ),
+        "plan": Group(
+            "Say what training a recipe takes: parameters, memory, hours, price; without a GPU.",
+            lambda: _of_recipes("plan.Plan"),
+        ),
         "assemble": Group("Write the model that a recipe starts from.", lambda: _of_recipes("train.Assemble")),
         "eval": _command(
             "evaluate.Eval",
@@ -224,8 +228,9 @@ def parse(args: Sequence[str]) -> Any:
         if isinstance(chosen, Command):
             return _parse_one(chosen.load(), named, left)
         found = chosen.commands
-    if named[1:] in (["train"], ["assemble"]) and left[:1] == [CONFIG] and len(left) > 1:
-        command = _with_recipe(_class_at(f"train.{named[1].capitalize()}"), _recipe_of(Path(left[1])))
+    if named[1:] in (["train"], ["assemble"], ["plan"]) and left[:1] == [CONFIG] and len(left) > 1:
+        module = "plan" if named[1] == "plan" else "train"
+        command = _with_recipe(_class_at(f"{module}.{named[1].capitalize()}"), _recipe_of(Path(left[1])))
         return _parse_one(command, [*named, *left[:2]], left[2:])
     # Help is asked for, or there is no such command: which names there are is all that is needed.
     app = SubcommandApp()
@@ -235,7 +240,7 @@ def parse(args: Sequence[str]) -> Any:
 
 
 def _parse_one(command: Any, named: Sequence[str], args: Sequence[str]) -> Any:
-    if named[1] in ("train", "assemble"):
+    if named[1] in ("train", "assemble", "plan"):
         command, args = shortened(command, args)
     return tyro.cli(command, prog=" ".join(named), args=list(args))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -39,21 +39,44 @@ _LOWERED = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv2d", "conv
 
 
 @dataclass(frozen=True)
-class StepMemory:
-    """What training takes on its device, in bytes.
+class Like:
+    """A tensor's shape, strides and type."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Like:
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+    def make(self) -> Tensor:
+        """One on the CPU: random numbers, or zeros where they are whole."""
+        reach = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True) if size)
+        floats = self.dtype.is_floating_point
+        memory = torch.randn(reach).to(self.dtype) if floats else torch.zeros(reach, dtype=self.dtype)
+        return memory.as_strided(self.shape, self.strides)
+
+
+@dataclass(frozen=True)
+class FakeStep:
+    """What a step takes on its device; memory in bytes.
 
     Attributes:
         weights: parameters and buffers, a teacher's included.
         between: what is allocated between steps: weights, batch, and what the optimizer keeps.
         peak: the most that is allocated at any moment of a step.
+        operations: what the last step called: ((operation, arguments, keyword arguments), how often), with `Like` in
+            place of tensors.
     """
 
     weights: int
     between: int
     peak: int
+    operations: list[tuple[tuple[Any, ...], int]] = field(repr=False)
 
 
-def fake_step(stage: Stage, batch: Batch, device: str = "gpu", bf16: bool = False, steps: int = 2) -> StepMemory:
+def fake_step(stage: Stage, batch: Batch, device: str = "gpu", bf16: bool = False, steps: int = 2) -> FakeStep:
     """Goes through so many optimizer steps (AdamW) of `stage` on `batch`, forward and backward, computing nothing.
 
     Args:
@@ -61,6 +84,7 @@ def fake_step(stage: Stage, batch: Batch, device: str = "gpu", bf16: bool = Fals
         batch: on the CPU.
         device: "gpu" for one that need not be there, or "cpu".
         bf16: under autocast, as runs train on a GPU.
+        steps: the second has the optimizer's state from its beginning; 0 is one forward and backward pass alone.
 
     Raises:
         RuntimeError: an operation was given tensors of several devices, or of types that do not go together.
@@ -81,17 +105,20 @@ def fake_step(stage: Stage, batch: Batch, device: str = "gpu", bf16: bool = Fals
         allocated.take(stage.parameters(), stage.buffers())
         weights = allocated.now
         allocated.take(tensors.values())
-        for _ in range(steps):
+        for _ in range(max(1, steps)):
+            allocated.operations.clear()
             with allocated:
                 with autocast:
                     terms = stage(packed)
                 torch.stack([term.weight * term.total.float() for term in terms.values()]).sum().backward()
                 del terms
+                if not steps:
+                    continue
                 nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
                 optimizer.step()
                 optimizer.zero_grad()
                 stage.after_step()
-    return StepMemory(weights, allocated.now, allocated.peak)
+    return FakeStep(weights, allocated.now, allocated.peak, [(c, n) for c, n in allocated.operations.values()])
 
 
 def _like(tensor: Tensor, device: torch.device) -> Tensor:
@@ -119,6 +146,7 @@ class _Allocated(TorchDispatchMode):
         super().__init__()
         self.device, self.now, self.peak = device.type, 0, 0
         self._sizes: dict[int, int] = {}
+        self.operations: dict[str, list[Any]] = {}
 
     def take(self, *made: Any) -> None:
         """Tensors from now on, in any collections."""
@@ -137,6 +165,8 @@ class _Allocated(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.take(tree_leaves(result))
+        call = tree_map_only(Tensor, Like.of, (func, args, kwargs or {}))
+        self.operations.setdefault(repr(call), [call, 0])[1] += 1
         return result
 
 

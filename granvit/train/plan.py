@@ -1,0 +1,343 @@
+"""What a recipe takes before anybody books a GPU: arithmetic, memory, time, price, network, disk.
+
+Parameters and arithmetic are counted from the architectures' shapes (no weights are needed or made) by the code that
+gives a run its MFU; memory by going through a step on a device that is not there (`granvit.train.fake`). What cannot be
+counted, such as the MFU or the length of captions, is assumed, and `Plan.assumed` says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from granvit.errors import GranvitError
+from granvit.model.forward import blocks_of, recomputed
+from granvit.model.packing import Batch, Branch, Sample, pack
+from granvit.model.region_model import RegionModel
+from granvit.train.config import CroppedSample
+from granvit.train.fake import FakeStep, fake_step
+from granvit.train.recipes.base import Recipe
+from granvit.train.shapes import planned_model
+from granvit.train.stages.base import AnsweringStage
+from granvit.train.stages.config import AdaptConfig, FinetuneConfig, PretrainConfig, StageConfig
+
+# Tokens of a question and of its answer, coordinates as three decimals. The questions are the paper's, the answers'
+# lengths assumed (`Workload`); a global answer is a paragraph.
+GLOBAL, BBOX2CAPTION, CAPTION2BBOX = 28, 68, 45
+BOX = 30
+# What a chat template puts before the image.
+BEFORE = 20
+# The share of a GPU's memory that a step may take; the rest is the allocator's and the libraries'.
+USABLE = 0.9
+# Images at which memory is told, and between which it grows in proportion: with fewer the most may be allocated when
+# only gradients are left.
+_MICRO_BATCHES = (16, 32)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU: dense bfloat16 in FLOP/s and memory in bytes, from its data sheet."""
+
+    name: str
+    peak: float
+    memory: float
+
+
+DEVICES = {
+    "h100": Device("H100 80 GB (SXM)", 989e12, 80e9),
+    "h200": Device("H200 141 GB", 989e12, 141e9),
+    "a100-80": Device("A100 80 GB", 312e12, 80e9),
+    "a100-40": Device("A100 40 GB", 312e12, 40e9),
+    "l40s": Device("L40S 48 GB", 362e12, 48e9),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained on.
+
+    Attributes:
+        images: how many.
+        regions: of an image, in the mean.
+        caption_tokens: of a global caption. region_tokens: of a region's text.
+        kilobytes: of an image on the disk, its regions included.
+    """
+
+    images: int
+    regions: float
+    caption_tokens: int = 150
+    region_tokens: int = 12
+    kilobytes: float = 150.0
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage. Bytes and FLOPs; `flops` is of one image, by section of the step.
+
+    Attributes:
+        state: weights, gradients and AdamW's moments on a GPU.
+        activations: of one image more in a micro-batch, at the recipe's `max_regions` questions.
+        largest: images of the largest micro-batch that fits; 0 where not one does.
+        sent: what a GPU sends (and receives) for each optimizer step.
+        reads: of the corpus, all GPUs together, bytes per second.
+    """
+
+    name: str
+    parameters: int
+    trained: int
+    tokens: float
+    flops: dict[str, float]
+    state: float
+    activations: float
+    largest: int
+    batch_size: int
+    accumulate: int
+    steps: int
+    seconds: float
+    sent: float
+    checkpoint: float
+    reads: float
+    cheaper: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def flops_per_image(self) -> float:
+        return math.fsum(self.flops.values())
+
+    @property
+    def hours(self) -> float:
+        return self.steps * self.seconds / 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a recipe on so many GPUs of one kind."""
+
+    recipe: str
+    device: Device
+    gpus: int
+    mfu: float
+    price: float | None
+    workload: Workload
+    stages: list[StagePlan]
+    assumed: list[str]
+
+    @property
+    def hours(self) -> float:
+        return math.fsum(stage.hours for stage in self.stages)
+
+    @property
+    def gpu_days(self) -> float:
+        return self.hours * self.gpus / 24
+
+    @property
+    def cost(self) -> float | None:
+        """In the currency of `price`, which is of one GPU for an hour."""
+        return None if self.price is None else self.hours * self.gpus * self.price
+
+    @property
+    def corpus_bytes(self) -> float:
+        return self.workload.images * self.workload.kilobytes * 1e3
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        derived = {"hours": self.hours, "gpu_days": self.gpu_days, "cost": self.cost, "corpus_bytes": self.corpus_bytes}
+        stages = [
+            {**asdict(stage), "flops_per_image": stage.flops_per_image, "hours": stage.hours} for stage in self.stages
+        ]
+        return {**asdict(self), **derived, "stages": stages}
+
+
+def plan(
+    recipe: Recipe, workload: Workload, device: Device, gpus: int, mfu: float = 0.4, price: float | None = None
+) -> Plan:
+    """What the stages of `recipe` take on `gpus` of `device`.
+
+    Args:
+        mfu: the share of the device's peak that a step reaches.
+        price: of one GPU for an hour.
+
+    Raises:
+        GranvitError: a stage is none of the paper's, or a part's shapes are not to be had.
+    """
+    assumed = [
+        f"an MFU of {mfu:.0%}",
+        f"captions of {workload.caption_tokens} tokens, region texts of {workload.region_tokens}",
+        f"each image has {workload.regions:g} regions",
+    ]
+    recipe = recipe.resolved(workload.images, gpus)
+    stages = [_plan_stage(recipe, stage, workload, device, gpus, mfu) for stage in recipe.stages]
+    return Plan(recipe.name, device, gpus, mfu, price, workload, stages, assumed)
+
+
+def _plan_stage(
+    recipe: Recipe, config: StageConfig, workload: Workload, device: Device, gpus: int, mfu: float
+) -> StagePlan:
+    if not isinstance(config, PretrainConfig | AdaptConfig | FinetuneConfig):
+        raise GranvitError(f"{config.folder}: a plan knows the paper's stages, not {config.kind!r}")
+    config = replace(config, smoothing=0.0)  # which changes no shape, and reads values
+    model = planned_model(recipe)
+    stage = config.build(model).train()
+    parts = _flops(stage, config, model, workload)
+    every = {id(p): p for p in stage.parameters()}.values()
+    everything, trained = (sum(p.numel() for p in some) for some in (every, [p for p in every if p.requires_grad]))
+    loop = config.loop
+    gathered, tokens = _gathered(stage), _tokens(config, model, workload)
+    cheaper = _cheaper(stage, config, model, workload, math.fsum(parts.values()))
+    batches = [model_batch(config, model, workload, config.sample.max_regions, images) for images in _MICRO_BATCHES]
+    fewer, more = (_memory(stage, config, batch).peak for batch in batches)
+    activations = (more - fewer) / (_MICRO_BATCHES[1] - _MICRO_BATCHES[0])
+    state = 4.0 * everything + 12.0 * trained
+    # What of a pass's peak is neither weights and gradients nor grows with the images, such as weights in bfloat16.
+    rest = max(0.0, fewer - _MICRO_BATCHES[0] * activations - 4.0 * everything - 4.0 * trained)
+    if loop.parallel == "fsdp" and gpus > 1:
+        state, rest = state / gpus, rest / gpus + gathered
+    largest = math.floor((USABLE * device.memory - state - rest) / activations)
+    together = loop.batch_size * loop.accumulate * gpus
+    per_image = math.fsum(parts.values())
+    seconds = together / gpus * per_image / (device.peak * mfu)
+    gradients = 4.0 * trained
+    sent = 2 * gradients if loop.parallel == "ddp" else (2 * 2.0 * everything + gradients) * loop.accumulate
+    return StagePlan(
+        name=config.folder,
+        parameters=everything,
+        trained=trained,
+        tokens=tokens,
+        flops=parts,
+        state=state,
+        activations=activations,
+        largest=max(0, largest),
+        batch_size=loop.batch_size,
+        accumulate=loop.accumulate,
+        steps=loop.steps,
+        seconds=seconds,
+        sent=sent * (gpus - 1) / gpus,
+        checkpoint=4.0 * everything + 8.0 * trained,
+        reads=together / seconds * workload.kilobytes * 1e3,
+        cheaper=cheaper,
+    )
+
+
+def _cheaper(
+    stage: AnsweringStage, config: StageConfig, model: RegionModel, workload: Workload, whole: float
+) -> dict[str, float]:
+    """Settings that make the stage cheaper -> FLOPs of an image with them."""
+    found: dict[str, float] = {}
+    if isinstance(config, PretrainConfig) and config.distill_weight > 0 and config.sample.crops:
+        for side in (256, 128):
+            if side < (config.sample.crop_size or model.canvas) and side % model.patch == 0:
+                smaller = replace(config, sample=replace(config.sample, crop_size=side))
+                found[f"sample.crop-size {side}"] = math.fsum(_flops(stage, smaller, model, workload).values())
+        if config.sample.crops > 2 and workload.regions > 2:
+            fewer = replace(config, sample=replace(config.sample, crops=2))
+            found["sample.crops 2"] = math.fsum(_flops(stage, fewer, model, workload).values())
+    return {setting: flops for setting, flops in found.items() if flops < whole}
+
+
+def _flops(stage: AnsweringStage, config: StageConfig, model: RegionModel, workload: Workload) -> dict[str, float]:
+    """Of one image, by section; between whole numbers of regions in proportion."""
+    regions = min(workload.regions, config.sample.max_regions)
+    few, more = (
+        stage.step_flops.parts(model_batch(config, model, workload, n)) for n in (int(regions), int(regions) + 1)
+    )
+    return {name: few[name] + (regions % 1) * (more[name] - few[name]) for name in few}
+
+
+def _tokens(config: StageConfig, model: RegionModel, workload: Workload) -> float:
+    """Of an image's row: the prefix and all its questions and answers."""
+    return float(
+        model_batch(config, model, workload, round(min(workload.regions, config.sample.max_regions))).counts["tokens"]
+    )
+
+
+def model_batch(config: StageConfig, model: RegionModel, workload: Workload, regions: int, images: int = 1) -> Batch:
+    """`images` alike, each of so many regions with the questions of a stage; texts are counts, pixels are shapes."""
+    asked = config.sample.questions
+    lengths = [(GLOBAL, workload.caption_tokens)] * math.ceil(asked.get("global", 0.0))
+    lengths += [(BBOX2CAPTION, workload.region_tokens)] * round(asked.get("bbox2caption", 0.0) * regions)
+    lengths += [(CAPTION2BBOX, BOX)] * round(asked.get("caption2bbox", 0.0) * regions)
+    branches = [Branch([2] * (question + answer), question, "global") for question, answer in lengths]
+    crops = min(config.sample.crops, regions) if isinstance(config.sample, CroppedSample) else 0
+    tokens = model.image_tokens
+    batch = pack([Sample(f"{i}", branches) for i in range(images)], [1] * BEFORE + [0] * tokens, 0, 3)
+    side = model.canvas
+    batch.pixels = torch.empty(images, side, side, 3, dtype=torch.uint8, device="meta")
+    if crops:
+        crop = config.sample.crop_size or side if isinstance(config.sample, CroppedSample) else side
+        batch.crops = torch.empty(images * crops, crop, crop, 3, dtype=torch.uint8, device="meta")
+        batch.crop_boxes = torch.tensor([[0.0, 0.0, side / 2, side / 2]]).expand(images * crops, 4).contiguous()
+        batch.crop_image = torch.arange(images).repeat_interleave(crops)
+    return batch
+
+
+def _memory(stage: AnsweringStage, config: StageConfig, batch: Batch) -> FakeStep:
+    """Of a micro-batch of a stage, whose weights are fakes from then on."""
+    parts: Mapping[str, nn.Module] = {"encoder": stage.tower, "language": stage.model.model.language_model}
+    with ExitStack() as options:
+        options.enter_context(recomputed([parts[name] for name in config.loop.gradient_checkpointing]))
+        return fake_step(stage, batch, "gpu", bf16=config.loop.precision != "fp32", steps=0)
+
+
+def _gathered(stage: nn.Module) -> float:
+    """What FSDP2 holds of the sharded weights while it computes: two blocks and what is in none, in bfloat16."""
+    blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(stage)]
+    outside = sum(p.numel() for p in stage.parameters()) - sum(blocks)
+    return 2.0 * (2 * max(blocks) + outside)
+
+
+# --- as text ---------------------------------------------------------------------------------------------------------
+
+
+def table(planned: Plan) -> list[str]:
+    """The plan as lines of Markdown."""
+    device, work = planned.device, planned.workload
+    lines = [
+        f"{planned.recipe}: {work.images:,} images, {work.regions:g} regions each, on {planned.gpus} x {device.name}",
+        "",
+        "| stage | parameters | train | tokens/image | TFLOP/image | images/s per GPU | steps | hours | GPU-days |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for stage in planned.stages:
+        speed = stage.batch_size * stage.accumulate / stage.seconds
+        lines.append(
+            f"| {stage.name} | {_count(stage.parameters)} | {_count(stage.trained)} | {stage.tokens:,.0f} "
+            f"| {stage.flops_per_image / 1e12:.3g} | {speed:,.1f} | {stage.steps:,} | {stage.hours:,.1f} "
+            f"| {stage.hours * planned.gpus / 24:,.1f} |"
+        )
+    lines += [
+        "",
+        "| stage | state per GPU | an image more | largest micro-batch | sent per GPU and step | checkpoint | reads |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for stage in planned.stages:
+        lines.append(
+            f"| {stage.name} | {stage.state / 1e9:,.1f} GB | {stage.activations / 1e9:,.2f} GB | {stage.largest:,} "
+            f"(the recipe takes {stage.batch_size}) | {stage.sent / 1e9:,.1f} GB | {stage.checkpoint / 1e9:,.1f} GB "
+            f"| {stage.reads / 1e6:,.0f} MB/s |"
+        )
+    lines.append("")
+    for stage in planned.stages:
+        whole = stage.flops_per_image
+        shares = ", ".join(f"{name} {part / whole:.0%}" for name, part in stage.flops.items() if part)
+        lines.append(f"{stage.name}: {shares} of the arithmetic.")
+        lines += [f"  --{setting} would take {flops / whole:.0%} of it." for setting, flops in stage.cheaper.items()]
+        if not stage.largest:
+            lines.append(
+                "  No image fits: try --stages.N.loop.parallel fsdp or .gradient-checkpointing encoder language."
+            )
+    cost = "" if planned.cost is None else f", {planned.cost:,.0f} at {planned.price:g} per GPU and hour"
+    lines.append(
+        f"In all {planned.hours:,.1f} hours, {planned.gpu_days:,.1f} GPU-days{cost}; the corpus takes "
+        f"{planned.corpus_bytes / 1e9:,.1f} GB."
+    )
+    lines.append(f"Assumed, not measured: {'; '.join(planned.assumed)}.")
+    return lines
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"

@@ -1,0 +1,121 @@
+"""`granvit plan`, as a user gives it: numbers that are known from elsewhere, and what changes when settings change."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "granvit", "plan", *words]
+    return subprocess.run(program, capture_output=True, text=True, env=OFFLINE)
+
+
+def plan(*words: str) -> dict[str, object]:
+    done = run(*words, "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+PAPER = ("paper", "--images", "1e6", "--regions", "6", "--gpus", "8")
+SMALL = (
+    *("paper", "--encoder", "google/siglip2-base-patch16-256", "--language", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    *("--images", "1e6", "--regions", "6", "--gpus", "8"),
+)
+
+
+@pytest.fixture(scope="module")
+def paper() -> dict[str, object]:
+    return plan(*PAPER, "--price", "2")
+
+
+def stages(planned: dict[str, object]) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = planned["stages"]  # type: ignore[assignment]
+    return found
+
+
+def test_parameters_are_those_that_the_checkpoints_are_published_with(paper: dict[str, object]) -> None:
+    """Qwen2.5-1.5B has 1,543,714,304; so400m's tower without its pooling head 412,442,352 with 32 x 32 positions."""
+    width, inner, layers, patches = 1152, 4304, 27, 32 * 32
+    block = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
+    tower = layers * block + (3 * 16 * 16 * width + width) + patches * width + 2 * width
+    projector = width * 1536 + 1536 + 1536 * 1536 + 1536
+    first, second = stages(paper)
+    whole = tower + projector + 1_543_714_304
+    assert second["parameters"] == whole
+    assert first["parameters"] == whole + tower  # and the teacher
+    assert second["trained"] == projector + 1_543_714_304
+    # The last norm is behind what LLaVA reads, and no loss reaches it.
+    assert first["trained"] == tower - 2 * width + projector
+
+
+def test_arithmetic_is_near_six_per_weight_and_token(paper: dict[str, object]) -> None:
+    """Stage 2's language model: 2 FLOPs forward and 4 backward per weight of its blocks and token, attention on top."""
+    second = stages(paper)[1]
+    blocks = 1_543_714_304 - 151_936 * 1536
+    least = 6 * blocks * float(second["tokens"])  # type: ignore[arg-type]
+    parts: dict[str, float] = second["flops"]  # type: ignore[assignment]
+    language = parts["language"] + parts["backward"]
+    assert least < language < 1.15 * least
+
+
+def test_steps_hours_and_price_follow(paper: dict[str, object]) -> None:
+    for stage in stages(paper):
+        assert stage["steps"] == math.ceil(1e6 / 256)
+        flops = float(stage["flops_per_image"]) * 256 / 8  # type: ignore[arg-type]
+        assert stage["seconds"] == pytest.approx(flops / (989e12 * 0.4))
+    hours = sum(float(stage["hours"]) for stage in stages(paper))  # type: ignore[arg-type]
+    assert paper["hours"] == pytest.approx(hours)
+    assert paper["cost"] == pytest.approx(hours * 8 * 2)
+
+
+def test_crops_at_the_canvas_size_are_named_as_what_costs_most() -> None:
+    """16 crops of as many patches as the picture's own."""
+    many = stages(plan(*SMALL, "--regions", "16"))[0]
+    parts: dict[str, float] = many["flops"]  # type: ignore[assignment]
+    assert parts["teacher"] == pytest.approx(16 * parts["encode"], rel=0.1)  # the projector is in "encode" too
+    cheaper: dict[str, float] = many["cheaper"]  # type: ignore[assignment]
+    assert 0.3 * float(many["flops_per_image"]) < cheaper["sample.crop-size 128"] < float(many["flops_per_image"])  # type: ignore[arg-type]
+
+
+def test_less_memory_lets_more_images_in() -> None:
+    both = [word for n in (0, 1) for word in (f"--stages.{n}.loop.gradient-checkpointing", "language")]
+    spread = [word for n in (0, 1) for word in (f"--stages.{n}.loop.parallel", "fsdp")]
+    plain, small, saved, sharded = (stages(plan(*SMALL, *more)) for more in ([], ["--gpu", "a100-40"], both, spread))
+    for before, less, recomputed, shared in zip(plain, small, saved, sharded, strict=True):
+        assert less["largest"] < before["largest"] < recomputed["largest"]  # type: ignore[operator]
+        assert recomputed["activations"] < 0.7 * float(before["activations"])  # type: ignore[arg-type,operator]
+        assert shared["state"] == pytest.approx(float(before["state"]) / 8)  # type: ignore[arg-type]
+
+
+def test_a_shipped_recipe_and_the_corpus_of_a_run_can_be_planned(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    draw = [sys.executable, "-m", "granvit", "corpus", "draw", str(folder), "--count", "12"]
+    subprocess.run(draw, check=True, capture_output=True)
+    planned = plan("nano", "--corpus", str(folder), "--gpus", "1")
+    workload: dict[str, float] = planned["workload"]  # type: ignore[assignment]
+    assert 0 < workload["images"] <= 12 and workload["regions"] > 1
+    assert [stage["name"] for stage in stages(planned)] == ["stage1", "stage2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["paper"], "--corpus DIR, or --images N"),
+        (["paper", "--images", "10", "--mfu", "1.5"], "--mfu"),
+        (["paper", "--images", "10", "--encoder", "no/such-encoder"], "no/such-encoder"),
+        (["nano-language", "--images", "10"], "not 'warmup'"),
+        (["paper", "--images", "256", "--gpus", "7"], "images per step"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(words: list[str], said: str) -> None:
+    done = run(*words)
+    assert done.returncode == 1 and said in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
