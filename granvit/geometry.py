@@ -2,11 +2,12 @@
 
 Every box in the project is ``(x1, y1, x2, y2)``: float pixels of the EXIF-upright image, origin at the
 top-left corner, right and bottom edges exclusive. A `View` says which rectangle of the image the model sees
-and how it becomes the model's square canvas. No other module does box arithmetic.
+and how it becomes the model's square canvas, or, as a `TiledView`, several of them. No other module does box arithmetic.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -142,9 +143,9 @@ def rotated_back(points: ArrayLike, turns: int, width: float, height: float) -> 
     return np.stack(back[turns], axis=1)
 
 
-def cells(grid: int, side: float) -> Boxes:
-    """The cells of a grid of `grid` x `grid` squares of `side` pixels, row by row, shape (grid * grid, 4)."""
-    y, x = np.divmod(np.arange(grid * grid), grid)
+def cells(columns: int, side: float, rows: int | None = None) -> Boxes:
+    """The squares of `side` pixels of a grid, row by row, shape (rows * columns, 4); as many rows as columns if None."""
+    y, x = np.divmod(np.arange(columns * (columns if rows is None else rows)), columns)
     return np.stack([x, y, x + 1, y + 1], axis=1) * float(side)
 
 
@@ -244,6 +245,11 @@ class View:
         return cls.letterbox(size, canvas) if how == "letterbox" else cls.squash(size, canvas)
 
     @property
+    def count(self) -> int:
+        """How many canvases show it."""
+        return 1
+
+    @property
     def _scale(self) -> Boxes:
         return np.tile(np.divide(self.canvas, self.padded), 2)
 
@@ -258,6 +264,10 @@ class View:
     def to_image(self, boxes: ArrayLike) -> Boxes:
         """Canvas pixels -> image pixels, shape (N, 4). Not clipped."""
         return as_boxes(boxes) / self._scale - self._shift
+
+    def to_features(self, boxes: ArrayLike) -> Boxes:
+        """Image pixels -> pixels of the picture whose features a region is taken from, here the canvas; not clipped."""
+        return self.to_canvas(boxes)
 
     def _frame(self, frame: Frame) -> tuple[Boxes, Boxes]:
         """Origin and size of the reference rectangle, in image pixels."""
@@ -304,3 +314,124 @@ class View:
             square.paste(image, self.padding)
             image = square
         return image if image.size == self.canvas else image.resize(self.canvas, Image.Resampling.BICUBIC)
+
+    def canvases(self, image: Image.Image, fill: tuple[int, int, int] = (127, 127, 127)) -> NDArray[np.uint8]:
+        """All that the model sees, (`count`, H, W, 3); arguments and errors as of `apply`."""
+        return np.asarray(self.apply(image, fill))[None]
+
+
+# Columns and rows of a grid of canvases.
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TiledView(View):
+    """A rectangle of an image twice: stretched to one canvas, the overview, and larger, over a grid of canvases.
+
+    This is how LLaVA-NeXT shows pictures, pixel for pixel. As a `View` it is the overview; the *mosaic* of the tiles
+    side by side holds the rectangle in its own proportions, centred on black. Of the mosaic the language model sees the
+    patches that hold more than padding, row by row.
+    """
+
+    grid: Shape = (1, 1)
+
+    @classmethod
+    def of(cls, source: tuple[int, int, int, int], shapes: Sequence[Shape], canvas: int) -> TiledView:
+        """The rectangle in the grid, out of `shapes`, that shows most of its pixels and wastes the fewest.
+
+        Args:
+            source: xyxy in whole image pixels.
+            shapes: at least one; of two that are as good the first.
+        """
+        x1, y1, x2, y2 = source
+        width, height = x2 - x1, y2 - y1
+
+        def worth(shape: Shape) -> tuple[int, int]:
+            mosaic = shape[0] * canvas, shape[1] * canvas
+            scale = min(mosaic[0] / width, mosaic[1] / height)
+            shown = min(int(width * scale) * int(height * scale), width * height)
+            return shown, shown - mosaic[0] * mosaic[1]
+
+        return cls(source, (0, 0), (width, height), (canvas, canvas), max(shapes, key=worth))
+
+    @property
+    def count(self) -> int:
+        return 1 + self.grid[0] * self.grid[1]
+
+    @property
+    def mosaic(self) -> tuple[int, int]:
+        """Width and height of the tiles side by side, pixels."""
+        return self.grid[0] * self.canvas[0], self.grid[1] * self.canvas[1]
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Width and height of the picture on the mosaic, pixels."""
+        (width, height), (most_x, most_y) = self.padded, self.mosaic
+        scale_x, scale_y = most_x / width, most_y / height
+        if scale_x < scale_y:
+            return most_x, min(math.ceil(height * scale_x), most_y)
+        return min(math.ceil(width * scale_y), most_x), most_y
+
+    @property
+    def _corner(self) -> tuple[int, int]:
+        """Where the picture begins on the mosaic, pixels."""
+        return (self.mosaic[0] - self.resized[0]) // 2, (self.mosaic[1] - self.resized[1]) // 2
+
+    @property
+    def finer(self) -> bool:
+        """Whether a region is larger on the mosaic than on the overview; so are then all of the picture."""
+        return math.prod(self.resized) > math.prod(self.canvas)
+
+    def to_mosaic(self, boxes: ArrayLike) -> Boxes:
+        """Image pixels -> pixels of the mosaic, shape (N, 4). Not clipped."""
+        scale = np.tile(np.divide(self.resized, self.padded), 2)
+        return (as_boxes(boxes) + self._shift) * scale + np.tile(self._corner, 2)
+
+    def to_features(self, boxes: ArrayLike) -> Boxes:
+        """Image pixels -> pixels of the mosaic or of the overview: of which shows the region larger. Not clipped."""
+        return self.to_mosaic(boxes) if self.finer else self.to_canvas(boxes)
+
+    def unpadded(self, per_side: int) -> tuple[int, int, int, int]:
+        """Which cells of the mosaic are shown, xyxy; a canvas has `per_side` x `per_side`.
+
+        As LLaVA-NeXT counts them: in whole cells, as many on either side of the picture.
+        """
+        (width, height), (columns, rows) = self.padded, (self.grid[0] * per_side, self.grid[1] * per_side)
+        if width / height > columns / rows:
+            padding = (rows - int(round(height * (columns / width), 7))) // 2
+            return 0, padding, columns, rows - padding
+        padding = (columns - int(round(width * (rows / height), 7))) // 2
+        return padding, 0, columns - padding, rows
+
+    def tokens(self, per_side: int) -> int:
+        """How many tokens show it: the overview's cells, and the mosaic's rows with a token that ends each."""
+        left, top, right, bottom = self.unpadded(per_side)
+        return per_side**2 + (bottom - top) * (right - left + 1)
+
+    def shares(self, per_side: int) -> NDArray[np.float64]:
+        """Which of the overview's cells show what each token shows, as shares; (`tokens`, per_side * per_side).
+
+        A canvas has `per_side` x `per_side` cells. Rows sum to 1, but those of tokens that end a row, and of cells of
+        nothing but padding, to 0.
+        """
+        side = self.canvas[0] / per_side
+        overview = cells(per_side, side)
+        left, top, right, bottom = self.unpadded(per_side)
+        of_mosaic = cells(self.grid[0] * per_side, side, self.grid[1] * per_side)
+        scale = np.tile(np.divide(self.canvas, self.resized), 2)
+        seen = intersection((of_mosaic - np.tile(self._corner, 2)) * scale, overview)
+        total = seen.sum(1, keepdims=True)
+        seen = np.divide(seen, total, out=np.zeros_like(seen), where=total > 0)
+        shown = seen.reshape(self.grid[1] * per_side, self.grid[0] * per_side, -1)[top:bottom, left:right]
+        lines = np.pad(shown, ((0, 0), (0, 1), (0, 0))).reshape(-1, len(overview))
+        return np.concatenate([np.eye(len(overview)), lines])
+
+    def canvases(self, image: Image.Image, fill: tuple[int, int, int] = (127, 127, 127)) -> NDArray[np.uint8]:
+        """The overview and the tiles, row by row, (`count`, H, W, 3); nothing takes the colour `fill`."""
+        overview = np.asarray(self.apply(image))
+        picture = image if self.source == (0, 0, *image.size) else image.crop(self.source)
+        mosaic = Image.new("RGB", self.mosaic)
+        mosaic.paste(picture.resize(self.resized, Image.Resampling.BICUBIC), self._corner)
+        (columns, rows), (width, height) = self.grid, self.canvas
+        tiles = np.asarray(mosaic).reshape(rows, height, columns, width, 3).swapaxes(1, 2)
+        return np.concatenate([overview[None], tiles.reshape(-1, height, width, 3)])

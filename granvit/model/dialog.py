@@ -34,7 +34,7 @@ class Dialog:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token: str, image_tokens: int):
-        """`image_tokens` is the number of patches of one canvas.
+        """`image_tokens` is the number of tokens that show one canvas.
 
         Raises:
             ValueError: the tokenizer lacks the image token, an end token or a chat template that shows the image.
@@ -53,11 +53,14 @@ class Dialog:
         if rendered.count(image_token) != 1 or _MARK not in rendered:
             raise GranvitError("the chat template does not show exactly one image before the question")
         before, after = rendered.split(image_token)
-        self._image_tokens = image_tokens
         self._image_name = image_token
         self._head, self._tail = (self.plain.control(part) for part in after.split(_MARK))
-        self.prefix_ids: list[int] = self.plain.encode([self.plain.control(before)])[0]
-        self.prefix_ids += [self.image_token] * image_tokens
+        self._before: list[int] = self.plain.encode([self.plain.control(before)])[0]
+        self.prefix_ids = self.prefix(image_tokens)
+
+    def prefix(self, image_tokens: int) -> list[int]:
+        """What stands before every question about an image that so many tokens show."""
+        return self._before + [self.image_token] * image_tokens
 
     def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
@@ -74,10 +77,11 @@ class Dialog:
         """The branch's tokens up to where the answer begins."""
         return self.plain.encode([self._asked(question)])[0]
 
-    def converse(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def converse(self, messages: Sequence[Mapping[str, Any]], image_tokens: Sequence[int]) -> list[int]:
         """Tokens of a whole conversation up to where the next answer begins, with all tokens of every image in it.
 
-        `messages` have lists of parts as contents, each {"type": "image"} or {"type": "text", "text": ...}.
+        `messages` have lists of parts as contents, each {"type": "image"} or {"type": "text", "text": ...}; each of
+        their images is shown by as many tokens as `image_tokens` says.
         """
         texts: list[str] = []
 
@@ -93,7 +97,9 @@ class Dialog:
             for piece in rendered.split(self._image_name)
         ]
         first, *others = self.plain.encode(pieces)
-        return first + [i for ids in others for i in [self.image_token] * self._image_tokens + ids]
+        return first + [
+            i for n, ids in zip(image_tokens, others, strict=True) for i in [self.image_token] * n + ids
+        ]
 
     def branch(self, exchange: Exchange, max_answer: int | None = None) -> Branch:
         """Question and answer as a branch; an answer longer than `max_answer` tokens is cut, without an end token."""

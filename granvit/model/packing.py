@@ -57,11 +57,12 @@ class Sample:
     Attributes:
         id: the record's id, named in every error about this sample.
         branches: at least one question.
-        pixels: the canvas, uint8 (H, W, 3), or None where the stage needs none.
+        pixels: the canvas, uint8 (H, W, 3), or all K of a tiled view (K, H, W, 3); None where the stage needs none.
         crops: region crops for the teacher, uint8 (R, h, w, 3).
-        crop_boxes: where these crops lie on the canvas, float32 (R, 4), xyxy canvas pixels.
-        view: how the image became the canvas, where that is known.
-        digest: what tells its canvas from others, where wanted.
+        crop_boxes: where these crops lie, float32 (R, 4), xyxy pixels of the canvas (`View.to_features`).
+        view: how the image became the canvas, where that is known; of a tiled one it is.
+        image_tokens: how many tokens show it; None for as many as the others have.
+        digests: what tells its canvases from others, where wanted.
         left_out: questions that a row had no room for.
         extra: what its stage wants besides; nothing else looks at it.
     """
@@ -72,7 +73,8 @@ class Sample:
     crops: NDArray[np.uint8] | None = None
     crop_boxes: NDArray[np.float32] | None = None
     view: View | None = None
-    digest: str | None = None
+    image_tokens: int | None = None
+    digests: Sequence[str] = ()
     left_out: int = 0
     extra: SampleExtra | None = None
 
@@ -90,10 +92,11 @@ class Batch:
         is_image: (B, S) bool; its True positions, row by row, take the I images' features in order.
         ids: the I record ids.
         tasks: the task of every branch, row by row.
-        pixels: uint8 (I, H, W, 3). crops: uint8 (C, h, w, 3). crop_boxes: (C, 4) xyxy canvas pixels.
+        pixels: uint8 (K, H, W, 3), of each image its canvas, or all canvases of a tiled one.
+        crops: uint8 (C, h, w, 3). crop_boxes: (C, 4) xyxy pixels of the canvas (`View.to_features`).
         crop_image: (C,) the image index of each crop.
         views: how each of the I images became its canvas, where that is known.
-        digests: what tells each of the I canvases from others, or nothing.
+        digests: what tells each of the K canvases from others, or nothing.
         extra: what the stage wants besides; nothing else looks at it.
         host: the batch on the CPU of which this is a copy on another device (see `on_host`).
     """
@@ -147,6 +150,11 @@ class Batch:
             "branches": len(self.tasks),
             "tokens": int((self.block_ids >= 0).sum()),
         }
+
+    def canvases_of(self, image: int) -> slice:
+        """Which of the K canvases show the image-th image."""
+        counts = [1 if view is None else view.count for view in self.views[: image + 1]]
+        return slice(sum(counts[:-1]), sum(counts))
 
     @property
     def padding(self) -> float:
@@ -231,8 +239,8 @@ def pack(
 ) -> Batch:
     """Samples -> one batch.
 
-    `prefix_ids` is what stands before the questions of every image, image tokens included. With `max_tokens`
-    several images share a row (best fit); without it every image has its own row, padded to the longest.
+    `prefix_ids` is what stands before the questions of every image, image tokens included; a sample that says how many
+    tokens show its image has so many. With `max_tokens` several images share a row (best fit); without it every image has its own row, padded to the longest.
 
     Raises:
         ValueError: no samples, a sample without branches or without answer, or one longer than `max_tokens`.
@@ -242,8 +250,8 @@ def pack(
     for sample in samples:
         if not sample.branches or any(not 0 < b.answer_start < len(b.ids) for b in sample.branches):
             raise ValueError(f"sample {sample.id!r} has no question, or a question without an answer")
-    prefix = np.asarray(prefix_ids)
-    lengths = [len(prefix) + sum(len(b.ids) for b in s.branches) for s in samples]
+    prefixes = [_prefix(sample, prefix_ids, image_token) for sample in samples]
+    lengths = [len(p) + sum(len(b.ids) for b in s.branches) for p, s in zip(prefixes, samples, strict=True)]
     rows = rows_of(lengths, max_tokens)
     shape = (len(rows), max(sum(lengths[i] for i in row) for row in rows))
     tokens = np.full(shape, pad_token)
@@ -252,6 +260,7 @@ def pack(
     for r, row in enumerate(rows):
         at = 0
         for block, i in enumerate(row):
+            prefix = prefixes[i]
             block_ids[r, at : at + lengths[i]] = block
             tokens[r, at : at + len(prefix)] = prefix
             positions[r, at : at + len(prefix)] = np.arange(len(prefix))
@@ -275,10 +284,17 @@ def pack(
         ids=[s.id for s in ordered],
         tasks=[b.task for s in ordered for b in s.branches],
         views=[s.view for s in ordered],
-        digests=[s.digest for s in ordered if s.digest is not None],
-        extra=extras[0].collate(extras, int((prefix == image_token).sum())) if extras else None,
+        digests=[digest for s in ordered for digest in s.digests],
+        extra=extras[0].collate(extras, list(prefix_ids).count(image_token)) if extras else None,
         **_pictures(ordered),
     )
+
+
+def _prefix(sample: Sample, prefix_ids: Sequence[int], image_token: int) -> NDArray[np.int64]:
+    """What stands before a sample's questions."""
+    if sample.image_tokens is None:
+        return np.asarray(prefix_ids)
+    return np.asarray([i for i in prefix_ids if i != image_token] + [image_token] * sample.image_tokens)
 
 
 def _pictures(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -286,7 +302,7 @@ def _pictures(samples: Sequence[Sample]) -> dict[str, Any]:
     tensors: dict[str, Tensor] = {}
     pixels = [s.pixels for s in samples if s.pixels is not None]
     if pixels:
-        tensors["pixels"] = torch.from_numpy(np.stack(pixels))
+        tensors["pixels"] = torch.from_numpy(np.concatenate([p if p.ndim == 4 else p[None] for p in pixels]))
     with_crops = [(i, s.crops, s.crop_boxes) for i, s in enumerate(samples) if s.crops is not None and len(s.crops)]
     if with_crops:
         tensors["crops"] = torch.from_numpy(np.concatenate([crops for _, crops, _ in with_crops]))
@@ -311,7 +327,7 @@ def unpack(batch: Batch) -> list[Batch]:
             tasks = batch.tasks[first_task : first_task + int(sequences["branch_ids"].max())]
             first_task += len(tasks)
             image = len(found)
-            named = {"views": batch.views[image : image + 1], "digests": batch.digests[image : image + 1]}
+            named = {"views": batch.views[image : image + 1], "digests": batch.digests[batch.canvases_of(image)]}
             extra = None if batch.extra is None else batch.extra.of_image(image)
             rest = {**sequences, **named, **_pictures_of(batch, image), "extra": extra}
             found.append(Batch(ids=[batch.ids[image]], tasks=tasks, **rest))
@@ -322,7 +338,7 @@ def _pictures_of(batch: Batch, image: int) -> dict[str, Tensor]:
     """What belongs to one image besides its tokens."""
     parts: dict[str, Any] = {}
     if batch.pixels is not None:
-        parts["pixels"] = batch.pixels[image : image + 1]
+        parts["pixels"] = batch.pixels[batch.canvases_of(image)]
     if batch.crops is not None and batch.crop_boxes is not None and batch.crop_image is not None:
         mine = batch.crop_image == image
         if mine.any():

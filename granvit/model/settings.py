@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from granvit.geometry import Fit, Frame
+from numpy.typing import ArrayLike
+
+from granvit.errors import GranvitError
+from granvit.geometry import Fit, Frame, Shape, TiledView, View
 
 # Of exported weights.
 Precision = Literal["float32", "float16", "bfloat16"]
+
+# The side, in canvases, of the largest mosaic.
+_MOST_TILES = 16
 
 
 @dataclass(frozen=True)
@@ -19,8 +26,48 @@ class Settings:
         codec: how boxes are written ("decimal", "int1000", "loc", "loc:BINS").
         frame: what relative coordinates refer to: the visible "image" or the padded "canvas".
         fit: how the whole image becomes the canvas: "letterbox" (the paper) or "squash".
+        tiles: grids of further canvases that show the picture larger, COLUMNSxROWS with commas between ("2x1,1x2,2x2");
+            each picture takes the one that suits it. Empty: one canvas alone. It wants `fit` "squash".
     """
 
     codec: str = "decimal"
     frame: Frame = "image"
     fit: Fit = "letterbox"
+    tiles: str = field(default="", metadata={"newer": True})
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The grids that `tiles` names, (columns, rows) each; none where it is empty.
+
+        Raises:
+            GranvitError: it is not written so, or `fit` does not go with it.
+        """
+        if not self.tiles:
+            return ()
+        found = [re.fullmatch(r"([1-9][0-9]?)x([1-9][0-9]?)", shape.strip()) for shape in self.tiles.split(",")]
+        shapes = [(int(each[1]), int(each[2])) for each in found if each]
+        if len(shapes) < len(found) or len(set(shapes)) < len(shapes) or max(map(max, shapes)) > _MOST_TILES:
+            raise GranvitError(
+                f"tiles {self.tiles!r}: expected different grids of up to {_MOST_TILES} canvases a side, COLUMNSxROWS "
+                "with commas between, such as 2x1,1x2,2x2"
+            )
+        if self.fit != "squash":
+            raise GranvitError("tiles: their overview is stretched to the canvas, so fit must be 'squash' too")
+        return tuple(shapes)
+
+    def view(self, size: tuple[int, int], canvas: int) -> View:
+        """How a whole image of (width, height) pixels is shown on canvases of that side."""
+        if self.tiles:
+            return TiledView.of((0, 0, *size), self.shapes, canvas)
+        return View.fit(self.fit, size, canvas)
+
+    def window(
+        self, box: ArrayLike, size: tuple[int, int], side: int, canvas: int, offset: ArrayLike = (0.0, 0.0)
+    ) -> View:
+        """How a window of an image is shown; arguments as of `View.window_around`."""
+        view = View.window_around(box, size, side, canvas, offset)
+        return TiledView.of(view.source, self.shapes, canvas) if self.tiles else view
+
+    def to_json(self) -> dict[str, str]:
+        """As `granvit.json` has them: without `tiles` where there are none, as before there were any."""
+        return {name: value for name, value in asdict(self).items() if value or name != "tiles"}
