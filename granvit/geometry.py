@@ -2,7 +2,7 @@
 
 Every box in the project is ``(x1, y1, x2, y2)``: float pixels of the EXIF-upright image, origin at the
 top-left corner, right and bottom edges exclusive. A `View` says which rectangle of the image the model sees
-and how it becomes the model's square canvas, or, as a `TiledView`, several of them. No other module does box arithmetic.
+and how it becomes the model's square canvas, a `TiledView` how several. No other module does box arithmetic.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def rotated_back(points: ArrayLike, turns: int, width: float, height: float) -> 
 
 
 def cells(columns: int, side: float, rows: int | None = None) -> Boxes:
-    """The squares of `side` pixels of a grid, row by row, shape (rows * columns, 4); as many rows as columns if None."""
+    """The squares of `side` pixels of a grid, row by row, shape (rows * columns, 4); by default `rows` = `columns`."""
     y, x = np.divmod(np.arange(columns * (columns if rows is None else rows)), columns)
     return np.stack([x, y, x + 1, y + 1], axis=1) * float(side)
 
@@ -435,3 +435,11 @@ class TiledView(View):
         (columns, rows), (width, height) = self.grid, self.canvas
         tiles = np.asarray(mosaic).reshape(rows, height, columns, width, 3).swapaxes(1, 2)
         return np.concatenate([overview[None], tiles.reshape(-1, height, width, 3)])
+
+    def drawn(self, canvases: NDArray[np.uint8]) -> Image.Image:
+        """Of `canvases` those that `to_features` tells of, as one picture: the mosaic, or the overview."""
+        if not self.finer:
+            return Image.fromarray(canvases[0])
+        (columns, rows), (width, height) = self.grid, self.canvas
+        tiles = canvases[1:].reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+        return Image.fromarray(tiles.reshape(rows * height, columns * width, 3))

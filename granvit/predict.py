@@ -30,8 +30,8 @@ Picture = Image.Image | bytes | str | Path
 
 # Tokens. What a question may have where the language model has more positions; attention takes its square in memory.
 LONGEST_QUESTION = 4096
-# Pictures, or windows of one, that are encoded at once.
-_VIEWS = 64
+# Canvases that are encoded at once; a picture, or a window of one, is one or, in tiles, several.
+_CANVASES = 64
 # No picture within the limits of `images` needs a larger file.
 _LARGEST_FILE = 1 << 30
 
@@ -114,7 +114,7 @@ class GranViT:
         picture = open_picture(image)
         asks = []
         for box in checked_boxes(boxes, picture.size, normalized):
-            view = View.window_around(box, picture.size, window, self.model.canvas)
+            view = self.model.window(box, picture.size, window)
             asks.append(ImageQuestions(picture, view, self.box_questions(view, box), name_of(image)))
         return [answers[0] for answers in self._texts(asks, LONGEST_DESCRIPTION)]
 
@@ -189,9 +189,9 @@ class GranViT:
     def _tokens(self, asks: Sequence[ImageQuestions], max_new_tokens: int) -> Iterator[list[list[int]]]:
         for chunk in _chunks(asks, self.rows):
             questions = [[self.tokens_of(question) for question in ask.questions] for ask in chunk]
-            canvases = np.stack([np.asarray(a.view.apply(a.image, self.model.fill)) for a in chunk])
+            canvases, views = torch.cat([self.model.show(a.image, a.view) for a in chunk]), [a.view for a in chunk]
             try:
-                yield from greedy(self.model, torch.from_numpy(canvases), questions, max_new_tokens, self.rows)
+                yield from greedy(self.model, canvases, questions, max_new_tokens, self.rows, views)
             except NonFiniteAnswer as error:
                 raise GranvitError(f"{chunk[error.image].name}: {error}") from error
 
@@ -202,7 +202,8 @@ class GranViT:
             GranvitError: it is longer than the model can read, or not valid Unicode.
         """
         tokens = self.model.dialog.ask(question)
-        positions = self.model.llava.config.text_config.max_position_embeddings - len(self.model.dialog.prefix_ids)
+        prefix = len(self.model.dialog.prefix(self.model.tokens_of(self.model.largest_view)))
+        positions = self.model.llava.config.text_config.max_position_embeddings - prefix
         most = min(LONGEST_QUESTION, positions)
         if len(tokens) > most:
             about = question.removeprefix(CAPTION2BBOX)[:60]
@@ -265,14 +266,15 @@ def checked_boxes(boxes: ArrayLike, size: tuple[int, int], normalized: bool = Fa
 
 
 def _chunks(asks: Sequence[ImageQuestions], rows: int) -> Iterator[list[ImageQuestions]]:
-    """Images in groups of at most `_VIEWS` with at most `rows` questions; one with more makes a group of its own."""
+    """Images of at most `_CANVASES` together with at most `rows` questions; one with more makes a group of its own."""
     chunk: list[ImageQuestions] = []
-    filled = 0
+    canvases = filled = 0
     for ask in asks:
-        if chunk and (len(chunk) == _VIEWS or filled + len(ask.questions) > rows):
+        if chunk and (canvases + ask.view.count > _CANVASES or filled + len(ask.questions) > rows):
             yield chunk
-            chunk, filled = [], 0
+            chunk, canvases, filled = [], 0, 0
         chunk.append(ask)
+        canvases += ask.view.count
         filled += len(ask.questions)
     if chunk:
         yield chunk

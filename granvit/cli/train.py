@@ -136,6 +136,8 @@ class Transfer:
     """What relative coordinates refer to; as in RUN by default."""
     fit: Fit | None = None
     """How the whole image becomes the canvas; as in RUN by default, which is how the encoder learned to see."""
+    tiles: str | None = None
+    """Grids of tiles that show the picture larger, such as 2x1,1x2,2x2; as in RUN by default, "" for none."""
     sample: SampleConfig = field(default_factory=_questions)
     """What is asked."""
     loop: CachingLoop = field(default_factory=_loop)
@@ -170,7 +172,9 @@ class Transfer:
         from granvit.model.region_model import read_settings
 
         checkpoint = checkpoint_of(self.source)
-        given = {name: value for name in ("codec", "frame", "fit") if (value := getattr(self, name)) is not None}
+        given = {
+            name: value for name in ("codec", "frame", "fit", "tiles") if (value := getattr(self, name)) is not None
+        }
         return Recipe(
             name="transfer",
             encoder=str(checkpoint),

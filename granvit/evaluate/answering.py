@@ -210,7 +210,7 @@ def _views(
     for item in items:
         window = tasks[item.task].window
         if item.how == "box" and item.box is not None and window is not None:
-            yield View.window_around(item.box, picture.size, window, model.model.canvas), [item]
+            yield model.model.window(item.box, picture.size, window), [item]
         else:
             whole.append(item)
     if whole:

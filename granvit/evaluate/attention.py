@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from granvit.evaluate.patch_encoder import EncoderOutput, PatchEncoder, eager_attention
-from granvit.geometry import as_boxes
+from granvit.geometry import TiledView, as_boxes
 from granvit.model.generate import LONGEST_DESCRIPTION, greedy
 from granvit.model.region_model import RegionModel
 from granvit.questions import ask_caption
@@ -142,8 +142,7 @@ def attend_box(encoder: PatchEncoder, picture: Image.Image, box: ArrayLike) -> Q
     """
     inside = encoder.coverage(encoder.view(picture.size), as_boxes(box))
     visible = visible_part(encoder, picture.size)
-    canvas = encoder.show([picture])
-    maps = maps_of(encoder.encode(canvas), inside)
+    maps = maps_of(encoder.encode(encoder.show([picture])), inside)
     named = {"attention": maps.attention, "similarity": maps.similarity, "contrast": maps.contrast}
     seen = QueryMaps(
         maps,
@@ -151,20 +150,18 @@ def attend_box(encoder: PatchEncoder, picture: Image.Image, box: ArrayLike) -> Q
         float(chance_inside(maps.attention, inside, visible)[0]),
     )
     if encoder.model is not None:
-        _add_words(seen, encoder, encoder.model, canvas, picture.size, box)
+        _add_words(seen, encoder.model, picture, box)
         if seen.word_maps is not None:
             seen.inside["words"] = float(share_inside(seen.word_maps.mean(0, keepdims=True), inside, visible)[0])
     return seen
 
 
-def _add_words(
-    seen: QueryMaps, encoder: PatchEncoder, model: RegionModel, canvas: Tensor, size: tuple[int, int], box: ArrayLike
-) -> None:
-    relative = encoder.view(size).to_relative(box, model.settings.frame)[0]
-    question = model.dialog.ask(ask_caption(relative, model.codec))
-    answer = greedy(model, canvas, [[question]], LONGEST_DESCRIPTION)[0][0]
+def _add_words(seen: QueryMaps, model: RegionModel, picture: Image.Image, box: ArrayLike) -> None:
+    view = model.view(picture.size)
+    question = model.dialog.ask(ask_caption(view.to_relative(box, model.settings.frame)[0], model.codec))
+    answer = greedy(model, model.show(picture), [[question]], LONGEST_DESCRIPTION, views=[view])[0][0]
     if answer:
-        weights = answer_attention(model, canvas, [question], [answer])[0]
+        weights = answer_attention(model, picture, [question], [answer])[0]
         seen.words, spans = words_of(model, answer)
         seen.word_maps = np.stack([weights[:, :, a:b].mean((0, 1, 2)) for a, b in spans])
 
@@ -176,27 +173,32 @@ def attend_point(encoder: PatchEncoder, picture: Image.Image, point: ArrayLike) 
 
 @torch.inference_mode()
 def answer_attention(
-    model: RegionModel, canvas: Tensor, questions: Sequence[list[int]], answers: Sequence[list[int]]
+    model: RegionModel, picture: Image.Image, questions: Sequence[list[int]], answers: Sequence[list[int]]
 ) -> list[Floats]:
     """How much each answer token, at the moment it is said, draws on each patch.
 
+    Of a picture in tiles the overview's patches count with what the tiles show of the same ground.
+
     Args:
-        canvas: uint8 (1, H, W, 3).
+        picture: EXIF-upright RGB.
         questions, answers: R each, tokenised; no answer is empty.
 
     Returns:
         R arrays (layers, heads, tokens, P).
     """
     dialog, language = model.dialog, model.llava.model.language_model
-    prefix = len(dialog.prefix_ids)
-    rows = [[*dialog.prefix_ids, *q, *a] for q, a in zip(questions, answers, strict=True)]
+    view = model.view(picture.size)
+    prefix_ids = dialog.prefix(model.tokens_of(view))
+    prefix = len(prefix_ids)
+    rows = [[*prefix_ids, *q, *a] for q, a in zip(questions, answers, strict=True)]
     longest = max(map(len, rows))
     # Padded on the right, where a causal model's real tokens never look.
     ids = torch.tensor([[*row, *[dialog.pad_token] * (longest - len(row))] for row in rows], device=model.device)
     embeds = language.get_input_embeddings()(ids)
     is_image = ids == dialog.image_token
     is_image[:, prefix:] = False
-    images = model.embed(canvas.to(model.device)).to(embeds.dtype)
+    images = model.arranged(model.embed(model.show(picture).to(model.device)), [view]).to(embeds.dtype)
+    images = images.reshape(1, -1, images.shape[-1])
     embeds = embeds.masked_scatter(is_image[..., None], images.expand(len(rows), -1, -1))
     with eager_attention(language):
         layers = language(inputs_embeds=embeds, output_attentions=True, use_cache=False).attentions
@@ -205,8 +207,11 @@ def answer_attention(
         # The position before a token is the one that says it.
         first = prefix + len(question) - 1
         said = torch.stack([layer[row, :, first : first + len(answer)] for layer in layers])
-        weights = said[..., is_image[row]]
-        found.append(weights[..., -(model.grid**2) :].double().cpu().numpy())  # registers come first
+        weights = said[..., is_image[row]].double().cpu().numpy()
+        if isinstance(view, TiledView):
+            found.append(weights @ view.shares(model.grid))
+        else:
+            found.append(weights[..., -(model.grid**2) :])  # registers come first
     return found
 
 

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from granvit.bootstrap import Estimate, ratios
@@ -129,15 +130,14 @@ def _sums(encoder: PatchEncoder, record: RegionImage, regions: list[Region]) -> 
     picture = decode(record.image or b"")
     inside = encoder.coverage(encoder.view(picture.size), [r.box for r in regions])
     visible = visible_part(encoder, picture.size)
-    canvas = encoder.show([picture])
-    maps = maps_of(encoder.encode(canvas), inside)
+    maps = maps_of(encoder.encode(encoder.show([picture])), inside)
     rows = {ATTENTION: maps.attention, SIMILARITY: maps.similarity, CONTRAST: maps.contrast}
     for n, of_heads in enumerate(np.moveaxis(maps.heads, 1, 0), start=1):
         rows[f"encoder attention, layer {n}"] = of_heads.mean(1)
         for h, of_head in enumerate(np.moveaxis(of_heads, 1, 0), start=1):
             rows[f"encoder attention, layer {n}, head {h}"] = of_head
     if encoder.model is not None:
-        rows |= _word_rows(encoder, canvas, picture.size, regions)
+        rows |= _word_rows(encoder, picture, regions)
     kinds = np.array([r.kind for r in regions])
     sums: _Sums = {}
     for name, rows_rp in rows.items():
@@ -147,10 +147,10 @@ def _sums(encoder: PatchEncoder, record: RegionImage, regions: list[Region]) -> 
     return sums
 
 
-def _word_rows(encoder: PatchEncoder, canvas: Any, size: tuple[int, int], regions: list[Region]) -> dict[str, Floats]:
+def _word_rows(encoder: PatchEncoder, picture: Image.Image, regions: list[Region]) -> dict[str, Floats]:
     model = encoder.model
     assert model is not None
-    relative = encoder.view(size).to_relative([r.box for r in regions], model.settings.frame)
+    relative = encoder.view(picture.size).to_relative([r.box for r in regions], model.settings.frame)
     branches = [
         model.dialog.branch(caption_exchange(box, region.text, model.codec), _LONGEST_ANSWER)
         for box, region in zip(relative, regions, strict=True)
@@ -159,7 +159,7 @@ def _word_rows(encoder: PatchEncoder, canvas: Any, size: tuple[int, int], region
     end = model.dialog.end_token
     questions = [b.ids[: b.answer_start] for b in branches]
     answers = [[t for t in b.ids[b.answer_start :] if t != end] for b in branches]
-    found = answer_attention(model, canvas, questions, answers)
+    found = answer_attention(model, picture, questions, answers)
     layers = np.stack([weights.mean((1, 2)) for weights in found])  # (R, layers, P)
     rows = {f"answer words, layer {n + 1}": layers[:, n] for n in range(layers.shape[1])}
     return {WORDS: layers.mean(1), **rows}

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
@@ -249,13 +248,19 @@ class LmmsGranViT(lmms):
         The model was trained on one picture and one question; what it says here is what the stock route says.
         """
         model, dialog = self.granvit.model, self.granvit.model.dialog
-        ids = dialog.converse(conversation.messages)
+        views = [model.view(picture.size) for picture in conversation.pictures]
+        ids = dialog.converse(conversation.messages, [model.tokens_of(view) for view in views])
         tokens = torch.tensor([ids], device=model.device)
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         if conversation.pictures:
-            canvases = [np.asarray(model.view(p.size).apply(p, model.fill)) for p in conversation.pictures]
-            pixels = torch.from_numpy(np.stack(canvases)).to(model.device)
-            inputs["pixel_values"] = model.normalise(pixels).to(model.llava.dtype)
+            shown = [model.show(p, view) for p, view in zip(conversation.pictures, views, strict=True)]
+            pixels = model.normalise(torch.cat(shown).to(model.device)).to(model.llava.dtype)
+            inputs["pixel_values"] = pixels
+            if model.settings.tiles:
+                # As the stock processor gives them: of all images as many canvases, the rest of them empty.
+                each = pixels.split([view.count for view in views])
+                inputs["pixel_values"] = torch.nn.utils.rnn.pad_sequence(list(each), batch_first=True)
+                inputs["image_sizes"] = torch.tensor([[p.height, p.width] for p in conversation.pictures])
         out = model.llava.generate(
             **inputs,
             do_sample=False,

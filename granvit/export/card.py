@@ -14,7 +14,7 @@ from granvit.errors import CheckpointError
 from granvit.export.older_names import OLDEST
 from granvit.files import read_regular
 from granvit.loading.run_folder import DATA, RECIPE, checkpoint_of
-from granvit.model.region_model import RegionModel
+from granvit.model.region_model import RegionModel, stock_classes
 from granvit.page import percent
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
 
@@ -102,6 +102,7 @@ def write_card(
         name=name,
         licence=licence,
         settings=settings,
+        stock=stock_classes(settings)[1].__name__,
         layer=model.llava.config.vision_feature_layer,
         skipped=int(model.llava.config.vision_feature_select_strategy == "default"),
         registers=getattr(vision, "num_register_tokens", 0),

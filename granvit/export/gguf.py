@@ -52,6 +52,8 @@ def write_mmproj(model: RegionModel, path: Path, name: str, precision: Precision
         ExportError: llama.cpp's LLaVA graph computes something else than this encoder.
     """
     vision, llava = model.llava.config.vision_config, model.llava
+    if model.settings.tiles:
+        raise ExportError("pictures in tiles (settings.tiles) are not written for llama.cpp, only those of one canvas")
     if vision.model_type not in _TOWERS:
         raise ExportError(f"llama.cpp's LLaVA graph takes towers of SigLIP and CLIP, this is a {vision.model_type}")
     if vision.hidden_act not in _GELU:

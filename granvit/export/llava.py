@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlavaConfig
+from transformers import AutoProcessor
 
 from granvit.errors import ExportError
 from granvit.export.card import ExportSource, read_source, write_card
@@ -22,7 +22,7 @@ from granvit.export.older_names import for_older, name_rope
 from granvit.files import refuse_non_empty, staged_folder
 from granvit.loading.models import hub_answers, load, one_line
 from granvit.model.assemble import save_encoder
-from granvit.model.region_model import RegionModel
+from granvit.model.region_model import RegionModel, stock_classes
 from granvit.model.settings import Precision
 from granvit.questions import ask_global
 
@@ -115,7 +115,7 @@ def _check_written(model: RegionModel, folder: Path) -> None:
     Raises:
         ExportError: they say something else.
     """
-    config, processor = load(LlavaConfig, folder), load(AutoProcessor, folder)
+    config, processor = load(stock_classes(model.settings)[0], folder), load(AutoProcessor, folder)
     if config.text_config.rope_parameters != model.llava.config.text_config.rope_parameters:
         raise ExportError(f"{folder}/config.json: other rotary positions than the model was trained with")
     text = model.processor.apply_chat_template(_QUESTION, add_generation_prompt=True, tokenize=False)
@@ -129,7 +129,7 @@ def _make_public(model: RegionModel, precision: Precision) -> None:
     """Weights in the precision asked for, and a config that says what servers look for and no path of this machine."""
     llava = model.llava.to(getattr(torch, precision))
     config = llava.config
-    config.architectures = ["LlavaForConditionalGeneration"]
+    config.architectures = [stock_classes(model.settings)[1].__name__]
     # The class with a head, which is what vLLM looks up.
     bare = type(llava.model.language_model).__name__
     config.text_config.architectures = [bare.removesuffix("Model") + "ForCausalLM"]
@@ -166,21 +166,28 @@ def check_stock(model: RegionModel, where: Path | str) -> None:
         ExportError: they differ; the message says in what.
     """
     rng = np.random.default_rng(0)
+    fit = f"tiles of {model.settings.tiles}" if model.settings.tiles else _FITS[model.settings.fit]
     for size in _SHAPES:
         picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-        stock = model.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
-        canvas = torch.from_numpy(np.array(model.view(size).apply(picture, model.fill)))[None]
-        ours = model.normalise(canvas)
+        made = model.processor.image_processor(picture, return_tensors="pt")
+        canvases = model.show(picture)
+        stock, ours = made["pixel_values"].flatten(0, -4), model.normalise(canvases)
         if stock.shape != ours.shape or (stock - ours).abs().max() > _SAME_PIXELS:
             kind = type(model.processor.image_processor).__name__
             raise ExportError(
-                f"{where}: the model was trained on {_FITS[model.settings.fit]}, which the stock {kind} does not make "
+                f"{where}: the model was trained on {fit}, which the stock {kind} does not make "
                 f"of a picture of {size[0]}x{size[1]} pixels: every box would be shifted"
             )
-    features = model.llava.model.get_image_features(pixel_values=stock.to(model.llava.dtype)).pooler_output[0]
-    if (features - model.embed(canvas)[0]).abs().max() > _SAME_FEATURES * features.abs().max():
-        raise ExportError(f"{where}: the stock LlavaForConditionalGeneration computes other image features")
+    _, stock_model, stock_processor = stock_classes(model.settings)
+    made["pixel_values"] = made["pixel_values"].to(model.llava.dtype)
+    stock = model.llava.model.get_image_features(**made).pooler_output[0]
+    view = model.view(picture.size)
+    ours = model.arranged(model.embed(canvases), [view]).reshape(-1, stock.shape[-1])
+    if stock.shape != ours.shape or (stock - ours).abs().max() > _SAME_FEATURES * stock.abs().max():
+        raise ExportError(f"{where}: the stock {stock_model.__name__} computes other image features")
     text = model.processor.apply_chat_template(_QUESTION, add_generation_prompt=True, tokenize=False)
     tokens = list(model.processor(images=picture, text=text)["input_ids"][0])
-    if tokens != model.dialog.prefix_ids + model.dialog.ask(ask_global()):
-        raise ExportError(f"{where}: the stock LlavaProcessor makes other tokens of a question than training did")
+    if tokens != model.dialog.prefix(model.tokens_of(view)) + model.dialog.ask(ask_global()):
+        raise ExportError(
+            f"{where}: the stock {stock_processor.__name__} makes other tokens of a question than training did"
+        )

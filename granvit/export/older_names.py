@@ -33,7 +33,7 @@ def for_older(model: RegionModel, folder: Path) -> None:
     _write(folder / "tokenizer_config.json", tokenizer)
     model.processor.image_processor.save_pretrained(folder)
     images = read_json(folder / "preprocessor_config.json")
-    _write(folder / "preprocessor_config.json", {**images, "processor_class": "LlavaProcessor"})
+    _write(folder / "preprocessor_config.json", {**images, "processor_class": type(model.processor).__name__})
 
 
 def name_rope(folder: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from torch import nn
 from transformers import (
     AddedToken,
     AutoModelForCausalLM,
     LlavaConfig,
-    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from granvit.coordinates import get_codec
@@ -25,9 +30,9 @@ from granvit.loading.models import build
 from granvit.model.dialog import OWN_TEMPLATES, template_for
 from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.families import body_of, canvas_of, family_of, patch_of, registers_of
-from granvit.model.forward import encode, scale_projector
+from granvit.model.forward import Llava, encode, scale_projector
 from granvit.model.languages import load_language
-from granvit.model.region_model import RegionModel, Settings
+from granvit.model.region_model import RegionModel, Settings, pinpoints, stock_classes
 
 IMAGE_TOKEN = "<image>"
 # Parameters of both parts together from which on they are taken over and not copied.
@@ -68,6 +73,8 @@ def assemble(
     side, patch = canvas_of(vision), patch_of(vision)
     if side % patch:
         raise GranvitError(f"patches of {patch} px do not tile a canvas of {side} px")
+    if settings.tiles and (registers_of(vision) or not isinstance(vision.image_size, int)):
+        raise GranvitError(f"tiles: the stock LLaVA-NeXT takes no {family.name} tower (registers, or sides as lists)")
     template, end = template_for(tokenizer.get_vocab(), tokenizer.chat_template)
     if template not in OWN_TEMPLATES:
         check_template(template, tokenizer.special_tokens_map, str(tokenizer.name_or_path or "language model"))
@@ -79,7 +86,8 @@ def assemble(
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:  # never shrink: real checkpoints pad their vocabulary
         model.resize_token_embeddings(len(tokenizer))
-    config = LlavaConfig(
+    config_class, model_class, _ = stock_classes(settings)
+    config = config_class(
         vision_config=vision,
         text_config=model.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
@@ -88,32 +96,40 @@ def assemble(
         vision_feature_layer=family.layer,
         vision_feature_select_strategy=family.strategy,
         tie_word_embeddings=model.config.tie_word_embeddings,
+        **({"image_grid_pinpoints": pinpoints(settings, side)} if settings.tiles else {}),
     )
     torch.manual_seed(seed)
     large = sum(p.numel() for part in (tower, model) for p in part.parameters()) > _LARGE
-    llava = _taken_over(config, tower, model) if large else _copied(config, tower, model)
+    llava: Llava = (_taken_over if large else _copied)(model_class, config, tower, model)
     llava.tie_weights()
     for setting in ("eos_token_id", "pad_token_id", "bos_token_id"):
         setattr(llava.generation_config, setting, getattr(tokenizer, setting))
     with torch.no_grad():
         picture = torch.rand(2, 3, side, side) * 2 - 1
         scale_projector(llava, encode(llava.model.vision_tower, picture))
+        if settings.tiles:  # as large as a word
+            words = llava.get_input_embeddings().weight
+            llava.model.image_newline = nn.Parameter(torch.randn(words.shape[1], device=words.device) * words.std())
     return RegionModel(llava.eval(), _processor(tokenizer, encoder, settings), settings)
 
 
-def _copied(config: LlavaConfig, tower: PreTrainedModel, model: PreTrainedModel) -> LlavaForConditionalGeneration:
+def _copied(
+    kind: type[Any], config: LlavaConfig | LlavaNextConfig, tower: PreTrainedModel, model: PreTrainedModel
+) -> Llava:
     """A LLaVA initialised as a whole, then given the parts' weights: how all runs of the presets have started."""
-    llava = build(LlavaForConditionalGeneration, config, attn_implementation="sdpa")
+    llava: Llava = build(kind, config, attn_implementation="sdpa")
     llava.model.vision_tower.load_state_dict(tower.state_dict())
     llava.model.language_model.load_state_dict(model.model.state_dict())
     llava.lm_head.load_state_dict(model.lm_head.state_dict())
     return llava
 
 
-def _taken_over(config: LlavaConfig, tower: PreTrainedModel, model: PreTrainedModel) -> LlavaForConditionalGeneration:
+def _taken_over(
+    kind: type[Any], config: LlavaConfig | LlavaNextConfig, tower: PreTrainedModel, model: PreTrainedModel
+) -> Llava:
     """A LLaVA of the very parts, whose weights are in memory once; nothing but the projector is initialised."""
     with torch.device("meta"):
-        llava = build(LlavaForConditionalGeneration, config, attn_implementation="sdpa")
+        llava: Llava = build(kind, config, attn_implementation="sdpa")
     for part in (tower, model):
         part.set_attn_implementation("sdpa")
     llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, model.model, model.lm_head
@@ -122,28 +138,14 @@ def _taken_over(config: LlavaConfig, tower: PreTrainedModel, model: PreTrainedMo
     return llava
 
 
-def _processor(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, settings: Settings) -> LlavaProcessor:
-    """The stock processor that makes the very canvas that `View` makes, and as many image tokens as the tower gives."""
+def _processor(
+    tokenizer: PreTrainedTokenizerBase, encoder: Encoder, settings: Settings
+) -> LlavaProcessor | LlavaNextProcessor:
+    """The stock processor that makes the very canvases of a `View`, and as many image tokens as the tower gives."""
     vision = encoder.tower.config
-    canvas, family = canvas_of(vision), family_of(vision)
-    shared = {
-        "image_mean": list(encoder.mean),
-        "image_std": list(encoder.std),
-        "resample": 3,
-        "do_convert_rgb": True,
-    }
-    if settings.fit == "letterbox":
-        images = LlavaImageProcessorPil(
-            do_pad=True,
-            do_center_crop=False,
-            size={"shortest_edge": canvas},
-            crop_size={"height": canvas, "width": canvas},
-            **shared,
-        )
-    else:
-        images = SiglipImageProcessorPil(size={"height": canvas, "width": canvas}, **shared)
-    return LlavaProcessor(
-        image_processor=images,
+    family, kind = family_of(vision), stock_classes(settings)[2]
+    processor: LlavaProcessor | LlavaNextProcessor = kind(
+        image_processor=_image_processor(encoder, settings),
         tokenizer=tokenizer,
         patch_size=patch_of(vision),
         vision_feature_select_strategy=family.strategy,
@@ -151,6 +153,25 @@ def _processor(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, settings: S
         chat_template=tokenizer.chat_template,
         image_token=IMAGE_TOKEN,
     )
+    return processor
+
+
+def _image_processor(encoder: Encoder, settings: Settings) -> Any:
+    canvas = canvas_of(encoder.tower.config)
+    shared = {
+        "image_mean": list(encoder.mean),
+        "image_std": list(encoder.std),
+        "resample": 3,
+        "do_convert_rgb": True,
+    }
+    square = {"height": canvas, "width": canvas}
+    if settings.tiles:
+        grids = pinpoints(settings, canvas)
+        return LlavaNextImageProcessorPil(size=square, crop_size=square, image_grid_pinpoints=grids, **shared)
+    if settings.fit == "squash":
+        return SiglipImageProcessorPil(size=square, **shared)
+    side = {"shortest_edge": canvas}
+    return LlavaImageProcessorPil(do_pad=True, do_center_crop=False, size=side, crop_size=square, **shared)
 
 
 def save_language(model: RegionModel, folder: Path | str) -> None:
@@ -179,4 +200,8 @@ def save_encoder(model: RegionModel, folder: Path | str) -> None:
     name_of = family_of(tower.config).published
     weights = {name_of(name): tensor.contiguous() for name, tensor in body_of(tower).state_dict().items()}
     save_torch_state_dict(weights, folder)
-    model.processor.image_processor.save_pretrained(folder)
+    images = model.processor.image_processor
+    if model.settings.tiles:  # the encoder's own pictures are single canvases
+        encoder = Encoder(tower, tuple(images.image_mean), tuple(images.image_std))
+        images = _image_processor(encoder, replace(model.settings, tiles=""))
+    images.save_pretrained(folder)

@@ -52,7 +52,7 @@ class Branches:
 
     @classmethod
     def of(cls, batch: Batch) -> Branches:
-        """The structure of a batch on the CPU, whose prefixes are of one length, as `pack` makes them."""
+        """The structure of a batch on the CPU, whose prefixes are of one length (`alike_prefixes`)."""
         branch, block = batch.branch_ids.flatten(), batch.block_ids.flatten()
         prefixes = ((branch == 0) & (block >= 0)).nonzero().view(len(batch.ids), -1)
         inside = (branch > 0).nonzero()[:, 0]
@@ -132,11 +132,18 @@ def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, dict[
         use_packed_attention(language)
         batch = batch.lengthened(bucket(batch.input_ids.shape[1]))
         return batch, {"attention_mask": block_mask(batch)}
-    if there == PACKED and not getattr(language.config, "attention_dropout", 0):
+    if there == PACKED and not getattr(language.config, "attention_dropout", 0) and alike_prefixes(batch):
         branches = Branches.of(batch)
         if branches.scores < batch.input_ids.numel() * batch.input_ids.shape[1]:
             return batch, {"attention_mask": _NO_MASK, "branches": branches}
     return batch, {"attention_mask": batch.mask()}
+
+
+def alike_prefixes(batch: Batch) -> bool:
+    """Whether all images of a batch have prefixes of one length; those of tiled images may be of many."""
+    inside = (batch.branch_ids == 0) & (batch.block_ids >= 0)
+    blocks = batch.block_ids + torch.arange(len(inside))[:, None] * (len(batch.ids) + 1)
+    return len(torch.unique(torch.unique(blocks[inside], return_counts=True)[1])) == 1
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:

@@ -97,9 +97,7 @@ class Dialog:
             for piece in rendered.split(self._image_name)
         ]
         first, *others = self.plain.encode(pieces)
-        return first + [
-            i for n, ids in zip(image_tokens, others, strict=True) for i in [self.image_token] * n + ids
-        ]
+        return first + [i for n, ids in zip(image_tokens, others, strict=True) for i in [self.image_token] * n + ids]
 
     def branch(self, exchange: Exchange, max_answer: int | None = None) -> Branch:
         """Question and answer as a branch; an answer longer than `max_answer` tokens is cut, without an end token."""

@@ -63,11 +63,13 @@ def distillation_loss(
 
     Args:
         teacher_features: (C, g, g, D) of the crops.
-        student_features: (I, P, D) of the whole canvases, P a square number.
+        student_features: (I, P, D) of the whole canvases, P a square number, or (I, rows, columns, D).
         boxes: (C, 4) xyxy canvas pixels. image: (C,) index into the student's images. patch: pixels per patch.
     """
-    side = math.isqrt(student_features.shape[1])
-    grid = student_features.unflatten(1, (side, side))
+    grid = student_features
+    if grid.ndim == 3:
+        side = math.isqrt(grid.shape[1])
+        grid = grid.unflatten(1, (side, side))
     size = (teacher_features.shape[1], teacher_features.shape[2])
     aligned = roi_align(grid, boxes, image, size, spatial_scale=1 / patch, sampling_ratio=0)
     depth = student_features.shape[-1:]

@@ -73,7 +73,7 @@ def load_encoder(name: str | Path, canvas: int | None = None) -> Encoder:
         raise GranvitError(
             f"{name}: encoder of type {inner.model_type!r}, supported: {', '.join([*ENCODERS, _NAFLEX])}"
         )
-    if config.model_type == "llava":
+    if config.model_type in ("llava", "llava_next"):
         _check_reading(name, config, family_of(inner))
     tower = _load(name, holder)
     if inner.model_type == _NAFLEX:

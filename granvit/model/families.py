@@ -202,7 +202,7 @@ ENCODERS: dict[str, Family] = {
     "dinov3_vit": DINOV3,
 }
 
-# Checkpoints that hold a tower beside other things, and where; "llava" is what this package writes.
+# Checkpoints that hold a tower beside other things, and where; "llava" and "llava_next" are what this package writes.
 HOLDERS = {
     "siglip": "vision_model",
     "siglip2": "vision_model",
@@ -210,6 +210,7 @@ HOLDERS = {
     "aimv2": "vision_model",
     "internvl": "vision_tower",
     "llava": "vision_tower",
+    "llava_next": "vision_tower",
 }
 
 # By `model_type`: who uses that architecture.

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from granvit.coordinates import Codec
 from granvit.errors import GranvitError
+from granvit.geometry import TiledView
 from granvit.model.attention import fit_attention
 from granvit.model.families import body_of, family_of
 from granvit.model.packing import Batch
+
+# An image is shown on one canvas (LLaVA), or on several (LLaVA-NeXT).
+Llava: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -39,10 +44,10 @@ def encode(tower: nn.Module, pixels: Tensor, resized: bool = False) -> Tensor:
     return tokens[:, 1:] if family.class_token else tokens
 
 
-def answer_states(llava: LlavaForConditionalGeneration, batch: Batch, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
+def answer_states(llava: Llava, batch: Batch, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
     """The packed forward up to the LM head: states (A, hidden) that predict the A answer tokens, and these (A,).
 
-    `image_embeds` is (I, P, D), projected.
+    `image_embeds` is (I, P, D), or those of all images one after the other, projected.
 
     Raises:
         ValueError: the language model's attention can't take a packed mask (see `fit_attention`), or the number of
@@ -62,7 +67,7 @@ def answer_states(llava: LlavaForConditionalGeneration, batch: Batch, image_embe
     return hidden[answers], batch.labels[answers]
 
 
-def answer_logits(llava: LlavaForConditionalGeneration, batch: Batch, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
+def answer_logits(llava: Llava, batch: Batch, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
     """The packed forward: logits (A, V) of the A answer tokens, and the tokens themselves (A,).
 
     Only positions that predict an answer token reach the LM head. Raises as `answer_states` does.
@@ -71,10 +76,34 @@ def answer_logits(llava: LlavaForConditionalGeneration, batch: Batch, image_embe
     return llava.lm_head(states), labels
 
 
-def project(llava: LlavaForConditionalGeneration, features: Tensor) -> Tensor:
+def project(llava: Llava, features: Tensor) -> Tensor:
     """Patch features (N, P, D) -> image embeddings (N, P, hidden size of the language model)."""
     embeds: Tensor = llava.model.multi_modal_projector(features)
     return embeds
+
+
+def mosaic(tiles: Tensor, view: TiledView) -> Tensor:
+    """Patches (N, P, D) of a view's N tiles, side by side as in the picture: (rows, columns, D)."""
+    columns, rows = view.grid
+    side = math.isqrt(tiles.shape[1])
+    return tiles.unflatten(1, (side, side)).unflatten(0, (rows, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+
+def arrange(embeds: Tensor, views: Sequence[TiledView], row_end: Tensor) -> Tensor:
+    """The embeddings of tiled images as LLaVA-NeXT puts them one after the other: (tokens of all, hidden).
+
+    Args:
+        embeds: (K, P, hidden), of every image its overview and its tiles, row by row.
+        row_end: (hidden,), stands behind each row of the mosaic, of which no padding is kept.
+    """
+    parts = [row_end[None, :].to(embeds.dtype)[:0], embeds[:0].flatten(0, 1)]  # gradients of zero, where all is text
+    side = math.isqrt(embeds.shape[1])
+    for each, view in zip(embeds.split([view.count for view in views]) if views else (), views, strict=True):
+        left, top, right, bottom = view.unpadded(side)
+        shown = mosaic(each[1:], view)[top:bottom, left:right]
+        ends = row_end.to(embeds.dtype).expand(len(shown), 1, -1)
+        parts += [each[0], torch.cat([shown, ends], 1).flatten(0, 1)]
+    return torch.cat(parts)
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -83,7 +112,7 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def scale_projector(llava: LlavaForConditionalGeneration, features: Tensor) -> None:
+def scale_projector(llava: Llava, features: Tensor) -> None:
     """Scale a fresh projector so that its output has the size of word embeddings.
 
     `features` (N, P, D) are any patch features of the tower. Without this a small frozen language model sees

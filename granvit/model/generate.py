@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from granvit.errors import GranvitError
+from granvit.geometry import View
 from granvit.model.region_model import RegionModel
 
 # float32 kernels of another batch size round logits otherwise: by up to 2e-5 where the largest logit is 23. Two words
@@ -44,6 +46,7 @@ def greedy(
     questions: Sequence[Sequence[list[int]]],
     max_new_tokens: int,
     rows: int = 256,
+    views: Sequence[View] | None = None,
 ) -> list[list[list[int]]]:
     """Answer tokens for each question of each image, without the end token.
 
@@ -53,28 +56,60 @@ def greedy(
     was asked beside it.
 
     Args:
-        pixels: canvases, uint8 (I, H, W, 3).
+        pixels: canvases, uint8 (K, H, W, 3): one for each of I images, or all of each one's view.
         questions: I lists of tokenised questions (`Dialog.ask`).
         max_new_tokens: answers end there at the latest.
+        views: how each image is shown; None where each is one canvas. Images of as many tokens run together.
 
     Raises:
         NonFiniteAnswer: the model's logits are NaN or infinite.
     """
+    shown: list[View | None] = [None] * len(questions) if views is None else list(views)
+    canvases = pixels.to(model.device).split([1 if view is None else view.count for view in shown])
+    lengths = [model.tokens_of(view) for view in shown]
+    answers: list[list[list[int]]] = [[] for _ in questions]
+    for length in dict.fromkeys(lengths):
+        alike = [i for i, its_length in enumerate(lengths) if its_length == length]
+        pictures = [_Shown(canvases[i], shown[i]) for i in alike]
+        try:
+            said = _greedy(model, pictures, [questions[i] for i in alike], max_new_tokens, rows)
+        except NonFiniteAnswer as error:
+            raise NonFiniteAnswer(alike[error.image]) from error
+        for i, rows_of_image in zip(alike, said, strict=True):
+            answers[i] = rows_of_image
+    return answers
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """An image as the model sees it: its canvases, uint8 (K, H, W, 3), and its view; None is a single canvas."""
+
+    canvases: Tensor
+    view: View | None
+
+
+def _greedy(
+    model: RegionModel,
+    pictures: Sequence[_Shown],
+    questions: Sequence[Sequence[list[int]]],
+    max_new_tokens: int,
+    rows: int,
+) -> list[list[list[int]]]:
+    """`greedy` for images of as many tokens each."""
     image_of = [i for i, asked in enumerate(questions) for _ in asked]
     if not image_of:
         return [[] for _ in questions]
-    pixels = pixels.to(model.device)
     flat = [question for asked in questions for question in asked]
-    prefilled, prefix = _prefill(model, pixels)
+    prefilled, prefix = _prefill(model, pictures)
     said: list[list[int]] = []
     for part in _parts(flat, prefix, rows):
         # The whole of a small batch takes the prefix's place in memory; parts of a larger one copy from it.
         cache = prefilled if len(part) == len(flat) else _copy(prefilled)
         asked, images = [flat[n] for n in part], [image_of[n] for n in part]
         found, ties = _decode(model, cache, prefix, asked, images, max_new_tokens)
-        if model.llava.dtype == torch.float32 and len(pixels) + len(flat) > 2:
+        if model.llava.dtype == torch.float32 and len(pictures) + len(flat) > 2:
             for tie in ties:
-                alone, _ = _prefill(model, pixels[images[tie] : images[tie] + 1])
+                alone, _ = _prefill(model, [pictures[images[tie]]])
                 again, _ = _decode(model, alone, prefix, [asked[tie]], [0], max_new_tokens)
                 found[tie] = again[0]
         said += found
@@ -158,12 +193,14 @@ def _near_tie(logits: Tensor, largest: Tensor) -> Tensor:
     return first - second <= _TIE * largest
 
 
-def _prefill(model: RegionModel, pixels: Tensor) -> tuple[DynamicCache, int]:
+def _prefill(model: RegionModel, pictures: Sequence[_Shown]) -> tuple[DynamicCache, int]:
     """Keys and values of every image's prefix, and the prefix's length."""
     language = model.llava.model.language_model
-    ids = torch.tensor([model.dialog.prefix_ids] * len(pixels), device=pixels.device)
+    prefix = model.dialog.prefix(model.tokens_of(pictures[0].view))
+    ids = torch.tensor([prefix] * len(pictures), device=model.device)
     embeds = language.get_input_embeddings()(ids)
-    images = model.embed(pixels).to(embeds.dtype)
+    canvases = torch.cat([picture.canvases for picture in pictures])
+    images = model.arranged(model.embed(canvases), [picture.view for picture in pictures]).to(embeds.dtype)
     embeds = embeds.masked_scatter((ids == model.dialog.image_token)[..., None], images)
     cache = DynamicCache(config=language.config)
     language(inputs_embeds=embeds, past_key_values=cache, use_cache=True)

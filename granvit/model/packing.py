@@ -240,7 +240,8 @@ def pack(
     """Samples -> one batch.
 
     `prefix_ids` is what stands before the questions of every image, image tokens included; a sample that says how many
-    tokens show its image has so many. With `max_tokens` several images share a row (best fit); without it every image has its own row, padded to the longest.
+    tokens show its image has so many. With `max_tokens` several images share a row (best fit); without it every image
+    has its own row, padded to the longest.
 
     Raises:
         ValueError: no samples, a sample without branches or without answer, or one longer than `max_tokens`.

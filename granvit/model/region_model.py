@@ -7,25 +7,37 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
+from numpy.typing import ArrayLike
+from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaProcessor,
+)
 
 from granvit.coordinates import Codec, get_codec
 from granvit.errors import CheckpointError, GranvitError
-from granvit.geometry import View
+from granvit.geometry import TiledView, View
 from granvit.loading.chat_template import check_template
 from granvit.loading.checkpoint_files import LoadError, read_json
 from granvit.loading.models import image_settings, load, load_model
 from granvit.model.dialog import OWN_TEMPLATES, Dialog
 from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of
-from granvit.model.forward import encode, normalise, project
+from granvit.model.forward import Llava, arrange, encode, mosaic, normalise, project
 from granvit.model.settings import Settings
 
 SETTINGS_FILE = "granvit.json"
@@ -34,9 +46,9 @@ _MOST_IMAGE_TOKENS = 65_536
 
 
 class RegionModel:
-    """A stock `LlavaForConditionalGeneration` with its processor and `Settings`."""
+    """A stock `LlavaForConditionalGeneration`, of tiles a `LlavaNext...`, with its processor and `Settings`."""
 
-    def __init__(self, llava: LlavaForConditionalGeneration, processor: LlavaProcessor, settings: Settings):
+    def __init__(self, llava: Llava, processor: LlavaProcessor | LlavaNextProcessor, settings: Settings):
         self.llava = llava
         self.processor = processor
         self.settings = settings
@@ -65,6 +77,16 @@ class RegionModel:
         """How many tokens the language model sees of one canvas: its patches, and register tokens if there are any."""
         return self.grid**2 + registers_of(self.llava.config.vision_config)
 
+    def tokens_of(self, view: View | None) -> int:
+        """How many tokens the language model sees of an image, by its view; None is a canvas, however it came to be."""
+        return view.tokens(self.grid) if isinstance(view, TiledView) else self.image_tokens
+
+    @property
+    def largest_view(self) -> View:
+        """Of an image of as many tokens as any has."""
+        sizes = [(columns * self.canvas, rows * self.canvas) for columns, rows in self.settings.shapes or [(1, 1)]]
+        return max((self.view(size) for size in sizes), key=self.tokens_of)
+
     @property
     def fill(self) -> tuple[int, int, int]:
         """The padding colour, 0-255, exactly as the stock processor computes it."""
@@ -83,7 +105,16 @@ class RegionModel:
 
     def view(self, size: tuple[int, int]) -> View:
         """How a whole image of (width, height) pixels becomes the canvas."""
-        return View.fit(self.settings.fit, size, self.canvas)
+        return self.settings.view(size, self.canvas)
+
+    def window(self, box: ArrayLike, size: tuple[int, int], side: int) -> View:
+        """How a window of at most `side` x `side` pixels around a box is shown (`View.window_around`)."""
+        return self.settings.window(box, size, side, self.canvas)
+
+    def show(self, picture: Image.Image, view: View | None = None) -> Tensor:
+        """The canvases that show an EXIF-upright RGB picture, the whole where no view of it is named: (K, H, W, 3)."""
+        shown = self.view(picture.size) if view is None else view
+        return torch.from_numpy(np.array(shown.canvases(picture, self.fill)))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) -> the tower's input, (N, 3, H, W)."""
@@ -100,8 +131,34 @@ class RegionModel:
         return patches_of(self.llava.config.vision_config, features)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Image embeddings of canvases uint8 (N, H, W, 3), as the language model sees them: (N, T, hidden)."""
+        """Embeddings of canvases uint8 (N, H, W, 3): (N, T, hidden)."""
         return project(self.llava, self.features(pixels))
+
+    def arranged(self, embeds: Tensor, views: Sequence[View | None]) -> Tensor:
+        """Embeddings of the canvases of all images (K, T, hidden) as the language model sees them, image by image.
+
+        Where each image is one canvas that is as they are; of tiles (tokens of all images, hidden).
+        """
+        if not isinstance(self.llava, LlavaNextForConditionalGeneration):
+            return embeds
+        tiled = [view for view in views if isinstance(view, TiledView)]
+        return arrange(embeds, tiled, self.llava.model.image_newline)
+
+    def region_maps(self, features: Tensor, views: Sequence[View | None]) -> list[Tensor]:
+        """Per image the patches that regions are pooled from, side by side as in the picture: (1, rows, columns, D).
+
+        Of tiles that is the mosaic or the overview (`View.to_features`). `features` (K, T, D) are of all canvases.
+        """
+        patches = self.patches(features)
+        maps = []
+        at = 0
+        for view in views:
+            if isinstance(view, TiledView) and view.finer:
+                maps.append(mosaic(patches[at + 1 : at + view.count], view)[None])
+            else:
+                maps.append(patches[at : at + 1].unflatten(1, (self.grid, self.grid)))
+            at += 1 if view is None else view.count
+        return maps
 
     def save(self, folder: Path | str, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write a checkpoint that stock transformers and vLLM load without this package.
@@ -122,7 +179,7 @@ class RegionModel:
         if self.llava.generation_config is not None:
             self.llava.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
+        (folder / SETTINGS_FILE).write_text(json.dumps(self.settings.to_json(), indent=2) + "\n")
 
     @classmethod
     def load(
@@ -137,9 +194,13 @@ class RegionModel:
         settings = read_settings(folder)
         try:
             kind = read_json(folder / "config.json").get("model_type")
-            if kind != "llava":
-                raise CheckpointError(f"{folder}/config.json: model_type is {kind!r}, expected 'llava'")
-            llava = load_model(LlavaForConditionalGeneration, folder, dtype=dtype, attn_implementation="sdpa")
+            config_class, model_class, _ = stock_classes(settings)
+            if kind != config_class.model_type:
+                raise CheckpointError(
+                    f"{folder}/config.json: model_type is {kind!r}, expected {config_class.model_type!r}"
+                    + (f", as {SETTINGS_FILE} says tiles" if settings.tiles else "")
+                )
+            llava = load_model(model_class, folder, dtype=dtype, attn_implementation="sdpa")
             processor = load(AutoProcessor, folder)
         except LoadError as error:
             raise CheckpointError(str(error)) from error
@@ -150,6 +211,18 @@ class RegionModel:
         return model
 
 
+def stock_classes(settings: Settings) -> tuple[type[Any], type[Any], type[Any]]:
+    """Of a checkpoint with these settings the stock classes of config, model and processor."""
+    if settings.tiles:
+        return LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextProcessor
+    return LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+
+def pinpoints(settings: Settings, canvas: int) -> list[list[int]]:
+    """The grids of tiles as stock configs name them: height and width of each, pixels."""
+    return [[rows * canvas, columns * canvas] for columns, rows in settings.shapes]
+
+
 def check_parts(model: RegionModel, folder: Path) -> None:
     """Hold processor, tokenizer, template and settings of a checkpoint to its model.
 
@@ -157,8 +230,9 @@ def check_parts(model: RegionModel, folder: Path) -> None:
         CheckpointError: they do not fit; the message names file and field.
     """
     config, processor = model.llava.config, model.processor
-    if not isinstance(processor, LlavaProcessor):
-        raise CheckpointError(f"{folder}: its processor is a {type(processor).__name__}, expected a LlavaProcessor")
+    kind = stock_classes(model.settings)[2]
+    if not isinstance(processor, kind):
+        raise CheckpointError(f"{folder}: its processor is a {type(processor).__name__}, expected a {kind.__name__}")
     where = f"{folder}/processor_config.json: image_processor"
     try:
         image_settings(folder)
@@ -168,7 +242,18 @@ def check_parts(model: RegionModel, folder: Path) -> None:
         sides = dict(getattr(processor.image_processor, name, None) or {})
         if any(side not in (None, model.canvas) for side in sides.values()):
             raise CheckpointError(f"{where}: {name} is {sides}, the encoder takes {model.canvas} px")
-    if model.canvas % model.patch or model.image_tokens > _MOST_IMAGE_TOKENS:
+    if model.settings.tiles:
+        wanted = pinpoints(model.settings, model.canvas)
+        for file, stated in (
+            ("config.json", config),
+            ("processor_config.json: image_processor", processor.image_processor),
+        ):
+            if [list(size) for size in stated.image_grid_pinpoints] != wanted:
+                raise CheckpointError(
+                    f"{folder}/{file}: image_grid_pinpoints are {stated.image_grid_pinpoints}, "
+                    f"{SETTINGS_FILE} says tiles {model.settings.tiles}, which is {wanted}"
+                )
+    if model.canvas % model.patch or model.tokens_of(model.largest_view) > _MOST_IMAGE_TOKENS:
         raise CheckpointError(
             f"{folder}/config.json: vision_config: image_size {model.canvas} with patch_size {model.patch}: patches "
             f"must tile it, and be at most {_MOST_IMAGE_TOKENS:,}"
@@ -215,6 +300,7 @@ def read_settings(folder: Path) -> Settings:
             raise CheckpointError(f"{path}: {odd[0]} is {content[odd[0]]!r}, not a text")
         settings = Settings(**content)
         get_codec(settings.codec)
+        _ = settings.shapes  # raises where they are not written as they should be
     except CheckpointError:
         raise
     except GranvitError as error:
@@ -224,7 +310,7 @@ def read_settings(folder: Path) -> Settings:
     return settings
 
 
-def _check_reading(folder: Path, config: LlavaConfig) -> None:
+def _check_reading(folder: Path, config: LlavaConfig | LlavaNextConfig) -> None:
     """Refuses a tower that stock LLaVA would read otherwise than we do."""
     try:
         family = family_of(config.vision_config)
@@ -242,9 +328,7 @@ def _check_reading(folder: Path, config: LlavaConfig) -> None:
             )
 
 
-def stock_weights(
-    llava: LlavaForConditionalGeneration, weights: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
+def stock_weights(llava: Llava, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The weights under the names that vLLM's loader takes; transformers reads them too. A tied head is left out.
 
     `weights` stands in for the model's own state dict.
@@ -259,6 +343,6 @@ def stock_weights(
         name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
         if inner := re.match(r"model\.vision_tower\.(?:vision_model\.)?(.*)", name):
             name = "vision_tower." + family.published(inner[1])
-        name = re.sub(r"^model\.multi_modal_projector\.", "multi_modal_projector.", name)
+        name = re.sub(r"^model\.(?=multi_modal_projector\.|image_newline$)", "", name)
         named[name] = tensor.detach().contiguous()
     return named

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
 from granvit.corpus.synthetic.synthesize import make
 from granvit.images import decode
 from granvit.model.families import patches_of
-from granvit.model.forward import encode
+from granvit.model.forward import Llava, encode
 from granvit.model.region_model import RegionModel
 from granvit.sampling import evenly
 from granvit.train.config import SampleConfig
@@ -77,7 +76,7 @@ def word_scores(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def fit_projector(llava: LlavaForConditionalGeneration, pictures: Tensor, targets: Tensor) -> None:
+def fit_projector(llava: Llava, pictures: Tensor, targets: Tensor) -> None:
     """Set a fresh projector so that it says `targets` of `pictures`, as well as least squares can.
 
     The first layer mixes what a linear map of the features predicts of the targets, the last one is fitted behind it.

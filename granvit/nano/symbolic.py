@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from granvit.coordinates import Box, Codec
+from granvit.errors import GranvitError
 from granvit.geometry import Boxes, View
 from granvit.model.packing import Branch, Sample
 from granvit.model.region_model import RegionModel
@@ -159,12 +160,18 @@ class GridMaker:
         return [token for part in parts for token in self.known[part]]
 
 
+def _refuse_tiles(model: RegionModel) -> None:
+    if model.settings.tiles:
+        raise GranvitError("settings.tiles: warm-ups know pictures of one canvas alone; tile in the stages after them")
+
+
 class SymbolicPrepare(Prepare):
     """The symbolic image in place of pixels, and the warm-up's own words for a place."""
 
     _locate = staticmethod(where_exchange)
 
     def __init__(self, model: RegionModel, config: SampleConfig):
+        _refuse_tiles(model)
         super().__init__(model, config)
         self.grids = GridMaker(model)
 
@@ -181,6 +188,7 @@ class WordMapPrepare(Prepare):
     """Beside the pixels, which words lie in which patch; what is ignored is painted over."""
 
     def __init__(self, model: RegionModel, config: SampleConfig):
+        _refuse_tiles(model)
         super().__init__(model, config)
         self.grids = GridMaker(model)
 

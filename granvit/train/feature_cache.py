@@ -2,7 +2,7 @@
 
 folder/
   cache.json                        which encoder, in which precision, and how features are kept
-  features-RANK-NUMBER.safetensors  one tensor (T, D) per picture, named by the digest of its canvas
+  features-RANK-NUMBER.safetensors  one tensor (T, D) per canvas, named by its digest; a tiled picture has several
 
 A picture is known by all of its canvas's bytes, so neither two corpora that use the same id nor a corpus that was
 changed can be mistaken. Every process writes files of its own, whole or not at all, and reads all that were there when

@@ -23,6 +23,9 @@ CUT = {"decides": "together with others"}
 # Counts in another form: as steps and micro-batches, or stage by stage.
 ELSEWHERE = {"decides": "elsewhere"}
 
+# In the metadata of a setting that came after runs had been written: where it is its default it decides nothing.
+NEWER = "newer"
+
 # What a step is cut into, by the names that checkpoints keep.
 CUT_BY = ("batch_size", "accumulate", "processes")
 
@@ -41,7 +44,7 @@ def decisive(config: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in fields(config):
         value = getattr(config, field.name)
-        if "decides" in field.metadata:
+        if "decides" in field.metadata or (NEWER in field.metadata and value == field.default):
             continue
         if is_dataclass(value):
             found |= decisive(value, f"{prefix}{field.name}.")

@@ -263,10 +263,10 @@ def model_batch(config: StageConfig, model: RegionModel, workload: Workload, reg
     lengths += [(CAPTION2BBOX, BOX)] * round(asked.get("caption2bbox", 0.0) * regions)
     branches = [Branch([2] * (question + answer), question, "global") for question, answer in lengths]
     crops = min(config.sample.crops, regions) if isinstance(config.sample, CroppedSample) else 0
-    tokens = model.image_tokens
-    batch = pack([Sample(f"{i}", branches) for i in range(images)], [1] * BEFORE + [0] * tokens, 0, 3)
-    side = model.canvas
-    batch.pixels = torch.empty(images, side, side, 3, dtype=torch.uint8, device="meta")
+    view, side = model.largest_view, model.canvas  # of tiles: nobody knows the pictures' shapes
+    samples = [Sample(f"{i}", branches, view=view) for i in range(images)]
+    batch = pack(samples, [1] * BEFORE + [0] * model.tokens_of(view), 0, 3)
+    batch.pixels = torch.empty(images * view.count, side, side, 3, dtype=torch.uint8, device="meta")
     if crops:
         crop = config.sample.crop_size or side if isinstance(config.sample, CroppedSample) else side
         batch.crops = torch.empty(images * crops, crop, crop, 3, dtype=torch.uint8, device="meta")

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from granvit.coordinates import get_codec
 from granvit.errors import GranvitError
-from granvit.geometry import Boxes, View
+from granvit.geometry import Boxes, TiledView, View
 from granvit.images import decode
 from granvit.model.dialog import Dialog
 from granvit.model.packing import Batch, Branch, Sample, pack
@@ -34,7 +34,7 @@ class Prepare:
     _locate = staticmethod(box_exchange)
 
     def __init__(self, model: RegionModel, config: SampleConfig, digests: bool = False):
-        """Ready to be called for any record; with `digests` samples tell pictures apart (`Sample.digest`).
+        """Ready to be called for any record; with `digests` samples tell pictures apart (`Sample.digests`).
 
         Raises:
             ValueError: the teacher's crops do not hold whole patches, or a row can't hold an image.
@@ -49,9 +49,10 @@ class Prepare:
             self.crops, self.crop_size = config.crops, config.crop_size
         if self.crop_size % model.patch:
             raise GranvitError(f"sample.crop_size {self.crop_size} is not a multiple of the patch, {model.patch} px")
-        prefix = len(self.dialog.prefix_ids)
+        prefix = len(self.dialog.prefix(model.tokens_of(model.largest_view)))
         if config.max_tokens is not None and config.max_tokens <= prefix:
-            raise GranvitError(f"sample.max_tokens {config.max_tokens}: an image alone has {prefix} tokens")
+            upto = "up to " if model.settings.tiles else ""
+            raise GranvitError(f"sample.max_tokens {config.max_tokens}: an image alone has {upto}{prefix} tokens")
 
     def __call__(self, record: RegionImage, rng: np.random.Generator) -> Sample:
         """One image with its questions.
@@ -68,7 +69,7 @@ class Prepare:
         asked = self._ask(record, view, shown, boxes, chosen, rng)
         if not asked:
             raise Reject("nothing to ask: no caption and no usable region")
-        branches = self._fitting(asked, rng)
+        branches = self._fitting(asked, view, rng)
         sample = self._sample(record, image, view, branches, boxes[chosen])
         return replace(sample, left_out=len(asked) - len(branches))
 
@@ -78,9 +79,18 @@ class Prepare:
         """The sample of what was chosen: its questions, and the boxes (image pixels) of the regions asked about."""
         assert image is not None
         crops, crop_boxes = self._crops(image, view, boxes)
-        pixels = np.asarray(view.apply(image, self.fill))
-        digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() if self.digests else None
-        return Sample(record.id, branches, pixels, crops, crop_boxes, view, digest)
+        canvases = view.canvases(image, self.fill)
+        digests = [hashlib.blake2b(canvas.tobytes(), digest_size=16).hexdigest() for canvas in canvases]
+        shown = canvases if isinstance(view, TiledView) else canvases[0]
+        return Sample(
+            *(record.id, branches, shown, crops, crop_boxes, view),
+            image_tokens=self._image_tokens(view),
+            digests=digests if self.digests else (),
+        )
+
+    def _image_tokens(self, view: View) -> int | None:
+        """Of a tiled view, whose number of tokens is its own."""
+        return view.tokens(self.grid) if isinstance(view, TiledView) else None
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples -> one packed batch: rows of `max_tokens` tokens, or a row per image."""
@@ -100,8 +110,8 @@ class Prepare:
         if around and rng.random() < self.config.windows:
             side = int(self.canvas * rng.uniform(*self.config.window_side))
             box = around[rng.integers(len(around))]
-            return View.window_around(box, size, side, self.canvas, offset=rng.uniform(-0.3, 0.3, 2))
-        return View.fit(self.settings.fit, size, self.canvas)
+            return self.settings.window(box, size, side, self.canvas, offset=rng.uniform(-0.3, 0.3, 2))
+        return self.settings.view(size, self.canvas)
 
     def _shown(self, record: RegionImage, view: View) -> tuple[list[Region], Boxes]:
         """The usable regions in view and their boxes (image pixels), cut to what is seen."""
@@ -146,10 +156,11 @@ class Prepare:
             exchanges.append(global_exchange(record.caption))
         return self.dialog.branches(exchanges, self.config.max_answer)
 
-    def _fitting(self, branches: list[Branch], rng: np.random.Generator) -> list[Branch]:
+    def _fitting(self, branches: list[Branch], view: View, rng: np.random.Generator) -> list[Branch]:
         """The questions that fit into a row: all of them, or as many as fit when they are taken in a drawn order."""
         most = self.config.max_tokens
-        prefix = len(self.dialog.prefix_ids)
+        shown = self._image_tokens(view)
+        prefix = len(self.dialog.prefix_ids if shown is None else self.dialog.prefix(shown))
         if most is None or prefix + sum(len(b.ids) for b in branches) <= most:
             return branches
         room, kept = most - prefix, []
@@ -162,7 +173,7 @@ class Prepare:
         return [branches[index] for index in sorted(kept)]
 
     def _crops(self, image: Image.Image, view: View, boxes: Boxes) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The first `crops` regions as the teacher sees them, and where they lie on the canvas.
+        """The first `crops` regions as the teacher sees them, and where they lie (`View.to_features`).
 
         A crop is stretched to a square, so that the teacher's grid and ROIAlign's bins cover the same ground.
         """
@@ -175,7 +186,7 @@ class Prepare:
         ]
         if not crops:
             return np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 4), np.float32)
-        return np.stack(crops), view.to_canvas(rows).astype(np.float32)
+        return np.stack(crops), view.to_features(rows).astype(np.float32)
 
 
 def _mirrored(record: RegionImage, image: Image.Image | None) -> tuple[RegionImage, Image.Image | None]:

@@ -199,7 +199,7 @@ class StepFlops:
         }
         if batch.pixels is not None:
             images, side = batch.pixels.shape[:2]
-            embeds = int(batch.is_image.sum())
+            embeds = images * self._embeds(side)
             forward = self.per_feature.forward + self.per_embed.forward
             backward = self.per_feature.backward + self.per_embed.backward
             parts["encode"] = self._encode(images, side) + forward * embeds
@@ -214,6 +214,10 @@ class StepFlops:
         tokens = patches + registers_of(self.tower) + self.family.class_token
         layers = self.tower.num_hidden_layers + 1 + self.family.layer  # those in front of what is read
         return patches, tokens, 4.0 * tokens**2 * self.tower.hidden_size * layers
+
+    def _embeds(self, side: int) -> int:
+        """How many features of one picture of `side` pixels the projector takes."""
+        return self._sizes(side)[1] - self.family.class_token
 
     def _encode(self, images: int, side: int) -> float:
         patches, tokens, attention = self._sizes(side)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from granvit.coordinates import Box
 from granvit.draw import PALETTE, draw_boxes
-from granvit.geometry import View, iou
+from granvit.geometry import TiledView, View, iou
 from granvit.model.packing import IGNORE, Batch, unpack
 from granvit.model.region_model import RegionModel
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, parse_box
@@ -52,6 +52,9 @@ class BatchReader:
     def canvas(self, model: RegionModel, single: Batch) -> Image.Image:
         """What the model sees of one image."""
         assert single.pixels is not None
+        view = single.views[0]
+        if isinstance(view, TiledView):
+            return view.drawn(single.pixels.cpu().numpy())
         return Image.fromarray(single.pixels[0].cpu().numpy())
 
     def located(self, model: RegionModel, question: str, answer: str) -> tuple[str, Box | None]:
@@ -78,7 +81,7 @@ def _panel(model: RegionModel, reader: BatchReader, single: Batch, lines: int) -
     places = _on_canvas(model, single, boxes)
     crops, owners = _crops(single, places)
     dashed_at = [] if single.crop_boxes is None else single.crop_boxes.tolist()
-    enlarged = View.squash(canvas.size, _SIDE)
+    enlarged = View.letterbox(canvas.size, _SIDE)
     drawn = draw_boxes(
         enlarged.apply(canvas),
         enlarged.to_canvas([*places, *dashed_at]),
@@ -103,7 +106,8 @@ def _panel(model: RegionModel, reader: BatchReader, single: Batch, lines: int) -
 
 def _seen(single: Batch) -> str:
     view = single.views[0]
-    return "" if view is None else f"pixels {view.source} of the image, padded to {view.padded}"
+    tiles = f", in {view.grid[0]}x{view.grid[1]} tiles" if isinstance(view, TiledView) else ""
+    return "" if view is None else f"pixels {view.source} of the image, padded to {view.padded}{tiles}"
 
 
 def _asked(model: RegionModel, reader: BatchReader, single: Batch, n: int) -> _Asked:
@@ -168,7 +172,7 @@ def _on_canvas(model: RegionModel, single: Batch, boxes: list[Box]) -> list[list
     view = single.views[0]
     if view is None or not boxes:
         return View.squash((1, 1), model.canvas).to_canvas(boxes).tolist()
-    return view.to_canvas(view.from_relative(boxes, model.settings.frame)).tolist()
+    return view.to_features(view.from_relative(boxes, model.settings.frame)).tolist()
 
 
 def _crops(single: Batch, places: list[list[float]]) -> tuple[list[Image.Image], list[int]]:

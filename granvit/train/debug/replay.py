@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoProcessor
 
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import read_json
 from granvit.loading.models import LoadError, build, load
 from granvit.model.packing import Batch, unpack
-from granvit.model.region_model import RegionModel, check_parts, read_settings
+from granvit.model.region_model import RegionModel, check_parts, read_settings, stock_classes
 from granvit.train import rng
 from granvit.train.build import reopen, stage_of
 from granvit.train.config import on_cpu
@@ -142,11 +142,12 @@ def _load_model(folder: Path) -> RegionModel:
     parts = folder / nonfinite.MODEL
     settings = read_settings(parts)
     try:
-        config = load(LlavaConfig, parts)
+        config_class, model_class, _ = stock_classes(settings)
+        config = load(config_class, parts)
         processor = load(AutoProcessor, parts)
     except LoadError as error:
         raise CheckpointError(str(error)) from error
-    llava = build(LlavaForConditionalGeneration, config, attn_implementation="sdpa", dtype=torch.float32)
+    llava = build(model_class, config, attn_implementation="sdpa", dtype=torch.float32)
     weights = read_tensors(folder / nonfinite.STUDENT)
     try:
         llava.load_state_dict(weights)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 from torch import Tensor, nn
+from transformers import LlavaNextForConditionalGeneration
 
 from granvit.model.attention import use_packed_attention
 from granvit.model.families import trained_parameters
@@ -105,6 +106,8 @@ class AnsweringStage(Stage):
     def _train(self, *modules: nn.Module) -> None:
         for module in modules:
             module.requires_grad_(True)
+        if self.projector in modules and isinstance(self.model, LlavaNextForConditionalGeneration):
+            self.model.model.image_newline.requires_grad_(True)  # the one image embedding that no projector makes
 
     def _train_encoder(self) -> None:
         for parameter in trained_parameters(self.tower):
@@ -143,7 +146,8 @@ class AnsweringStage(Stage):
         return projector
 
     def answers(self, batch: Batch, image_embeds: Tensor) -> Term:
-        """The cross-entropy of all answers, given image embeddings (I, P, hidden)."""
+        """The cross-entropy of all answers, given the embeddings of the images' canvases (K, P, hidden)."""
+        image_embeds = self.region_model.arranged(image_embeds, batch.views)
         with section("language"):
             states, labels = answer_states(self.model, batch, image_embeds)
         with section("head"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from granvit.model.distill import Teacher, distillation_loss
@@ -53,10 +54,18 @@ class Pretrain(AnsweringStage):
         crops = self.region_model.normalise(batch.crops).to(features.dtype)
         with section("teacher"):
             target = teacher(crops, self.region_model.canvas)
-        features = self.region_model.patches(features)
-        boxes = batch.on_host.crop_boxes
-        assert boxes is not None
-        return distillation_loss(target, features, boxes, batch.crop_image, self.region_model.patch)
+        boxes, owners = batch.on_host.crop_boxes, batch.on_host.crop_image
+        assert boxes is not None and owners is not None
+        patch = self.region_model.patch
+        if not self.region_model.settings.tiles:
+            return distillation_loss(target, self.region_model.patches(features), boxes, batch.crop_image, patch)
+        maps = self.region_model.region_maps(features, batch.views)  # no two of one shape
+        mine = {image: (owners == image).nonzero()[:, 0] for image in owners.unique().tolist()}
+        losses = [
+            distillation_loss(target[each], maps[image], boxes[each], torch.zeros_like(each), patch)
+            for image, each in mine.items()
+        ]
+        return torch.stack(losses).sum()
 
     def after_step(self) -> None:
         if self.teacher is not None:
