@@ -78,7 +78,7 @@ def make_samples(
                 picture(model.canvas, model.canvas),
                 picture(crops, crop_size, crop_size),
                 corners.reshape(crops, 4).astype(np.float32),
-                digest=f"{regions}-{i}",
+                digests=[f"{regions}-{i}"],
             )
         )
     return samples

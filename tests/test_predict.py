@@ -36,7 +36,7 @@ def scripted(monkeypatch):
     def make(answers):
         script = iter(answers)
 
-        def greedy(model, pixels, questions, longest, rows):
+        def greedy(model, pixels, questions, longest, rows, views):
             texts = [[model.dialog.tokenizer.decode(q) for q in rows] for rows in questions]
             asked.append((pixels.numpy(), texts))
             encode = model.dialog.tokenizer.encode
@@ -359,11 +359,11 @@ def test_many_boxes_share_one_look_at_the_picture(granvit, monkeypatch):
     assert granvit._texts(asks, predict.LONGEST_DESCRIPTION) == [answers[i : i + 2] for i in range(0, 8, 2)]
     assert looks == [2, 2]
     looks.clear()
-    monkeypatch.setattr(predict, "_VIEWS", 3)  # of windows, each a look of its own
+    monkeypatch.setattr(predict, "_CANVASES", 3)  # of windows, each a look of its own
     monkeypatch.setattr(granvit, "rows", 256)
     windows = granvit.read(photo(), boxes[:8], window=50)
     assert looks == [3, 3, 2]
-    monkeypatch.setattr(predict, "_VIEWS", 64)
+    monkeypatch.setattr(predict, "_CANVASES", 64)
     assert granvit.read(photo(), boxes[:8], window=50) == windows
 
 

@@ -72,7 +72,7 @@ def test_every_setting_is_a_flag(run, corpus, tmp_path):
     args = (run / "checkpoint", "--llm", llama, "--corpus", corpus, "--out", out, *QUICK, *flags.split(), *more)
     assert transfer(*args) == 0
     recipe = json.loads((out / "recipe.json").read_text())
-    assert recipe["settings"] == {"codec": "int1000", "frame": "image", "fit": "letterbox"}
+    assert recipe["settings"] == {"codec": "int1000", "frame": "image", "fit": "letterbox", "tiles": ""}
     (stage,) = recipe["stages"]
     assert (stage["kind"], stage["smoothing"], recipe["seed"]) == ("stage2", 0.5, 3)
     assert stage["sample"]["questions"] == {"global": 0.5, "bbox2caption": 0.25, "caption2bbox": 1.0}

@@ -127,11 +127,11 @@ def test_the_attention_of_an_answer_is_that_of_the_stock_model(kind, tmp_path):
     model = make_model(kind)
     model.save(tmp_path)
     stock = LlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    canvas = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
-    dialog = model.dialog
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    canvas, dialog = model.show(picture), model.dialog
     questions = [dialog.ask("what is it"), dialog.ask("where is the small red star in this picture")]
     answers = [[11, 12, 13], [14, 15]]
-    found = answer_attention(model, canvas, questions, answers)
+    found = answer_attention(model, picture, questions, answers)
     assert model.llava.model.language_model.config._attn_implementation == "sdpa"
     for question, answer, weights in zip(questions, answers, found, strict=True):
         ids = torch.tensor([[*dialog.prefix_ids, *question, *answer]])

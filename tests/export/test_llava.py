@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import random
@@ -516,7 +515,7 @@ def test_an_upload_that_fails_is_reported_in_one_line_and_the_folder_stays(check
 
 def test_settings_are_left_as_they_were(checkpoint, tmp_path):
     export(checkpoint, tmp_path / "out")
-    assert dataclasses.asdict(RegionModel.load(tmp_path / "out").settings) == json.loads(
+    assert RegionModel.load(tmp_path / "out").settings.to_json() == json.loads(
         (checkpoint / "granvit.json").read_text()
     )
 

@@ -187,11 +187,12 @@ def test_a_conversation_holds_the_templates_control_tokens_only(name):
         said = [{"type": "image"}, {"type": "text", "text": first}]
         return [{"role": "user", "content": said}, {"role": "user", "content": [{"type": "text", "text": second}]}]
 
-    tame, hostile = dialog.converse(conversation("what?", "and?")), dialog.converse(conversation(marks, marks))
+    tame = dialog.converse(conversation("what?", "and?"), [4])
+    hostile = dialog.converse(conversation(marks, marks), [4])
     assert [i for i in hostile if i in controls(full)] == [i for i in tame if i in controls(full)]
     assert tame.count(dialog.image_token) == 4
     one = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
-    assert dialog.converse(one) == dialog.prefix_ids + dialog.ask("what?")
+    assert dialog.converse(one, [4]) == dialog.prefix_ids + dialog.ask("what?")
 
 
 def test_another_process_makes_the_same_tokens():

@@ -230,7 +230,9 @@ def test_a_window_is_shown_as_the_picture_cut_out(model):
 
 def test_a_box_is_of_the_whole_picture(model):
     answer = model.codec.encode((0.25, 0.5, 0.75, 1.0))
-    assert GranViT(model).to_pixels(answer, model.view((60, 400))) == pytest.approx((15, 200, 45, 400), abs=13)  # a cell of loc:16
+    assert GranViT(model).to_pixels(answer, model.view((60, 400))) == pytest.approx(
+        (15, 200, 45, 400), abs=13
+    )  # a cell of loc:16
 
 
 # --- what is learned -------------------------------------------------------------------------------------------------
@@ -318,7 +320,7 @@ def test_a_padded_overview_is_refused():
 
 def test_a_tower_with_registers_is_refused():
     with pytest.raises(GranvitError, match="the stock LLaVA-NeXT takes no DINOv2 with registers tower"):
-        joined(make_encoder("dinov2_with_registers"), Settings("loc:16", "image", "squash", TILES))
+        joined(make_encoder("dinov2-registers"), Settings("loc:16", "image", "squash", TILES))
 
 
 def test_a_checkpoint_whose_files_name_other_grids_is_refused(model, tmp_path):

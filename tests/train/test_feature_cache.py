@@ -25,7 +25,7 @@ def model():
 
 def batch_of(model, images=4, seed=0):
     samples = make_samples(model, (1,) * images, seed)
-    return collate(model, [replace(s, digest=f"{seed}-{i}") for i, s in enumerate(samples)])
+    return collate(model, [replace(s, digests=[f"{seed}-{i}"]) for i, s in enumerate(samples)])
 
 
 def counted(model):

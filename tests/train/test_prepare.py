@@ -325,12 +325,12 @@ def test_rows_that_hold_no_image_are_refused():
 
 def test_digests_tell_canvases_apart():
     made = Prepare(MODEL, SampleConfig(), digests=True)
-    first, again = (ask(made, record(REGIONS), seed).digest for seed in (0, 1))
-    other = ask(made, record(REGIONS, width=WIDTH + 20)).digest
+    first, again = (ask(made, record(REGIONS), seed).digests for seed in (0, 1))
+    other = ask(made, record(REGIONS, width=WIDTH + 20)).digests
     assert first == again != other
-    assert ask(prepare(), record(REGIONS)).digest is None
+    assert ask(prepare(), record(REGIONS)).digests == ()
     batch = made.collate([ask(made, record(REGIONS)), ask(made, record(REGIONS[:1], width=WIDTH + 20))])
-    assert batch.digests == [first, other] and prepare().collate([ask(prepare(), record(REGIONS))]).digests == []
+    assert batch.digests == [*first, *other] and prepare().collate([ask(prepare(), record(REGIONS))]).digests == []
 
 
 def test_mirrored_images_have_mirrored_boxes_and_text_stays():
