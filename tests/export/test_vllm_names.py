@@ -27,7 +27,7 @@ def sources() -> dict[str, ast.Module]:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("vLLM's source files are absent: pip install --no-deps vllm==0.33.0")
     folder = Path(next(iter(spec.submodule_search_locations))) / "model_executor" / "models"
-    return {name: ast.parse((folder / f"{name}.py").read_text()) for name in ("utils", "llava", "siglip")}
+    return {name: ast.parse((folder / f"{name}.py").read_text()) for name in ("utils", "llava", "llava_next", "siglip")}
 
 
 def class_of(tree: ast.Module, name: str) -> ast.ClassDef:
@@ -37,6 +37,10 @@ def class_of(tree: ast.Module, name: str) -> ast.ClassDef:
 @pytest.fixture(scope="module")
 def mapper(sources):
     """`LlavaForConditionalGeneration.hf_to_vllm_mapper`, made by vLLM's own `WeightsMapper`."""
+    return mapper_of(sources, "llava", "LlavaForConditionalGeneration")
+
+
+def mapper_of(sources, file, name):
     names: dict[str, typing.Any] = {
         **{name: getattr(dataclasses, name) for name in ("dataclass", "field")},
         **{"Iterable": Iterable, "Mapping": Mapping, "regex": re, "re": re, "torch": torch, "Any": typing.Any},
@@ -48,13 +52,13 @@ def mapper(sources):
             exec(compile(ast.Module([*future, node], []), "utils.py", "exec"), names)
         except NameError:
             assert node in aliases, "WeightsMapper needs a name that this test does not give it"
-    llava = class_of(sources["llava"], "LlavaForConditionalGeneration")
+    llava = class_of(sources[file], name)
     (call,) = (
         node.value
         for node in llava.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "hf_to_vllm_mapper"
     )
-    return eval(compile(ast.Expression(call), "llava.py", "eval"), names)
+    return eval(compile(ast.Expression(call), f"{file}.py", "eval"), names)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
@@ -79,6 +83,25 @@ def test_every_exported_name_reaches_a_module_of_vllms_llava(sources, mapper, ki
     parts = {name.split(".")[2] for name in mapped if name.startswith("vision_tower")}
     assert parts == {"embeddings", "encoder", "post_layernorm"}
     assert all(f"self.{part} =" in tower for part in parts)
+
+
+def test_every_exported_name_of_tiles_reaches_a_module_of_vllms_llava_next(sources, tmp_path):
+    make_model(fit="squash", tiles="2x1,1x2,2x2").save(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out", "llava")
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        names = list(file.keys())
+    mapper = mapper_of(sources, "llava_next", "LlavaNextForConditionalGeneration")
+    mapped = [mapper._map_name(name) for name in names]
+    heads = {name.split(".")[0] for name in mapped}
+    assert heads == {"vision_tower", "multi_modal_projector", "language_model", "image_newline"}
+    made = ast.unparse(class_of(sources["llava_next"], "LlavaNextForConditionalGeneration"))
+    assert all(f"self.{head} =" in made for head in heads)
+    # The modules below are those of its LLaVA.
+    imported = {
+        node.module: {a.name for a in node.names} for node in sources["llava_next"].body if hasattr(node, "module")
+    }
+    assert {"LlavaMultiModalProjector", "init_vision_tower_for_llava"} <= imported["llava"]
+    assert "require_post_norm=False" in made
 
 
 def test_vllm_reads_features_before_the_last_norm(sources):
