@@ -50,23 +50,22 @@ from granvit.train.recipes.base import cpu_precision
 from granvit.train.stages.adapt import Adapt
 
 PART, TRAIN_SEED, HELD_OUT_SEED = 160, 21, 1_000_021
-ARMS = {"one canvas": "", "tiles": "2x2"}
-LETTERS = 24  # of a page, in a step and when it is read
+LETTERS = 48  # of a page, in a step and when it is read
 
 
-def page(seed: int, index: int) -> RegionImage:
-    """2 x 2 pictures of rendered text."""
-    whole = Image.new("RGB", (2 * PART, 2 * PART))
+def page(seed: int, index: int, columns: int, rows: int) -> RegionImage:
+    """`columns` x `rows` pictures of rendered text."""
+    size = columns * PART, rows * PART
+    whole = Image.new("RGB", size)
     regions = []
-    for n in range(4):
-        part = render_text(seed, 4 * index + n, PART)
-        corner = (n % 2 * PART, n // 2 * PART)
+    for n in range(columns * rows):
+        part = render_text(seed, columns * rows * index + n, PART)
+        corner = (n % columns * PART, n // columns * PART)
         whole.paste(decode(part.image or b""), corner)
         shift = np.tile(corner, 2)
         regions += [replace(r, box=tuple((np.array(r.box) + shift).tolist())) for r in part.regions]
-    return replace(
-        part, id=f"page-{seed}-{index}", image=encode(whole), width=2 * PART, height=2 * PART, regions=regions
-    )
+    page_id = f"page-{seed}-{index}"
+    return replace(part, id=page_id, image=encode(whole), width=size[0], height=size[1], regions=regions)
 
 
 def model_of(tiles: str) -> RegionModel:
@@ -163,13 +162,16 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=800)
     parser.add_argument("--held-out", type=int, default=60)
     parser.add_argument("--timed", type=int, default=8)
+    parser.add_argument("--grid", default="1x3", help="of a page, and of its tiles: COLUMNSxROWS")
     parser.add_argument("--quick", action="store_true")
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.steps, chosen.batch, chosen.pages, chosen.held_out, chosen.timed = 2, 2, 4, 2, 2
     torch.set_num_threads(1)
-    pages = [page(TRAIN_SEED, i) for i in range(chosen.pages)]
-    held_out = [page(HELD_OUT_SEED, i) for i in range(chosen.held_out)]
+    columns, rows = map(int, chosen.grid.split("x"))
+    tiles_of = {"one canvas": "", "tiles": chosen.grid}
+    pages = [page(TRAIN_SEED, i, columns, rows) for i in range(chosen.pages)]
+    held_out = [page(HELD_OUT_SEED, i, columns, rows) for i in range(chosen.held_out)]
     truth = [[text for _, text in letters_of(p)] for p in held_out]
     constant = min(
         sorted({text for texts in truth for text in texts}),
@@ -177,11 +179,13 @@ def main() -> None:
     )
     print(f"best constant answer {constant!r}: {errors([[constant] * len(t) for t in truth], held_out)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        arms = {name: Arm(tiles, chosen.steps, Path(folder) / f"{n}") for n, (name, tiles) in enumerate(ARMS.items())}
-        fresh = {name: Arm(tiles, 0, Path(folder) / "none") for name, tiles in ARMS.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in ARMS}
+        arms = {
+            name: Arm(tiles, chosen.steps, Path(folder) / f"{n}") for n, (name, tiles) in enumerate(tiles_of.items())
+        }
+        fresh = {name: Arm(tiles, 0, Path(folder) / "none") for name, tiles in tiles_of.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in tiles_of}
         for step in range(-2, chosen.timed):  # two to warm up
-            for name in list(ARMS)[:: 1 if step % 2 else -1]:
+            for name in list(tiles_of)[:: 1 if step % 2 else -1]:
                 _, took, tokens = fresh[name].step(drawn(pages, chosen.batch, chosen.steps + step + 2), step + 2)
                 seconds[name] += [took] if step >= 0 else []
                 if step == chosen.timed - 1:
@@ -199,7 +203,7 @@ def main() -> None:
             names = linear(pooled(arm.model, pages), letters, pooled(arm.model, held_out))
             each = iter(names)
             print(f"{name}: linear map {errors([[next(each) for _ in t] for t in truth], held_out)}", flush=True)
-        losses: dict[str, list[float]] = {name: [] for name in ARMS}
+        losses: dict[str, list[float]] = {name: [] for name in tiles_of}
         for arm in arms.values():
             arm.stage.cache = arm.cache
         for step in range(chosen.steps):
