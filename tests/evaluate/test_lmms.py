@@ -139,6 +139,16 @@ def test_any_other_conversation_is_answered_as_by_stock_transformers(load, model
     assert ask(load(boxes="verbatim"), among) == [stock(model, c) for c in among]
 
 
+def test_pictures_in_tiles_are_shown_in_every_conversation_as_by_stock_transformers(plugin, tmp_path):
+    model = make_model(fit="squash", tiles="2x1,1x2,2x2")
+    model.save(tmp_path)
+    tall, wide = photo(1, (40, 130)), photo(2, (200, 50))
+    asked = [[user("red star", tall)], [user("tea", tall, wide)], [user("TOTAL", wide)], [user("none")]]
+    assert ask(plugin.LmmsGranViT(str(tmp_path), device="cpu", boxes="verbatim"), asked) == [
+        stock(model, conversation) for conversation in asked
+    ]
+
+
 def test_answers_come_in_the_order_of_the_requests_whatever_their_limits(load, model):
     longest = [3, 12, 3, 1, 12]
     expected = [stock(model, c, n) for c, n in zip(CONVERSATIONS, longest, strict=True)]
