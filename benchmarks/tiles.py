@@ -1,11 +1,11 @@
-"""Tiles against one canvas: small text read from pages twice as large as the encoder's canvas, and what that costs.
+"""Tiles against one canvas: small text read from pages larger than the encoder's canvas, and what that costs.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/tiles.py [--steps 600] [--pages 800] [--held-out 60] [--quick]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/tiles.py [--grid 2x2] [--steps 800] [--pages 800] [--quick]
 
 A page is 2 x 2 pictures of rendered text, 320 x 320 pixels, whose letters are as large as the patches of the shipped
 encoder that reads; on its canvas of 160 x 160 they are half as large. Both arms start from that encoder, which stays
 frozen, and the shipped language model, and learn stage 2 with Bbox2Caption on the same pages, letters and order of
-both: one is shown the page on one canvas (`squash`), the other in tiles too (2x2). Then letters of held-out pages are
+both: one is shown the page on one canvas (`squash`), the other in tiles too. Then letters of held-out pages are
 read. The error is of characters; beside it stands that of the best constant answer, and that of a linear map which is
 fitted to the same frozen features, pooled from each letter's box, and tells what is in them without a language model.
 
@@ -50,7 +50,7 @@ from granvit.train.recipes.base import cpu_precision
 from granvit.train.stages.adapt import Adapt
 
 PART, TRAIN_SEED, HELD_OUT_SEED = 160, 21, 1_000_021
-LETTERS = 48  # of a page, in a step and when it is read
+LETTERS = 24  # of a page, in a step and when it is read
 
 
 def page(seed: int, index: int, columns: int, rows: int) -> RegionImage:
@@ -157,12 +157,12 @@ def errors(said: Sequence[Sequence[str]], pages: Sequence[RegionImage]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pages", type=int, default=800)
     parser.add_argument("--held-out", type=int, default=60)
     parser.add_argument("--timed", type=int, default=8)
-    parser.add_argument("--grid", default="1x3", help="of a page, and of its tiles: COLUMNSxROWS")
+    parser.add_argument("--grid", default="2x2", help="of a page, and of its tiles: COLUMNSxROWS")
     parser.add_argument("--quick", action="store_true")
     chosen = parser.parse_args()
     if chosen.quick:

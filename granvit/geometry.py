@@ -21,6 +21,8 @@ from granvit.errors import GranvitError
 Boxes = NDArray[np.float64]
 Frame = Literal["image", "canvas"]
 Fit = Literal["letterbox", "squash"]
+# Columns and rows of a grid of canvases.
+Shape = tuple[int, int]
 
 
 def as_boxes(boxes: ArrayLike) -> Boxes:
@@ -222,16 +224,19 @@ class View:
         side: int,
         canvas: int,
         offset: ArrayLike = (0.0, 0.0),
+        shapes: Sequence[Shape] = (),
     ) -> View:
         """A window of at most `side` x `side` pixels around a box, inside an image of `size` (width, height).
 
-        `offset` moves the box away from the window's centre, as (x, y) shares of the window's side.
+        `offset` moves the box away from the window's centre, as (x, y) shares of the window's side. Tiled in one of
+        `shapes`, where there are any.
         """
         limits = np.minimum(side, size)
         centre = as_boxes(box)[0].reshape(2, 2).mean(0) + np.asarray(offset) * limits
         corner = np.clip(np.round(centre - limits / 2), 0, np.asarray(size) - limits).astype(int)
         x1, y1, x2, y2 = (int(v) for v in (*corner, *(corner + limits)))
-        return cls.window((x1, y1, x2, y2), canvas)
+        source = (x1, y1, x2, y2)
+        return TiledView.of(source, shapes, canvas) if shapes else cls.window(source, canvas)
 
     @classmethod
     def crop(cls, source: tuple[int, int, int, int], canvas: int) -> View:
@@ -240,8 +245,10 @@ class View:
         return cls(source, (0, 0), (x2 - x1, y2 - y1), (canvas, canvas))
 
     @classmethod
-    def fit(cls, how: Fit, size: tuple[int, int], canvas: int) -> View:
-        """The whole image by the named way: "letterbox" or "squash"."""
+    def fit(cls, how: Fit, size: tuple[int, int], canvas: int, shapes: Sequence[Shape] = ()) -> View:
+        """The whole image by the named way: "letterbox" or "squash"; tiled in one of `shapes`, where there are any."""
+        if shapes:
+            return TiledView.of((0, 0, *size), shapes, canvas)
         return cls.letterbox(size, canvas) if how == "letterbox" else cls.squash(size, canvas)
 
     @property
@@ -318,10 +325,6 @@ class View:
     def canvases(self, image: Image.Image, fill: tuple[int, int, int] = (127, 127, 127)) -> NDArray[np.uint8]:
         """All that the model sees, (`count`, H, W, 3); arguments and errors as of `apply`."""
         return np.asarray(self.apply(image, fill))[None]
-
-
-# Columns and rows of a grid of canvases.
-Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)

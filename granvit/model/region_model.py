@@ -105,11 +105,11 @@ class RegionModel:
 
     def view(self, size: tuple[int, int]) -> View:
         """How a whole image of (width, height) pixels becomes the canvas."""
-        return self.settings.view(size, self.canvas)
+        return View.fit(self.settings.fit, size, self.canvas, self.settings.shapes)
 
     def window(self, box: ArrayLike, size: tuple[int, int], side: int) -> View:
         """How a window of at most `side` x `side` pixels around a box is shown (`View.window_around`)."""
-        return self.settings.window(box, size, side, self.canvas)
+        return View.window_around(box, size, side, self.canvas, shapes=self.settings.shapes)
 
     def show(self, picture: Image.Image, view: View | None = None) -> Tensor:
         """The canvases that show an EXIF-upright RGB picture, the whole where no view of it is named: (K, H, W, 3)."""

@@ -6,10 +6,8 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from numpy.typing import ArrayLike
-
 from granvit.errors import GranvitError
-from granvit.geometry import Fit, Frame, Shape, TiledView, View
+from granvit.geometry import Fit, Frame, Shape
 
 # Of exported weights.
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -33,7 +31,7 @@ class Settings:
     codec: str = "decimal"
     frame: Frame = "image"
     fit: Fit = "letterbox"
-    tiles: str = field(default="", metadata={"newer": True})
+    tiles: str = field(default="", metadata={"newer": True, "seldom": True})  # see `granvit.train.identity`, `config`
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -54,19 +52,6 @@ class Settings:
         if self.fit != "squash":
             raise GranvitError("tiles: their overview is stretched to the canvas, so fit must be 'squash' too")
         return tuple(shapes)
-
-    def view(self, size: tuple[int, int], canvas: int) -> View:
-        """How a whole image of (width, height) pixels is shown on canvases of that side."""
-        if self.tiles:
-            return TiledView.of((0, 0, *size), self.shapes, canvas)
-        return View.fit(self.fit, size, canvas)
-
-    def window(
-        self, box: ArrayLike, size: tuple[int, int], side: int, canvas: int, offset: ArrayLike = (0.0, 0.0)
-    ) -> View:
-        """How a window of an image is shown; arguments as of `View.window_around`."""
-        view = View.window_around(box, size, side, canvas, offset)
-        return TiledView.of(view.source, self.shapes, canvas) if self.tiles else view
 
     def to_json(self) -> dict[str, str]:
         """As `granvit.json` has them: without `tiles` where there are none, as before there were any."""

@@ -40,7 +40,7 @@ class Prepare:
             ValueError: the teacher's crops do not hold whole patches, or a row can't hold an image.
         """
         self.config, self.digests = config, digests
-        self.settings = model.settings
+        self.settings, self.shapes = model.settings, model.settings.shapes
         self.codec = get_codec(model.settings.codec)
         self.dialog: Dialog = model.dialog
         self.canvas, self.grid, self.patch, self.fill = model.canvas, model.grid, model.patch, model.fill
@@ -110,8 +110,9 @@ class Prepare:
         if around and rng.random() < self.config.windows:
             side = int(self.canvas * rng.uniform(*self.config.window_side))
             box = around[rng.integers(len(around))]
-            return self.settings.window(box, size, side, self.canvas, offset=rng.uniform(-0.3, 0.3, 2))
-        return self.settings.view(size, self.canvas)
+            offset = rng.uniform(-0.3, 0.3, 2)
+            return View.window_around(box, size, side, self.canvas, offset, self.shapes)
+        return View.fit(self.settings.fit, size, self.canvas, self.shapes)
 
     def _shown(self, record: RegionImage, view: View) -> tuple[list[Region], Boxes]:
         """The usable regions in view and their boxes (image pixels), cut to what is seen."""
