@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from granvit.errors import GranvitError
+from granvit.geometry import TiledView
 from granvit.model.packing import Batch
 
 # The name of `attend` in transformers' table of attention functions.
@@ -140,10 +141,8 @@ def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, dict[
 
 
 def alike_prefixes(batch: Batch) -> bool:
-    """Whether all images of a batch have prefixes of one length; those of tiled images may be of many."""
-    inside = (batch.branch_ids == 0) & (batch.block_ids >= 0)
-    blocks = batch.block_ids + torch.arange(len(inside))[:, None] * (len(batch.ids) + 1)
-    return len(torch.unique(torch.unique(blocks[inside], return_counts=True)[1])) == 1
+    """Whether all images of a batch surely have prefixes of one length; tiled ones only where all are of one size."""
+    return len({(view.grid, view.padded) if isinstance(view, TiledView) else None for view in batch.views}) <= 1
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
