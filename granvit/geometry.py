@@ -189,6 +189,10 @@ class View:
     padded: tuple[int, int]
     canvas: tuple[int, int]
 
+    def shows_all(self, width: int, height: int) -> bool:
+        """Whether the whole of an image of `width` x `height` pixels is seen."""
+        return self.source == (0, 0, width, height)
+
     @classmethod
     def letterbox(cls, size: tuple[int, int], canvas: int) -> View:
         """The whole image, padded to a centred square. `size` is (width, height) in pixels."""

@@ -17,6 +17,8 @@ from granvit.coordinates import Box, Codec
 
 Task = Literal["global", "bbox2caption", "caption2bbox"]
 TASKS: tuple[Task, ...] = ("global", "bbox2caption", "caption2bbox")
+# What a branch asks that is none of them, but in a record's own words.
+CONVERSATION = "conversation"
 
 GLOBAL = "Describe in detail what is shown in the image in one paragraph"
 BBOX2CAPTION = (

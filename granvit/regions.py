@@ -191,6 +191,20 @@ def order_problem(roles: Sequence[str]) -> str:
     return "" if said[-1] == "assistant" else "the last turn has no answer"
 
 
+def without_system(conversation: Conversation) -> Conversation:
+    """The same with a system turn's text before the first question, in the user's turn."""
+    if conversation[0].role != "system":
+        return conversation
+    system, first, *rest = conversation
+    return [Turn("user", f"{system.text}\n\n{first.text}"), *rest]
+
+
+def first_round(conversation: Conversation) -> tuple[str, str]:
+    """The first question, with a system turn before it, and its answer."""
+    question, answer = without_system(conversation)[:2]
+    return question.text, answer.text
+
+
 def _region_problem(region: Region) -> str:
     if not all(v is not None and math.isfinite(v) for v in region.box):
         return f"box is {region.box}"

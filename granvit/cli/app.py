@@ -73,6 +73,10 @@ def command_tree() -> dict[str, Command | Group]:
             "evaluate.Benchmarks",
             "List the benchmarks that `granvit eval --bench NAME=SRC` reads, and the files they expect.",
         ),
+        "loss": _command(
+            "evaluate.Loss",
+            "Measure the loss on a corpus's held-out images: of each kind of question, and of conversations.",
+        ),
         "compare": _command(
             "evaluate.Compare",
             "Compare two evaluations of the same questions: differences with intervals, paired image by image.",

@@ -37,7 +37,8 @@ class Eval:
     """A corpus; its "val" images count, or "test", or a tenth chosen by hash."""
     tasks: str = "describe,locate,read,locate_text,caption"
     """What is asked of the corpus, comma-separated: describe and locate ask about objects, read and locate_text about
-    text; region_caption and label are describe where the texts are known to be captions, or names of classes."""
+    text; region_caption and label are describe where the texts are known to be captions, or names of classes; answer
+    asks the first question of each conversation."""
     bench: tyro.conf.UseAppendAction[_Named] = field(default_factory=list)
     """A benchmark and its files; once for each. `granvit benchmarks` tells the names and layouts."""
     images: tyro.conf.UseAppendAction[_Named] = field(default_factory=list)
@@ -167,6 +168,48 @@ def write_files(result: Evaluation, eval_sets: Sequence[EvalSet], out: Path) -> 
     write_text(out / "scores.md", markdown(result))
     write_report(result, eval_sets, out / "report.html")
     return [out / SCORES, out / "scores.md", out / "report.html"]
+
+
+@dataclass
+class Loss:
+    """Measure the loss on a corpus's held-out images: of each kind of question, and of conversations.
+
+    Example: granvit loss runs/finetuned --corpus corpora/talk
+    """
+
+    model: Positional[Path]
+    """A checkpoint, or a run folder that holds one."""
+    corpus: Path
+    """A corpus; its "val" images count, or "test", or a tenth chosen by hash."""
+    limit: int | None = None
+    """At most so many images."""
+    batch: int = 8
+    """So many images at once."""
+    out: Path | None = None
+    """Write the numbers here, as JSON."""
+    device: Device = "auto"
+
+    def run(self) -> int:
+        import json
+
+        from granvit.corpus.derive import held_out_part
+        from granvit.corpus.store import Corpus
+        from granvit.evaluate.losses import as_table, held_out_losses, to_json
+
+        for name, number in (("limit", self.limit), ("batch", self.batch)):
+            if number is not None and number < 1:
+                raise GranvitError(f"--{name} {number}: at least one is needed")
+        held_out = held_out_part(Corpus(self.corpus))
+        model = load_model(self.model, self.device).model
+        total = len(held_out) if self.limit is None else min(self.limit, len(held_out))
+        losses, left_out = held_out_losses(model, held_out, self.limit, self.batch, total=total)
+        print(as_table(losses))
+        for reason, count in left_out.items():
+            print(f"left out {count:,} x {reason}")
+        if self.out is not None:
+            facts = {"model": str(self.model), "corpus": str(self.corpus)}
+            write_text(self.out, json.dumps(to_json(losses, left_out, facts), indent=1) + "\n")
+        return 0
 
 
 @dataclass

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from granvit.nano.recipes import nano, nano_encoder_recipe, nano_language, nano_own, nano_paper, nano_reader
 from granvit.train.recipes.base import Recipe
+from granvit.train.recipes.finetune import finetune
 from granvit.train.recipes.paper import paper, paper_transfer
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -15,4 +16,5 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "nano-reader": nano_reader,
     "paper": paper,
     "paper-transfer": paper_transfer,
+    "finetune": finetune,
 }

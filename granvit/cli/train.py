@@ -15,7 +15,7 @@ from granvit.files import refuse_non_empty, staged_folder
 from granvit.geometry import Fit, Frame
 from granvit.loading.run_folder import checkpoint_of
 from granvit.train.config import CachingLoop, SampleConfig
-from granvit.train.recipes.base import Recipe
+from granvit.train.recipes.base import FROM_INIT, Recipe
 from granvit.train.recipes.paper import transfer
 from granvit.train.stages.config import AdaptConfig
 
@@ -55,7 +55,7 @@ class Train:
     out: Path | None = None
     """The run folder; runs/RECIPE by default."""
     init: Path | None = None
-    """Start from this checkpoint, not the recipe's parts."""
+    """Start from this run or checkpoint, not the recipe's parts."""
     resume: bool = True
     """Go on where an interrupted run in `out` stopped."""
     device: Literal["auto", "cpu"] = "auto"
@@ -63,8 +63,13 @@ class Train:
 
     def run(self) -> int:
         self._check_corpus()
+        recipe = self.recipe
+        if FROM_INIT in (recipe.encoder, recipe.language) and self.init is not None:
+            from granvit.model.region_model import read_settings
+
+            recipe = replace(recipe, settings=read_settings(checkpoint_of(self.init)))
         out = self.out or Path("runs") / self.recipe.name
-        return train_into(out, self.recipe, self.corpus, init=self.init, resume=self.resume, device=self.device)
+        return train_into(out, recipe, self.corpus, init=self.init, resume=self.resume, device=self.device)
 
     @property
     def resumes(self) -> bool:
@@ -100,6 +105,8 @@ def train_into(
     from granvit.train.run import run_recipe
 
     disable_progress_bar()
+    if init is not None:
+        init = checkpoint_of(init)
     run_recipe(recipe, out, sources_of(recipe, corpora), init=init, resume=resume, device=device)
     if PartialState().is_main_process:
         print(f"checkpoint: {out / 'checkpoint'}")

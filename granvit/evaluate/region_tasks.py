@@ -13,11 +13,12 @@ from granvit.evaluate.items import EvalImage, Item, Task
 from granvit.evaluate.scoring import score
 from granvit.predict import LONGEST_BOX, LONGEST_CAPTION, LONGEST_DESCRIPTION, GranViT
 from granvit.questions import ask_global
-from granvit.regions import Region, RegionImage
+from granvit.regions import Region, RegionImage, first_round
 
 TASKS = ("describe", "locate", "read", "locate_text", "caption")
 # Asked in the words of "describe", where the texts of a corpus are known to be captions, or the names of classes.
-ALL_TASKS = (*TASKS, "region_caption", "label")
+# "answer" asks what conversations begin with.
+ALL_TASKS = (*TASKS, "region_caption", "label", "answer")
 MAX_REGIONS = 32
 
 
@@ -88,6 +89,7 @@ def region_tasks(names: Sequence[str], window: int | None = None) -> list[Task]:
         "caption": Task("caption", "texts", "", LONGEST_CAPTION),
         "region_caption": Task("region_caption", "captions", "fine-grained", LONGEST_DESCRIPTION),
         "label": Task("label", "labels", "fine-grained", LONGEST_DESCRIPTION),
+        "answer": Task("answer", "texts", "", LONGEST_CAPTION),
     }
     return [known[name] for name in names]
 
@@ -141,6 +143,15 @@ def _caption(task: str, record: RegionImage, regions: list[Region]) -> list[Item
     return [Item(record.id, task, _size(record), [record.caption], key=record.id, asked=ask_global())]
 
 
+def _answer(task: str, record: RegionImage, regions: list[Region]) -> list[Item]:
+    """The first question of each conversation, as it is trained on; later ones hang on the answers before them."""
+    items = []
+    for i, said in enumerate(record.conversations):
+        question, answer = first_round(said)
+        items.append(Item(record.id, task, _size(record), [answer], key=f"{record.id}#{i}", asked=question))
+    return items
+
+
 def _size(record: RegionImage) -> tuple[int, int]:
     return record.width, record.height
 
@@ -153,4 +164,5 @@ _QUESTIONS: dict[str, Callable[[str, RegionImage, list[Region]], list[Item]]] = 
     "caption": _caption,
     "region_caption": _describe_objects,
     "label": _describe_objects,
+    "answer": _answer,
 }

@@ -141,8 +141,9 @@ def fit_attention(language: PreTrainedModel, batch: Batch) -> tuple[Batch, dict[
 
 
 def alike_prefixes(batch: Batch) -> bool:
-    """Whether all images of a batch surely have prefixes of one length; tiled ones only where all are of one size."""
-    return len({(view.grid, view.padded) if isinstance(view, TiledView) else None for view in batch.views}) <= 1
+    """Whether all blocks surely have prefixes of one length: each shows an image, and tiled ones are of one size."""
+    shapes = {(view.grid, view.padded) if isinstance(view, TiledView) else None for view in batch.views}
+    return batch.text_only == 0 and len(shapes) <= 1
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:

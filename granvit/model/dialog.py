@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from granvit.errors import GranvitError
 from granvit.model.packing import Branch
-from granvit.questions import Coded, Exchange
+from granvit.questions import CONVERSATION, Coded, Exchange
+from granvit.regions import Conversation, Role, without_system
 
 _MARK = "\x00question\x00"
 _MARKED = re.compile(_MARK + r"(\d+)" + _MARK)
@@ -54,6 +55,7 @@ class Dialog:
             raise GranvitError("the chat template does not show exactly one image before the question")
         before, after = rendered.split(image_token)
         self._image_name = image_token
+        self._around: dict[tuple[tuple[Role, ...], bool], list[str]] = {}
         self._head, self._tail = (self.plain.control(part) for part in after.split(_MARK))
         self._before: list[int] = self.plain.encode([self.plain.control(before)])[0]
         self.prefix_ids = self.prefix(image_tokens)
@@ -62,8 +64,8 @@ class Dialog:
         """What stands before every question about an image that so many tokens show."""
         return self._before + [self.image_token] * image_tokens
 
-    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    def _render(self, messages: Sequence[Mapping[str, Any]], answered: bool = False) -> str:
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not answered)
         assert isinstance(text, str)
         return text
 
@@ -114,6 +116,67 @@ class Dialog:
             Branch(question + answer, len(question), exchange.task)
             for question, answer, exchange in zip(ids, answers, exchanges, strict=False)
         ]
+
+    def conversations(self, said: Sequence[Conversation], pictured: bool, most: int | None = None) -> list[Branch]:
+        """Each conversation as a branch, of which every answer with the token that ends it is predicted.
+
+        Behind an image it goes on where the prefix ends, and a system turn stands before the first question, in the
+        user's turn: what stands before the image is the same for all. Without one it is the template's own beginning
+        too. Of one with more than `most` tokens the rest is cut.
+        """
+        plans = [self._turns(without_system(turns) if pictured else turns, pictured) for turns in said]
+        ids = iter(self.plain.encode([text for plan in plans for text in plan]))
+        found: list[Branch] = []
+        for plan in plans:
+            tokens: list[int] = []
+            answers: list[tuple[int, int]] = []
+            for _ in range(len(plan) // 2):
+                tokens += next(ids)
+                start = len(tokens)
+                tokens += next(ids)
+                answers.append((start, len(tokens) + 1))  # the next question's first token ends this answer
+            tokens.append(self.end_token)
+            if most is not None and len(tokens) > most:
+                tokens = tokens[:most]
+                answers = [(start, min(end, most)) for start, end in answers if start < most]
+            found.append(Branch(tokens, answers[0][0] if answers else len(tokens), CONVERSATION, answers))
+        return found
+
+    def _turns(self, turns: Conversation, pictured: bool) -> list[str]:
+        """Questions, with what the template has around them, and answers by turns."""
+        roles = tuple(turn.role for turn in turns)
+        around = self._around.get((roles, pictured)) or self._around_of(roles, pictured)
+        self._around[roles, pictured] = around
+        texts: list[str] = [""]
+        for before, turn in zip(around, turns, strict=True):
+            texts[-1] += before
+            if turn.role == "assistant":
+                texts += [turn.text, ""]
+            else:
+                texts[-1] += turn.text
+        return texts[:-1]
+
+    def _around_of(self, roles: Sequence[Role], pictured: bool) -> list[str]:
+        """What the template has before each turn's text, behind the image where there is one.
+
+        Raises:
+            GranvitError: it does not show the turns in their order, or ends an answer with another token.
+        """
+        marked = [{"type": "text", "text": f"{_MARK}{n}{_MARK}"} for n in range(len(roles))]
+        messages = [{"role": role, "content": [part]} for role, part in zip(roles, marked, strict=True)]
+        if pictured:
+            messages[0]["content"] = [{"type": "image"}, marked[0]]
+        rendered = self._render(messages, answered=True)
+        if pictured:
+            rendered = rendered.partition(self._image_name)[2]
+        pieces = _MARKED.split(rendered)
+        if pieces[1::2] != [str(n) for n in range(len(roles))]:
+            raise GranvitError("the chat template does not show all turns of a conversation in their order")
+        around = [self.plain.control(piece) for piece in pieces[::2]]
+        behind = [after for role, after in zip(roles, around[1:], strict=True) if role == "assistant"]
+        if any(ids[:1] != [self.end_token] for ids in self.plain.encode(behind)):
+            raise GranvitError("the chat template does not end an answer with the tokenizer's end token (eos_token)")
+        return around[:-1]
 
     def decode(self, ids: list[int]) -> str:
         """Generated tokens as text, without special tokens and surrounding space."""

@@ -19,18 +19,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from granvit.geometry import View
-from granvit.questions import Task
 
 IGNORE = -100
 
 
 @dataclass
 class Branch:
-    """One tokenised question with its answer: `ids[answer_start:]` are the tokens to predict."""
+    """One tokenised question with its answer, or a conversation of several.
+
+    Attributes:
+        ids: all tokens.
+        answer_start: where the (first) answer begins.
+        task: what is asked, a `Task` or "conversation".
+        answers: where the answers of a conversation lie in `ids`, (start, end) of each; empty where there is one alone,
+            which goes on to the end.
+    """
 
     ids: list[int]
     answer_start: int
-    task: Task
+    task: str
+    answers: Sequence[tuple[int, int]] = ()
+
+    @property
+    def predicted(self) -> Sequence[tuple[int, int]]:
+        """Where the tokens lie that are to be predicted."""
+        return self.answers or ((self.answer_start, len(self.ids)),)
 
 
 class SampleExtra(Protocol):
@@ -52,7 +65,7 @@ class BatchExtra(Protocol):
 
 @dataclass
 class Sample:
-    """One image, ready to be packed.
+    """One image, or conversations about none, ready to be packed.
 
     Attributes:
         id: the record's id, named in every error about this sample.
@@ -64,6 +77,7 @@ class Sample:
         image_tokens: how many tokens show it; None for as many as the others have.
         digests: what tells its canvases from others, where wanted.
         left_out: questions that a row had no room for.
+        text_only: whether there is no image: no prefix stands before its branches.
         extra: what its stage wants besides; nothing else looks at it.
     """
 
@@ -76,12 +90,15 @@ class Sample:
     image_tokens: int | None = None
     digests: Sequence[str] = ()
     left_out: int = 0
+    text_only: bool = False
     extra: SampleExtra | None = None
 
 
 @dataclass
 class Batch:
     """Packed samples as tensors. B rows of S positions, I images, C crops.
+
+    A sample without an image is a block without a prefix. It has its place in `ids` and none among the I images.
 
     Attributes:
         input_ids: (B, S); image positions hold the image token.
@@ -90,7 +107,7 @@ class Batch:
         branch_ids: (B, S), 0 for the prefix, n for the block's n-th branch.
         labels: (B, S), the token to predict *from* this position, or `IGNORE`.
         is_image: (B, S) bool; its True positions, row by row, take the I images' features in order.
-        ids: the I record ids.
+        ids: the record ids of all blocks.
         tasks: the task of every branch, row by row.
         pixels: uint8 (K, H, W, 3), of each image its canvas, or all canvases of a tiled one.
         crops: uint8 (C, h, w, 3). crop_boxes: (C, 4) xyxy pixels of the canvas (`View.to_features`).
@@ -98,6 +115,7 @@ class Batch:
         views: how each of the I images became its canvas, where that is known.
         digests: what tells each of the K canvases from others, or nothing.
         extra: what the stage wants besides; nothing else looks at it.
+        text_only: how many blocks are without an image.
         host: the batch on the CPU of which this is a copy on another device (see `on_host`).
     """
 
@@ -116,6 +134,7 @@ class Batch:
     views: list[View | None] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     extra: BatchExtra | None = None
+    text_only: int = 0
     host: Batch | None = field(default=None, repr=False)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -243,6 +262,8 @@ def pack(
     tokens show its image has so many. With `max_tokens` several images share a row (best fit); without it every image
     has its own row, padded to the longest.
 
+    A sample without an image is its branches alone, whose positions begin at 0.
+
     Raises:
         ValueError: no samples, a sample without branches or without answer, or one longer than `max_tokens`.
     """
@@ -271,7 +292,8 @@ def pack(
                 tokens[r, at:end] = branch.ids
                 positions[r, at:end] = len(prefix) + np.arange(len(branch.ids))
                 branch_ids[r, at:end] = n
-                labels[r, at + branch.answer_start - 1 : end - 1] = branch.ids[branch.answer_start :]
+                for start, stop in branch.predicted:
+                    labels[r, at + start - 1 : at + stop - 1] = branch.ids[start:stop]
                 at = end
     ordered = [samples[i] for row in rows for i in row]
     extras = [s.extra for s in ordered if s.extra is not None]
@@ -284,7 +306,8 @@ def pack(
         is_image=torch.from_numpy((tokens == image_token) & (branch_ids == 0) & (block_ids >= 0)),
         ids=[s.id for s in ordered],
         tasks=[b.task for s in ordered for b in s.branches],
-        views=[s.view for s in ordered],
+        text_only=sum(s.text_only for s in ordered),
+        views=[s.view for s in ordered if not s.text_only],
         digests=[digest for s in ordered for digest in s.digests],
         extra=extras[0].collate(extras, list(prefix_ids).count(image_token)) if extras else None,
         **_pictures(ordered),
@@ -293,6 +316,8 @@ def pack(
 
 def _prefix(sample: Sample, prefix_ids: Sequence[int], image_token: int) -> NDArray[np.int64]:
     """What stands before a sample's questions."""
+    if sample.text_only:
+        return np.zeros(0, int)
     if sample.image_tokens is None:
         return np.asarray(prefix_ids)
     return np.asarray([i for i in prefix_ids if i != image_token] + [image_token] * sample.image_tokens)
@@ -301,6 +326,7 @@ def _prefix(sample: Sample, prefix_ids: Sequence[int], image_token: int) -> NDAr
 def _pictures(samples: Sequence[Sample]) -> dict[str, Any]:
     """The picture side of a batch: canvases and crops."""
     tensors: dict[str, Tensor] = {}
+    samples = [s for s in samples if not s.text_only]
     pixels = [s.pixels for s in samples if s.pixels is not None]
     if pixels:
         tensors["pixels"] = torch.from_numpy(np.concatenate([p if p.ndim == 4 else p[None] for p in pixels]))
@@ -317,9 +343,9 @@ _SEQUENCES = ("input_ids", "position_ids", "block_ids", "branch_ids", "labels", 
 
 
 def unpack(batch: Batch) -> list[Batch]:
-    """Each image with its questions and crops as a batch of its own, in the batch's order."""
+    """Each block, an image with its questions and crops, as a batch of its own, in the batch's order."""
     found: list[Batch] = []
-    first_task = 0
+    first_task = image = 0
     for row, blocks in enumerate(batch.block_ids):
         for block in range(int(blocks.max()) + 1):
             where = (blocks == block).nonzero()[:, 0]
@@ -327,11 +353,15 @@ def unpack(batch: Batch) -> list[Batch]:
             sequences["block_ids"] = sequences["block_ids"] * 0
             tasks = batch.tasks[first_task : first_task + int(sequences["branch_ids"].max())]
             first_task += len(tasks)
-            image = len(found)
-            named = {"views": batch.views[image : image + 1], "digests": batch.digests[batch.canvases_of(image)]}
-            extra = None if batch.extra is None else batch.extra.of_image(image)
-            rest = {**sequences, **named, **_pictures_of(batch, image), "extra": extra}
-            found.append(Batch(ids=[batch.ids[image]], tasks=tasks, **rest))
+            rest: dict[str, Any] = dict(sequences)
+            if (sequences["branch_ids"] == 0).any():  # its prefix shows an image
+                rest |= {**_pictures_of(batch, image), "views": batch.views[image : image + 1]}
+                rest["digests"] = batch.digests[batch.canvases_of(image)]
+                rest["extra"] = None if batch.extra is None else batch.extra.of_image(image)
+                image += 1
+            else:
+                rest["text_only"] = 1
+            found.append(Batch(ids=[batch.ids[len(found)]], tasks=tasks, **rest))
     return found
 
 

@@ -142,6 +142,8 @@ class RegionModel:
         if not isinstance(self.llava, LlavaNextForConditionalGeneration):
             return embeds
         tiled = [view for view in views if isinstance(view, TiledView)]
+        if not tiled:
+            return embeds.flatten(0, 1) + self.llava.model.image_newline[None, :][:0]
         return arrange(embeds, tiled, self.llava.model.image_newline)
 
     def region_maps(self, features: Tensor, views: Sequence[View | None]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
 from granvit.model.region_model import RegionModel
 from granvit.train.feed import Records
-from granvit.train.recipes.base import NAMED_PARTS, EmbeddedCorpus, Recipe
+from granvit.train.recipes.base import FROM_INIT, NAMED_PARTS, EmbeddedCorpus, Recipe
 from granvit.train.recipes.saved import read_stage
 from granvit.train.stages.config import StageConfig
 
@@ -37,6 +37,8 @@ def build_model(recipe: Recipe) -> RegionModel:
     Raises:
         ValueError: a part cannot be had, or the parts do not fit together; the message names it.
     """
+    if FROM_INIT in (recipe.encoder, recipe.language):
+        raise GranvitError(f"{recipe.name} goes on from a trained model: name a run or a checkpoint with --init")
     torch.manual_seed(recipe.seed)
     for name in (recipe.language, recipe.encoder):
         if name in NAMED_PARTS:

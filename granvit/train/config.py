@@ -157,6 +157,21 @@ class SampleConfig:
 
 
 @dataclass
+class ConversationSample(SampleConfig):
+    """The same with the record's own conversations, also of records without an image.
+
+    Attributes:
+        conversations: the chance of each conversation.
+        max_conversations: at most so many of a record, drawn anew each time.
+        max_conversation: a conversation is cut after so many tokens.
+    """
+
+    conversations: float = 1.0
+    max_conversations: int = 16
+    max_conversation: int = field(default=1024, metadata=SELDOM)
+
+
+@dataclass
 class CroppedSample(SampleConfig):
     """The same with crops of regions for the teacher of the self-distillation.
 

@@ -66,7 +66,7 @@ PrepareSample = Callable[[RegionImage, np.random.Generator], Sample]
 Collate = Callable[[list[Sample]], Batch]
 
 
-LEFT_OUT = "questions left out: image and questions are longer than a row (sample.max_tokens)"
+LEFT_OUT = "questions left out: longer than a row (sample.max_tokens) or than sample.max_conversation"
 
 
 # 2^64 over the golden ratio: multiples of it scatter evenly (Fibonacci hashing).

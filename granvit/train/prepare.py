@@ -20,9 +20,10 @@ from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.model.region_model import RegionModel
 from granvit.questions import box_exchange, caption_exchange, global_exchange
 from granvit.regions import LEAST_VISIBLE, Region, RegionImage
-from granvit.train.config import CroppedSample, SampleConfig
+from granvit.train.config import ConversationSample, CroppedSample, SampleConfig
 from granvit.train.feed import Reject
 
+_TOO_LATE = "a conversation whose first answer begins behind sample.max_conversation tokens"
 # Words that are wrong in a mirror.
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
@@ -60,6 +61,8 @@ class Prepare:
         Raises:
             Reject: there is nothing to ask about this record, or a row holds not even one of its questions.
         """
+        if record.text_only:
+            return self._without_image(record, rng)
         image = self._decode(record)
         if self.config.mirror and rng.random() < self.config.mirror:
             record, image = _mirrored(record, image)
@@ -67,11 +70,36 @@ class Prepare:
         shown, boxes = self._shown(record, view)
         chosen = self._choose(len(shown), rng)
         asked = self._ask(record, view, shown, boxes, chosen, rng)
+        talk, cut = self._conversations(record, rng) if view.shows_all(record.width, record.height) else ([], 0)
+        asked += talk
         if not asked:
-            raise Reject("nothing to ask: no caption and no usable region")
-        branches = self._fitting(asked, view, rng)
+            raise Reject(_TOO_LATE if cut else "nothing to ask: no caption and no usable region")
+        shown_by = self._image_tokens(view)
+        prefix = self.dialog.prefix_ids if shown_by is None else self.dialog.prefix(shown_by)
+        branches = self._fitting(asked, len(prefix), rng)
         sample = self._sample(record, image, view, branches, boxes[chosen])
-        return replace(sample, left_out=len(asked) - len(branches))
+        return replace(sample, left_out=cut + len(asked) - len(branches))
+
+    def _without_image(self, record: RegionImage, rng: np.random.Generator) -> Sample:
+        if not isinstance(self.config, ConversationSample):
+            raise Reject("a conversation without an image, and this stage learns from images")
+        asked, cut = self._conversations(record, rng)
+        if not asked:
+            raise Reject(_TOO_LATE if cut else "nothing to ask: no conversation was drawn")
+        branches = self._fitting(asked, 0, rng)
+        return Sample(record.id, branches, left_out=cut + len(asked) - len(branches), text_only=True)
+
+    def _conversations(self, record: RegionImage, rng: np.random.Generator) -> tuple[list[Branch], int]:
+        """Some of the record's conversations, and how many of them are cut before the first answer begins."""
+        if not record.conversations or not isinstance(self.config, ConversationSample):
+            return [], 0
+        drawn = [said for said in record.conversations if rng.random() < self.config.conversations]
+        if len(drawn) > self.config.max_conversations:
+            chosen = np.sort(rng.choice(len(drawn), self.config.max_conversations, replace=False))
+            drawn = [drawn[i] for i in chosen]
+        branches = self.dialog.conversations(drawn, not record.text_only, self.config.max_conversation)
+        usable = [branch for branch in branches if branch.answers]
+        return usable, len(branches) - len(usable)
 
     def _sample(
         self, record: RegionImage, image: Image.Image | None, view: View, branches: list[Branch], boxes: Boxes
@@ -152,16 +180,14 @@ class Prepare:
                 part = subphrase(region, record.regions, rng)
                 if part is not None:
                     exchanges.append(self._locate(box, part, self.codec))
-        whole = view.source == (0, 0, record.width, record.height)
+        whole = view.shows_all(record.width, record.height)
         if record.caption and whole and rng.random() < wanted.get("global", 0):
             exchanges.append(global_exchange(record.caption))
         return self.dialog.branches(exchanges, self.config.max_answer)
 
-    def _fitting(self, branches: list[Branch], view: View, rng: np.random.Generator) -> list[Branch]:
+    def _fitting(self, branches: list[Branch], prefix: int, rng: np.random.Generator) -> list[Branch]:
         """The questions that fit into a row: all of them, or as many as fit when they are taken in a drawn order."""
         most = self.config.max_tokens
-        shown = self._image_tokens(view)
-        prefix = len(self.dialog.prefix_ids if shown is None else self.dialog.prefix(shown))
         if most is None or prefix + sum(len(b.ids) for b in branches) <= most:
             return branches
         room, kept = most - prefix, []
@@ -192,7 +218,8 @@ class Prepare:
 
 def _mirrored(record: RegionImage, image: Image.Image | None) -> tuple[RegionImage, Image.Image | None]:
     """The record seen in a mirror; as it is where it holds text, or words that would no longer be true."""
-    words = " ".join([record.caption or "", *(region.text for region in record.regions)])
+    said = (turn.text for conversation in record.conversations for turn in conversation)
+    words = " ".join([record.caption or "", *(region.text for region in record.regions), *said])
     if any(region.kind == "text" for region in record.regions) or _SIDES.search(words):
         return record, image
     regions = [

@@ -8,6 +8,7 @@ that forgot its padding, an answer that was cut: all can be seen here, before a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +20,7 @@ from granvit.draw import PALETTE, draw_boxes
 from granvit.geometry import TiledView, View, iou
 from granvit.model.packing import IGNORE, Batch, unpack
 from granvit.model.region_model import RegionModel
-from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, parse_box
+from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, CONVERSATION, parse_box
 
 _SIDE, _TEXT, _CROP, _GAP = 480, 720, 112, 16
 _GREY, _BLACK, _RED = "#6b7280", "#111827", "#b91c1c"
@@ -73,7 +74,9 @@ class _Asked:
 
 
 def _panel(model: RegionModel, reader: BatchReader, single: Batch, lines: int) -> Image.Image:
-    canvas = reader.canvas(model, single)
+    canvas = Image.new("RGB", (model.canvas, model.canvas), "white")
+    if single.is_image.any():
+        canvas = reader.canvas(model, single)
     asked = [_asked(model, reader, single, n) for n in range(1, len(single.tasks) + 1)]
     boxes = _number(asked)
     labels = [str(number) for number in range(1, len(boxes) + 1)]
@@ -105,6 +108,8 @@ def _panel(model: RegionModel, reader: BatchReader, single: Batch, lines: int) -
 
 
 def _seen(single: Batch) -> str:
+    if single.text_only:
+        return "without an image"
     view = single.views[0]
     tiles = f", in {view.grid[0]}x{view.grid[1]} tiles" if isinstance(view, TiledView) else ""
     return "" if view is None else f"pixels {view.source} of the image, padded to {view.padded}{tiles}"
@@ -112,8 +117,10 @@ def _seen(single: Batch) -> str:
 
 def _asked(model: RegionModel, reader: BatchReader, single: Batch, n: int) -> _Asked:
     """The n-th question of an image."""
-    question, answer = _texts(model, single, n)
     task = single.tasks[n - 1]
+    if task == CONVERSATION:
+        return _Asked(_conversation(model, single, n), _BLACK)
+    question, answer = _texts(model, single, n)
     if task == "global":
         return _Asked(f"(whole image)  →  {answer}", _BLACK)
     if task == "bbox2caption":
@@ -138,6 +145,18 @@ def _texts(model: RegionModel, single: Batch, n: int) -> tuple[str, str]:
     question = model.dialog.decode(ids[:start].tolist())
     tail = model.dialog.decode(model.dialog.ask("")).split("\n")[-1]
     return question.removesuffix(tail).strip(), model.dialog.decode(answer) + closed
+
+
+def _conversation(model: RegionModel, single: Batch, n: int) -> str:
+    """A conversation out of its tokens: what is given, and behind each arrow what is to be answered."""
+    mine = single.branch_ids[0] == n
+    ids, predicted = single.input_ids[0][mine].tolist(), (single.labels[0][mine] != IGNORE).tolist()
+    said, at = "", 0
+    for answer, run in groupby([False, *predicted[:-1]]):
+        length = len(list(run))
+        text = " ".join(model.dialog.decode(ids[at : at + length]).split())
+        said, at = f"{said}{'  →  ' if answer else '  '}{text}", at + length
+    return f"(conversation){said}"
 
 
 def _as_read(model: RegionModel, batch: Batch) -> list[str]:
@@ -169,7 +188,7 @@ def _color(number: int) -> str:
 
 def _on_canvas(model: RegionModel, single: Batch, boxes: list[Box]) -> list[list[float]]:
     """Relative boxes as canvas pixels, by the way that prediction takes."""
-    view = single.views[0]
+    view = next(iter(single.views), None)
     if view is None or not boxes:
         return View.squash((1, 1), model.canvas).to_canvas(boxes).tolist()
     return view.to_features(view.from_relative(boxes, model.settings.frame)).tolist()

@@ -19,6 +19,8 @@ from granvit.train.stages.config import StageConfig
 # Parts that go by a name of their own, in place of a folder or a name on the hub -> the module whose `build_model` and
 # `earlier_folders` know them. Packages that bring such parts enter them when they are imported.
 NAMED_PARTS: dict[str, str] = {}
+# In place of a part's name: the recipe goes on from a trained model alone, `--init`.
+FROM_INIT = "init"
 
 
 def cpu_precision() -> Literal["bf16", "fp32"]:
@@ -99,7 +101,7 @@ class Recipe:
 
     def pretrained_parts(self) -> list[str]:
         """Of encoder and language model those that are somebody's weights: neither shipped with granvit nor fresh."""
-        return [part for part in (self.encoder, self.language) if part not in NAMED_PARTS]
+        return [part for part in (self.encoder, self.language) if part not in (*NAMED_PARTS, FROM_INIT)]
 
     def facts(self) -> dict[str, Any]:
         """The resolved recipe as plain data, each stage with its kind."""

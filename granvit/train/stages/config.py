@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from granvit.errors import GranvitError
-from granvit.train.config import SELDOM, CachingLoop, CroppedSample, LoopConfig, SampleConfig
+from granvit.train.config import SELDOM, CachingLoop, ConversationSample, CroppedSample, LoopConfig, SampleConfig
 from granvit.train.identity import ELSEWHERE, FREE
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class AdaptConfig(StageConfig):
 
 @dataclass
 class FinetuneConfig(StageConfig):
-    """Supervised fine-tuning: projector and language model learn all questions, the encoder too by choice.
+    """Supervised fine-tuning: projector and language model learn conversations and all questions in one mixture.
 
     Attributes:
         smoothing: label smoothing over location bins: the spread of a location token's target, in bins (0: plain).
@@ -184,6 +184,7 @@ class FinetuneConfig(StageConfig):
 
     kind: ClassVar[str] = "finetune"
 
+    sample: ConversationSample
     smoothing: float = 0.0
     train_encoder: bool = False
 

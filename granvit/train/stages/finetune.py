@@ -12,7 +12,11 @@ from granvit.train.timing import section
 
 
 class Finetune(AnsweringStage):
-    """Supervised fine-tuning: projector and language model learn all questions; the encoder too by choice."""
+    """Supervised fine-tuning: projector and language model learn conversations and all questions; encoder by choice.
+
+    A batch of conversations about no image still encodes a blank one, of which nothing is used: processes that train
+    together wait for each other in every part, and each part has a gradient, be it zero.
+    """
 
     name = "finetune"
 
@@ -24,9 +28,14 @@ class Finetune(AnsweringStage):
             self._train_encoder()
 
     def forward(self, batch: Batch) -> dict[str, Term]:
-        assert batch.pixels is not None
+        canvas = self.region_model.canvas
+        blank = batch.pixels is None
+        pixels = torch.zeros(1, canvas, canvas, 3, dtype=torch.uint8, device=batch.input_ids.device)
+        if batch.pixels is not None:
+            pixels = batch.pixels
         with section("encode"):
             with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
-                features = self.region_model.features(batch.pixels)
+                features = self.region_model.features(pixels)
             embeds = project(self.model, features)
+            embeds = embeds[:0] if blank else embeds
         return {"answer": self.answers(batch, embeds)}
