@@ -1,6 +1,7 @@
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from granvit.evaluate.region_tasks import ALL_TASKS, TASKS, evaluate
 from granvit.images import decode
 from granvit.predict import GranViT, ImageQuestions
 from granvit.questions import CAPTION2BBOX, ask_global
-from granvit.regions import Region, RegionImage
+from granvit.regions import Region, RegionImage, Turn
 
 WIDTH, HEIGHT = 100, 50
 SAYS = Callable[[ImageQuestions, str], str]
@@ -257,7 +258,8 @@ def test_a_real_model_answers_every_task_as_it_does_alone(monkeypatch):
         for name in ("LONGEST_CAPTION", "LONGEST_DESCRIPTION", "LONGEST_BOX"):
             monkeypatch.setattr(module, name, 5)
     model = GranViT(make_model())
-    report = evaluate(model, RECORDS, ALL_TASKS, window=30, progress=False)
+    talked_about = replace(RECORDS[0], conversations=[[Turn("user", "What?"), Turn("assistant", "A star.")]])
+    report = evaluate(model, [talked_about, *RECORDS[1:]], ALL_TASKS, window=30, progress=False)
     assert set(report.scores) == set(ALL_TASKS)
     for scores in report.scores.values():
         assert all(0 <= value <= (10 if name == "cider" else 1) for name, value in scores.items() if name != "count")
@@ -271,5 +273,9 @@ def test_a_real_model_answers_every_task_as_it_does_alone(monkeypatch):
             assert [text] == model.read(image, item.box, window=30)
         elif item.task == "caption":
             assert text == model.caption(image)
+        elif item.task == "answer":
+            picture = decode(image)
+            question = predict.ImageQuestions(picture, model.model.view(picture.size), ["What?"], item.id)
+            assert [[item.said]] == model.answer([question], 5)
         else:
             assert [item.found] == model.locate(image, item.truth)

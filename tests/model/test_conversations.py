@@ -108,7 +108,7 @@ def test_behind_a_picture_it_is_the_whole_conversation_of_the_processor(make):
     [branch] = dialog.conversations([turns], pictured=True)
     messages = [{"role": t.role, "content": [{"type": "text", "text": t.text}]} for t in turns]
     messages[0]["content"].insert(0, {"type": "image"})
-    assert dialog.prefix_ids + branch.ids[: branch.answers[-1][0]] == dialog.converse(messages[:-1])
+    assert dialog.prefix_ids + branch.ids[: branch.answers[-1][0]] == dialog.converse(messages[:-1], [4])
     # One round is what a single question is.
     [one] = dialog.conversations([turns[:2]], pictured=True)
     assert one.ids[: one.answer_start] == dialog.ask("What is it?") and one.ids[-1] == dialog.end_token
