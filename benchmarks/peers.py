@@ -1,7 +1,7 @@
 """Training regions per second of granvit, of a plain `transformers.Trainer`, and of ms-swift where it is installed.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/peers.py [--quick] [--images 8] [--regions 8] [--steps 6] [--repeats 3]
-        [--model RUN] [--device cuda] [--swift /path/to/python]
+        [--turns 3] [--model RUN] [--device cuda] [--swift /path/to/python]
 
 All train the same stock checkpoint on the same pictures and Bbox2Caption questions with the same optimizer and loss:
 the mean cross-entropy of the answers' tokens of `--images` x `--regions` questions a step, encoder and projector
@@ -10,6 +10,10 @@ sample with its picture, as people train LLaVA there. The first step's losses of
 Float32 on a CPU, bfloat16 autocast on a GPU (`--device cuda`). A figure is the median over the steps of a round but the
 first; arms take turns; the table gives medians over rounds and, in brackets, the range. A ratio is the median of the
 rounds' own ratios.
+
+With `--turns N` each picture has `--regions` conversations of N rounds in place of its questions, and every part but
+the encoder trains, as in `finetune`: conversations per second, the loss on every answer, without ms-swift. The peer
+finds the answers by tokenising a conversation up to each of them, once.
 
 ms-swift runs in an interpreter of its own (`--swift`, with ms-swift and what its multimodal models need installed), by
 its own command line and in its own words around the questions (its LLaVA-1.5 template), packing on where there is a GPU
@@ -50,12 +54,14 @@ from granvit.model.packing import IGNORE
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano
 from granvit.questions import ask_caption
-from granvit.regions import RegionImage
+from granvit.regions import RegionImage, Turn
 from granvit.train.build import build_model
-from granvit.train.config import LoopConfig, SampleConfig
+from granvit.train.config import ConversationSample, LoopConfig, SampleConfig
 from granvit.train.feed import Feed
 from granvit.train.loop import train
 from granvit.train.prepare import Prepare
+from granvit.train.stages.base import AnsweringStage
+from granvit.train.stages.finetune import Finetune
 from granvit.train.stages.pretrain import Pretrain
 
 GRANVIT, TRAINER, SWIFT = "granvit", "transformers.Trainer", "ms-swift"
@@ -69,6 +75,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a run or checkpoint; nano's untrained parts by default")
     parser.add_argument("--images", type=int, default=8, help="images per step")
     parser.add_argument("--regions", type=int, default=8, help="questions per image")
+    parser.add_argument("--turns", type=int, default=0, help="rounds of a conversation; 0 asks about regions")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -87,13 +94,15 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     """Run the arms in turns and print the table."""
     checkpoint = exported(options.model, folder)
     corpus = draw(folder / "corpus", options.images, options.regions, RegionModel.load(checkpoint).canvas)
+    if options.turns:
+        corpus = talked_about(corpus, folder / "talk", options.turns)
     samples = one_by_one(checkpoint, corpus)
     arms: dict[str, Callable[[Path], Round]] = {
         GRANVIT: lambda out: run_granvit(checkpoint, corpus, options, out),
         TRAINER: lambda out: run_trainer(checkpoint, samples, options, out),
     }
     why = ""
-    if options.swift is not None:
+    if options.swift is not None and not options.turns:
         try:
             write_swift_data(samples, folder / "swift")
             run_swift(checkpoint, options, folder / "swift")  # warms up, and shows whether it runs at all
@@ -113,18 +122,21 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     tolerance = 1e-4 if options.device == "cpu" else 2e-2
     assert difference < tolerance, f"the first losses differ: {losses}"
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {options.device}")
-    print(f"{options.images} images x {options.regions} regions a step; first losses agree to {difference:.1e}")
-    print(f"{'':22}{'regions/s':>26}{'granvit is':>12}")
+    unit = f"conversations of {options.turns} rounds" if options.turns else "regions"
+    print(f"{options.images} images x {options.regions} {unit} a step; first losses agree to {difference:.1e}")
+    per_second = "conversations" if options.turns else "regions"
+    print(f"{'':22}{f'{per_second}/s':>26}{'granvit is':>12}")
     facts: dict[str, Any] = {}
     for name, of in speeds.items():
         ratio = statistics.median(g / s for g, s in zip(speeds[GRANVIT], of, strict=True))
         print(f"{name:22}{f'{statistics.median(of):.1f} [{min(of):.1f}, {max(of):.1f}]':>26}{ratio:11.2f}x")
-        facts[name] = {"regions_per_second": round(statistics.median(of), 2), "speedup": round(ratio, 3)}
-    if SWIFT not in arms:
+        facts[name] = {f"{per_second}_per_second": round(statistics.median(of), 2), "speedup": round(ratio, 3)}
+    if SWIFT not in arms and not options.turns:
         why = why or "not asked for (--swift /path/to/python)"
         print(f"{SWIFT:22}{'left out':>26}  {why}")
         facts[SWIFT] = {"left_out": why}
     head = {"benchmark": "peers", "images": options.images, "regions": options.regions, "device": options.device}
+    head["turns"] = options.turns
     print(json.dumps({**head, "loss_difference": difference, "arms": facts}))
 
 
@@ -147,28 +159,53 @@ def draw(folder: Path, images: int, regions: int, side: int) -> Corpus:
     return Corpus(folder)
 
 
+def about(number: int, texts: list[str]) -> list[Turn]:
+    """One round of a conversation."""
+    return [Turn("user", f"What is number {number}?"), Turn("assistant", texts[number % len(texts)])]
+
+
+def talked_about(corpus: Corpus, folder: Path, turns: int) -> Corpus:
+    """The same pictures with a conversation for each region: so many rounds about it and those after it."""
+    with CorpusWriter(folder) as writer:
+        for record in corpus:
+            texts = [region.text for region in record.regions]
+            said = [[turn for k in range(turns) for turn in about(n + k, texts)] for n in range(len(texts))]
+            writer.write(replace(record, regions=[], caption=None, conversations=said))
+    return Corpus(folder)
+
+
 def run_granvit(checkpoint: Path, corpus: Corpus, options: argparse.Namespace, out: Path) -> Round:
     """Stage 1 without distillation, through the feed and the loop."""
     model = RegionModel.load(checkpoint)
-    prepare = Prepare(model, SampleConfig({"bbox2caption": 1.0}, max_regions=options.regions))
+    sample = SampleConfig({"bbox2caption": 1.0}, max_regions=options.regions)
+    if options.turns:
+        sample = ConversationSample({}, max_conversations=options.regions)
+    prepare = Prepare(model, sample)
     config = LoopConfig(steps=options.steps, batch_size=options.images, lr=LR, trackers=(), log_every=1)
     moments: list[float] = []
-    stage = Pretrain(model, distill_weight=0)
+    stage: AnsweringStage = Finetune(model) if options.turns else Pretrain(model, distill_weight=0)
     stage.after_step = lambda: moments.append(time.perf_counter())  # type: ignore[method-assign]
     with Feed([(corpus, 1.0)], prepare, prepare.collate, options.images, seed=0) as feed:
         result = train(stage, feed, config, out, device="auto" if options.device == "cuda" else "cpu")
     return [b - a for a, b in zip(moments, moments[1:], strict=False)], result.history["loss"][0][1]
 
 
-def one_by_one(checkpoint: Path, corpus: Corpus) -> list[tuple[RegionImage, str, str]]:
-    """Every question as a sample of its own: its record, the question and the answer."""
+# A picture and what is said of it: questions and answers by turns.
+Sample = tuple[RegionImage, list[str]]
+
+
+def one_by_one(checkpoint: Path, corpus: Corpus) -> list[Sample]:
+    """Every question with its answer, or every conversation, as a sample of its own."""
     model = RegionModel.load(checkpoint)
-    samples = []
+    samples: list[Sample] = []
     for record in corpus:
+        samples += [(record, [turn.text for turn in said]) for said in record.conversations]
+        if not record.regions:
+            continue
         view = model.view((record.width, record.height))
         boxes = view.to_relative([region.box for region in record.regions], model.settings.frame)
         asked = [ask_caption(box, model.codec) for box in boxes]
-        samples += [(record, q, region.text) for q, region in zip(asked, record.regions, strict=True)]
+        samples += [(record, [q, region.text]) for q, region in zip(asked, record.regions, strict=True)]
     return samples
 
 
@@ -178,22 +215,35 @@ class Collate:
     def __init__(self, processor: Any):
         self.processor = processor
         self.end = processor.tokenizer.eos_token
+        self.answers: dict[str, list[tuple[int, int]]] = {}
 
-    def __call__(self, samples: list[tuple[RegionImage, str, str]]) -> dict[str, torch.Tensor]:
-        asked, whole = [], []
-        for _, question, answer in samples:
-            content = [{"type": "image"}, {"type": "text", "text": question}]
-            chat = [{"role": "user", "content": content}]
-            asked.append(self.processor.apply_chat_template(chat, add_generation_prompt=True))
-            whole.append(asked[-1] + answer + self.end)
-        pictures = [decode(record.image or b"") for record, _, _ in samples]
+    def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        whole = [self.asked(said[:-1]) + said[-1] + self.end for _, said in samples]
+        pictures = [decode(record.image or b"") for record, _ in samples]
         inputs = self.processor(images=pictures, text=whole, padding=True, return_tensors="pt")
-        prompts = self.processor(images=pictures, text=asked, padding=True, return_tensors="pt")["attention_mask"].sum(
-            1
-        )
-        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE)
-        column = torch.arange(labels.shape[1])
-        return {**inputs, "labels": labels.masked_fill(column < prompts[:, None], IGNORE)}
+        labels = torch.full_like(inputs["input_ids"], IGNORE)
+        for row, ((_, said), text) in enumerate(zip(samples, whole, strict=True)):
+            if text not in self.answers:
+                self.answers[text] = self.places(said, pictures[row])
+            for start, end in self.answers[text]:
+                labels[row, start:end] = inputs["input_ids"][row, start:end]
+        return {**inputs, "labels": labels}
+
+    def asked(self, said: list[str]) -> str:
+        """What is said so far, up to where the next answer begins."""
+        chat = [
+            {"role": ("user", "assistant")[n % 2], "content": [{"type": "text", "text": text}]}
+            for n, text in enumerate(said)
+        ]
+        chat[0]["content"] = [{"type": "image"}, {"type": "text", "text": said[0]}]
+        return str(self.processor.apply_chat_template(chat, add_generation_prompt=True))
+
+    def places(self, said: list[str], picture: Any) -> list[tuple[int, int]]:
+        """Where the answers' tokens lie, those that end them included."""
+        begun = [self.asked(said[:n]) for n in range(1, len(said), 2)]
+        ended = [text + answer + self.end for text, answer in zip(begun, said[1::2], strict=True)]
+        lengths = [len(self.processor(images=picture, text=text)["input_ids"][0]) for text in (*begun, *ended)]
+        return list(zip(lengths[: len(begun)], lengths[len(begun) :], strict=True))
 
 
 class Moments(TrainerCallback):
@@ -211,14 +261,13 @@ class Moments(TrainerCallback):
             self.loss = float(logs["loss"])
 
 
-def run_trainer(
-    checkpoint: Path, samples: list[tuple[RegionImage, str, str]], options: argparse.Namespace, out: Path
-) -> Round:
+def run_trainer(checkpoint: Path, samples: list[Sample], options: argparse.Namespace, out: Path) -> Round:
     """The same under `transformers.Trainer`, as one writes it today."""
     llava = load_model(LlavaForConditionalGeneration, checkpoint, dtype=torch.float32)
     processor = load(AutoProcessor, checkpoint)
     processor.tokenizer.padding_side = "right"
-    for part in (llava.model.language_model, llava.lm_head):
+    frozen = (llava.model.vision_tower,) if options.turns else (llava.model.language_model, llava.lm_head)
+    for part in frozen:
         part.requires_grad_(False)
     moments = Moments()
     arguments = TrainingArguments(
@@ -241,11 +290,11 @@ def run_trainer(
     return [b - a for a, b in zip(moments.ends, moments.ends[1:], strict=False)], moments.loss
 
 
-def write_swift_data(samples: list[tuple[RegionImage, str, str]], folder: Path) -> None:
+def write_swift_data(samples: list[Sample], folder: Path) -> None:
     """The samples as ms-swift reads them: a line of JSON each, and the pictures as files."""
     folder.mkdir()
     with (folder / "data.jsonl").open("w") as file:
-        for record, question, answer in samples:
+        for record, (question, answer) in samples:
             picture = folder / f"{record.id}.png"
             if not picture.exists():
                 decode(record.image or b"").save(picture)
