@@ -55,7 +55,7 @@ class Train:
     out: Path | None = None
     """The run folder; runs/RECIPE by default."""
     init: Path | None = None
-    """Start from this run or checkpoint, not the recipe's parts."""
+    """Start from this run or checkpoint, not from parts."""
     resume: bool = True
     """Go on where an interrupted run in `out` stopped."""
     device: Literal["auto", "cpu"] = "auto"

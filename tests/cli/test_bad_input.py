@@ -36,6 +36,7 @@ COMMANDS = [
     Command("train tiny", [], False, {"--corpus": "more", "--init": None}, "--out", ("--stages.0.loop.lr", "--seed")),
     Command("assemble tiny", [], False, {}, "--out", ("--seed",)),
     Command("eval", ["model"], False, {"--corpus": "corpus"}, "--out", ("--limit", "--window", "--batch")),
+    Command("loss", ["model"], False, {"--corpus": "corpus"}, "--out", ("--limit", "--batch")),
     Command("eval model", [], False, {"--bench": None, "--images": None}),
     Command("compare", ["corpus", "corpus"], False, {}, "--out"),
     Command("ap", ["corpus", "corpus"], False),

@@ -15,7 +15,7 @@ from granvit.corpus.store import CorpusWriter
 from granvit.errors import GranvitError
 from granvit.regions import Region, RegionImage
 
-_TRAINING = ("train", "export", "export-encoder", "assemble", "eval", "attend", "probe", "describe")
+_TRAINING = ("train", "export", "export-encoder", "assemble", "eval", "loss", "attend", "probe", "describe")
 
 
 @dataclass
@@ -186,6 +186,10 @@ def cases() -> list[Case]:
             out="out.json",
         ),
         Case("eval", ["eval", "{in}/checkpoint", "--corpus", "{in}/a", "--out", "{work}/out", "--device", "cpu"]),
+        Case(
+            "loss",
+            ["loss", "{in}/checkpoint", "--corpus", "{in}/a", "--out", "{work}/out/loss.json", "--device", "cpu"],
+        ),
     ]
 
 
