@@ -141,7 +141,7 @@ def test_every_command_is_in_the_table():
             yield from names(inner, (*first, name)) if inner else [" ".join((*first, name))]
 
     tested = {command.words for command in COMMANDS}
-    recipes = {f"{of} {name}" for of in ("train", "assemble") for name in RECIPES}
+    recipes = {f"{of} {name}" for of in ("train", "assemble", "plan") for name in RECIPES}
     missing = {name for name in names(command_tree()) if not any(words.startswith(name) for words in tested)} - recipes
     assert missing == {"demo", "benchmarks", "app"}  # no input; a page of its own
 
