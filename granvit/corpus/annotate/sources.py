@@ -29,8 +29,8 @@ _USUAL_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp", "byte
 
 
 @dataclass(frozen=True)
-class ParquetSource:
-    """Parquet files with a column of encoded images: binary, or a struct with "bytes" as `datasets` writes it.
+class _PackedSource:
+    """Files of one kind, each with many images in it.
 
     Attributes:
         only: the one file of `root` that is meant; empty for all below it.
@@ -40,14 +40,23 @@ class ParquetSource:
     name: str
     licence: str
     only: str = ""
-    suffixes: ClassVar[tuple[str, ...]] = (".parquet",)
+    suffixes: ClassVar[tuple[str, ...]]
 
     @classmethod
     def names(cls, root: Path) -> Iterator[str]:
         return _names(root, cls.suffixes)
 
+    def _wanted(self) -> Iterator[str]:
+        return iter([self.only]) if self.only else self.names(self.root)
+
+
+class ParquetSource(_PackedSource):
+    """Parquet files with a column of encoded images: binary, or a struct with "bytes" as `datasets` writes it."""
+
+    suffixes = (".parquet",)
+
     def files(self) -> Iterator[Listed]:
-        for name in [self.only] if self.only else self.names(self.root):
+        for name in self._wanted():
             try:
                 table = _parquet(self.root / name)
                 yield InputFile(name, table.metadata.num_rows, stamp(self.root / name))
@@ -138,26 +147,13 @@ def _rows(file: Path, group: int) -> _Rows:
     return _Rows(file, group)
 
 
-@dataclass(frozen=True)
-class TarSource:
-    """WebDataset tars: every picture in them is an image, whatever else its sample holds.
+class TarSource(_PackedSource):
+    """WebDataset tars: every picture in them is an image, whatever else its sample holds."""
 
-    Attributes:
-        only: the one file of `root` that is meant; empty for all below it.
-    """
-
-    root: Path
-    name: str
-    licence: str
-    only: str = ""
-    suffixes: ClassVar[tuple[str, ...]] = webdataset.SUFFIXES
-
-    @classmethod
-    def names(cls, root: Path) -> Iterator[str]:
-        return _names(root, cls.suffixes)
+    suffixes = webdataset.SUFFIXES
 
     def files(self) -> Iterator[Listed]:
-        for name in [self.only] if self.only else self.names(self.root):
+        for name in self._wanted():
             if not name.lower().endswith(".tar"):
                 yield Rejection("compressed-tar", "", name, None, "images are read from anywhere in a tar: unpack it")
                 continue
