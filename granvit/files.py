@@ -23,7 +23,7 @@ from granvit.links import check_link
 _MAX_NESTING = 300
 _MAX_JSON_BYTES = 1 << 28
 _HOLDER_BYTES = 10_000
-# Seconds between two looks at a lock that somebody waits for.
+# Seconds between two tries of a lock that is waited for.
 _LOOK_AGAIN = 0.2
 
 
@@ -265,7 +265,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a relative name, which a file of somebody's states, stays below the folder that it is taken from."""
+    """Whether a relative name, stated in untrusted data, stays below the folder that it is taken from."""
     path = PurePosixPath(name)
     absolute = path.is_absolute() or bool(PureWindowsPath(name).drive)
     return bool(name) and not absolute and ".." not in path.parts and "\\" not in name and "\0" not in name
@@ -315,7 +315,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path, error: type[GranvitError] = GranvitError) -> Any:
-    """The value of a JSON file of this package, which anybody may have edited.
+    """The value of a JSON file that this package wrote, read as untrusted: it may have been edited.
 
     Raises:
         `error`: it is no regular file, no UTF-8, no JSON, nests too deep, or states a number that is none.

@@ -1,4 +1,4 @@
-"""Which files below a folder of somebody's are read: a link in it leads no further, unless links are followed."""
+"""Which files below an untrusted folder are read: a link in it leads no further, unless links are followed."""
 
 from __future__ import annotations
 

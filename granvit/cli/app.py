@@ -152,7 +152,7 @@ def _of_corpora() -> dict[str, Command]:
         ),
         "audit": _command(
             "corpus_look.Audit",
-            "Judge a corpus's annotations: statistics, agreement with people and other "
+            "Audit a corpus's annotations: statistics, agreement with human ones and other "
             "models, and pictures to look at.",
         ),
         "stats": _command(

@@ -195,7 +195,7 @@ class Show:
 
 @dataclass
 class Audit:
-    """Judge a corpus's annotations: statistics, agreement with people and other models, and pictures to look at.
+    """Audit a corpus's annotations: statistics, agreement with human ones and other models, and pictures to look at.
 
     Writes OUT/index.html, one page that needs no network, and OUT/audit.json, its numbers.
 
@@ -207,7 +207,7 @@ class Audit:
     out: Annotated[Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The folder to write the page and its numbers into."""
     against: Path | None = None
-    """A corpus of the same images with regions that people made, joined by id or by the sha256 of the image file."""
+    """A corpus of the same images with human annotations, joined by id or by the sha256 of the image file."""
     sample: int = 48
     """How many images are shown and, where asked for, given to other models."""
     seed: int = 0

@@ -134,7 +134,7 @@ def check_record(record: RegionImage, decoded: tuple[int, int] | None = None) ->
     """Decode the image once and check the record and every region against it, and the conversations; the input is not
     modified.
 
-    `decoded` is the upright picture's (width, height) in pixels where somebody has it decoded already.
+    `decoded` is the upright picture's (width, height) in pixels where it is decoded already.
 
     A record of size `UNKNOWN_SIZE` gets the decoded size; any other size must equal the decoded one, for a
     record made for another picture has wrong boxes. Partly visible boxes are clipped to the image.

@@ -39,7 +39,7 @@ def sha256(file: Path) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the corpus folder `path`, which anybody may have edited: all that is read of it is checked.
+    """The manifest of the corpus folder `path`, read as untrusted: every field is checked.
 
     Raises:
         CorpusError: it is missing, damaged, of another schema version, counts no image, or names a shard that is no

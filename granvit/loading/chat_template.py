@@ -1,4 +1,4 @@
-"""Rendering somebody's chat template once, in a process of its own with bounds, before it is rendered here."""
+"""An untrusted chat template is rendered once in a sandboxed process with limits, before it is rendered here."""
 
 from __future__ import annotations
 

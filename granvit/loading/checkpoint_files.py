@@ -1,4 +1,4 @@
-"""The files of somebody's checkpoint, checked before a library reads them: each is a file, lies where it says, and
+"""The files of an untrusted checkpoint, checked before a library reads them: each is a file, lies where it says, and
 states sizes that a model can have."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every model, tokenizer, processor and config of somebody's checkpoint is loaded here, and nowhere else.
+"""Every model, tokenizer, processor and config of an untrusted checkpoint is loaded here, and nowhere else.
 
 No code of a checkpoint runs and nobody is asked whether it may; its files are checked before they are read
 (`checkpoint_files.py`); a model has all its weights, and they are finite. Whatever `transformers` stumbles over in

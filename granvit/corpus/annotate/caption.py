@@ -201,7 +201,7 @@ class CaptionConfig:
 
 
 class Captioner(Protocol):
-    """Whoever answers requests: in their order, telling `keep` of each answer as it comes."""
+    """What answers requests, in their order; calls `keep` with each answer as it comes."""
 
     def ask(self, requests: Sequence[Request], keep: Keep) -> list[Answer | Refusal]: ...
 

@@ -1,4 +1,4 @@
-"""A corpus against one whose regions people made: are the boxes there, and is the text right?
+"""A corpus against human annotations of the same images: are the boxes there, and is the text right?
 
 The images of the two are joined by their ids, or else by the sha256 of their files.
 """
@@ -53,23 +53,23 @@ def join(corpus: Corpus, human: Corpus) -> Join:
     """
     joined = Join()
     waiting = {record.id: record for record in human.records()}
-    strangers: dict[str, tuple[int, int]] = {}
+    unmatched: dict[str, tuple[int, int]] = {}
     for record in corpus.records():
         size = (record.width, record.height)
         if (partner := waiting.pop(record.id, None)) is None:
-            strangers[record.id] = size
+            unmatched[record.id] = size
         elif (partner.width, partner.height) != size:
             joined.other_size += 1
         else:
             joined.human[record.id] = partner
     joined.by_id = len(joined.human)
-    if waiting and strangers:
+    if waiting and unmatched:
         ids = {digest: id for id, digest in _digests(human, waiting)}
-        for id, digest in _digests(corpus, strangers):
+        for id, digest in _digests(corpus, unmatched):
             if digest in ids:
                 joined.human[id] = waiting.pop(ids.pop(digest))
     joined.by_content = len(joined.human) - joined.by_id
-    joined.only_here = len(strangers) - joined.by_content
+    joined.only_here = len(unmatched) - joined.by_content
     joined.absent = len(waiting)
     joined.absent_regions.update(r.kind for record in waiting.values() for r in record.regions if not r.ignore)
     if not joined.human:

@@ -108,7 +108,7 @@ def audit(
     fingerprints: Path | None = None,
     progress: bool = False,
 ) -> Audit:
-    """Look at a corpus, and compare it with what people made of the same images where `against` is given.
+    """Look at a corpus, and compare it with human annotations of the same images where `against` is given.
 
     Statistics and human boxes are counted over the whole corpus; checks and pictures are of a sample of `count`
     images, drawn from those that both corpora have where there is a human one. `duplicates` are counted over the whole

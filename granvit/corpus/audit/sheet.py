@@ -43,7 +43,7 @@ LONGEST_SIDE = 900
 
 
 class Reason(NamedTuple):
-    """Why a box is shown: its name in the page, its colour there, and whether somebody should look."""
+    """Why a box is shown: its name in the page, its colour there, and whether it is a problem."""
 
     label: str
     color: str
@@ -91,7 +91,7 @@ class Mark:
 
     @property
     def problem(self) -> bool:
-        """Whether somebody should look."""
+        """Whether it is a problem."""
         return any(REASONS[reason].problem for reason in self.reasons)
 
     @property
@@ -156,7 +156,7 @@ def make_card(
 
 
 def _compare_with_human(record: RegionImage, human: RegionImage, kind: str, marks: dict[int, Mark]) -> list[Mark]:
-    """Say of each region of one kind whether people have it; returns marks for what they have besides."""
+    """Compare the regions of one kind with the human ones; returns marks for those that only people have."""
     compared = compare(record, human, kind)
     positions = [i for i, r in enumerate(record.regions) if r.kind == kind and not r.ignore]
     for i, j, overlap in compared.matching.pairs:

@@ -1,4 +1,4 @@
-"""What importers share: the registry, and careful readers for files and values that strangers wrote."""
+"""What importers share: the registry, and careful readers for untrusted files and values."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A folder of pictures without annotations, the start of an annotated corpus.
 
-Which of somebody's files are pictures is recognised by their first bytes, and by their names where these say nothing.
+Which files of a folder are pictures is recognised by their first bytes, and by their names where these say nothing.
 """
 
 from __future__ import annotations

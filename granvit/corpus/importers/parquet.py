@@ -1,6 +1,6 @@
 """Tables with a column of pictures, as `datasets` writes them and dataset hubs publish them.
 
-The rows of Parquet files that strangers made are each of bounded size: a few bytes of Parquet can state gigabytes.
+The rows of untrusted Parquet files are each of bounded size: a few bytes of Parquet can state gigabytes.
 Compression and dictionaries do that: the same long value, stored once, may be that of every row. So rows are decoded in
 batches of as many as fit, and one that is too large is refused alone.
 """

@@ -1,6 +1,6 @@
 """WebDataset: tar shards in which the files of one sample share a name.
 
-Tar files that strangers made are read member by member into memory: nothing is ever unpacked to the disk.
+Untrusted tar files are read member by member into memory: nothing is ever unpacked to the disk.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What benchmark readers share: the registry, finding files, and careful reading of what strangers wrote."""
+"""What benchmark readers share: the registry, finding files, and careful readers for untrusted files."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Recipe:
         write_text(path, json.dumps({**self.facts(), "processes": processes}, indent=2) + "\n")
 
     def pretrained_parts(self) -> list[str]:
-        """Of encoder and language model those that are somebody's weights: neither shipped with granvit nor fresh."""
+        """Of encoder and language model those that are weights of others: neither shipped with granvit nor fresh."""
         return [part for part in (self.encoder, self.language) if part not in (*NAMED_PARTS, FROM_INIT)]
 
     def facts(self) -> dict[str, Any]:
