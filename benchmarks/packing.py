@@ -27,20 +27,17 @@ import argparse
 import json
 import statistics
 import time
-import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from sizes import SIZES, autocast, machine, make_model, make_samples
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from granvit.corpus.synthetic.scenes import sample_texts
 from granvit.model.forward import project
 from granvit.model.packing import Batch, Sample, pack
+from granvit.train.fake import Allocated
 from granvit.train.stages.pretrain import Pretrain
 
 REGIONS = (1, 4, 8, 16, 32)
@@ -92,30 +89,6 @@ def make_step(arm: str, stage: Pretrain, samples: list[Sample], tokens: int, dev
     return step
 
 
-class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors made in its context while they live; `peak` is the most at any moment."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self._known:
-                storage = tensor.untyped_storage()
-                self._known.add(key)
-                self.bytes += storage.nbytes()
-                weakref.finalize(storage, self._freed, key, storage.nbytes())
-        self.peak = max(self.peak, self.bytes)
-        return result
-
-    def _freed(self, key: int, size: int) -> None:
-        self._known.remove(key)
-        self.bytes -= size
-
-
 def peak_memory(step: Callable[[], Tensor], device: str) -> float:
     """The most that the tensors of one step take at any moment, MiB; weights and inputs are not counted."""
     if device == "cuda":
@@ -123,9 +96,9 @@ def peak_memory(step: Callable[[], Tensor], device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with LiveTensors() as live:
+    with Allocated("cpu") as allocated:
         step()
-    return live.peak / 2**20
+    return allocated.peak / 2**20
 
 
 def check_equal(stage: Pretrain, steps: dict[str, Callable[[], Tensor]], device: str) -> float:

@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packing import LiveTensors
 from sizes import SIZES, autocast, machine, make_model, make_samples
 from torch._dynamo.utils import counters
 
@@ -43,6 +42,7 @@ from granvit.model.attention import fit_attention
 from granvit.model.forward import compiled, recomputed
 from granvit.model.packing import Batch, pack
 from granvit.model.region_model import RegionModel
+from granvit.train.fake import Allocated
 from granvit.train.feature_cache import FeatureCache
 from granvit.train.optimizer import make_optimizer
 from granvit.train.stages.adapt import Adapt
@@ -176,9 +176,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
             if device == "cuda":
                 memory[name] = max(memory.get(name, 0.0), torch.cuda.max_memory_allocated() / 2**30)
             elif name not in memory:
-                with LiveTensors() as live:
+                with Allocated("cpu") as allocated:
                     arm.run(1, Timing(HostClock()))
-                memory[name] = live.peak / 2**30
+                memory[name] = allocated.peak / 2**30
             arm.free()
     report(options, model, batches, names, seconds, speeds, splits, memory, compiles, flops)
 

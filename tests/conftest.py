@@ -10,4 +10,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
     """Says how many tests did not run because the real images are not beside the repository."""
     skipped = [r for r in terminalreporter.stats.get("skipped", []) if NO_REAL_DATA in str(r.longrepr)]
     if skipped:
-        terminalreporter.write_line(f"{len(skipped)} tests on real images skipped: they need ../shared/data")
+        count = "1 test" if len(skipped) == 1 else f"{len(skipped)} tests"
+        terminalreporter.write_line(f"{count} on real images skipped: they need ../shared/data")

@@ -58,6 +58,7 @@ class Plan:
                 raise GranvitError("say what is trained on: --corpus DIR, or --images N --regions R")
             return round(self.images), self.regions, self.kilobytes
         from granvit.corpus.derive import training_part
+        from granvit.corpus.layout import SHARDS
         from granvit.corpus.store import Corpus
 
         images = regions = size = 0
@@ -66,5 +67,5 @@ class Plan:
             share = len(training_part(corpus)) / len(corpus)
             images += len(training_part(corpus))
             regions += round(share * corpus.manifest["regions"])
-            size += round(share * sum(path.stat().st_size for path in corpus.path.glob("part-*.parquet")))
+            size += round(share * sum(path.stat().st_size for path in corpus.path.glob(SHARDS)))
         return images, regions / images, size / images / 1e3

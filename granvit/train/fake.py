@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.attention.flex_attention import BlockMask
+from torch.optim import Optimizer
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -39,26 +40,6 @@ _LOWERED = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv2d", "conv
 
 
 @dataclass(frozen=True)
-class Like:
-    """A tensor's shape, strides and type."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Like:
-        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-
-    def make(self) -> Tensor:
-        """One on the CPU: random numbers, or zeros where they are whole."""
-        reach = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True) if size)
-        floats = self.dtype.is_floating_point
-        memory = torch.randn(reach).to(self.dtype) if floats else torch.zeros(reach, dtype=self.dtype)
-        return memory.as_strided(self.shape, self.strides)
-
-
-@dataclass(frozen=True)
 class FakeStep:
     """What a step takes on its device; memory in bytes.
 
@@ -66,17 +47,21 @@ class FakeStep:
         weights: parameters and buffers, a teacher's included.
         between: what is allocated between steps: weights, batch, and what the optimizer keeps.
         peak: the most that is allocated at any moment of a step.
-        operations: what the last step called: ((operation, arguments, keyword arguments), how often), with `Like` in
-            place of tensors.
     """
 
     weights: int
     between: int
     peak: int
-    operations: list[tuple[tuple[Any, ...], int]] = field(repr=False)
 
 
-def fake_step(stage: Stage, batch: Batch, device: str = "gpu", bf16: bool = False, steps: int = 2) -> FakeStep:
+def fake_step(
+    stage: Stage,
+    batch: Batch,
+    device: str = "gpu",
+    bf16: bool = False,
+    steps: int = 2,
+    beside: AbstractContextManager[object] | None = None,
+) -> FakeStep:
     """Goes through so many optimizer steps (AdamW) of `stage` on `batch`, forward and backward, computing nothing.
 
     Args:
@@ -85,6 +70,7 @@ def fake_step(stage: Stage, batch: Batch, device: str = "gpu", bf16: bool = Fals
         device: "gpu" for one that need not be there, or "cpu".
         bf16: under autocast, as runs train on a GPU.
         steps: the second has the optimizer's state from its beginning; 0 is one forward and backward pass alone.
+        beside: a dispatch mode that is to see the operations of the last step (or pass) too.
 
     Raises:
         RuntimeError: an operation was given tensors of several devices, or of types that do not go together.
@@ -100,25 +86,35 @@ def fake_step(stage: Stage, batch: Batch, device: str = "gpu", bf16: bool = Fals
         optimizer = make_optimizer(stage, 1e-5, 0.0, (0.9, 0.999), {})
         for group in optimizer.param_groups:
             group["fused"], group["foreach"] = False, True  # fused kernels exist for devices that torch knows
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        allocated = _Allocated(target)
+        allocated = Allocated(target)
         allocated.take(stage.parameters(), stage.buffers())
         weights = allocated.now
         allocated.take(tensors.values())
-        for _ in range(max(1, steps)):
-            allocated.operations.clear()
-            with allocated:
-                with autocast:
-                    terms = stage(packed)
-                torch.stack([term.weight * term.total.float() for term in terms.values()]).sum().backward()
-                del terms
-                if not steps:
-                    continue
-                nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
-                optimizer.step()
-                optimizer.zero_grad()
-                stage.after_step()
-    return FakeStep(weights, allocated.now, allocated.peak, [(c, n) for c, n in allocated.operations.values()])
+        for step in range(max(1, steps)):
+            seen = beside if beside is not None and step == max(1, steps) - 1 else nullcontext()
+            with allocated, seen:
+                if steps:
+                    plain_step(stage, packed, optimizer, autocast)
+                else:
+                    _backward(stage, packed, autocast)
+    return FakeStep(weights, allocated.now, allocated.peak)
+
+
+def plain_step(
+    stage: Stage, batch: Batch, optimizer: Optimizer, autocast: AbstractContextManager[object] | None = None
+) -> None:
+    """A step as the loop takes it, without the loop: forward, backward, clipping, optimizer, `after_step`."""
+    _backward(stage, batch, autocast)
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0, foreach=True)
+    optimizer.step()
+    optimizer.zero_grad()
+    stage.after_step()
+
+
+def _backward(stage: Stage, batch: Batch, autocast: AbstractContextManager[object] | None) -> None:
+    with autocast or nullcontext():
+        terms = stage(batch)
+    torch.stack([term.weight * term.total.float() for term in terms.values()]).sum().backward()
 
 
 def _like(tensor: Tensor, device: torch.device) -> Tensor:
@@ -139,17 +135,20 @@ def _replace_weights(stage: nn.Module, device: torch.device) -> None:
                 module._buffers[name] = new.setdefault(id(buffer), _like(buffer, device))
 
 
-class _Allocated(TorchDispatchMode):
-    """Counts the bytes of all storages on a device that operations make, while they live."""
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of all storages on a device that operations make in its context, while they live.
 
-    def __init__(self, device: torch.device):
+    Attributes:
+        now, peak: at this moment, and the most at any.
+    """
+
+    def __init__(self, device: torch.device | str):
         super().__init__()
-        self.device, self.now, self.peak = device.type, 0, 0
+        self.device, self.now, self.peak = torch.device(device).type, 0, 0
         self._sizes: dict[int, int] = {}
-        self.operations: dict[str, list[Any]] = {}
 
     def take(self, *made: Any) -> None:
-        """Tensors from now on, in any collections."""
+        """Counts tensors, in any collections, that were made before."""
         for tensor in tree_leaves([list(each) if not isinstance(each, Tensor) else each for each in made]):
             if isinstance(tensor, Tensor) and tensor.device.type == self.device:
                 storage = tensor.untyped_storage()
@@ -165,8 +164,6 @@ class _Allocated(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.take(tree_leaves(result))
-        call = tree_map_only(Tensor, Like.of, (func, args, kwargs or {}))
-        self.operations.setdefault(repr(call), [call, 0])[1] += 1
         return result
 
 

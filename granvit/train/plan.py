@@ -26,6 +26,7 @@ from granvit.train.recipes.base import Recipe
 from granvit.train.shapes import planned_model
 from granvit.train.stages.base import AnsweringStage
 from granvit.train.stages.config import AdaptConfig, FinetuneConfig, PretrainConfig, StageConfig
+from granvit.train.timing import peak_of
 
 # Tokens of a question and of its answer, coordinates as three decimals. The questions are the paper's, the answers'
 # lengths assumed (`Workload`); a global answer is a paragraph.
@@ -35,8 +36,8 @@ BOX = 30
 BEFORE = 20
 # The share of a GPU's memory that a step may take; the rest is the allocator's and the libraries'.
 USABLE = 0.9
-# Images at which memory is told, and between which it grows in proportion: with fewer the most may be allocated when
-# only gradients are left.
+# Images at which memory is predicted, growing in proportion beyond: with fewer images the peak may be where only
+# gradients are left.
 _MICRO_BATCHES = (16, 32)
 
 
@@ -45,16 +46,21 @@ class Device:
     """A GPU: dense bfloat16 in FLOP/s and memory in bytes, from its data sheet."""
 
     name: str
-    peak: float
     memory: float
+
+    @property
+    def peak(self) -> float:
+        peak = peak_of(self.name)
+        assert peak is not None, "tested for all of `DEVICES`"
+        return peak
 
 
 DEVICES = {
-    "h100": Device("H100 80 GB (SXM)", 989e12, 80e9),
-    "h200": Device("H200 141 GB", 989e12, 141e9),
-    "a100-80": Device("A100 80 GB", 312e12, 80e9),
-    "a100-40": Device("A100 40 GB", 312e12, 40e9),
-    "l40s": Device("L40S 48 GB", 362e12, 48e9),
+    "h100": Device("H100 80 GB (SXM)", 80e9),
+    "h200": Device("H200 141 GB", 141e9),
+    "a100-80": Device("A100 80 GB", 80e9),
+    "a100-40": Device("A100 40 GB", 40e9),
+    "l40s": Device("L40S 48 GB", 48e9),
 }
 
 
@@ -171,13 +177,12 @@ def plan(
         f"each image has {workload.regions:g} regions",
     ]
     recipe = recipe.resolved(workload.images, gpus)
-    stages = [_plan_stage(recipe, stage, workload, device, gpus, mfu) for stage in recipe.stages]
+    stages = [_plan_stage(recipe, number, workload, device, gpus, mfu) for number in range(len(recipe.stages))]
     return Plan(recipe.name, device, gpus, mfu, price, workload, stages, assumed)
 
 
-def _plan_stage(
-    recipe: Recipe, config: StageConfig, workload: Workload, device: Device, gpus: int, mfu: float
-) -> StagePlan:
+def _plan_stage(recipe: Recipe, number: int, workload: Workload, device: Device, gpus: int, mfu: float) -> StagePlan:
+    config = recipe.stages[number]
     if not isinstance(config, PretrainConfig | AdaptConfig | FinetuneConfig):
         raise GranvitError(f"{config.folder}: a plan knows the paper's stages, not {config.kind!r}")
     config = replace(config, smoothing=0.0)  # which changes no shape, and reads values
@@ -219,7 +224,7 @@ def _plan_stage(
         sent=sent * (gpus - 1) / gpus,
         checkpoint=4.0 * everything + 8.0 * trained,
         reads=together / seconds * workload.kilobytes * 1e3,
-        cheaper=cheaper,
+        cheaper={f"stages.{number}.{setting}": flops for setting, flops in cheaper.items()},
     )
 
 
@@ -321,14 +326,15 @@ def table(planned: Plan) -> list[str]:
             f"| {stage.reads / 1e6:,.0f} MB/s |"
         )
     lines.append("")
-    for stage in planned.stages:
+    for number, stage in enumerate(planned.stages):
         whole = stage.flops_per_image
         shares = ", ".join(f"{name} {part / whole:.0%}" for name, part in stage.flops.items() if part)
         lines.append(f"{stage.name}: {shares} of the arithmetic.")
         lines += [f"  --{setting} would take {flops / whole:.0%} of it." for setting, flops in stage.cheaper.items()]
         if not stage.largest:
+            loop = f"--stages.{number}.loop"
             lines.append(
-                "  No image fits: try --stages.N.loop.parallel fsdp or .gradient-checkpointing encoder language."
+                f"  No image fits: try {loop}.parallel fsdp or {loop}.gradient-checkpointing encoder language."
             )
     cost = "" if planned.cost is None else f", {planned.cost:,.0f} at {planned.price:g} per GPU and hour"
     lines.append(

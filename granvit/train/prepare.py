@@ -108,12 +108,12 @@ class Prepare:
         assert image is not None
         crops, crop_boxes = self._crops(image, view, boxes)
         canvases = view.canvases(image, self.fill)
-        digests = [hashlib.blake2b(canvas.tobytes(), digest_size=16).hexdigest() for canvas in canvases]
+        hashed = canvases if self.digests else ()
         shown = canvases if isinstance(view, TiledView) else canvases[0]
         return Sample(
             *(record.id, branches, shown, crops, crop_boxes, view),
             image_tokens=self._image_tokens(view),
-            digests=digests if self.digests else (),
+            digests=[hashlib.blake2b(canvas.tobytes(), digest_size=16).hexdigest() for canvas in hashed],
         )
 
     def _image_tokens(self, view: View) -> int | None:

@@ -42,8 +42,17 @@ def _siglip(width: int, inner: int, layers: int, heads: int, side: int, patch: i
     )
 
 
-def _qwen(width: int, layers: int, heads: int, keys: int, inner: int, words: int = 151_936, tied: bool = True) -> Any:
-    return Qwen2Config(
+def _language(
+    kind: type[PretrainedConfig],
+    width: int,
+    layers: int,
+    heads: int,
+    keys: int,
+    inner: int,
+    words: int,
+    tied: bool = True,
+) -> PretrainedConfig:
+    return kind(
         vocab_size=words,
         hidden_size=width,
         intermediate_size=inner,
@@ -55,30 +64,18 @@ def _qwen(width: int, layers: int, heads: int, keys: int, inner: int, words: int
     )
 
 
-def _llama(width: int, layers: int, heads: int, keys: int, inner: int, words: int, tied: bool) -> Any:
-    return LlamaConfig(
-        vocab_size=words,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=keys,
-        tie_word_embeddings=tied,
-    )
-
-
 # Published shapes, for a machine that has neither the checkpoint nor a network.
 SHAPES: dict[str, PretrainedConfig] = {
     "google/siglip2-so400m-patch16-512": _siglip(1152, 4304, 27, 16, 512, 16),
     "google/siglip2-so400m-patch14-384": _siglip(1152, 4304, 27, 16, 384, 14),
     "google/siglip2-base-patch16-256": _siglip(768, 3072, 12, 12, 256, 16),
     "google/siglip2-base-patch16-512": _siglip(768, 3072, 12, 12, 512, 16),
-    "Qwen/Qwen2.5-0.5B-Instruct": _qwen(896, 24, 14, 2, 4864),
-    "Qwen/Qwen2.5-1.5B-Instruct": _qwen(1536, 28, 12, 2, 8960),
-    "Qwen/Qwen2.5-3B-Instruct": _qwen(2048, 36, 16, 2, 11_008),
-    "Qwen/Qwen2.5-7B-Instruct": _qwen(3584, 28, 28, 4, 18_944, 152_064, tied=False),
-    "meta-llama/Meta-Llama-3-8B-Instruct": _llama(4096, 32, 32, 8, 14_336, 128_256, tied=False),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _llama(576, 30, 9, 3, 1536, 49_152, tied=True),
+    "Qwen/Qwen2.5-0.5B-Instruct": _language(Qwen2Config, 896, 24, 14, 2, 4864, 151_936),
+    "Qwen/Qwen2.5-1.5B-Instruct": _language(Qwen2Config, 1536, 28, 12, 2, 8960, 151_936),
+    "Qwen/Qwen2.5-3B-Instruct": _language(Qwen2Config, 2048, 36, 16, 2, 11_008, 151_936),
+    "Qwen/Qwen2.5-7B-Instruct": _language(Qwen2Config, 3584, 28, 28, 4, 18_944, 152_064, tied=False),
+    "meta-llama/Meta-Llama-3-8B-Instruct": _language(LlamaConfig, 4096, 32, 32, 8, 14_336, 128_256, tied=False),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _language(LlamaConfig, 576, 30, 9, 3, 1536, 49_152),
 }
 
 
@@ -99,8 +96,8 @@ def planned_model(recipe: Recipe) -> RegionModel:
     if recipe.encoder in NAMED_PARTS or recipe.language in NAMED_PARTS:
         return build_model(recipe)
     encoder = _config_of(recipe.encoder)
-    if (holder := HOLDERS.get(encoder.model_type)) is not None:
-        encoder = encoder.vision_config if hasattr(encoder, "vision_config") else getattr(encoder, holder)
+    if encoder.model_type in HOLDERS:
+        encoder = encoder.vision_config
     if encoder.model_type not in ENCODERS:
         raise GranvitError(f"{recipe.encoder}: no plan for encoders of type {encoder.model_type!r}")
     if recipe.canvas is not None:

@@ -1,36 +1,20 @@
 """Does what an exported model's card says, with plain `transformers`, where granvit cannot be imported.
 
-python -I export_child.py FOLDER: FOLDER/jobs.json holds pictures with a box and a phrase each, and what to ask and
+python -I without_granvit.py export_child.py FOLDER
+
+FOLDER/jobs.json holds pictures with a box and a phrase each, and what to ask and
 answer for the logits. For each model directory in FOLDER/models it runs the Python of README.md, asks both questions of
 every picture, and writes `said.json` and `said.safetensors` beside the card.
 """
 
-import importlib.util
 import json
 import os
 import re
 import sys
 from pathlib import Path
 
-
-class NoGranvit:
-    """Refuses the package under test, wherever it may be found."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "granvit":
-            raise ModuleNotFoundError(name, name=name)
-        return None
-
-
-sys.meta_path.insert(0, NoGranvit())
-try:
-    importlib.util.find_spec("granvit")
-    sys.exit("granvit can be imported here")
-except ModuleNotFoundError:
-    pass
-
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import torch
+from safetensors.torch import save_file
 
 
 def code_of(card: Path) -> str:

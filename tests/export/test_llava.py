@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.odd_pictures import odd_pictures
+from helpers.paths import WITHOUT_GRANVIT
 from helpers.tiny_languages import save_as_published
 from helpers.tiny_model import collate, make_model, make_tower, packed_logits
 from PIL import Image
@@ -106,7 +107,7 @@ def ours(model, job):
 
 def check_parity(folder, models, jobs, python=sys.executable):
     """The child's answers equal ours; the largest difference of a logit, of the largest logit."""
-    subprocess.run([python, "-I", CHILD, folder], cwd=folder, check=True)
+    subprocess.run([python, *WITHOUT_GRANVIT, CHILD, folder], cwd=folder, check=True)
     worst = 0.0
     for name, model in models.items():
         place = folder / "models" / name

@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+# Before a script: runs it where granvit cannot be imported.
+WITHOUT_GRANVIT = ("-I", str(ROOT / "tests" / "helpers" / "without_granvit.py"))
 REAL_DATA = (ROOT / "../shared/data").resolve()
 NO_REAL_DATA = "no real images: ../shared/data"
 

@@ -1,34 +1,18 @@
 """Loads an exported LLaVA-NeXT with plain `transformers`, where granvit cannot be imported, and answers with it.
 
-python -I next_child.py FOLDER: for each picture of FOLDER/pictures/*.png what FOLDER/llava makes of it and of the
+python -I without_granvit.py next_child.py FOLDER
+
+for each picture of FOLDER/pictures/*.png what FOLDER/llava makes of it and of the
 conversation in FOLDER/text.txt: features, the tokens, the logits; into FOLDER/answers.safetensors.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 
-
-class NoGranvit:
-    """Refuses the package under test, wherever it may be found."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "granvit":
-            raise ModuleNotFoundError(name, name=name)
-        return None
-
-
-sys.meta_path.insert(0, NoGranvit())
-try:
-    importlib.util.find_spec("granvit")
-    sys.exit("granvit can be imported here")
-except ModuleNotFoundError:
-    pass
-
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from transformers import AutoProcessor, LlavaNextForConditionalGeneration  # noqa: E402
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
 
 @torch.inference_mode()

@@ -1,35 +1,19 @@
 """Loads exported checkpoints with plain `transformers`, where granvit cannot be imported, and answers with them.
 
-python -I stock_child.py FOLDER: reads FOLDER/picture.png and FOLDER/questions.json; for each model directory in
+python -I without_granvit.py stock_child.py FOLDER
+
+reads FOLDER/picture.png and FOLDER/questions.json; for each model directory in
 FOLDER writes `answers.safetensors` into it: the logits of each whole conversation, features, generated tokens.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
-
-class NoGranvit:
-    """Refuses the package under test, wherever it may be found."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "granvit":
-            raise ModuleNotFoundError(name, name=name)
-        return None
-
-
-sys.meta_path.insert(0, NoGranvit())
-try:
-    importlib.util.find_spec("granvit")
-    sys.exit("granvit can be imported here")
-except ModuleNotFoundError:
-    pass
-
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from transformers import (  # noqa: E402
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
     AutoImageProcessor,
     AutoProcessor,
     LlavaForConditionalGeneration,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.paths import WITHOUT_GRANVIT
 from helpers.tiny_model import collate, make_model, packed_logits
 from PIL import Image
 from safetensors import safe_open
@@ -198,7 +199,7 @@ def test_plain_transformers_gives_the_same_logits_and_features(tmp_path):
         model.save(tmp_path / name / "llava")
         save_encoder(model, tmp_path / name / "encoder")
 
-    subprocess.run([sys.executable, "-I", CHILD, tmp_path], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, *WITHOUT_GRANVIT, CHILD, tmp_path], cwd=tmp_path, check=True)
 
     for name, model in models.items():
         stock = load_file(tmp_path / name / "answers.safetensors")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.paths import WITHOUT_GRANVIT
 from helpers.tiny_encoders import make_encoder
 from helpers.tiny_model import collate, make_language, make_model
 from PIL import Image
@@ -94,7 +95,7 @@ def test_plain_transformers_gives_the_same_of_pictures_of_twenty_shapes(kind, tm
     for n, size in enumerate(SHAPES):
         picture(size, n).save(tmp_path / "pictures" / f"{n:02}.png")
 
-    subprocess.run([sys.executable, "-I", CHILD, tmp_path], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, *WITHOUT_GRANVIT, CHILD, tmp_path], cwd=tmp_path, check=True)
 
     stock = load_file(tmp_path / "answers.safetensors")
     branch = model.dialog.branch(exchange)

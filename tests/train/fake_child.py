@@ -15,7 +15,7 @@ from sizes import make_model, make_samples  # noqa: E402
 from granvit.model import attention  # noqa: E402
 from granvit.model.packing import Batch, pack  # noqa: E402
 from granvit.model.region_model import RegionModel  # noqa: E402
-from granvit.train.fake import _Allocated, fake_step  # noqa: E402
+from granvit.train.fake import Allocated, fake_step, plain_step  # noqa: E402
 from granvit.train.optimizer import make_optimizer  # noqa: E402
 from granvit.train.stages.adapt import Adapt  # noqa: E402
 from granvit.train.stages.base import AnsweringStage  # noqa: E402
@@ -55,19 +55,12 @@ def all_stages(size: str) -> dict[str, Any]:
 def real_peak(stage: AnsweringStage, batch: Batch) -> int:
     """What a real step on the CPU allocates at most, weights included."""
     optimizer = make_optimizer(stage, 1e-5, 0.0, (0.9, 0.999), {})
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    allocated = _Allocated(torch.device("cpu"))
+    allocated = Allocated("cpu")
     allocated.take(stage.parameters(), stage.buffers())
     allocated.take([tensor for tensor in vars(batch).values() if isinstance(tensor, Tensor)])
     for _ in range(2):
         with allocated:
-            terms = stage(batch)
-            torch.stack([term.weight * term.total.float() for term in terms.values()]).sum().backward()
-            del terms
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            stage.after_step()
+            plain_step(stage, batch, optimizer)
     return allocated.peak
 
 

@@ -91,6 +91,7 @@ def test_padding_and_siblings_cost_nothing():
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H200", 989),
         ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
         ("NVIDIA GeForce RTX 4090", None),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,9 @@ def test_crops_at_the_canvas_size_are_named_as_what_costs_most() -> None:
     parts: dict[str, float] = many["flops"]  # type: ignore[assignment]
     assert parts["teacher"] == pytest.approx(16 * parts["encode"], rel=0.1)  # the projector is in "encode" too
     cheaper: dict[str, float] = many["cheaper"]  # type: ignore[assignment]
-    assert 0.3 * float(many["flops_per_image"]) < cheaper["sample.crop-size 128"] < float(many["flops_per_image"])  # type: ignore[arg-type]
+    assert (
+        0.3 * float(many["flops_per_image"]) < cheaper["stages.0.sample.crop-size 128"] < float(many["flops_per_image"])
+    )  # type: ignore[arg-type]
 
 
 def test_less_memory_lets_more_images_in() -> None:
@@ -119,3 +122,17 @@ def test_what_cannot_be_planned_is_one_line(words: list[str], said: str) -> None
     done = run(*words)
     assert done.returncode == 1 and said in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_each_gpu_has_a_peak_and_a_setting_that_is_named_can_be_given() -> None:
+    from granvit.train.plan import DEVICES
+
+    assert all(device.peak > 1e14 for device in DEVICES.values())
+    text = run(*SMALL, "--regions", "16").stdout
+    named = re.findall(r"--(stages\.\d\.sample\.crops \d+) would take (\d+)%", text)
+    assert len(named) == 1
+    before, after = (
+        stages(plan(*SMALL, "--regions", "16", *more))[0] for more in ([], ["--" + named[0][0].split()[0], "2"])
+    )
+    share = float(after["flops_per_image"]) / float(before["flops_per_image"])  # type: ignore[arg-type]
+    assert round(100 * share) == int(named[0][1])

@@ -8,10 +8,11 @@ shown is checked, and not kept: a record's picture is shown before the first que
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from granvit.corpus.check import Refused, UnreadConversation, shown
-from granvit.corpus.importers.base import as_split, as_text
+from granvit.corpus.check import UNKNOWN_SIZE, Refused, Rejection, UnreadConversation, shown
+from granvit.corpus.importers.base import Found, as_split, as_text, read_image
 from granvit.regions import Conversation, RegionImage, Role, Turn
 
 PLACE = "<image>"
@@ -165,6 +166,45 @@ def _pair(pair: Any, ask: Callable[[str], str] | None) -> Conversation:
     if not question.strip() or not answer.strip():
         return UnreadConversation(Refused("empty-turn", f"a question and its answer are {shown(pair)}"))
     return [Turn("user", ask(question) if ask else question), Turn("assistant", answer)]
+
+
+def entry_of(entry: Any) -> tuple[dict[str, Any], str | None]:
+    """An entry of a JSON file with the path of its one picture, None where it has none.
+
+    Raises:
+        Refused: it is none, or as `picture_in`, or "bad-field" for a picture that is no path.
+    """
+    if isinstance(entry, Refused):
+        raise entry
+    if not isinstance(entry, dict):
+        raise Refused("missing-field", f"an entry is {shown(entry)}")
+    name = picture_in(entry)
+    if name is not None and not isinstance(name, str):
+        raise Refused("bad-field", f"image should be one path, got {shown(name)}")
+    return entry, name
+
+
+def pictured_record(
+    root: Path, name: str, conversations: list[Conversation], source: str, licence: str, split: str
+) -> Found:
+    """A record of conversations about the picture `name` in the folder `root`, or why its picture cannot be read."""
+    try:
+        data = read_image(root, name)
+    except Refused as refused:
+        many = len(conversations)
+        return Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail, conversations=many)
+    return RegionImage(
+        id=f"{source}/{name}",
+        image=data,
+        width=UNKNOWN_SIZE[0],
+        height=UNKNOWN_SIZE[1],
+        regions=[],
+        uri=name,
+        source=source,
+        licence=licence,
+        split=as_split(split),
+        conversations=conversations,
+    )
 
 
 def text_record(id: str, conversation: Conversation, source: str, licence: str, split: str) -> RegionImage:

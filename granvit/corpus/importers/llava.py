@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from granvit.coordinates import Codec, get_codec
-from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, UnreadConversation, shown
+from granvit.corpus.check import LeftOut, Refused, Rejection, UnreadConversation, shown
 from granvit.corpus.importers.base import NO_BOX, Found, as_split, from_canvas, importer, read_image, read_json, size_of
 from granvit.corpus.importers.conversations import (
     OTHER_MEDIA,
     PICTURES,
     TURNS,
     conversation_in,
-    picture_in,
+    entry_of,
+    pictured_record,
     text_record,
 )
 from granvit.corpus.importers.jsonl import json_lines
@@ -75,16 +76,10 @@ def read(
     except ValueError as error:
         raise CorpusError(f"llava: {error}") from error
     said_of: dict[str, _Said] = {}
-    for index, entry in enumerate(entries(src)):
+    for index, stated in enumerate(entries(src)):
         where = f"{src.name}:{index}"
         try:
-            if isinstance(entry, Refused):
-                raise entry
-            if not isinstance(entry, dict):
-                raise Refused("missing-field", f"an entry is {shown(entry)}")
-            name = picture_in(entry)
-            if name is not None and not isinstance(name, str):
-                raise Refused("bad-field", f"image should be one path, got {shown(name)}")
+            entry, name = entry_of(stated)
         except Refused as refused:
             yield Rejection(refused.reason, "", where, None, refused.detail, conversations=1)
             continue
@@ -226,16 +221,10 @@ def read_sharegpt(
         CorpusError: no such file, or no list.
     """
     said_of: dict[str, list[Conversation]] = {}
-    for index, entry in enumerate(entries(src)):
+    for index, stated in enumerate(entries(src)):
         where = f"{src.name}:{index}"
         try:
-            if isinstance(entry, Refused):
-                raise entry
-            if not isinstance(entry, dict):
-                raise Refused("missing-field", f"an entry is {shown(entry)}")
-            name = picture_in(entry)
-            if name is not None and not isinstance(name, str):
-                raise Refused("bad-field", f"image should be one path, got {shown(name)}")
+            entry, name = entry_of(stated)
         except Refused as refused:
             yield Rejection(refused.reason, "", where, None, refused.detail, conversations=1)
             continue
@@ -246,21 +235,4 @@ def read_sharegpt(
         else:
             said_of.setdefault(name, []).append(conversation)
     for name, said in said_of.items():
-        try:
-            data = read_image(images or src.parent, name)
-        except Refused as refused:
-            many = len(said)
-            yield Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail, conversations=many)
-            continue
-        yield RegionImage(
-            id=f"{source}/{name}",
-            image=data,
-            width=UNKNOWN_SIZE[0],
-            height=UNKNOWN_SIZE[1],
-            regions=[],
-            uri=name,
-            source=source,
-            licence=licence,
-            split=as_split(split),
-            conversations=said,
-        )
+        yield pictured_record(images or src.parent, name, said, source, licence, split)

@@ -13,19 +13,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, UnreadConversation, shown
+from granvit.corpus.check import LeftOut, Refused, Rejection, UnreadConversation, shown
 from granvit.corpus.importers.base import (
     Found,
     as_split,
     as_text,
     importer,
     picture_root,
-    read_image,
     read_json,
 )
+from granvit.corpus.importers.conversations import pictured_record
 from granvit.corpus.layout import CorpusError
 from granvit.questions import ask_short
-from granvit.regions import Conversation, RegionImage, Turn
+from granvit.regions import Conversation, Turn
 
 
 @dataclass(frozen=True)
@@ -167,24 +167,7 @@ def _read(table: _Table, src: Path, images: Path | None, source: str, licence: s
         return
     root = picture_root(images, place, table.folders, (name for _, name in said_of))
     for (part, name), conversations in said_of.items():
-        try:
-            data = read_image(root, name)
-        except Refused as refused:
-            many = len(conversations)
-            yield Rejection(refused.reason, f"{source}/{name}", name, None, refused.detail, conversations=many)
-            continue
-        yield RegionImage(
-            id=f"{source}/{name}",
-            image=data,
-            width=UNKNOWN_SIZE[0],
-            height=UNKNOWN_SIZE[1],
-            regions=[],
-            uri=name,
-            source=source,
-            licence=licence,
-            split=part,
-            conversations=conversations,
-        )
+        yield pictured_record(root, name, conversations, source, licence, part)
 
 
 def _files(table: _Table, folder: Path) -> list[Path]:

@@ -28,11 +28,10 @@ class Finetune(AnsweringStage):
             self._train_encoder()
 
     def forward(self, batch: Batch) -> dict[str, Term]:
-        canvas = self.region_model.canvas
-        blank = batch.pixels is None
-        pixels = torch.zeros(1, canvas, canvas, 3, dtype=torch.uint8, device=batch.input_ids.device)
-        if batch.pixels is not None:
-            pixels = batch.pixels
+        pixels, blank = batch.pixels, batch.pixels is None
+        if pixels is None:
+            side = self.region_model.canvas
+            pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=batch.input_ids.device)
         with section("encode"):
             with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
                 features = self.region_model.features(pixels)
