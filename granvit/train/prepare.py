@@ -113,7 +113,7 @@ class Prepare:
         return Sample(
             *(record.id, branches, shown, crops, crop_boxes, view),
             image_tokens=self._image_tokens(view),
-            digests=[hashlib.blake2b(canvas.tobytes(), digest_size=16).hexdigest() for canvas in hashed],
+            digests=tuple(hashlib.blake2b(canvas.tobytes(), digest_size=16).hexdigest() for canvas in hashed),
         )
 
     def _image_tokens(self, view: View) -> int | None:
