@@ -3,6 +3,7 @@
 # make fuzz [CASES=10000]   damaged data sets, corpora and checkpoints: nothing lost, no traceback
 # make bench                every speed comparison, each against its baseline
 # make kills                every writing command killed at every file operation and given again, and two at once
+# make language             fetches and converts SmolLM2-135M, a real language model for development, into ~/.cache/granvit
 # make docs                 the documentation as a site, in site/
 #
 # Each target sets up .venv when pyproject.toml or constraints.txt is newer than it.
@@ -16,7 +17,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # A short spin before sleeping: on two idle cores the small model's steps are a fifth faster for it.
 export GOMP_SPINCOUNT = 100000
 
-.PHONY: demo test lint fuzz bench kills docs clean
+.PHONY: demo test lint fuzz bench kills language docs clean
 
 demo: .venv/core.stamp
 	$(BIN)/granvit demo $(if $(CORPUS),--out runs/own --corpus "$(CORPUS)",--out runs/demo)
@@ -42,6 +43,9 @@ docs: .venv/dev.stamp
 
 kills: .venv/dev.stamp
 	PYTHONPATH=tests $(BIN)/python -m kills.sweep
+
+language: .venv/dev.stamp
+	PYTHONPATH=tests $(BIN)/python -m helpers.smollm2
 
 clean:
 	rm -rf .venv build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

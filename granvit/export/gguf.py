@@ -17,9 +17,11 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
+from tokenizers import Tokenizer, models
 from torch import Tensor
 
 from granvit.errors import ExportError
+from granvit.loading.gguf_file import SPLITS, Split
 from granvit.model.families import body_of
 from granvit.model.region_model import RegionModel
 from granvit.model.settings import Precision
@@ -36,10 +38,8 @@ _TOWERS = ("siglip_vision_model", "clip_vision_model")
 # What the graph has a place for; not the final norm, nor a pooling head.
 _PARTS = ("embeddings.", "pre_layrnorm.", "encoder.")
 
-# How Qwen2's tokenizer cuts text before merging; llama.cpp knows that way by the name "qwen2".
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Language models by `model_type`.
+_LANGUAGES = {"qwen2": gguf.MODEL_ARCH.QWEN2, "llama": gguf.MODEL_ARCH.LLAMA}
 
 
 # --- encoder and projector -------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def write_mmproj(model: RegionModel, path: Path, name: str, precision: Precision
 
 
 def write_language(model: RegionModel, tokenizer: Path, path: Path, name: str, precision: Precision) -> None:
-    """A Qwen2 language model with its tokenizer.
+    """A Qwen2 or Llama language model with its tokenizer.
 
     Args:
         tokenizer: the checkpoint's tokenizer.json.
@@ -103,64 +103,108 @@ def write_language(model: RegionModel, tokenizer: Path, path: Path, name: str, p
         ExportError: another architecture, or a tokenizer that llama.cpp cannot follow exactly; the message says why.
     """
     text = model.llava.config.text_config
-    if text.model_type != "qwen2":
-        raise ExportError(f"only Qwen2 language models are written, this is a {text.model_type}")
-    if text.rope_parameters["rope_type"] != "default" or text.use_sliding_window:
-        raise ExportError("scaled rotary positions and sliding windows are not written")
+    if text.model_type not in _LANGUAGES:
+        raise ExportError(f"only Qwen2 and Llama language models are written, this is a {text.model_type}")
+    rope = text.rope_parameters["rope_type"]
+    if (rope != "default" and (rope, text.model_type) != ("llama3", "llama")) or getattr(text, "use_sliding_window", 0):
+        raise ExportError(f"rotary positions of type {rope!r}, and sliding windows, are not written")
     split = json.loads(tokenizer.read_text(encoding="utf-8"))
-    _check_tokenizer(split)
-    writer = GGUFWriter(path, "qwen2")
+    cut = _check_tokenizer(split)
+    architecture = _LANGUAGES[text.model_type]
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    writer = GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(_TYPES[precision][1])
+    writer.add_vocab_size(text.vocab_size)
     writer.add_context_length(text.max_position_embeddings)
     writer.add_embedding_length(text.hidden_size)
     writer.add_block_count(text.num_hidden_layers)
     writer.add_feed_forward_length(text.intermediate_size)
     writer.add_head_count(text.num_attention_heads)
     writer.add_head_count_kv(text.num_key_value_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
     writer.add_layer_norm_rms_eps(text.rms_norm_eps)
+    writer.add_rope_dimension_count(head)
     writer.add_rope_freq_base(text.rope_parameters["rope_theta"])
-    _add_tokenizer(writer, model, split, text.vocab_size)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, text.num_hidden_layers)
+    _add_tokenizer(writer, model, split, cut, text.vocab_size)
+    names = gguf.get_tensor_name_map(architecture, text.num_hidden_layers)
     for key, tensor in _language_weights(model):
         _add(writer, _renamed(names, key), tensor, precision)
+    if rope == "llama3":
+        _add(writer, "rope_freqs.weight", _slower(model, head), precision)
     _finish(writer)
+
+
+def _slower(model: RegionModel, head: int) -> Tensor:
+    """By how much Llama 3.1's scaling slows each rotary frequency down, (head / 2,)."""
+    rotary = model.llava.model.language_model.rotary_emb
+    theta = model.llava.config.text_config.rope_parameters["rope_theta"]
+    plain = 1.0 / theta ** (torch.arange(0, head, 2, dtype=torch.float64) / head)
+    return plain / rotary.inv_freq.double().cpu()
 
 
 def _language_weights(model: RegionModel) -> Iterator[tuple[str, Tensor]]:
     """The weights by their names in a causal language model; a tied head is left out."""
+    text = model.llava.config.text_config
+    heads = {"q_proj": text.num_attention_heads, "k_proj": text.num_key_value_heads}
     for key, tensor in model.llava.model.language_model.state_dict().items():
+        projection = key.split(".")[-2]
+        if text.model_type == "llama" and projection in heads:
+            tensor = _paired(tensor, heads[projection])
         yield f"model.{key}", tensor
-    if not model.llava.config.text_config.tie_word_embeddings:
+    if not text.tie_word_embeddings:
         yield "lm_head.weight", model.llava.lm_head.weight
 
 
-def _check_tokenizer(split: Mapping[str, Any]) -> None:
-    """Hold tokenizer.json to what llama.cpp does under the name "qwen2".
+def _paired(tensor: Tensor, heads: int) -> Tensor:
+    """Rows of a Llama's query or key projection (heads * head, ...) in the order of llama.cpp's rotation.
+
+    It turns neighbours (0, 1), (2, 3) ... where transformers turns a number of a head's first half with that of its
+    second: (0, head / 2), (1, head / 2 + 1) ... For Qwen2 both do the latter.
+    """
+    return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
+
+
+def _check_tokenizer(split: Mapping[str, Any]) -> str:
+    """Hold tokenizer.json to the ways of cutting text that llama.cpp knows; the name of its way.
 
     Raises:
-        ExportError: it would cut some text otherwise.
+        ExportError: llama.cpp would cut some text otherwise.
     """
-    before = split["pre_tokenizer"] or {}
-    steps = before.get("pretokenizers", [before])
-    regex = [s["pattern"].get("Regex") for s in steps if s.get("type") == "Split"]
-    bytewise = [s for s in steps if s.get("type") == "ByteLevel"]
-    known = len(steps) == 2 and regex == [_QWEN2_SPLIT] and bytewise and not bytewise[0]["add_prefix_space"]
-    if split["model"]["type"] != "BPE" or not known:
-        kinds = " + ".join(s.get("type", "none") for s in steps)
-        raise ExportError(f"its tokenizer ({split['model']['type']}, {kinds}) does not cut text as Qwen2's does")
+    before, kind = split["pre_tokenizer"] or {}, split["model"]["type"]
+    whole = bool(split["model"].get("ignore_merges"))
+    known = [name for name, way in SPLITS.items() if _same(before, way) and whole == way.ignore_merges]
+    if kind != "BPE" or not known:
+        kinds = " + ".join(s.get("type", "none") for s in before.get("pretokenizers", [before]))
+        raise ExportError(f"its tokenizer ({kind}, {kinds}) does not cut text as any of {', '.join(SPLITS)} does")
     if (split["normalizer"] or {"type": "NFC"})["type"] != "NFC":
         raise ExportError(f"its tokenizer changes text first ({split['normalizer']['type']})")
     stripped = [t["content"] for t in split["added_tokens"] if t["lstrip"] or t["rstrip"]]
     if stripped:
         raise ExportError(f"its token {stripped[0]!r} swallows the spaces beside it, which llama.cpp's tokens do not")
+    return known[0]
 
 
-def _add_tokenizer(writer: GGUFWriter, model: RegionModel, split: Mapping[str, Any], rows: int) -> None:
+def _same(before: Mapping[str, Any], way: Split) -> bool:
+    """Whether the "pre_tokenizer" of a tokenizer.json cuts text in this way."""
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = way.pre_tokenizer()
+    ours = json.loads(plain.to_str())["pre_tokenizer"]
+    return _without_offsets(dict(before)) == _without_offsets(ours)
+
+
+def _without_offsets(steps: dict[str, Any]) -> list[dict[str, Any]]:
+    """What decides how text is cut; `trim_offsets` says where a piece was found."""
+    return [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps.get("pretokenizers", [steps])]
+
+
+def _add_tokenizer(writer: GGUFWriter, model: RegionModel, split: Mapping[str, Any], cut: str, rows: int) -> None:
     """Tokens, merges, special tokens and chat template, as llama.cpp's converter writes them.
 
-    `rows` is the size of the embedding; ids without a token become unused ones.
+    `cut` is llama.cpp's name of the way it cuts text, `rows` the size of the embedding; ids without a token become
+    unused ones.
     """
     tokens, types = [f"[PAD{i}]" for i in range(rows)], [TokenType.UNUSED] * rows
     for token, i in split["model"]["vocab"].items():
@@ -170,7 +214,7 @@ def _add_tokenizer(writer: GGUFWriter, model: RegionModel, split: Mapping[str, A
         types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     merges = [m if isinstance(m, str) else " ".join(m) for m in split["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre(cut)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, dynamic_modul
 from transformers.utils import logging
 
 from granvit.loading.checkpoint_files import INDEX, LoadError, check_folder, elements, find_damage, read_json, shards
+from granvit.loading.gguf_file import GgufFile, alone, gguf_of, read_gguf, scale_positions
 
 # A loader that drops our `trust_remote_code=False` on its way to a part's loader would have that one ask on standard
 # input whether to run the checkpoint's code. With no time to answer there is no question and the answer is no.
@@ -44,11 +45,14 @@ def load(cls: Any, name: str | Path, **options: Any) -> Any:
     """A config, tokenizer, processor or image processor; `cls` is one of transformers' classes.
 
     Args:
-        name: a folder, or a name on the hub; without a network what the hub's cache has of it.
+        name: a folder, or a name on the hub; without a network what the hub's cache has of it. A config may also be a
+            GGUF file's.
 
     Raises:
         LoadError: there is no such checkpoint, its code would be needed, or a file of it is damaged.
     """
+    if cls is AutoConfig and (file := gguf_of(name)) is not None:
+        return _gguf_config(read_gguf(file))
     folder, source = find(name)
     with _as_load_error(name, cls, folder):
         return cls.from_pretrained(source, trust_remote_code=False, local_files_only=True, **options)
@@ -81,11 +85,53 @@ def load_model(
             ignore_mismatched_sizes=True,  # named below
             **options,
         )
+    _check_loaded(model, info, name, may_lack)
+    return model.eval()
+
+
+def _check_loaded(model: Any, info: Any, where: str | Path, may_lack: tuple[str, ...] = ()) -> None:
     lacking = sorted(key for key in info["missing_keys"] if not key.startswith(may_lack))
     lacking += sorted(key for key, *_ in info["mismatched_keys"])
     if lacking:
-        raise LoadError(name, f"weights missing or of the wrong shape: {lacking[:5]}")
-    check_finite(model, name)
+        raise LoadError(where, f"weights missing or of the wrong shape: {lacking[:5]}")
+    check_finite(model, where)
+
+
+def _gguf_config(file: GgufFile) -> Any:
+    with _as_load_error(file.path, None, file.path.parent), alone(file.path) as (folder, name):
+        config = AutoConfig.from_pretrained(folder, gguf_file=name, trust_remote_code=False, local_files_only=True)
+    # What the file calls itself goes by no name that a config has.
+    vars(config).pop("_model_name_or_path", None)
+    scale_positions(config, file)
+    config._name_or_path = file.path.name
+    return config
+
+
+def load_gguf(cls: Any, file: GgufFile, dtype: torch.dtype) -> Any:
+    """A model with the weights of a GGUF file, dequantised, in evaluation mode; a stock one from here on.
+
+    Raises:
+        LoadError: weights are missing, of the wrong shape or not finite.
+    """
+    config = _gguf_config(file)
+    _check_weights(cls, config, sum(file.elements.values()), file.path)
+    with _as_load_error(file.path, None, file.path.parent), alone(file.path) as (folder, name):
+        model, info = cls.from_pretrained(
+            folder,
+            gguf_file=name,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named below
+        )
+    # It is quantised no more; left there they keep it from being saved.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.config._name_or_path = file.path.name
+    _check_loaded(model, info, file.path)
     return model.eval()
 
 
@@ -154,11 +200,14 @@ def _check_size(cls: Any, config: Any, folder: Path) -> None:
     """Refuses a config of more weights than the files hold: missing ones would be made, whatever their size."""
     if getattr(config, "quantization_config", None) is not None:
         return
+    _check_weights(cls, config, sum(elements(path) for path in shards(folder)), f"{folder}/config.json")
+
+
+def _check_weights(cls: Any, config: Any, stored: int, where: str | Path) -> None:
     with torch.device("meta"):
         wanted = sum(p.numel() for p in build(cls, copy.deepcopy(config)).parameters())
-    stored = sum(elements(path) for path in shards(folder))
     if wanted > 2 * stored + 50_000_000:
-        raise LoadError(f"{folder}/config.json", f"a model of {wanted:,} weights, the files hold {stored:,}")
+        raise LoadError(where, f"a model of {wanted:,} weights, the files hold {stored:,}")
 
 
 # --- where it is -----------------------------------------------------------------------------------------------------
@@ -232,7 +281,7 @@ def hub_answers() -> bool:
 
 
 @contextmanager
-def _as_load_error(name: str | Path, cls: Any, folder: Path) -> Iterator[None]:
+def _as_load_error(name: str | Path, cls: Any | None, folder: Path) -> Iterator[None]:
     """Whatever goes wrong inside is an error of the checkpoint: a `LoadError` that names the file where it can.
 
     The library's own warnings are not printed: what they warn of, a token beyond the vocabulary or a weight that is
@@ -248,6 +297,8 @@ def _as_load_error(name: str | Path, cls: Any, folder: Path) -> Iterator[None]:
         # A panic in the tokenizers' Rust is no `Exception`.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if cls is None:  # of a single file, which has been looked at
+            raise LoadError(name, f"cannot be loaded: {one_line(error)}") from error
         find_damage(folder)
         if "trust_remote_code" in str(error):
             raise LoadError(name, "needs code of its own (auto_map), which is never run") from error

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from granvit.errors import GranvitError
-from granvit.loading.models import LoadError, load, load_model, read_settings_of
+from granvit.loading.gguf_file import gguf_of, read_gguf, tokenizer_of
+from granvit.loading.models import LoadError, load, load_gguf, load_model, read_settings_of
 from granvit.model.families import LANGUAGES
 
 
@@ -25,6 +26,9 @@ def load_language(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model of a known family with its tokenizer, in float32.
 
+    `language` may also be a GGUF file, or a folder with one, which is dequantised; its config says so then, as
+    `dequantized_from`.
+
     Raises:
         ValueError: there is no such checkpoint, it is of another architecture, lacks weights, or attends within a
             sliding window, which packed questions would not respect.
@@ -32,6 +36,8 @@ def load_language(
     if isinstance(language, tuple):
         _check(language[0].config, type(language[0]).__name__)
         return language
+    if (path := gguf_of(language)) is not None:
+        return _load_gguf(path)
     try:
         config = load(AutoConfig, language)
     except LoadError as error:
@@ -40,6 +46,15 @@ def load_language(
         ) from error
     _check(config, language)
     return load_model(AutoModelForCausalLM, language, dtype=torch.float32), _load_tokenizer(language)
+
+
+def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    file = read_gguf(path)
+    tokenizer = tokenizer_of(file)
+    model = load_gguf(AutoModelForCausalLM, file, torch.float32)
+    _check(model.config, path)
+    model.config.dequantized_from = f"{path.name} ({file.kind})"
+    return model, tokenizer
 
 
 def _check(config: PretrainedConfig, name: str | Path) -> None:

@@ -95,6 +95,9 @@ def _run_recipe(
     for stage in recipe.stages:
         stage.check()
         stage.prepare(model)  # what doesn't fit the model is reported now, not after hours of another stage
+    source = getattr(model.llava.config.text_config, "dequantized_from", None)
+    if source is not None and state.is_main_process:
+        print(f"language model: dequantised from {source}")
     if state.is_main_process:  # only now: what can't begin leaves no folder
         recipe.save(run_dir / RECIPE, state.num_processes)
         write_text(run_dir / DATA, json.dumps(data, indent=1) + "\n")

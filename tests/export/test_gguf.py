@@ -10,50 +10,35 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, TokenType
+from helpers.byte_tokenizer import byte_tokenizer
 from helpers.served import Process
-from helpers.tiny_model import CANVAS, PATCH, TEXTS, make_language, make_model, make_tower
+from helpers.tiny_model import CANVAS, PATCH, make_language, make_model, make_tower
 from PIL import Image
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from granvit.export.gguf import _QWEN2_SPLIT, write_mmproj
+from granvit.export.gguf import write_mmproj
 from granvit.export.llava import ExportError, export
 from granvit.model.assemble import assemble
 from granvit.model.region_model import Settings
-from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
+from granvit.questions import GLOBAL
 
 CHECK = Path(__file__).parents[2] / "docs" / "check_served.py"
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+# Of each way of cutting text an architecture that comes with it.
+KINDS = {"qwen2": "qwen2", "llama-bpe": "llama", "smollm": "llama"}
 
 
-def qwen_tokenizer():
-    """Cuts text as Qwen2's does, with merges of its own."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QWEN2_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([*TEXTS, GLOBAL, *BBOX2CAPTION, CAPTION2BBOX, "[0.125, 0.500]"], trainer)
-    tokenizer.add_special_tokens(SPECIAL)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-
-
-def qwen_model(**settings):
-    tokenizer = qwen_tokenizer()
-    language = make_language("qwen2", tokenizer)
+def made(way, **settings):
+    tokenizer = byte_tokenizer(way)
+    language = make_language(KINDS[way], tokenizer)
     language.resize_token_embeddings(len(tokenizer) + 9)  # real checkpoints have rows to spare
     return assemble(make_tower(), (language, tokenizer), Settings(**settings))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return qwen_model()
+    return made("qwen2")
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +179,7 @@ def test_a_clip_tower_too(tmp_path):
     )
     for parameter in tower.parameters():
         torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
-    tokenizer = qwen_tokenizer()
+    tokenizer = byte_tokenizer("qwen2")
     model = assemble(tower, (make_language("qwen2", tokenizer), tokenizer), Settings())
     write_mmproj(model, tmp_path / "clip.gguf", "clip", "float32")
     assert facts(tmp_path / "clip.gguf")["clip.use_gelu"] is False
@@ -270,7 +255,7 @@ STRANGE = {
     "another way to cut text": (lambda t: t.update(pre_tokenizer={"type": "Whitespace"}), "Whitespace.*does not cut"),
     "a space in front": (
         lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
-        "does not cut text as Qwen2's",
+        "does not cut text as any of qwen2, llama-bpe",
     ),
     "a greedy token": (lambda t: t["added_tokens"][0].update(lstrip=True), "swallows the spaces"),
     "small letters": (lambda t: t.update(normalizer={"type": "Lowercase"}), r"changes text first \(Lowercase\)"),
@@ -291,11 +276,11 @@ def test_what_the_tokenizers_of_llama_cpp_cannot_do_is_reported(model, tmp_path,
 
 
 def test_without_its_tokenizer_the_encoder_goes_alone_and_the_card_says_so(tmp_path):
-    make_model("llama").save(tmp_path / "trained")
+    make_model("qwen3").save(tmp_path / "trained")
     made = export(tmp_path / "trained", tmp_path / "out", "gguf")
-    assert made.left_out == ["the language model: only Qwen2 language models are written, this is a llama"]
+    assert made.left_out == ["the language model: only Qwen2 and Llama language models are written, this is a qwen3"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["README.md", "mmproj-out.gguf"]
-    assert "**Not in here:** the language model: only Qwen2" in (tmp_path / "out/README.md").read_text()
+    assert "**Not in here:** the language model: only Qwen2 and Llama" in (tmp_path / "out/README.md").read_text()
 
 
 def test_without_the_package_the_command_says_what_to_install(model, tmp_path, monkeypatch):
