@@ -21,6 +21,8 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.flex_attention import flex_attention as flex_operator
+from torch._higher_order_ops.flex_attention import flex_attention_backward
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.attention.flex_attention import BlockMask
 from torch.optim import Optimizer
@@ -75,21 +77,16 @@ def fake_step(
     Raises:
         RuntimeError: an operation was given tensors of several devices, or of types that do not go together.
     """
-    target = torch.device(_stand_in() if device == "gpu" else device)
-    mode = FakeTensorMode()
-    autocast = torch.autocast(target.type, torch.bfloat16) if bf16 else nullcontext()
-    made = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    with mode, _values_from_cpu(mode):
-        _replace_weights(stage, target)
-        tensors: dict[str, Any] = {n: _like(value, target) for n, value in made.items() if isinstance(value, Tensor)}
-        packed = replace(batch, **tensors, host=batch)
+    target, autocast = device_of(device, bf16)
+    with faked(stage, target) as fake_batch:
+        packed = fake_batch(batch)
         optimizer = make_optimizer(stage, 1e-5, 0.0, (0.9, 0.999), {})
         for group in optimizer.param_groups:
             group["fused"], group["foreach"] = False, True  # fused kernels exist for devices that torch knows
         allocated = Allocated(target)
         allocated.take(stage.parameters(), stage.buffers())
         weights = allocated.now
-        allocated.take(tensors.values())
+        allocated.take(tensors_of(packed).values())
         for step in range(max(1, steps)):
             seen = beside if beside is not None and step == max(1, steps) - 1 else nullcontext()
             with allocated, seen:
@@ -98,6 +95,35 @@ def fake_step(
                 else:
                     _backward(stage, packed, autocast)
     return FakeStep(weights, allocated.now, allocated.peak)
+
+
+def device_of(device: str, bf16: bool) -> tuple[torch.device, AbstractContextManager[object]]:
+    """A device by its name, "gpu" for one that need not be there, and the autocast that runs there are under."""
+    target = torch.device(_stand_in() if device == "gpu" else device)
+    return target, torch.autocast(target.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+@contextmanager
+def faked(stage: nn.Module, device: torch.device) -> Iterator[Callable[[Batch], Batch]]:
+    """Within, all tensors are fake: the stage's weights, which remain so, and batches as the yielded function gives.
+
+    That function takes a batch on the CPU.
+    """
+    mode = FakeTensorMode()
+
+    def fake_batch(batch: Batch) -> Batch:
+        tensors: dict[str, Any] = {name: _like(each, device) for name, each in tensors_of(batch).items()}
+        return replace(batch, **tensors, host=batch)
+
+    with mode, _values_from_cpu(mode):
+        _replace_weights(stage, device)
+        yield fake_batch
+
+
+def tensors_of(made_of: Batch | attention.Branches) -> dict[str, Tensor]:
+    """The tensors among the fields."""
+    made = {f.name: getattr(made_of, f.name) for f in fields(made_of)}
+    return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
 
 def plain_step(
@@ -193,6 +219,7 @@ def _values_from_cpu(mode: FakeTensorMode) -> Iterator[None]:
         patch.object(distill, "_pooling_weights", real(distill._pooling_weights)),
         patch.object(attention.Branches, "of", lambda batch: real(_branches)(batch.on_host)),
         patch.object(attention, "_compiled", lambda: _flex_attention),
+        patch("torch.nn.attention.flex_attention._validate_device", lambda *_: None),  # knows a few by name
     ):
         yield
 
@@ -206,7 +233,8 @@ _branches = attention.Branches.of
 
 def _faked(mode: FakeTensorMode, result: Any) -> Any:
     if isinstance(result, attention.Branches):
-        return replace(result, **{f.name: mode.from_tensor(getattr(result, f.name)) for f in fields(result)})
+        faked: dict[str, Any] = {name: mode.from_tensor(each) for name, each in tensors_of(result).items()}
+        return replace(result, **faked)
     return tree_map_only(Tensor, mode.from_tensor, result)
 
 
@@ -248,6 +276,8 @@ def _stand_in() -> str:
     backend_registration._setup_privateuseone_for_python_backend("granvit_gpu", _StandIn())
     libraries = (torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL"))
     libraries[0].fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    for operator in (flex_operator, flex_attention_backward):  # inside compiled blocks
+        operator.py_impl(torch._C._dispatch_key_parse("AutocastPrivateUse1"))(_outside_autocast(operator))
     for name in _LOWERED:
         operation, _, overload = name.partition(".")
         found = getattr(getattr(torch.ops.aten, operation), overload or "default")
@@ -259,15 +289,22 @@ def _stand_in() -> str:
 _KEPT: list[torch.library.Library] = []
 
 
-def _in_bfloat16(operation: Any) -> Callable[..., Any]:
-    outside = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("AutocastPrivateUse1"))
+def _outside_autocast(operation: Any) -> Callable[..., Any]:
+    autocast = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("AutocastPrivateUse1"))
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(outside):
-            lower = [a.to(torch.bfloat16) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-            return operation(*lower, **kwargs)
+        with torch._C._ExcludeDispatchKeyGuard(autocast):
+            return operation(*args, **kwargs)
 
     return run
+
+
+def _in_bfloat16(operation: Any) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        lower = [a.to(torch.bfloat16) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        return operation(*lower, **kwargs)
+
+    return _outside_autocast(run)
 
 
 class _StandIn(backend_registration._DummyBackendModule):

@@ -43,6 +43,33 @@ def test_memory_is_that_of_a_real_step_on_the_cpu(steps: dict[str, object], stag
     assert told == pytest.approx(real, rel=0.05)
 
 
+@pytest.fixture(scope="module")
+def traced() -> dict[str, object]:
+    return run("eager")
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "adapt"])
+def test_blocks_at_paper_width_are_compiled_whole_and_never_again_once_lengths_vary(
+    traced: dict[str, object], stage: str
+) -> None:
+    # One graph for each kind of block (encoder, teacher, language model; stage 2 has no teacher), and one more
+    # where the number of positions, or of pictures, is seen to vary.
+    kinds, grown = {"pretrain": (3, 5), "adapt": (2, 4)}[stage]
+    assert traced[stage] == [kinds, grown, grown, grown, grown]
+
+
+def test_a_break_in_a_block_is_found(traced: dict[str, object]) -> None:
+    assert "graph_break" in str(traced["a break"])
+
+
+@pytest.mark.slow
+def test_backward_passes_are_compiled_whole_too() -> None:
+    made = run("aot_eager")
+    assert "RecompileError" in str(made.pop("a mask of one length"))
+    for name, graphs in made.items():
+        assert isinstance(graphs, list) and len(set(graphs[1:])) == 1 < graphs[0], name
+
+
 def test_weights_gradients_and_moments_of_a_model_are_counted_to_the_byte(steps: dict[str, object]) -> None:
     """Adapt at paper size: float32 weights of all, two moments of what trains."""
     counted, everything, trained = steps["bytes of adapt"]  # type: ignore[misc]
