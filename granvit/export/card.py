@@ -14,6 +14,7 @@ from granvit.errors import CheckpointError
 from granvit.export.older_names import OLDEST
 from granvit.files import read_regular
 from granvit.loading.run_folder import DATA, RECIPE, checkpoint_of
+from granvit.model.dialog import CHATML, LLAMA3
 from granvit.model.region_model import RegionModel, stock_classes
 from granvit.page import percent
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
@@ -36,6 +37,10 @@ _TASKS = {
     "locate_text": "find a line of text",
     "caption": "describe the whole picture",
 }
+# Kinds of stages that leave the language model as it was.
+_LANGUAGE_FROZEN = ("stage1", "encoder")
+# What llama.cpp calls the chat templates that are written here.
+_TEMPLATES = {CHATML: "chatml", LLAMA3: "llama3"}
 # Of the facts of an evaluation those that say nothing of whose machine it ran on.
 _CIRCUMSTANCES = ("Benchmarks", "Limit", "Reading")
 _LARGEST = 100_000_000  # bytes
@@ -128,8 +133,28 @@ def write_card(
         scores=_rows(source.metrics or {}),
         circumstances={k: v for k, v in (source.metrics or {}).get("facts", {}).items() if k in _CIRCUMSTANCES},
         left_out=left_out,
+        fits=_fits(recipe, text) if form == "gguf" else None,
+        template=_TEMPLATES.get(model.processor.chat_template),
     )
     path.write_text(page, encoding="utf-8")
+
+
+def _fits(recipe: dict[str, Any] | None, text: Any) -> dict[str, str] | None:
+    """Which GGUF "file" of the published language model does as well, and of which "model" if any of its files does.
+
+    None where the run trained the language model, or it was never published.
+
+    Runs that went on from a checkpoint don't know how that came about, and those of before don't know whether they did.
+    """
+    if recipe is None or recipe.get("init", "unknown") is not None:
+        return None
+    if any(stage["kind"] not in _LANGUAGE_FROZEN for stage in recipe["stages"]):
+        return None
+    if hasattr(text, "dequantized_from"):
+        return {"file": str(text.dequantized_from).rpartition(" (")[0], "model": ""}
+    name = recipe["language"]
+    published = "/" in name and not Path(name).is_absolute() and not Path(name).exists()
+    return {"file": f"{name.rpartition('/')[2]}.gguf", "model": name} if published else None
 
 
 def _millions(*modules: Any) -> str:

@@ -99,7 +99,7 @@ def _run_recipe(
     if source is not None and state.is_main_process:
         print(f"language model: dequantised from {source}")
     if state.is_main_process:  # only now: what can't begin leaves no folder
-        recipe.save(run_dir / RECIPE, state.num_processes)
+        recipe.save(run_dir / RECIPE, state.num_processes, init)
         write_text(run_dir / DATA, json.dumps(data, indent=1) + "\n")
     earlier = [] if init is not None else earlier_folders(recipe)
     if on_stage is not None and state.is_main_process:

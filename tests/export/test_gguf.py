@@ -1,6 +1,7 @@
 """GGUF files, held to the reader of the `gguf` package and to what llama.cpp's loader and LLaVA graph do with them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -237,6 +238,33 @@ def test_the_language_model_and_its_tokenizer(model, exported):
     assert len(weights) == len(state) and "output.weight" not in weights  # the head is tied
 
 
+@pytest.mark.parametrize("way", ["llama-bpe", "smollm"])
+def test_a_llama_and_its_tokenizer(way, tmp_path):
+    model = made(way)
+    model.save(tmp_path / "trained")
+    assert export(tmp_path / "trained", tmp_path / "tiny", "gguf").left_out == []
+    found, weights = facts(tmp_path / "tiny" / "tiny.gguf"), tensors(tmp_path / "tiny" / "tiny.gguf")
+    end = "<|eot_id|>" if way == "llama-bpe" else "<|im_end|>"
+    expected = {
+        "general.architecture": "llama",
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.rope.dimension_count": 8,
+        "tokenizer.ggml.pre": way,
+        "tokenizer.ggml.eos_token_id": model.processor.tokenizer.convert_tokens_to_ids(end),
+        "tokenizer.ggml.add_bos_token": False,  # Llama 3's template writes it
+    }
+    assert {name: found[name] for name in expected} == expected
+    state = model.llava.model.language_model.state_dict()
+    # Of each head of 8 rows the pairs that are turned together: neighbours there, four rows apart here.
+    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    for theirs, ours, heads in (("attn_q", "q_proj", 4), ("attn_k", "k_proj", 2)):
+        rows = [8 * head + row for head in range(heads) for row in order]
+        assert np.array_equal(weights[f"blk.1.{theirs}.weight"].data, state[f"layers.1.self_attn.{ours}.weight"][rows])
+    assert np.array_equal(weights["blk.1.attn_v.weight"].data, state["layers.1.self_attn.v_proj.weight"])
+    assert np.array_equal(weights["output.weight"].data, model.llava.lm_head.weight.detach())
+
+
 def test_merges_make_the_tokens_that_the_tokenizer_makes(model, exported):
     merges = facts(exported / "tiny.gguf")["tokenizer.ggml.merges"]
     again = Tokenizer(models.BPE(dict(model.processor.tokenizer.get_vocab()), [tuple(m.split(" ")) for m in merges]))
@@ -281,6 +309,67 @@ def test_without_its_tokenizer_the_encoder_goes_alone_and_the_card_says_so(tmp_p
     assert made.left_out == ["the language model: only Qwen2 and Llama language models are written, this is a qwen3"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["README.md", "mmproj-out.gguf"]
     assert "**Not in here:** the language model: only Qwen2 and Llama" in (tmp_path / "out/README.md").read_text()
+
+
+def card_of(folder, recipe, model):
+    """The model card of a run's GGUF export; `recipe` is what its recipe.json says beside the stages' settings."""
+    model.save(folder / "run" / "checkpoint")
+    loop = {"steps": 1, "batch_size": 1, "accumulate": 1, "lr": 1e-3}
+    kinds = recipe.pop("kinds")
+    stages = [{"kind": k, "name": "", "loop": loop, "sample": {"questions": {"global": 1.0}}} for k in kinds]
+    content = {"name": "a", "encoder": "e", "seed": 0, "processes": 1, "init": None, "stages": stages, **recipe}
+    (folder / "run" / "recipe.json").write_text(json.dumps({k: v for k, v in content.items() if v != "unknown"}))
+    export(folder / "run", folder / "out", "gguf")
+    card = (folder / "out" / "README.md").read_text()
+    named = re.findall(r"^llama-(?:server|mtmd-cli) -m (\S+) --mmproj (\S+)( --chat-template \w+)?", card, re.M)
+    assert all((folder / "out" / mmproj).exists() for _, mmproj, _ in named)
+    return card, {(file, template.strip()) for file, _, template in named}
+
+
+SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+FITS = "The language model was frozen while the encoder was trained"
+
+
+def test_the_command_of_the_card_names_the_file_that_was_written(model, tmp_path):
+    card, named = card_of(tmp_path, {"kinds": ["stage1", "stage2"], "language": SMOL}, model)
+    assert named == {("out.gguf", "")} and (tmp_path / "out" / "out.gguf").exists()
+    assert FITS not in card
+
+
+@pytest.mark.parametrize("init", ["runs/other", "unknown"])
+def test_of_a_run_that_went_on_from_another_nothing_is_claimed(model, tmp_path, init):
+    assert FITS not in card_of(tmp_path, {"kinds": ["stage1"], "language": SMOL, "init": init}, model)[0]
+
+
+def test_after_stage_1_the_card_names_the_published_file(model, tmp_path):
+    card, named = card_of(tmp_path, {"kinds": ["stage1"], "language": SMOL}, model)
+    assert named == {("out.gguf", "")}
+    assert f"{FITS}, so any GGUF file of `{SMOL}`, smaller ones included,\nfits too" in card
+    assert "`--chat-template chatml`" in card
+
+
+def test_where_it_was_not_written_the_command_takes_the_published_file(tmp_path):
+    tokenizer = byte_tokenizer("smollm")
+    qwen3 = assemble(make_tower(), (make_language("qwen3", tokenizer), tokenizer), Settings())
+    card, named = card_of(tmp_path, {"kinds": ["stage1"], "language": "Qwen/Qwen3-0.6B"}, qwen3)
+    assert named == {("Qwen3-0.6B.gguf", "--chat-template chatml")}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["README.md", "mmproj-out.gguf"]
+
+
+def test_where_there_is_none_at_all_no_command_names_one(tmp_path):
+    card, named = card_of(tmp_path, {"kinds": ["stage1", "stage2"], "language": "nano"}, make_model("qwen3"))
+    assert named == set() and "which is not in here" in card and FITS not in card
+
+
+def test_the_file_that_it_was_read_from_fits_too(model, tmp_path):
+    config = model.llava.config.text_config
+    config.dequantized_from = "some.Q4_1.gguf (Q4_1)"
+    try:
+        card, _ = card_of(tmp_path, {"kinds": ["stage1"], "language": "/home/me/some.Q4_1.gguf"}, model)
+    finally:
+        del config.dequantized_from
+    assert "so the file that it was read from, `some.Q4_1.gguf`,\nfits too" in card
+    assert "language model `some.Q4_1.gguf`" in card and "/home/me" not in card
 
 
 def test_without_the_package_the_command_says_what_to_install(model, tmp_path, monkeypatch):

@@ -95,9 +95,11 @@ class Recipe:
         """The recipe with every stage's steps and micro-batches as numbers (`StageConfig.resolved`)."""
         return replace(self, stages=[stage.resolved(images, processes) for stage in self.stages])
 
-    def save(self, path: Path, processes: int) -> None:
-        """The resolved recipe as JSON, beside the run it made, and on how many processes it runs."""
-        write_text(path, json.dumps({**self.facts(), "processes": processes}, indent=2) + "\n")
+    def save(self, path: Path, processes: int, init: Path | str | None = None) -> None:
+        """The resolved recipe as JSON, beside the run it made: also on how many processes it runs, and what it went
+        on from in place of its parts."""
+        facts = {**self.facts(), "processes": processes, "init": None if init is None else str(init)}
+        write_text(path, json.dumps(facts, indent=2) + "\n")
 
     def pretrained_parts(self) -> list[str]:
         """Of encoder and language model those that are weights of others: neither shipped with granvit nor fresh."""

@@ -41,6 +41,7 @@ def read_run(path: Path) -> tuple[Recipe, int]:
         raise GranvitError(f"{path}: cannot be read: {error.strerror}") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("stages"), list):
         raise GranvitError(f"{path}: not the recipe of a run: stages is missing")
+    facts.pop("init", None)
     processes = facts.pop("processes", 1)
     if type(processes) is not int or processes < 1:
         raise GranvitError(f"{path}: processes is {processes!r}, expected a positive number")
