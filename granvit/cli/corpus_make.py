@@ -24,6 +24,7 @@ from granvit.corpus.importers.parquet import BoxFormat
 from granvit.corpus.importers.run import Group
 from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError
 from granvit.corpus.synthetic.synthesize import synthesize
+from granvit.corpus.synthetic.wordings import Style
 from granvit.geometry import Frame
 
 SHOWN_PROBLEMS = 20
@@ -153,12 +154,17 @@ class Draw:
     """Share of all pictures that is rendered text in their place: words and numbers in many fonts, a box per letter."""
     split: Literal["train", "val", "test"] = "train"
     """The split that the pictures belong to."""
+    style: Style = "plain"
+    """How scenes are spoken of: plain, one sentence for each object; natural, as people do; natural-wordings and
+    natural-combinations, in words, and about colors of shapes, that natural keeps for them."""
 
     def run(self) -> int:
         """Exit status: 0, or 1 when OUT holds something else."""
         try:
             corpus = synthesize(
-                self.out, self.count, self.seed, self.size, self.documents, self.split, prints=self.prints
+                *(self.out, self.count, self.seed, self.size, self.documents, self.split),
+                prints=self.prints,
+                style=self.style,
             )
         except CorpusError as error:
             return fail(str(error))

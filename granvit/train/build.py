@@ -63,9 +63,10 @@ def embedded_corpora(corpus: EmbeddedCorpus, folder: Path | str = "runs/corpora"
     low, high = corpus.objects
     for split, count, seed in (("train", corpus.train, corpus.seed), ("val", corpus.val, corpus.seed + _HELD_OUT_SEED)):
         name = f"embedded-{split}-{count}-{corpus.size}px-{corpus.documents}-{low}to{high}-{corpus.prints}-{seed}"
+        name += "" if corpus.style == "plain" else f"-{corpus.style}"
         settings = (count, seed, corpus.size, corpus.documents, split, corpus.objects, corpus.prints)
         with locked(Path(folder) / name, wait=True):  # of several processes one draws
-            made.append(synthesize(Path(folder) / name, *settings))
+            made.append(synthesize(Path(folder) / name, *settings, style=corpus.style))
     return made[0], made[1]
 
 
@@ -79,7 +80,7 @@ def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, fl
     """
     embedded = recipe.corpus
     if not corpora and not any(stage.reads_pictures for stage in recipe.stages):
-        drawn = (embedded.seed, embedded.size, embedded.documents, embedded.objects, embedded.prints)
+        drawn = (embedded.seed, embedded.size, embedded.documents, embedded.objects, embedded.prints, embedded.style)
         return [(LazySynthetic(embedded.train, *drawn), 1.0)]
     if not corpora:
         return [(embedded_corpora(embedded)[0], 1.0)]

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from granvit.corpus.layout import CorpusError, read_manifest
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.corpus.synthetic.rendered_text import is_rendered_text, render_text
-from granvit.corpus.synthetic.scenes import OBJECTS, draw, encode, layout
+from granvit.corpus.synthetic.scenes import OBJECTS, draw, encode
+from granvit.corpus.synthetic.wordings import Style, lay_out
 from granvit.errors import GranvitError
 from granvit.files import locked
 from granvit.regions import RegionImage
@@ -28,12 +29,21 @@ _CHUNK = 32
 
 
 def make(
-    index: int, seed: int, size: int, documents: float, objects: tuple[int, int] = OBJECTS, prints: float = 0.0
+    index: int,
+    seed: int,
+    size: int,
+    documents: float,
+    objects: tuple[int, int] = OBJECTS,
+    prints: float = 0.0,
+    style: Style = "plain",
 ) -> RegionImage:
-    """Picture number `index` with its bytes; `size` is its side in pixels, `prints` the share of rendered text."""
+    """Picture number `index` with its bytes.
+
+    `size` is its side in pixels, `prints` the share of rendered text, `style` how scenes are spoken of.
+    """
     if is_rendered_text(seed, index, prints):
         return render_text(seed, index, size)
-    what = layout(seed, index, size, documents, objects)
+    what = lay_out(seed, index, size, documents, objects, style)
     return replace(what.record, image=encode(draw(what, seed, index)))
 
 
@@ -48,6 +58,7 @@ def synthesize(
     prints: float = 0.0,
     workers: int | None = None,
     progress: bool = True,
+    style: Style = "plain",
 ) -> Corpus:
     """The embedded corpus of `count` pictures in `out`; one that is already there with the same settings is kept.
 
@@ -71,8 +82,10 @@ def synthesize(
             "prints": prints,
         }
     }
+    if style != "plain":  # of those older than styles, and of all plain ones, nothing more is written down
+        meta["embedded"] = {**meta["embedded"], "style": style}  # type: ignore[dict-item]
     workers = min(workers or os.cpu_count() or 1, math.ceil(count / _CHUNK))  # a process takes a second to start
-    job = partial(make, seed=seed, size=size, documents=documents, objects=objects, prints=prints)
+    job = partial(make, seed=seed, size=size, documents=documents, objects=objects, prints=prints, style=style)
     with locked(out):
         there = _embedded(out, split)
         if there != meta["embedded"]:
@@ -124,7 +137,7 @@ class LazySynthetic:
     """`count` records of the embedded corpus `seed`, laid out when asked for, without their pictures.
 
     `size` is the picture's side in pixels, `documents` the share of documents in [0, 1], `objects` the fewest and most
-    objects of a scene, `prints` the share of pictures of rendered text.
+    objects of a scene, `prints` the share of pictures of rendered text, `style` how scenes are spoken of.
     """
 
     def __init__(
@@ -135,9 +148,10 @@ class LazySynthetic:
         documents: float,
         objects: tuple[int, int] = OBJECTS,
         prints: float = 0.0,
+        style: Style = "plain",
     ):
         self.count, self.seed, self.size = count, seed, size
-        self.documents, self.objects, self.prints = documents, objects, prints
+        self.documents, self.objects, self.prints, self.style = documents, objects, prints, style
 
     def __len__(self) -> int:
         return self.count
@@ -145,4 +159,4 @@ class LazySynthetic:
     def __getitem__(self, index: int) -> RegionImage:
         if is_rendered_text(self.seed, index, self.prints):
             return replace(render_text(self.seed, index, self.size), image=None)
-        return layout(self.seed, index, self.size, self.documents, self.objects).record
+        return lay_out(self.seed, index, self.size, self.documents, self.objects, self.style).record

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from granvit.corpus.synthetic.scenes import OBJECTS
+from granvit.corpus.synthetic.wordings import Style
 from granvit.errors import GranvitError
 from granvit.files import write_text
 from granvit.model.settings import Settings
@@ -47,6 +48,7 @@ class EmbeddedCorpus:
         objects: the fewest and the most objects of a scene.
         prints: the share of rendered text among all pictures, see `granvit.corpus.synthetic.rendered_text`.
         seed: of what is drawn.
+        style: how scenes are spoken of, see `granvit.corpus.synthetic.wordings`.
     """
 
     train: int = 6000
@@ -56,6 +58,7 @@ class EmbeddedCorpus:
     objects: tuple[int, int] = OBJECTS
     prints: float = 0.0
     seed: int = 1
+    style: Style = "plain"
 
 
 @dataclass
