@@ -7,8 +7,12 @@
 Timed is a stage-1 step (forward and backward, encoder and projector training, language model frozen). The baselines
 are
 
-    one by one     every question is a sequence of its own, with its own run of the encoder
-    encoded once   every question is a sequence of its own, the image is encoded once and its embeddings repeated
+    no shared text   packed, but every question has all of its own words (`granvit.model.packing`: stems)
+    dense mask       packed, with one S x S boolean mask a row and torch's SDPA, as message trees are trained elsewhere
+    one by one       every question is a sequence of its own, with its own run of the encoder
+    encoded once     every question is a sequence of its own, the image is encoded once and its embeddings repeated
+
+(the first where the language model's tokenizer gives the questions words to share).
 
 on the same model (benchmarks/sizes.py), pictures and questions. The arms take turns, each round in another order; the
 table gives medians over the rounds and, in brackets, the range. A ratio is the median of the rounds' own ratios. Every
@@ -28,6 +32,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -35,14 +43,25 @@ from sizes import SIZES, autocast, machine, make_model, make_samples
 from torch import Tensor
 
 from granvit.corpus.synthetic.scenes import sample_texts
+from granvit.model import forward
 from granvit.model.forward import project
 from granvit.model.packing import Batch, Sample, pack
 from granvit.train.fake import Allocated
 from granvit.train.stages.pretrain import Pretrain
 
 REGIONS = (1, 4, 8, 16, 32)
-PACKED, ONE_BY_ONE, ENCODED_ONCE = "packed", "one by one", "encoded once"
-ARMS = (PACKED, ONE_BY_ONE, ENCODED_ONCE)
+PACKED, UNSHARED, DENSE = "packed", "no shared text", "dense mask"
+ONE_BY_ONE, ENCODED_ONCE = "one by one", "encoded once"
+ARMS = (PACKED, UNSHARED, DENSE, ONE_BY_ONE, ENCODED_ONCE)
+
+
+def with_dense_mask(language: Any, batch: Batch) -> tuple[Batch, dict[str, Any]]:
+    """In place of `fit_attention`: which position sees which, all S x S of them."""
+    return batch, {"attention_mask": batch.mask()}
+
+
+def without_stems(samples: Sequence[Sample]) -> list[Sample]:
+    return [replace(s, branches=[replace(b, stem=0) for b in s.branches]) for s in samples]
 
 
 def portions(stage: Pretrain, samples: Sequence[Sample], tokens: int, device: str) -> list[Batch]:
@@ -58,7 +77,9 @@ def make_step(arm: str, stage: Pretrain, samples: list[Sample], tokens: int, dev
     """Forward and backward of one arm; returns the mean loss over answer tokens."""
     model = stage.region_model
     alone = [Sample(s.id, [b], s.pixels) for s in samples for b in s.branches]
-    batches = portions(stage, samples if arm == PACKED else alone, tokens, device)
+    of_arm = {PACKED: samples, UNSHARED: without_stems(samples), DENSE: samples}
+    batches = portions(stage, of_arm.get(arm, alone), tokens, device)
+    mask = patch.object(forward, "fit_attention", with_dense_mask) if arm == DENSE else nullcontext()
     answers = sum(batch.counts["answer_tokens"] for batch in batches)
     images = portions(stage, samples, tokens, device)
     questions = len(samples[0].branches)
@@ -73,7 +94,7 @@ def make_step(arm: str, stage: Pretrain, samples: list[Sample], tokens: int, dev
         return loss.detach()
 
     def step() -> Tensor:
-        with autocast(device):
+        with autocast(device), mask:
             if arm != ENCODED_ONCE:
                 return torch.stack([through_language(batch, encode(batch)) for batch in batches]).sum()
             encoded = [encode(batch) for batch in images]
@@ -106,12 +127,12 @@ def check_equal(stage: Pretrain, steps: dict[str, Callable[[], Tensor]], device:
     loss_bound, gradient_bound = (1e-5, 1e-4) if device == "cpu" else (5e-3, 0.1)  # float32, or bfloat16 products
     patches = stage.tower.get_submodule("embeddings.patch_embedding").weight
     losses, gradients = [], []
-    for arm in ARMS:
+    for arm in steps:
         stage.zero_grad()
         losses.append(steps[arm]().item())
         gradients.append(patches.grad.clone())
     difference = (max(losses) - min(losses)) / losses[0]
-    assert difference <= loss_bound, f"the arms' losses differ: {dict(zip(ARMS, losses, strict=True))}"
+    assert difference <= loss_bound, f"the arms' losses differ: {dict(zip(steps, losses, strict=True))}"
     for gradient in gradients[1:]:
         assert (gradient - gradients[0]).norm() <= gradient_bound * gradients[0].norm(), "the arms' gradients differ"
     return difference
@@ -122,10 +143,11 @@ def time_arms(
 ) -> dict[str, list[float]]:
     """Seconds per step, a list over the rounds for each arm."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    arms = list(steps)
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
     for repeat in range(repeats):
-        at = repeat % len(ARMS)
-        for arm in ARMS[at:] + ARMS[:at]:
+        at = repeat % len(arms)
+        for arm in arms[at:] + arms[:at]:
             stage.zero_grad()
             wait()
             start = time.perf_counter()
@@ -154,10 +176,13 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=SIZES, default="nano")
     parser.add_argument("--language", help="a folder with a language model, in place of the size's")
+    parser.add_argument("--regions", type=int, nargs="+", help="per image; 1, 4, 8, 16 and 32")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="which to run; the packed one always")
     parser.add_argument("--tokens", type=int, help="per micro-batch; 16384 on a GPU, 8192 on the CPU")
     parser.add_argument("--quick", action="store_true", help="two images, three rounds, 1, 8 and 32 regions")
     options = parser.parse_args()
     images, repeats, counts = (2, 3, (1, 8, 32)) if options.quick else (options.images, options.repeats, REGIONS)
+    counts = options.regions or counts
     device, tokens = options.device, options.tokens or (16384 if options.device == "cuda" else 8192)
 
     texts = sample_texts(500)
@@ -170,13 +195,20 @@ def main() -> None:
     worst = 0.0
     for count in counts:
         samples = make_samples(stage.region_model, texts, images, count)
-        steps = {arm: make_step(arm, stage, samples, tokens, device) for arm in ARMS}
+        shares = any(branch.stem for branch in samples[0].branches)
+        arms = [arm for arm in ARMS if arm in (PACKED, *options.arms) and (arm != UNSHARED or shares)]
+        steps = {arm: make_step(arm, stage, samples, tokens, device) for arm in arms}
         worst = max(worst, check_equal(stage, steps, device))
         times = time_arms(stage, steps, repeats, device)
-        memory = {arm: peak_memory(steps[arm], device) for arm in ARMS}
+        memory = {arm: peak_memory(steps[arm], device) for arm in arms}
         facts[str(count)] = {}
         seconds[count] = statistics.median(times[PACKED]) / images
-        for arm in ARMS:
+        if shares:
+            few, many = (portions(stage, each, tokens, "cpu") for each in (samples, without_stems(samples)))
+            for name, count_of in (("tokens", lambda b: b.counts["tokens"]), ("arithmetic", stage.step_flops)):
+                ratio = sum(map(count_of, many)) / sum(map(count_of, few))
+                facts[str(count)][f"{name}_without_shared_text"] = round(ratio, 3)
+        for arm in arms:
             speeds = [images * count / t for t in times[arm]]
             spread = f"{statistics.median(speeds):.1f} [{min(speeds):.1f}, {max(speeds):.1f}]"
             faster = statistics.median(t / p for t, p in zip(times[arm], times[PACKED], strict=True))
@@ -187,16 +219,26 @@ def main() -> None:
             else:
                 name = arm.replace(" ", "_")
                 facts[str(count)] |= {f"speedup_vs_{name}": round(faster, 3), f"memory_vs_{name}": round(share, 3)}
-    prefix, branch = costs(seconds)
+    for count in counts:
+        if "tokens_without_shared_text" in facts[str(count)]:
+            of_tokens, of_flops = (facts[str(count)][f"{x}_without_shared_text"] for x in ("tokens", "arithmetic"))
+            print(f"{count:13}  without shared text: {of_tokens:.2f}x the tokens, {of_flops:.2f}x the arithmetic")
+    if ONE_BY_ONE in options.arms and len(counts) > 1:
+        report_bound(counts, facts, costs(seconds))
+    print(f"losses agree to {worst:.1e} of their size")
+    head = {"benchmark": "packing", "size": options.size, "device": device, "images": images, "repeats": repeats}
+    print(json.dumps({**head, "loss_difference": worst, "regions_per_image": facts}))
+
+
+def report_bound(counts: Sequence[int], facts: dict[str, dict[str, float]], cost: tuple[float, float]) -> None:
+    """What packing can give at most by the costs of an image and of a question, and how much of it was reached."""
+    prefix, branch = cost
     print(f"an image costs {prefix * 1e3:.1f} ms, a question {branch * 1e3:.2f} ms more")
     for count in counts:
         bound = count * (prefix + branch) / (prefix + count * branch)
         reached = facts[str(count)]["speedup_vs_one_by_one"] / bound
         facts[str(count)] |= {"bound": round(bound, 3), "share_of_bound": round(reached, 3)}
         print(f"{count:13}  one by one: at most {bound:.2f}x, reached {reached:.0%}")
-    print(f"losses agree to {worst:.1e} of their size")
-    head = {"benchmark": "packing", "size": options.size, "device": device, "images": images, "repeats": repeats}
-    print(json.dumps({**head, "loss_difference": worst, "regions_per_image": facts}))
 
 
 if __name__ == "__main__":

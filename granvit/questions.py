@@ -26,6 +26,8 @@ BBOX2CAPTION = (
     " in no more than 10 words.",
 )
 CAPTION2BBOX = "Please provide the bounding box coordinate of the region this sentence describes: "
+# What all questions of a kind begin with that are asked once for each region.
+BEGINNINGS: dict[str, str] = {"bbox2caption": BBOX2CAPTION[0], "caption2bbox": CAPTION2BBOX}
 
 # How benchmarks are asked that the paper reports but doesn't word: as LLaVA does, so that numbers can be compared.
 SHORT_ANSWER = "Answer the question using a single word or phrase."

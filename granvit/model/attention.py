@@ -12,7 +12,7 @@ no S x S tensor is made on a GPU, not even for a moment.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -39,26 +39,38 @@ _STEPS = 32
 
 @dataclass(frozen=True)
 class Branches:
-    """Where the M prefixes (P tokens each) and their branches lie in a batch's B rows of S positions.
+    """Where the M prefixes and their branches lie in a batch's B rows of S positions.
 
     Attributes:
-        prefixes: (M, P), positions counted through all rows.
+        prefixes: (M, P), positions counted through all rows, of each prefix and the stems behind it; what is missing of
+            P repeats some token.
         tokens: (M, N, L), those of each image's branches; what is missing of N and L repeats some token.
         places: (B, S), where a position's result is found among all prefixes' and then all branches'.
+        within: (M, P, P), which of its prefix and stems each of their tokens may see; None where nobody has stems.
+        behind: (M, N, P), which of them each branch sees.
     """
 
     prefixes: Tensor
     tokens: Tensor
     places: Tensor
+    within: Tensor | None = None
+    behind: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch) -> Branches:
         """The structure of a batch on the CPU, whose prefixes are of one length (`alike_prefixes`)."""
         branch, block = batch.branch_ids.flatten(), batch.block_ids.flatten()
-        prefixes = ((branch == 0) & (block >= 0)).nonzero().view(len(batch.ids), -1)
+        shared = ((branch == 0) & (block >= 0)).nonzero()[:, 0]
+        begins = batch.position_ids.flatten()[shared] == 0
+        owner, first = begins.cumsum(0) - 1, shared[begins]
+        longest = int(owner.bincount().max())
+        place = owner * longest + torch.arange(len(shared)) - begins.nonzero()[owner, 0]
+        prefixes = first.repeat_interleave(longest)
+        prefixes[place] = shared
+        prefixes = prefixes.view(len(batch.ids), longest)
         inside = (branch > 0).nonzero()[:, 0]
         # The number of a position's image: its prefix is the last one that begins before it.
-        image = torch.bucketize(inside, prefixes[:, 0].contiguous(), right=True) - 1
+        image = torch.bucketize(inside, first, right=True) - 1
         number = branch[inside] - 1
         most = int(number.max()) + 1
         segment, lengths = (image * most + number).unique_consecutive(return_counts=True)
@@ -68,9 +80,20 @@ class Branches:
         tokens = torch.zeros(len(batch.ids) * most * int(lengths.max()), dtype=torch.long)
         tokens[cell] = inside
         places = torch.zeros(len(branch), dtype=torch.long)
-        places[prefixes.flatten()] = torch.arange(prefixes.numel())
+        places[shared] = place
         places[inside] = prefixes.numel() + cell
-        return cls(prefixes, tokens.view(len(batch.ids), most, -1), places.view_as(batch.input_ids))
+        laid_out = cls(prefixes, tokens.view(len(batch.ids), most, -1), places.view_as(batch.input_ids))
+        return laid_out._with_stems(batch, place) if batch.stem_ids.any() else laid_out
+
+    def _with_stems(self, batch: Batch, place: Tensor) -> Branches:
+        """`place` says which entries of `prefixes` are not missing."""
+        codes, roots, stems = (each.flatten() for each in batch.segments())
+        seen = torch.full((self.prefixes.numel(),), torch.iinfo(torch.int32).min, dtype=torch.int32)
+        seen[place] = codes[self.prefixes.flatten()[place]]
+        seen = seen.view_as(self.prefixes)[:, None, :]
+        of_prefix = seen == roots[self.prefixes[:, 0]][:, None, None]
+        within = of_prefix | (seen == seen.transpose(1, 2))
+        return replace(self, within=within, behind=of_prefix | (seen == stems[self.tokens[..., :1]]))
 
     @property
     def scores(self) -> int:
@@ -85,10 +108,11 @@ class Branches:
         query_mp, query_mnl = self._laid_out(query, 1)
         key_mp, key_mnl = self._laid_out(key, groups)
         value_mp, value_mnl = self._laid_out(value, groups)
-        first = _hide_later(query_mp @ key_mp.transpose(-1, -2)).softmax(-1) @ value_mp
+        first = _hide_later(_only(self.within, query_mp @ key_mp.transpose(-1, -2))).softmax(-1) @ value_mp
         prefix, rows = key_mp.shape[-2], query_mnl.shape
         # Of the prefix all branches of an image ask at once: (M, heads, N * L, P).
         of_prefix = (query_mnl.flatten(2, 3) @ key_mp.transpose(-1, -2)).unflatten(2, rows[2:4])
+        of_prefix = _only(None if self.behind is None else self.behind[..., None, :], of_prefix)
         weights = torch.cat([of_prefix, _hide_later(query_mnl @ key_mnl.transpose(-1, -2))], -1).softmax(-1)
         rest = (weights[..., :prefix].flatten(2, 3) @ value_mp).view(rows) + weights[..., prefix:] @ value_mnl
         results = torch.cat([first.transpose(1, 2).flatten(0, 1), rest.permute(0, 2, 3, 1, 4).flatten(0, 2)])
@@ -103,6 +127,11 @@ class Branches:
         first, rest = rows.split([self.prefixes.numel(), self.tokens.numel()])
         branches = rest.unflatten(0, self.tokens.shape).permute(0, 3, 1, 2, 4)
         return first.unflatten(0, self.prefixes.shape).transpose(1, 2), branches
+
+
+def _only(seen: Tensor | None, scores: Tensor) -> Tensor:
+    """Scores (M, heads, ...) of what is seen, bool (M, ...); None is all."""
+    return scores if seen is None else scores.masked_fill(~seen[:, None], -torch.inf)
 
 
 def _hide_later(scores: Tensor) -> Tensor:
@@ -160,19 +189,20 @@ def bucket(length: int) -> int:
 
 def block_mask(batch: Batch) -> BlockMask:
     """`Batch.mask()` for FlexAttention. Rows hold whole tiles."""
-    codes, roots = batch.segments()
+    codes, roots, stems = batch.segments()
     some, every = _tiles(batch, codes, roots)
     return BlockMask.from_kv_blocks(
-        *_listed(some & ~every), *_listed(every), BLOCK_SIZE=TILE, mask_mod=visible(codes, roots)
+        *_listed(some & ~every), *_listed(every), BLOCK_SIZE=TILE, mask_mod=visible(codes, roots, stems)
     )
 
 
-def visible(codes: Tensor, roots: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def visible(codes: Tensor, roots: Tensor, stems: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The mask as a function of single positions. It closes over tensors alone, so other batches compile nothing."""
 
     def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = codes[row, key]
-        return (query >= key) & ((seen == codes[row, query]) | (seen == roots[row, query]))
+        own = (seen == codes[row, query]) | (seen == roots[row, query]) | (seen == stems[row, query])
+        return (query >= key) & own
 
     return mask_mod
 
@@ -181,7 +211,7 @@ def _tiles(batch: Batch, codes: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
     """In which tiles (B, queries, keys) something is visible, and in which certainly everything.
 
     Segments and blocks are contiguous, so of two tiles, keys before queries, only the keys' last and the queries' first
-    segment or block can be the same.
+    segment or block can be the same. A stem lies with the prefix: its tiles count as visible to the whole block.
     """
     first, last = codes[:, ::TILE], codes[:, TILE - 1 :: TILE]
     first_root, last_root = roots[:, ::TILE], roots[:, TILE - 1 :: TILE]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from os.path import commonprefix
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from granvit.errors import GranvitError
-from granvit.model.packing import Branch
-from granvit.questions import CONVERSATION, Coded, Exchange
+from granvit.model.packing import LEAST_STEM, Branch
+from granvit.questions import BEGINNINGS, CONVERSATION, Coded, Exchange
 from granvit.regions import Conversation, Role, without_system
 
 _MARK = "\x00question\x00"
@@ -55,6 +56,7 @@ class Dialog:
             raise GranvitError("the chat template does not show exactly one image before the question")
         before, after = rendered.split(image_token)
         self._image_name = image_token
+        self._beginnings: dict[str, list[int]] = {}
         self._around: dict[tuple[tuple[Role, ...], bool], list[str]] = {}
         self._head, self._tail = (self.plain.control(part) for part in after.split(_MARK))
         self._before: list[int] = self.plain.encode([self.plain.control(before)])[0]
@@ -113,9 +115,16 @@ class Dialog:
         ids = self.plain.encode([*texts, *(self._written(exchange.answer) for exchange in exchanges)])
         answers = [[*answer, self.end_token][:max_answer] for answer in ids[len(texts) :]]
         return [
-            Branch(question + answer, len(question), exchange.task)
+            Branch(question + answer, len(question), exchange.task, stem=self._stem(question, exchange.task))
             for question, answer, exchange in zip(ids, answers, exchanges, strict=False)
         ]
+
+    def _stem(self, question: list[int], task: str) -> int:
+        """How many tokens a question has in common with all of its kind, 0 where these are too few to be shared."""
+        if task not in self._beginnings:
+            self._beginnings[task] = self.plain.encode([self._head + BEGINNINGS.get(task, "").rstrip()])[0]
+        same = len(commonprefix((question[:-1], self._beginnings[task])))
+        return same if same >= LEAST_STEM else 0
 
     def conversations(self, said: Sequence[Conversation], pictured: bool, most: int | None = None) -> list[Branch]:
         """Each conversation as a branch, of which every answer with the token that ends it is predicted.

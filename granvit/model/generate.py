@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 
 from granvit.errors import GranvitError
 from granvit.geometry import View
+from granvit.model.packing import LEAST_STEM
 from granvit.model.region_model import RegionModel
 
 # float32 kernels of another batch size round logits otherwise: by up to 2e-5 where the largest logit is 23. Two words
@@ -50,10 +52,10 @@ def greedy(
 ) -> list[list[list[int]]]:
     """Answer tokens for each question of each image, without the end token.
 
-    The image prefix runs once per image; its keys and values are then shared by all its questions, which go on as
-    batches of at most `rows`. The answers are those that one stock `generate` call per question gives: in float32 a
-    question whose answer hung on rounding at some word is asked again by itself, so that no answer depends on what else
-    was asked beside it.
+    The image prefix runs once per image, and with it the words that all questions begin with; its keys and values are
+    then shared by all its questions, which go on as batches of at most `rows`. The answers are those that one stock
+    `generate` call per question gives: in float32 a question whose answer hung on rounding at some word is asked again
+    by itself, so that no answer depends on what else was asked beside it.
 
     Args:
         pixels: canvases, uint8 (K, H, W, 3): one for each of I images, or all of each one's view.
@@ -100,17 +102,19 @@ def _greedy(
     if not image_of:
         return [[] for _ in questions]
     flat = [question for asked in questions for question in asked]
-    prefilled, prefix = _prefill(model, pictures)
+    common = list(commonprefix([question[:-1] for question in flat])) if len(flat) > 1 else []
+    common = common if len(common) >= LEAST_STEM else []
+    prefilled, prefix = _prefill(model, pictures, common)
     said: list[list[int]] = []
     for part in _parts(flat, prefix, rows):
         # The whole of a small batch takes the prefix's place in memory; parts of a larger one copy from it.
         cache = prefilled if len(part) == len(flat) else _copy(prefilled)
-        asked, images = [flat[n] for n in part], [image_of[n] for n in part]
+        asked, images = [flat[n][len(common) :] for n in part], [image_of[n] for n in part]
         found, ties = _decode(model, cache, prefix, asked, images, max_new_tokens)
         if model.llava.dtype == torch.float32 and len(pictures) + len(flat) > 2:
             for tie in ties:
-                alone, _ = _prefill(model, [pictures[images[tie]]])
-                again, _ = _decode(model, alone, prefix, [asked[tie]], [0], max_new_tokens)
+                alone, before = _prefill(model, [pictures[images[tie]]])
+                again, _ = _decode(model, alone, before, [common + asked[tie]], [0], max_new_tokens)
                 found[tie] = again[0]
         said += found
     answers: list[list[list[int]]] = [[] for _ in questions]
@@ -193,10 +197,10 @@ def _near_tie(logits: Tensor, largest: Tensor) -> Tensor:
     return first - second <= _TIE * largest
 
 
-def _prefill(model: RegionModel, pictures: Sequence[_Shown]) -> tuple[DynamicCache, int]:
-    """Keys and values of every image's prefix, and the prefix's length."""
+def _prefill(model: RegionModel, pictures: Sequence[_Shown], common: Sequence[int] = ()) -> tuple[DynamicCache, int]:
+    """Keys and values of every image's prefix and what all questions begin with, and how many tokens these are."""
     language = model.llava.model.language_model
-    prefix = model.dialog.prefix(model.tokens_of(pictures[0].view))
+    prefix = [*model.dialog.prefix(model.tokens_of(pictures[0].view)), *common]
     ids = torch.tensor([prefix] * len(pictures), device=model.device)
     embeds = language.get_input_embeddings()(ids)
     canvases = torch.cat([picture.canvases for picture in pictures])

@@ -4,10 +4,14 @@ A *block* is one image: its prefix (everything up to the last image token), then
 with its answer. A branch sees the prefix and itself, never its siblings, and its positions start where the
 prefix ends. So the encoder and the prefix run once per image, and every branch computes what it would compute
 in a sequence of its own. A row of the batch holds one or more blocks; blocks never see each other.
+
+Branches that begin with the same words, as all questions of a kind do, share these as a *stem*: it stands once, behind
+the prefix, which it sees; such a branch sees prefix, stem and itself, and its positions go on where the stem ends.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Self
@@ -21,6 +25,11 @@ from torch import Tensor
 from granvit.geometry import View
 
 IGNORE = -100
+# A shared beginning of fewer tokens is not worth a segment of its own. The presets from random weights have the fixed
+# words of a question as one token, and so share nothing.
+LEAST_STEM = 4
+# The fields of a batch that have a number for each position.
+_SEQUENCES = ("input_ids", "position_ids", "block_ids", "branch_ids", "stem_ids", "labels", "is_image")
 
 
 @dataclass
@@ -33,12 +42,14 @@ class Branch:
         task: what is asked, a `Task` or "conversation".
         answers: where the answers of a conversation lie in `ids`, (start, end) of each; empty where there is one alone,
             which goes on to the end.
+        stem: so many of its first tokens, fewer than stand before the answer, are those of all questions of its kind.
     """
 
     ids: list[int]
     answer_start: int
     task: str
     answers: Sequence[tuple[int, int]] = ()
+    stem: int = 0
 
     @property
     def predicted(self) -> Sequence[tuple[int, int]]:
@@ -104,7 +115,8 @@ class Batch:
         input_ids: (B, S); image positions hold the image token.
         position_ids: (B, S), restarting after the prefix for every branch.
         block_ids: (B, S), which block of its row a position belongs to; -1 for padding.
-        branch_ids: (B, S), 0 for the prefix, n for the block's n-th branch.
+        branch_ids: (B, S), 0 for the prefix and stems, n for the block's n-th branch.
+        stem_ids: (B, S), k for the block's k-th stem and the branches behind it, 0 elsewhere.
         labels: (B, S), the token to predict *from* this position, or `IGNORE`.
         is_image: (B, S) bool; its True positions, row by row, take the I images' features in order.
         ids: the record ids of all blocks.
@@ -123,6 +135,7 @@ class Batch:
     position_ids: Tensor
     block_ids: Tensor
     branch_ids: Tensor
+    stem_ids: Tensor
     labels: Tensor
     is_image: Tensor
     ids: list[str]
@@ -175,37 +188,44 @@ class Batch:
         counts = [1 if view is None else view.count for view in self.views[: image + 1]]
         return slice(sum(counts[:-1]), sum(counts))
 
+    def of_branch(self, n: int) -> Tensor:
+        """Which positions (S,) of a batch that is one block are its n-th branch's, those of its stem among them."""
+        own = self.branch_ids[0] == n
+        stem = self.stem_ids[0][own][0]
+        return own | ((self.branch_ids[0] == 0) & (self.stem_ids[0] == stem) & (stem > 0))
+
     @property
     def padding(self) -> float:
         """The share of positions that hold nothing."""
         return (self.block_ids == -1).double().mean().item()
 
-    def segments(self) -> tuple[Tensor, Tensor]:
-        """Who sees whom in two numbers per position: the code of its segment, and that of its block's prefix, (B, S).
+    def segments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Who sees whom, in three numbers per position: the codes of its own segment, its block's prefix, its stem.
 
-        A segment is a prefix or a branch. A position sees earlier ones of its own segment and of its block's prefix.
+        All are (B, S). A segment is a prefix, a stem or a branch. A position sees earlier ones of these three; where it
+        has no stem the third is that of the prefix.
         A padding position is a segment of its own: it sees itself, so that no softmax runs over nothing.
         """
         index = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
-        most = len(self.tasks) + 1  # more than any branch's number
+        most = 2 * len(self.tasks) + 1  # more than the numbers of branches and, behind them, stems
         padding = self.block_ids == -1
         roots = torch.where(padding, -1 - index, self.block_ids * most).to(torch.int32)
-        return torch.where(padding, roots, roots + self.branch_ids).to(torch.int32), roots
+        stems = torch.where(self.stem_ids > 0, roots + len(self.tasks) + self.stem_ids, roots).to(torch.int32)
+        return torch.where(self.branch_ids > 0, roots + self.branch_ids, stems).to(torch.int32), roots, stems
 
     def mask(self) -> Tensor:
         """Which position (dim 2) may look at which (dim 3): bool (B, 1, S, S)."""
-        codes, roots = self.segments()
+        codes, roots, stems = self.segments()
         index = torch.arange(codes.shape[1], device=codes.device)
         seen = codes[:, None, :]
-        reachable = (seen == codes[:, :, None]) | (seen == roots[:, :, None])
+        reachable = (seen == codes[:, :, None]) | (seen == roots[:, :, None]) | (seen == stems[:, :, None])
         return (reachable & (index[:, None] >= index[None, :]))[:, None]
 
     def lengthened(self, length: int) -> Batch:
         """The same batch in rows of `length` positions, padded at their ends."""
         more = (0, length - self.input_ids.shape[1])
         padding = {"block_ids": -1, "labels": IGNORE}
-        names = ("input_ids", "position_ids", "block_ids", "branch_ids", "labels", "is_image")
-        longer: dict[str, Any] = {n: F.pad(getattr(self, n), more, value=padding.get(n, 0)) for n in names}
+        longer: dict[str, Any] = {n: F.pad(getattr(self, n), more, value=padding.get(n, 0)) for n in _SEQUENCES}
         return replace(self, **longer)
 
 
@@ -273,11 +293,17 @@ def pack(
         if not sample.branches or any(not 0 < b.answer_start < len(b.ids) for b in sample.branches):
             raise ValueError(f"sample {sample.id!r} has no question, or a question without an answer")
     prefixes = [_prefix(sample, prefix_ids, image_token) for sample in samples]
-    lengths = [len(p) + sum(len(b.ids) for b in s.branches) for p, s in zip(prefixes, samples, strict=True)]
+    stems = [_stems(sample) for sample in samples]
+    lengths = [
+        len(prefix)
+        + sum(map(len, own))
+        + sum(len(b.ids) - b.stem * (tuple(b.ids[: b.stem]) in own) for b in s.branches)
+        for prefix, own, s in zip(prefixes, stems, samples, strict=True)
+    ]
     rows = rows_of(lengths, max_tokens)
     shape = (len(rows), max(sum(lengths[i] for i in row) for row in rows))
     tokens = np.full(shape, pad_token)
-    positions, branch_ids = np.zeros(shape, int), np.zeros(shape, int)
+    positions, branch_ids, stem_ids = np.zeros((3, *shape), int)
     block_ids, labels = np.full(shape, -1), np.full(shape, IGNORE)
     for r, row in enumerate(rows):
         at = 0
@@ -287,13 +313,20 @@ def pack(
             tokens[r, at : at + len(prefix)] = prefix
             positions[r, at : at + len(prefix)] = np.arange(len(prefix))
             at += len(prefix)
+            for stem, k in stems[i].items():
+                tokens[r, at : at + len(stem)] = stem
+                positions[r, at : at + len(stem)] = len(prefix) + np.arange(len(stem))
+                stem_ids[r, at : at + len(stem)] = k
+                at += len(stem)
             for n, branch in enumerate(samples[i].branches, start=1):
-                end = at + len(branch.ids)
-                tokens[r, at:end] = branch.ids
-                positions[r, at:end] = len(prefix) + np.arange(len(branch.ids))
-                branch_ids[r, at:end] = n
+                k = stems[i].get(tuple(branch.ids[: branch.stem]), 0)
+                before = branch.stem if k else 0
+                end = at + len(branch.ids) - before
+                tokens[r, at:end] = branch.ids[before:]
+                positions[r, at:end] = len(prefix) + np.arange(before, len(branch.ids))
+                branch_ids[r, at:end], stem_ids[r, at:end] = n, k
                 for start, stop in branch.predicted:
-                    labels[r, at + start - 1 : at + stop - 1] = branch.ids[start:stop]
+                    labels[r, at + start - before - 1 : at + stop - before - 1] = branch.ids[start:stop]
                 at = end
     ordered = [samples[i] for row in rows for i in row]
     extras = [s.extra for s in ordered if s.extra is not None]
@@ -302,6 +335,7 @@ def pack(
         position_ids=torch.from_numpy(positions),
         block_ids=torch.from_numpy(block_ids),
         branch_ids=torch.from_numpy(branch_ids),
+        stem_ids=torch.from_numpy(stem_ids),
         labels=torch.from_numpy(labels),
         is_image=torch.from_numpy((tokens == image_token) & (branch_ids == 0) & (block_ids >= 0)),
         ids=[s.id for s in ordered],
@@ -323,6 +357,13 @@ def _prefix(sample: Sample, prefix_ids: Sequence[int], image_token: int) -> NDAr
     return np.asarray([i for i in prefix_ids if i != image_token] + [image_token] * sample.image_tokens)
 
 
+def _stems(sample: Sample) -> dict[tuple[int, ...], int]:
+    """The beginnings that several of an image's branches share, numbered from 1."""
+    counts = Counter(tuple(b.ids[: b.stem]) for b in sample.branches if b.stem)
+    shared = [stem for stem, count in counts.items() if count > 1 and not sample.text_only]
+    return {stem: k for k, stem in enumerate(shared, start=1)}
+
+
 def _pictures(samples: Sequence[Sample]) -> dict[str, Any]:
     """The picture side of a batch: canvases and crops."""
     tensors: dict[str, Tensor] = {}
@@ -337,9 +378,6 @@ def _pictures(samples: Sequence[Sample]) -> dict[str, Any]:
         owner = np.repeat([i for i, _, _ in with_crops], [len(crops) for _, crops, _ in with_crops])
         tensors["crop_image"] = torch.from_numpy(owner)
     return tensors
-
-
-_SEQUENCES = ("input_ids", "position_ids", "block_ids", "branch_ids", "labels", "is_image")
 
 
 def unpack(batch: Batch) -> list[Batch]:

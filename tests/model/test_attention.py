@@ -76,8 +76,7 @@ def test_prefix_tiles_are_full_and_siblings_are_skipped():
     # Four tiles of prefix, causal; each branch of one tile sees them whole and half of itself.
     assert ours.full_kv_num_blocks[0, 0].tolist() == [0, 1, 2, 3, 4, 4, 4, 4]
     assert ours.kv_num_blocks[0, 0].tolist() == [1] * 8
-    codes, roots = batch.segments()
-    stock = create_block_mask(visible(codes, roots), 1, None, 8 * TILE, 8 * TILE, device="cpu")
+    stock = create_block_mask(visible(*batch.segments()), 1, None, 8 * TILE, 8 * TILE, device="cpu")
     assert torch.equal(stock.to_dense(), ours.to_dense())
 
 

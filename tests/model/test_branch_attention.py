@@ -95,7 +95,7 @@ def test_models_that_train_take_it_where_it_is_less_work(kind, monkeypatch):
     calls = []
     before = Branches.attend
     monkeypatch.setattr(Branches, "attend", lambda *args: calls.append(1) or before(*args))
-    torch.testing.assert_close(packed_logits(model, many)[0], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(packed_logits(model, many)[0], expected, rtol=1e-5, atol=1e-5)
     assert len(calls) == language.config.num_hidden_layers
 
 

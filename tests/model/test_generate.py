@@ -138,7 +138,9 @@ def test_questions_in_parts_get_the_answers_they_get_together(model, monkeypatch
     monkeypatch.setattr(generate, "_MASK", mask)
     monkeypatch.setattr(generate, "_near_tie", lambda logits, largest: torch.zeros(len(logits), dtype=torch.bool))
     prefill, counts = generate._prefill, []
-    monkeypatch.setattr(generate, "_prefill", lambda m, pixels: counts.append(len(pixels)) or prefill(m, pixels))
+    monkeypatch.setattr(
+        generate, "_prefill", lambda m, pixels, *rest: counts.append(len(pixels)) or prefill(m, pixels, *rest)
+    )
     assert greedy(model, canvases, questions, LONGEST, rows) == together and counts == [2]
 
 

@@ -180,7 +180,7 @@ def test_the_last_branch_of_an_image_is_not_the_prefix_of_the_next():
     many, one = [Branch([5, 6], 1, "global")] * 4, [Branch([7, 8], 1, "global")]
     batch = pack([Sample("a", many), Sample("b", one)], [0], image_token=0, pad_token=2, max_tokens=12)
     assert batch.input_ids.tolist() == [[0, 5, 6, 5, 6, 5, 6, 5, 6, 0, 7, 8]]
-    codes, _ = batch.segments()
+    codes, _, _ = batch.segments()
     assert len(set(codes[0].tolist())) == 2 + 5  # two prefixes, five branches
     assert [torch.nonzero(m).flatten().tolist() for m in batch.mask()[0, 0, 9:]] == [[9], [9, 10], [9, 10, 11]]
 
@@ -229,7 +229,7 @@ def test_pictures_crops_and_grids_stay_with_their_image():
 def test_to_moves_every_tensor():
     batch = pack([Sample("a", [Branch([5, 6], 1, "global")], np.zeros((4, 4, 3), np.uint8))], [0], 0, 2).to("meta")
     tensors = [getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)]
-    assert len(tensors) == 7 and all(t.device.type == "meta" for t in tensors)
+    assert len(tensors) == 8 and all(t.device.type == "meta" for t in tensors)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def _asked(model: RegionModel, reader: BatchReader, single: Batch, n: int) -> _A
 
 def _texts(model: RegionModel, single: Batch, n: int) -> tuple[str, str]:
     """Question and answer of a branch, out of its tokens; the template's own words are cut off behind the question."""
-    mine = single.branch_ids[0] == n
+    mine = single.of_branch(n)
     ids, labels = single.input_ids[0][mine], single.labels[0][mine]
     start = int((labels != IGNORE).nonzero()[0]) + 1
     answer: list[int] = labels[labels != IGNORE].tolist()
@@ -149,7 +149,7 @@ def _texts(model: RegionModel, single: Batch, n: int) -> tuple[str, str]:
 
 def _conversation(model: RegionModel, single: Batch, n: int) -> str:
     """A conversation out of its tokens: what is given, and behind each arrow what is to be answered."""
-    mine = single.branch_ids[0] == n
+    mine = single.of_branch(n)
     ids, predicted = single.input_ids[0][mine].tolist(), (single.labels[0][mine] != IGNORE).tolist()
     said, at = "", 0
     for answer, run in groupby([False, *predicted[:-1]]):
@@ -165,7 +165,7 @@ def _as_read(model: RegionModel, batch: Batch) -> list[str]:
     for single in unpack(batch):
         for n, task in enumerate(single.tasks, start=1):
             if task not in first:
-                ids: Tensor = single.input_ids[0][single.branch_ids[0] == n]
+                ids: Tensor = single.input_ids[0][single.of_branch(n)]
                 first[task] = repr(model.dialog.tokenizer.decode(ids.tolist()))
     return [f"{task}: {text}" for task, text in first.items()]
 
