@@ -60,5 +60,5 @@ clean:
 	touch $@
 
 .venv/dev.stamp: .venv/core.stamp
-	$(PIP) install -q -c constraints.txt -e ".[dev,annotate,eval,gguf,docs]"
+	$(PIP) install -q -c constraints.txt -e ".[dev,annotate,eval,gguf,lora,docs]"
 	touch $@

@@ -15,7 +15,7 @@ LARGEST = 2**31 - 1
 _SHARE = (0.0, 1.0)
 _AT_LEAST_1 = (1, LARGEST)
 
-# Smallest and largest by a setting's own name; all others are from 0 to `LARGEST`.
+# Smallest and largest by a setting's own name, or with that of its group; all others are from 0 to `LARGEST`.
 ANY: Ranges = {"seed": (0, 2**32 - 1)}  # what numpy takes
 OF_RECIPES: Ranges = {
     **ANY,
@@ -26,6 +26,9 @@ OF_RECIPES: Ranges = {
     "betas": (0.0, 0.9999999),
     "epochs": (math.nextafter(0.0, 1.0), 1e9),
     "window_side": (1e-3, 1e3),
+    "lora.rank": (1, 1 << 16),
+    "lora.alpha": (math.nextafter(0.0, 1.0), 1e6),
+    "lora.dropout": (0.0, 0.99),
     "size": (32, 10_000),
 }
 
@@ -37,7 +40,8 @@ def check_ranges(settings: Any, ranges: Ranges = ANY) -> None:
         GranvitError: the message names the setting as the command line does.
     """
     for path, own, number in _numbers(settings, "", ""):
-        low, high = ranges.get(own, (0, LARGEST))
+        grouped = ".".join(path.split(".")[-2:])
+        low, high = ranges.get(grouped, ranges.get(own, (0, LARGEST)))
         if not (math.isfinite(number) and low <= number <= high):
             possible = f"at least {low:g}" if math.isfinite(number) and number < low else f"from {low:g} to {high:g}"
             raise GranvitError(f"--{path.replace('_', '-')} {number}: must be {possible}")

@@ -18,9 +18,9 @@ class Export:
     """A run folder, or a checkpoint."""
     out: Annotated[Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The folder to write; it must not hold anything yet."""
-    format: Literal["llava", "encoder", "gguf"] = "llava"
+    format: Literal["llava", "encoder", "gguf", "adapter"] = "llava"
     """llava: a stock LLaVA for transformers and vLLM. encoder: the vision tower alone, for any other stack. gguf: the
-    two files that llama.cpp reads."""
+    two files that llama.cpp reads. adapter: of a run with LoRA what it trained, for peft; the others merge it."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights."""
     license: str | None = None

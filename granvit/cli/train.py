@@ -14,7 +14,7 @@ from granvit.errors import GranvitError
 from granvit.files import refuse_non_empty, staged_folder
 from granvit.geometry import Fit, Frame
 from granvit.loading.run_folder import checkpoint_of
-from granvit.train.config import CachingLoop, SampleConfig
+from granvit.train.config import CachingLoop, Lora, SampleConfig
 from granvit.train.recipes.base import FROM_INIT, Recipe
 from granvit.train.recipes.paper import transfer
 from granvit.train.stages.config import AdaptConfig
@@ -149,6 +149,8 @@ class Transfer:
     """What is asked."""
     loop: CachingLoop = field(default_factory=_loop)
     """How it is trained."""
+    lora: Lora = field(default_factory=Lora)
+    """Adapters in place of the language model's own weights."""
     epochs: float = 1.0
     """How often each image is seen, where --loop.steps names no number of steps."""
     images_per_step: int = 256
@@ -192,6 +194,7 @@ class Transfer:
                     self.sample,
                     self.loop,
                     smoothing=self.smoothing,
+                    lora=self.lora,
                     epochs=self.epochs,
                     images_per_step=self.images_per_step,
                 )

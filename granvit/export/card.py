@@ -13,7 +13,9 @@ import jinja2
 from granvit.errors import CheckpointError
 from granvit.export.older_names import OLDEST
 from granvit.files import read_regular
+from granvit.loading.checkpoint_files import read_json
 from granvit.loading.run_folder import DATA, RECIPE, checkpoint_of
+from granvit.model.adapter import BASE, CONFIG, is_adapter
 from granvit.model.dialog import CHATML, LLAMA3
 from granvit.model.region_model import RegionModel, stock_classes
 from granvit.page import percent
@@ -91,7 +93,7 @@ def _read(path: Path, kind: type) -> Any:
 def write_card(
     path: Path, model: RegionModel, source: ExportSource, form: str, name: str, licence: str | None, left_out: list[str]
 ) -> None:
-    """Write README.md for an export of the form "llava", "encoder" or "gguf"."""
+    """Write README.md for an export of the form "llava", "encoder", "gguf" or "adapter"."""
     settings, vision, text = model.settings, model.llava.config.vision_config, model.llava.config.text_config
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("granvit", "assets/templates"),
@@ -102,6 +104,7 @@ def write_card(
         keep_trailing_newline=True,
     )
     recipe = source.recipe
+    base = read_json(source.checkpoint / BASE)["weights"] if form == "adapter" else {}
     page = environment.get_template("card.md.j2").render(
         form=form,
         name=name,
@@ -135,6 +138,9 @@ def write_card(
         left_out=left_out,
         fits=_fits(recipe, text) if form == "gguf" else None,
         template=_TEMPLATES.get(model.processor.chat_template),
+        adapters=_adapters(source),
+        base=base,
+        base_adapted=CONFIG in base,
     )
     path.write_text(page, encoding="utf-8")
 
@@ -155,6 +161,19 @@ def _fits(recipe: dict[str, Any] | None, text: Any) -> dict[str, str] | None:
     name = recipe["language"]
     published = "/" in name and not Path(name).is_absolute() and not Path(name).exists()
     return {"file": f"{name.rpartition('/')[2]}.gguf", "model": name} if published else None
+
+
+def _adapters(source: ExportSource) -> list[dict[str, Any]]:
+    """Of each stage with LoRA its "stage", "rank" and "targets"; of a bare checkpoint what its adapter tells."""
+    stages = source.recipe["stages"] if source.recipe else []
+    found = [
+        {"stage": stage["name"] or stage["kind"], "rank": stage["lora"]["rank"], "targets": stage["lora"]["targets"]}
+        for stage in stages
+        if stage.get("lora")
+    ]
+    if not found and is_adapter(source.checkpoint):
+        found = [{"stage": "", "rank": read_json(source.checkpoint / CONFIG)["r"], "targets": []}]
+    return found
 
 
 def _millions(*modules: Any) -> str:

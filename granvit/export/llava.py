@@ -1,4 +1,4 @@
-"""A trained checkpoint becomes what other programs load: a stock LLaVA, the encoder alone, or GGUF files.
+"""A trained checkpoint becomes what other programs load: a stock LLaVA, the encoder alone, GGUF files, or an adapter.
 
 What leaves here needs no granvit and no remote code. Before anything is written the stock classes are asked to do what
 this package does, on pictures of several shapes: an export that would see another picture, other tokens or other
@@ -21,12 +21,13 @@ from granvit.export.card import ExportSource, read_source, write_card
 from granvit.export.older_names import for_older, name_rope
 from granvit.files import refuse_non_empty, staged_folder
 from granvit.loading.models import hub_answers, load, one_line
+from granvit.model.adapter import is_adapter, root_of, write_adapter
 from granvit.model.assemble import save_encoder
 from granvit.model.region_model import RegionModel, stock_classes
 from granvit.model.settings import Precision
 from granvit.questions import ask_global
 
-Form = Literal["llava", "encoder", "gguf"]
+Form = Literal["llava", "encoder", "gguf", "adapter"]
 
 # Wide, tall, square, larger and smaller than any canvas: (width, height) in pixels.
 _SHAPES = ((97, 61), (61, 97), (80, 80), (1500, 411), (13, 40))
@@ -64,7 +65,8 @@ def export(
 
     Args:
         source: a run folder, or a checkpoint.
-        form: "llava" for transformers and vLLM, "encoder" for any other stack, "gguf" for llama.cpp.
+        form: "llava" for transformers and vLLM, "encoder" for any other stack, "gguf" for llama.cpp; in these LoRA is
+            merged. "adapter" for peft: what a run with LoRA trained, apart from its base.
         precision: of the weights.
         licence: an SPDX name for the card; the card says that none is stated where it is None.
         metrics: a scores.json that `granvit eval` wrote; the run's own metrics.json where it is None.
@@ -77,6 +79,8 @@ def export(
     out = Path(out)
     with staged_folder(out, refuse_non_empty) as folder:
         found = read_source(Path(source), metrics)
+        if form == "adapter" and not is_adapter(found.checkpoint):
+            raise ExportError(f"{found.checkpoint} is a whole model and no adapter: it was trained without LoRA")
         model = RegionModel.load(found.checkpoint)
         check_stock(model, found.checkpoint)
         _make_public(model, precision)
@@ -96,6 +100,8 @@ def _write(
     elif form == "encoder":
         save_encoder(model, folder)
         name_rope(folder)
+    elif form == "adapter":
+        write_adapter(found.checkpoint, folder, getattr(torch, precision))
     else:
         try:
             from granvit.export.gguf import write_language, write_mmproj
@@ -103,7 +109,9 @@ def _write(
             raise ExportError(f"GGUF files need the gguf package: pip install gguf ({error})") from error
         write_mmproj(model, folder / f"mmproj-{name}.gguf", name, precision)
         try:
-            write_language(model, found.checkpoint / "tokenizer.json", folder / f"{name}.gguf", name, precision)
+            write_language(
+                model, root_of(found.checkpoint) / "tokenizer.json", folder / f"{name}.gguf", name, precision
+            )
         except ExportError as error:
             return [f"the language model: {error}"]
     return []

@@ -21,7 +21,7 @@ WEIGHTS = "model.safetensors"
 
 # What loaders read as settings; tokenizers, vocabularies and indexes are tables, and larger.
 _SETTINGS = re.compile(
-    r"(granvit|config|(generation|preprocessor|video_preprocessor|processor|tokenizer|audio_tokenizer|adapter)_config|"
+    r"(granvit|base|config|(generation|preprocessor|video_preprocessor|processor|tokenizer|audio_tokenizer|adapter)_config|"
     r"special_tokens_map|added_tokens|chat_template)\.json|.*\.index\.json|.*\.jinja"
 )
 # Bytes.
@@ -77,13 +77,7 @@ def check_folder(folder: Path, weights: bool = False) -> None:
         LoadError: a file is a pipe or a device, a link out of the folder or larger than any such file, is not JSON, or
             states what leads elsewhere or no model can have; the message names file and field.
     """
-    for path in _files(folder):
-        _check_place(folder, path)
-        if path.suffix == ".json" and _SETTINGS.fullmatch(path.name):
-            content = read_json(path)
-            _check_fields(path, content)
-            if path.name == "config.json":
-                _check_ranges(path, content, "")
+    check_files(folder)
     if (folder / "adapter_config.json").exists():
         raise LoadError(f"{folder}/adapter_config.json", "an adapter, no whole model; merge it into its base first")
     for path in shards(folder):
@@ -91,6 +85,21 @@ def check_folder(folder: Path, weights: bool = False) -> None:
             _check_place(folder, path)
         elif weights and path.name != WEIGHTS:
             raise LoadError(folder / INDEX, f"weight_map names {path.name!r}, which is not there")
+
+
+def check_files(folder: Path) -> None:
+    """The same of each file alone, whatever the folder holds as a whole.
+
+    Raises:
+        LoadError: as `check_folder`.
+    """
+    for path in _files(folder):
+        _check_place(folder, path)
+        if path.suffix == ".json" and _SETTINGS.fullmatch(path.name):
+            content = read_json(path)
+            _check_fields(path, content)
+            if path.name == "config.json":
+                _check_ranges(path, content, "")
 
 
 def _files(folder: Path) -> Iterator[Path]:

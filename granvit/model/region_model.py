@@ -35,6 +35,7 @@ from granvit.geometry import TiledView, View
 from granvit.loading.chat_template import check_template
 from granvit.loading.checkpoint_files import LoadError, read_json
 from granvit.loading.models import image_settings, load, load_model
+from granvit.model.adapter import is_adapter, merge, read_adapter
 from granvit.model.dialog import OWN_TEMPLATES, Dialog
 from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of
 from granvit.model.forward import Llava, arrange, encode, mosaic, normalise, project
@@ -187,13 +188,16 @@ class RegionModel:
     def load(
         cls, folder: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> RegionModel:
-        """A checkpoint that `save` wrote.
+        """A checkpoint that `save` wrote, or a LoRA adapter that a run left, merged into its base.
 
         Raises:
-            CheckpointError: a file is missing, unreadable or of another kind.
+            CheckpointError: a file is missing, unreadable or of another kind, or an adapter's base is not there or is
+                another than it was trained on.
         """
         folder = Path(folder)
         settings = read_settings(folder)
+        if is_adapter(folder):
+            return cls._load_merged(folder, settings, device, dtype)
         try:
             kind = read_json(folder / "config.json").get("model_type")
             config_class, model_class, _ = stock_classes(settings)
@@ -210,6 +214,21 @@ class RegionModel:
         model = cls(llava, processor, settings)
         check_parts(model, folder)
         llava.to(device)
+        return model
+
+    @classmethod
+    def _load_merged(
+        cls, folder: Path, settings: Settings, device: str | torch.device, dtype: torch.dtype
+    ) -> RegionModel:
+        try:
+            adapter = read_adapter(folder)
+            model = cls.load(adapter.base, dtype=dtype)
+            if model.settings != settings:
+                raise CheckpointError(f"{folder}/{SETTINGS_FILE}: other settings than those of its base {adapter.base}")
+            merge(model.llava, adapter)
+        except LoadError as error:
+            raise CheckpointError(str(error)) from error
+        model.llava.to(device)
         return model
 
 

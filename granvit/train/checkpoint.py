@@ -117,9 +117,15 @@ def save(
     return final
 
 
+def _student(stage: Stage, sharded: bool = False) -> dict[str, Tensor]:
+    """What a checkpoint holds of the model."""
+    tensors = distinct(stage.model) if sharded else stage.model.state_dict()
+    return {name: tensor for name, tensor in tensors.items() if stage.keeps(name)}
+
+
 def _write_files(folder: Path, stage: Stage, optimizer: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
     """Everything, by one rank; the facts of each file."""
-    write_tensors(folder / STUDENT, stage.model.state_dict())
+    write_tensors(folder / STUDENT, _student(stage))
     write_tensors(folder / EXTRA, stage.extra_state())
     write_tensors(folder / OPTIMIZER, optimizer)
     for name in (STUDENT, OPTIMIZER, EXTRA):
@@ -131,7 +137,7 @@ def _write_shards(folder: Path, stage: Stage, optimizer: Mapping[str, Tensor]) -
     """What each rank holds, by each rank; the facts of each file of all of them."""
     dist.barrier()  # until the folder is there
     mine: dict[str, dict[str, int]] = {}
-    for part, tensors in ((STUDENT, distinct(stage.model)), (EXTRA, stage.extra_state()), (OPTIMIZER, optimizer)):
+    for part, tensors in ((STUDENT, _student(stage, True)), (EXTRA, stage.extra_state()), (OPTIMIZER, optimizer)):
         for path in write_shards(_shards(folder / part), tensors):
             mine[path.relative_to(folder).as_posix()] = facts_of(path)
         dist.barrier()
@@ -176,7 +182,7 @@ def load(
     with _with_resume_hint(checkpoint):
         _check_files(checkpoint, state["files"], is_sharded(stage))
     sharded = STUDENT not in state["files"]
-    student = distinct(stage.model) if sharded else stage.model.state_dict()
+    student = _student(stage, sharded)
     extra = stage.extra_state()
     moments = expected_tensors(checkpoint / OPTIMIZER, state["optimizer"], stage, optimizer)
     read = _read_shards if sharded else _read_file

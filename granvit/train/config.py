@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from granvit.errors import GranvitError
 from granvit.questions import Task
 from granvit.regions import Kind
-from granvit.train.identity import CUT, FREE
+from granvit.train.identity import CUT, FREE, NEWER
 
 # Marks settings that only the whole help shows (`--help-all`).
 SELDOM = {"seldom": True}
@@ -123,6 +125,45 @@ class CachingLoop(LoopConfig):
     feature_cache: str | None = field(default=None, metadata=FREE)
     feature_cache_dtype: Literal["fp32", "bf16"] = field(default="fp32", metadata=FREE | SELDOM)
     feature_cache_gb: float = field(default=100.0, metadata=FREE | SELDOM)
+
+
+# The linear layers of a block in all families of language models that are known.
+_EVERY_LAYER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters that train in place of the language model, which stays as it is (LoRA).
+
+    Attributes:
+        rank: of each adapter; None trains the language model itself. 16 is a good beginning.
+        alpha: an adapter counts alpha / rank; twice the rank where None.
+        dropout: the share of an adapter's inputs that is left out at random.
+        targets: the linear layers of the language model's blocks that get one, by name.
+    """
+
+    rank: int | None = field(default=None, metadata={NEWER: True})
+    alpha: float | None = field(default=None, metadata={NEWER: True} | SELDOM)
+    dropout: float = field(default=0.0, metadata={NEWER: True} | SELDOM)
+    targets: tuple[str, ...] = field(default=_EVERY_LAYER, metadata={NEWER: True} | SELDOM)
+
+    @property
+    def scaled(self) -> float:
+        """`alpha` as a number."""
+        assert self.rank is not None
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    def check(self, where: str) -> None:
+        """Refuses what can't be, before anything is loaded; `where` begins the message.
+
+        Raises:
+            GranvitError: the message names the setting, or the package that is missing.
+        """
+        if self.rank is None:
+            if asdict(self) != asdict(Lora()):
+                raise GranvitError(f"{where}: lora.alpha, dropout and targets say nothing without lora.rank")
+        elif find_spec("peft") is None:
+            raise GranvitError(f'{where}: lora.rank needs the extra lora: pip install "granvit[lora]"')
 
 
 @dataclass

@@ -191,6 +191,7 @@ def _plan_stage(recipe: Recipe, number: int, workload: Workload, device: Device,
     parts = _flops(stage, config, model, workload)
     every = {id(p): p for p in stage.parameters()}.values()
     everything, trained = (sum(p.numel() for p in some) for some in (every, [p for p in every if p.requires_grad]))
+    kept = trained if stage.adapters else everything
     loop = config.loop
     gathered, tokens = _gathered(stage), _tokens(config, model, workload)
     cheaper = _cheaper(stage, config, model, workload, math.fsum(parts.values()))
@@ -222,7 +223,7 @@ def _plan_stage(recipe: Recipe, number: int, workload: Workload, device: Device,
         steps=loop.steps,
         seconds=seconds,
         sent=sent * (gpus - 1) / gpus,
-        checkpoint=4.0 * everything + 8.0 * trained,
+        checkpoint=4.0 * kept + 8.0 * trained,
         reads=together / seconds * workload.kilobytes * 1e3,
         cheaper={f"stages.{number}.{setting}": flops for setting, flops in cheaper.items()},
     )

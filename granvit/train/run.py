@@ -6,7 +6,11 @@ run/
   stage1/              history.jsonl, tensorboard/, checkpoints/ (for resuming), model/ (when done)
   stage2/              the same
   */alone/             what a stage leaves besides, such as the part that a warm-up made as a checkpoint of its own
+  base/                what adapters belong to, where the run began with no model on the disk
   checkpoint/          the last stage's model: a stock LLaVA with granvit.json
+
+Of a stage with LoRA, model/ and checkpoint/ hold the adapter alone and say where its base is: what `init` names, the
+model of the stage before, or base/.
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from granvit.corpus.store import Corpus, ShardCheck, Subset
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import locked, read_json, staged_folder, write_text
 from granvit.loading.run_folder import CHECKPOINT, DATA, RECIPE
+from granvit.model.adapter import is_adapter
 from granvit.model.forward import compiled, recomputed
 from granvit.model.region_model import RegionModel
 from granvit.train import identity
@@ -33,15 +39,16 @@ from granvit.train.config import CachingLoop, feed_workers, on_cpu
 from granvit.train.feature_cache import FeatureCache
 from granvit.train.feed import Feed, Records
 from granvit.train.loop import TrainResult, train
+from granvit.train.lora import Base, copy_adapter, save_adapter, trained_names
 from granvit.train.parallel import is_sharded, whole_tensors
 from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.saved import read_run
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.base import AnsweringStage
-from granvit.train.stages.config import RunContext, StageConfig
+from granvit.train.stages.config import LanguageConfig, RunContext, StageConfig
 
-# The folder of what a stage leaves besides its model (`Stage.finish`).
-ALONE = "alone"
+# The folders of what a stage leaves besides its model (`Stage.finish`), and of what a run's adapters belong to.
+ALONE, BASE = "alone", "base"
 
 OnStage = Callable[[str, RegionModel, TrainResult | None], None]
 
@@ -92,6 +99,7 @@ def _run_recipe(
     recipe = recipe.resolved(sum(len(records) for records, _ in sources), state.num_processes)
     _check_finished(recipe, data, run_dir, state.num_processes)
     model = RegionModel.load(init) if init is not None else build_model(recipe)
+    place = None if init is None else Path(init)
     for stage in recipe.stages:
         stage.check()
         stage.prepare(model)  # what doesn't fit the model is reported now, not after hours of another stage
@@ -110,21 +118,51 @@ def _run_recipe(
         if done.exists():
             model = _load_finished(run_dir / stage.folder)
         else:
-            result = run_stage(
-                stage, recipe, model, run_dir / stage.folder, sources, resume=resume, device=device, earlier=earlier
-            )
-            weights = whole_tensors(model.llava.state_dict())
-            if state.is_main_process:
+            base = _base_of(stage, model, place, run_dir, state)
+            options: Any = {"resume": resume, "device": device, "earlier": earlier, "base": base}
+            result = run_stage(stage, recipe, model, run_dir / stage.folder, sources, **options)
+            kept = set(model.llava.state_dict()) if base is None else trained_names(model.llava)
+            weights = whole_tensors({k: v for k, v in model.llava.state_dict().items() if k in kept})
+            if state.is_main_process and base is not None:
+                _publish_adapter(stage, model, done, weights, base)
+            elif state.is_main_process:
                 _publish(model, done, weights)
         state.wait_for_everyone()
-        if is_sharded(model.llava):
-            model = _load_finished(run_dir / stage.folder)  # shards stay shards: the next stage begins with a whole one
+        if result is not None and (is_sharded(model.llava) or is_adapter(done)):
+            # Shards stay shards, and adapters beside their base: the next stage begins with a whole model.
+            model = _load_finished(run_dir / stage.folder)
+        place = done
         earlier.append(run_dir / stage.folder / ALONE)
         if on_stage is not None and state.is_main_process:
             on_stage(stage.folder, model, result)
-    if state.is_main_process:
+    if state.is_main_process and place is not None and is_adapter(place):
+        with staged_folder(run_dir / CHECKPOINT) as unfinished:
+            copy_adapter(place, unfinished, run_dir / CHECKPOINT)
+    elif state.is_main_process:
         _publish(model, run_dir / CHECKPOINT)
     return model
+
+
+def _base_of(
+    stage: StageConfig, model: RegionModel, place: Path | None, run_dir: Path, state: PartialState
+) -> Base | None:
+    """What a stage's adapters will belong to, `model` at its `place`; None of a stage without them."""
+    if not isinstance(stage, LanguageConfig) or stage.lora.rank is None:
+        return None
+    if place is None and state.is_main_process:
+        _publish(model, run_dir / BASE)  # the same bytes each time that the run goes on, or it is refused
+    state.wait_for_everyone()
+    found = [Base.of(place or run_dir / BASE) if state.is_main_process else None]
+    base: Base | None = broadcast_object_list(found)[0]
+    return base
+
+
+def _publish_adapter(
+    stage: StageConfig, model: RegionModel, folder: Path, weights: Mapping[str, Tensor], base: Base
+) -> None:
+    assert isinstance(stage, LanguageConfig)
+    with staged_folder(folder) as unfinished:
+        save_adapter(unfinished, folder, model, weights, stage.lora, base)
 
 
 def _load_finished(stage_dir: Path) -> RegionModel:
@@ -174,10 +212,13 @@ def run_stage(
     resume: bool = True,
     device: Literal["auto", "cpu"] = "auto",
     earlier: Sequence[Path] = (),
+    base: Base | None = None,
 ) -> TrainResult:
     """Train one stage in place, resuming from the newest checkpoint in `stage_dir`.
 
-    `earlier` are the folders in which earlier stages left what this one may go on from (`RunContext.earlier`).
+    Args:
+        earlier: the folders in which earlier stages left what this one may go on from (`RunContext.earlier`).
+        base: what the stage's adapters belong to, where it has some: `model` as it is on the disk.
     """
     state = PartialState(cpu=on_cpu(device))
     stage.check()
@@ -195,6 +236,8 @@ def run_stage(
     )
     facts = {**identity.decisive(stage), **identity.decisive(recipe.settings, "settings.")}
     facts = {name: value for name, value in facts.items() if not name.startswith("loop.")}  # which the loop knows
+    if base is not None:
+        facts["lora.base"] = base.digest
     built = stage.build(model, RunContext(sources, tuple(earlier)))
     with check, memory_options(built, stage, state):
         result = train(

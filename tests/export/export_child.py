@@ -57,7 +57,8 @@ def main(folder: Path) -> None:
     jobs = json.loads((folder / "jobs.json").read_text())
     for place in sorted((folder / "models").iterdir()):
         os.chdir(place)
-        (run_llava if (place / "processor_config.json").exists() else run_encoder)(place, jobs)
+        answers = any((place / name).exists() for name in ("processor_config.json", "adapter_config.json"))
+        (run_llava if answers else run_encoder)(place, jobs)
 
 
 main(Path(sys.argv[1]))

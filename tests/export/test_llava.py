@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import torch
 from helpers.odd_pictures import odd_pictures
 from helpers.paths import WITHOUT_GRANVIT
 from helpers.tiny_languages import save_as_published
+from helpers.tiny_lora import RANK, train_lora
 from helpers.tiny_model import collate, make_model, make_tower, packed_logits
 from PIL import Image
 from safetensors.torch import load_file
@@ -149,6 +151,28 @@ def test_plain_transformers_and_the_card_give_the_same_logits_answers_and_boxes(
         with torch.inference_mode():
             expected = models["squash"].features(torch.from_numpy(np.array(view.apply(picture)))[None])
         assert (features[str(i)] - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_lora_is_merged_or_apart_and_plain_peft_gives_the_same_logits(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "LONGEST_DESCRIPTION", 6)
+    monkeypatch.setattr(predict, "LONGEST_BOX", 6)
+    make_model().save(tmp_path / "start")
+    trained = train_lora(tmp_path / "start", tmp_path / "run")
+    jobs = scenes(tmp_path, 3, trained.codec, 6, "<|end|>")
+    export(tmp_path / "run", tmp_path / "models" / "merged")
+    apart = export(tmp_path / "run", tmp_path / "models" / "apart", "adapter").folder
+    assert {file.name for file in apart.iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert str(tmp_path) not in "".join(file.read_text() for file in apart.glob("*.[jm]*"))
+    card = (apart / "README.md").read_text()
+    assert f"stage2 trained the language model by LoRA of rank {RANK} on q_proj, k_proj" in card
+    # The base as it is exported has the weights that the card names.
+    exported = export(tmp_path / "start", apart / "BASE").folder / "model.safetensors"
+    assert f"| model.safetensors | `{hashlib.sha256(exported.read_bytes()).hexdigest()}` |" in card
+    merged = (tmp_path / "models" / "merged" / "README.md").read_text()
+    assert "by LoRA of rank 4" in merged and "merged into these files" in merged
+    check_parity(tmp_path, {"merged": trained, "apart": trained}, jobs)
+    with pytest.raises(GranvitError, match="start is a whole model and no adapter: it was trained without LoRA"):
+        export(tmp_path / "start", tmp_path / "none", "adapter")
 
 
 @pytest.mark.slow

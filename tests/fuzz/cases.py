@@ -20,7 +20,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -58,8 +58,8 @@ def run_case(kind: str, number: int, folder: Path) -> str:
     random = Random(f"{kind}:{number}")
     (folder / "src").mkdir(parents=True)
     put(folder / SECRET, picture((200, 10, 10)))
-    if kind == "checkpoint":
-        _sound_checkpoint()
+    if kind in _MODELS:
+        _MODELS[kind]()
     try:
         with time_limit():
             return KINDS[kind](folder, random)
@@ -185,11 +185,23 @@ def _sound_checkpoint() -> Path:
     return folder / "checkpoint"
 
 
-def _checkpoint(folder: Path, random: Random) -> str:
-    """A checkpoint whose files are damaged is refused in words."""
+@lru_cache(maxsize=1)
+def _sound_adapter() -> Path:
+    from helpers.tiny_lora import train_lora
+
     from granvit.predict import GranViT
 
-    shutil.copytree(_sound_checkpoint(), folder / "checkpoint")
+    base = _sound_checkpoint()
+    train_lora(base, base.parent / "run", 1)
+    GranViT.load(base.parent / "run")
+    return base.parent / "run" / "checkpoint"
+
+
+def _model(sound: Callable[[], Path], folder: Path, random: Random) -> str:
+    """A checkpoint, or an adapter beside its base, whose files are damaged is refused in words."""
+    from granvit.predict import GranViT
+
+    shutil.copytree(sound(), folder / "checkpoint")
     damage(folder / "checkpoint", random)
     before = _listing(folder)
     try:
@@ -248,8 +260,10 @@ _GIVEN: dict[str, Callable[[Path], int | None]] = {
     "voc": _in_xml,
 }
 
+_MODELS: dict[str, Callable[[], Path]] = {"checkpoint": _sound_checkpoint, "adapter": _sound_adapter}
+
 KINDS: dict[str, Callable[[Path, Random], str]] = {
     **{name: _import(name) for name in SEEDS},
     "manifest": _manifest,
-    "checkpoint": _checkpoint,
+    **{name: partial(_model, sound) for name, sound in _MODELS.items()},
 }

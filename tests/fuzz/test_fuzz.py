@@ -10,7 +10,7 @@ from fuzz.cases import KINDS, Broken, run_case
 from granvit.corpus.importers import IMPORTERS
 from granvit.regions import RegionImage
 
-NUMBERS = {"checkpoint": 2}
+NUMBERS = {"checkpoint": 2, "adapter": 2}
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -58,6 +58,7 @@ def texts() -> dict[str, str]:
         sharded=[*SMALL, *spread, "--json"],
         sixteen=[*SIXTEEN, "--json"],
         sixteen_as_text=SIXTEEN,
+        lora=[*SMALL, "--stages.1.lora.rank", "16", "--json"],
         two_crops=[*SIXTEEN, "--stages.0.sample.crops", "2", "--json"],
     )
 
@@ -167,3 +168,13 @@ def test_what_cannot_be_planned_is_one_line(
 
 def test_each_gpu_has_a_peak() -> None:
     assert all(device.peak > 1e14 for device in DEVICES.values())
+
+
+def test_lora_trains_little_and_keeps_as_much(plans: dict[str, dict[str, object]]) -> None:
+    whole, small = stages(plans["plain"])[1], stages(plans["lora"])[1]
+    block = 16 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))  # q, o; k, v; gate, up, down
+    projector = 768 * 576 + 576 + 576 * 576 + 576
+    assert small["trained"] == 30 * block + projector
+    assert small["parameters"] == whole["parameters"] + 30 * block
+    assert small["checkpoint"] == 12.0 * small["trained"] < whole["checkpoint"] / 10
+    assert small["state"] < whole["state"] and small["flops"]["backward"] < whole["flops"]["backward"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoProcessor
 
 from granvit.errors import CheckpointError, GranvitError
@@ -87,9 +87,10 @@ def replay(folder: Path, corpora: Sequence[str] = (), device: Literal["auto", "c
         raise CheckpointError(
             f"{folder}: {nonfinite.BATCH} is of {len(facts['ids'])} rank(s), the rest of {len(ranks)}"
         )
-    model = _load_model(folder)
+    model, before = _load_model(folder)
     batches = _batches(stage_config, model, facts["ids"], ranks, sources)
     stage = stage_config.build(model)
+    _take_weights(folder, stage.model, before)
     stage.load_extra_state(read_expected(folder / nonfinite.EXTRA, stage.extra_state()))
     target = torch.device("cpu") if on_cpu(device) else torch.accelerator.current_accelerator()
     assert target is not None
@@ -137,8 +138,8 @@ def _read_ranks(path: Path) -> list[dict[str, Any]]:
     return ranks
 
 
-def _load_model(folder: Path) -> RegionModel:
-    """The model as it was before the step."""
+def _load_model(folder: Path) -> tuple[RegionModel, dict[str, Tensor]]:
+    """The model as it was before the step, and its weights as the stage had them: with adapters, where it had some."""
     parts = folder / nonfinite.MODEL
     settings = read_settings(parts)
     try:
@@ -149,13 +150,18 @@ def _load_model(folder: Path) -> RegionModel:
         raise CheckpointError(str(error)) from error
     llava = build(model_class, config, attn_implementation="sdpa", dtype=torch.float32)
     weights = read_tensors(folder / nonfinite.STUDENT)
+    plain = {name.replace(".base_layer.", "."): value for name, value in weights.items() if ".lora_" not in name}
+    _take_weights(folder, llava, plain)
+    model = RegionModel(llava.eval(), processor, settings)
+    check_parts(model, parts)
+    return model, weights
+
+
+def _take_weights(folder: Path, llava: nn.Module, weights: dict[str, Tensor]) -> None:
     try:
         llava.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{folder / nonfinite.STUDENT}: {error}") from error
-    model = RegionModel(llava.eval(), processor, settings)
-    check_parts(model, parts)
-    return model
 
 
 def _batches(

@@ -24,7 +24,8 @@ class Adapt(AnsweringStage):
     def __init__(self, region_model: RegionModel, smoothing: float = 0.0):
         super().__init__(region_model, smoothing)
         self.cache: FeatureCache | None = None
-        self._train(self.projector, self.model.model.language_model, self.model.lm_head)
+        self._train(self.projector)
+        self._train_language()
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         assert batch.pixels is not None

@@ -20,6 +20,7 @@ from granvit.model.families import trained_parameters
 from granvit.model.forward import AnswerLoss, answer_states, frozen
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel
+from granvit.train.lora import adapter_parameters, trained_names
 from granvit.train.timing import StepFlops, section
 
 if TYPE_CHECKING:
@@ -60,6 +61,13 @@ class Stage(nn.Module):
     def after_step(self) -> None:
         """Runs after every optimizer step, e.g. to move an EMA teacher."""
 
+    def keeps(self, name: str) -> bool:
+        """Whether a checkpoint holds this tensor of `model`.
+
+        What it leaves out never changes, and is there when the run goes on.
+        """
+        return True
+
     def extra_state(self) -> dict[str, Tensor]:
         """Tensors besides the student that a resumed run needs, e.g. the EMA teacher.
 
@@ -92,7 +100,7 @@ class AnsweringStage(Stage):
     """A LLaVA and a loss on its answers.
 
     `smoothing` is label smoothing over location bins: the spread of a location token's target, in bins (0: the paper's
-    plain loss).
+    plain loss). Of a language model with adapters (`granvit.train.lora`) these train, and are kept, in its place.
     """
 
     def __init__(self, region_model: RegionModel, smoothing: float = 0.0):
@@ -100,14 +108,22 @@ class AnsweringStage(Stage):
         self.region_model = region_model
         self.model = region_model.llava
         self.answer_loss = AnswerLoss(region_model.processor.tokenizer, region_model.codec, smoothing)
+        self.adapters = adapter_parameters(self.model)
         frozen(self.model)
         use_packed_attention(self.model)
 
     def _train(self, *modules: nn.Module) -> None:
         for module in modules:
             module.requires_grad_(True)
+        # The one image embedding that no projector makes; no part of a model, which is what an adapter holds whole.
         if self.projector in modules and isinstance(self.model, LlavaNextForConditionalGeneration):
-            self.model.model.image_newline.requires_grad_(True)  # the one image embedding that no projector makes
+            self.model.model.image_newline.requires_grad_(not self.adapters)
+
+    def _train_language(self) -> None:
+        for parameter in self.adapters:
+            parameter.requires_grad_(True)
+        if not self.adapters:
+            self._train(self.model.model.language_model, self.model.lm_head)
 
     def _train_encoder(self) -> None:
         for parameter in trained_parameters(self.tower):
@@ -118,6 +134,13 @@ class AnsweringStage(Stage):
         if not any(p.requires_grad for p in self.tower.parameters()):
             self.tower.eval()  # frozen features are those of prediction: no dropout
         return self
+
+    def keeps(self, name: str) -> bool:
+        return not self.adapters or name in self._trained
+
+    @cached_property
+    def _trained(self) -> set[str]:
+        return trained_names(self.model)
 
     def describe(self, folder: Path) -> None:
         self.region_model.save_parts(folder)

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from granvit.errors import GranvitError
-from granvit.train.config import SELDOM, CachingLoop, ConversationSample, CroppedSample, LoopConfig, SampleConfig
+from granvit.train.config import (
+    SELDOM,
+    CachingLoop,
+    ConversationSample,
+    CroppedSample,
+    LoopConfig,
+    Lora,
+    SampleConfig,
+)
 from granvit.train.identity import ELSEWHERE, FREE
 
 if TYPE_CHECKING:
@@ -120,6 +128,44 @@ class StageConfig:
 
 
 @dataclass
+class LanguageConfig(StageConfig):
+    """What the stages that train the language model share.
+
+    Attributes:
+        smoothing: label smoothing over location bins: the spread of a location token's target, in bins (0: the paper's
+            plain loss).
+        lora: adapters in place of the language model's own weights.
+    """
+
+    smoothing: float = 0.0
+    lora: Lora = field(default_factory=Lora)
+
+    def facts(self) -> dict[str, Any]:
+        facts = super().facts()
+        if self.lora.rank is None:  # as before there was any
+            del facts["lora"]
+        return facts
+
+    def check(self) -> None:
+        self.lora.check(self.folder)
+
+    def prepare(self, model: RegionModel) -> Prepare:
+        if self.lora.rank is not None:
+            from granvit.train.lora import check_targets
+
+            check_targets(model.llava, self.lora)
+        return super().prepare(model)
+
+    def adapted(self, model: RegionModel) -> RegionModel:
+        """The model with its adapters, where there are to be any; put there in place."""
+        if self.lora.rank is not None:
+            from granvit.train.lora import add_adapters
+
+            add_adapters(model.llava, self.lora, self.loop.seed)
+        return model
+
+
+@dataclass
 class PretrainConfig(StageConfig):
     """Stage 1: encoder and projector learn to describe regions through the frozen language model.
 
@@ -145,50 +191,43 @@ class PretrainConfig(StageConfig):
 
 
 @dataclass
-class AdaptConfig(StageConfig):
-    """Stage 2: the encoder is frozen, projector and language model learn to find regions.
-
-    Attributes:
-        smoothing: label smoothing over location bins: the spread of a location token's target, in bins (0: the paper's
-            plain loss).
-    """
+class AdaptConfig(LanguageConfig):
+    """Stage 2: the encoder is frozen, projector and language model learn to find regions."""
 
     kind: ClassVar[str] = "stage2"
 
     loop: CachingLoop
-    smoothing: float = 0.0
 
     def check(self) -> None:
+        super().check()
         if self.loop.feature_cache is not None and self.sample.windows:
             raise GranvitError(f"{self.folder}: loop.feature_cache with sample.windows: no window comes up twice")
 
     def prepare(self, model: RegionModel) -> Prepare:
-        from granvit.train.prepare import Prepare
-
-        return Prepare(model, self.sample, digests=self.loop.feature_cache is not None)
+        prepare = super().prepare(model)
+        prepare.digests = self.loop.feature_cache is not None
+        return prepare
 
     def build(self, model: RegionModel, context: RunContext = NO_RUN) -> AnsweringStage:
         from granvit.train.stages.adapt import Adapt
 
-        return Adapt(model, self.smoothing)
+        return Adapt(self.adapted(model), self.smoothing)
 
 
 @dataclass
-class FinetuneConfig(StageConfig):
+class FinetuneConfig(LanguageConfig):
     """Supervised fine-tuning: projector and language model learn conversations and all questions in one mixture.
 
     Attributes:
-        smoothing: label smoothing over location bins: the spread of a location token's target, in bins (0: plain).
         train_encoder: whether the encoder trains too.
     """
 
     kind: ClassVar[str] = "finetune"
 
     sample: ConversationSample
-    smoothing: float = 0.0
     train_encoder: bool = False
 
     def build(self, model: RegionModel, context: RunContext = NO_RUN) -> AnsweringStage:
         from granvit.train.stages.finetune import Finetune
 
-        return Finetune(model, self.smoothing, self.train_encoder)
+        return Finetune(self.adapted(model), self.smoothing, self.train_encoder)

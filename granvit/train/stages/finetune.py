@@ -23,7 +23,8 @@ class Finetune(AnsweringStage):
     def __init__(self, region_model: RegionModel, smoothing: float = 0.0, train_encoder: bool = False):
         super().__init__(region_model, smoothing)
         self.train_encoder = train_encoder
-        self._train(self.projector, self.model.model.language_model, self.model.lm_head)
+        self._train(self.projector)
+        self._train_language()
         if train_encoder:
             self._train_encoder()
 
