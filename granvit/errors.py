@@ -18,3 +18,10 @@ class BusyError(GranvitError):
 
 class ExportError(GranvitError):
     """A model that cannot be written in the form asked for without changing what it does."""
+
+
+def in_one_line(error: Exception) -> str:
+    """What a person is told of an error; of one from the system the file and the reason."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

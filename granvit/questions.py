@@ -25,6 +25,8 @@ BBOX2CAPTION = (
     "Describe the content contained within the normalized bounding box coordinates ",
     " in no more than 10 words.",
 )
+# Behind a free question about a box, in the words that the model knows boxes from.
+ABOUT_BOX = (" Answer about the content contained within the normalized bounding box coordinates ", ".")
 CAPTION2BBOX = "Please provide the bounding box coordinate of the region this sentence describes: "
 # What all questions of a kind begin with that are asked once for each region.
 BEGINNINGS: dict[str, str] = {"bbox2caption": BBOX2CAPTION[0], "caption2bbox": CAPTION2BBOX}
@@ -39,6 +41,17 @@ class Coded(str):
 
     In every other string they are plain text, as they are in a caption that happens to hold some.
     """
+
+
+class Woven(str):
+    """Somebody's words with boxes that this package wrote between them: plain text and `Coded`, one after the other."""
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, *parts: str) -> Woven:
+        made = super().__new__(cls, "".join(parts))
+        made.parts = parts
+        return made
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,18 @@ def ask_caption(box: ArrayLike, codec: Codec) -> Coded:
 def ask_box(text: str) -> str:
     """Caption2Bbox for a phrase or a line of text."""
     return CAPTION2BBOX + text
+
+
+def ask_about(question: str, box: ArrayLike, codec: Codec) -> Woven:
+    """A free question about a relative box (x1, y1, x2, y2) in [0, 1], which stands where `question` says {box}.
+
+    Where it doesn't, the box follows in the words of Bbox2Caption.
+    """
+    written = Coded(codec.encode(box))
+    first, *others = question.split("{box}")
+    if not others:
+        return Woven(question, ABOUT_BOX[0], written, ABOUT_BOX[1])
+    return Woven(first, *(part for other in others for part in (written, other)))
 
 
 def ask_short(question: str) -> str:

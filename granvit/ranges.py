@@ -16,7 +16,7 @@ _SHARE = (0.0, 1.0)
 _AT_LEAST_1 = (1, LARGEST)
 
 # Smallest and largest by a setting's own name, or with that of its group; all others are from 0 to `LARGEST`.
-ANY: Ranges = {"seed": (0, 2**32 - 1)}  # what numpy takes
+ANY: Ranges = {"seed": (0, 2**32 - 1), "min_confidence": _SHARE}  # what numpy takes as a seed
 OF_RECIPES: Ranges = {
     **ANY,
     **dict.fromkeys(("batch_size", "images_per_step", "log_every", "save_keep"), _AT_LEAST_1),

@@ -1,5 +1,8 @@
+import copy
 import io
+import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from PIL import Image
 from granvit import predict
 from granvit.errors import CheckpointError, GranvitError
 from granvit.images import ImageError
+from granvit.model.generate import Said
 from granvit.predict import GranViT, ImageQuestions, checked_boxes, open_picture
+from granvit.questions import ask_about as written_about
 from granvit.questions import ask_box, ask_caption, ask_global
 
 # Relative places of the tests lie on the borders of 16 bins; `loc` decodes to the centre of a bin.
@@ -30,19 +35,27 @@ def granvit():
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Puts answers in the model's mouth; returns a function that does, and the record of what was asked."""
+    """Puts answers in the model's mouth; returns a function that does, and the record of what was asked.
+
+    An answer is a text, or (text, the probabilities of its tokens and its end).
+    """
     asked = []
 
     def make(answers):
         script = iter(answers)
 
-        def greedy(model, pixels, questions, longest, rows, views):
+        def greedy_answers(model, pixels, questions, longest, rows, views):
             texts = [[model.dialog.tokenizer.decode(q) for q in rows] for rows in questions]
             asked.append((pixels.numpy(), texts))
-            encode = model.dialog.tokenizer.encode
-            return [[encode(next(script), add_special_tokens=False) for _ in rows] for rows in questions]
+            return [[said(model, next(script)) for _ in rows] for rows in questions]
 
-        monkeypatch.setattr(predict, "greedy", greedy)
+        def said(model, answer):
+            """A text, all of whose tokens are as good as certain, or a text with each token's probability."""
+            text, shares = answer if isinstance(answer, tuple) else (answer, None)
+            tokens = model.dialog.tokenizer.encode(text, add_special_tokens=False)
+            return Said(tokens, [1.0] * (len(tokens) + 1) if shares is None else shares)
+
+        monkeypatch.setattr(predict, "greedy_answers", greedy_answers)
         return asked
 
     return make
@@ -141,6 +154,79 @@ def test_caption_is_one_text(granvit, scripted):
     asked = scripted(["two green rings"])
     assert granvit.caption(photo()) == "two green rings"
     assert asked[0][1] == [[as_asked(granvit, ask_global())]]
+
+
+def test_the_confidence_of_a_text_is_the_mean_of_its_tokens_and_its_end(granvit, scripted):
+    scripted([("tea", [0.5, 0.25, 0.75]), ("tea", [0.5, 0.1]), ("", [0.75]), ("a<loc0001>", [1.0, 0.5, 0.0, 0.5])])
+    encode = granvit.model.dialog.tokenizer.encode
+    assert [len(encode(text, add_special_tokens=False)) for text in ("tea", "a<loc0001>")] == [2, 3]
+    texts = granvit.describe(photo(), [[9, 9, 90, 90]] * 4)
+    # The second was cut off: there is no end. A location token that isn't shown was said all the same.
+    assert texts == ["tea", "tea", "", "a"]
+    assert [text.confidence for text in texts] == pytest.approx([0.5, 0.3, 0.75, 0.5])
+
+
+@pytest.mark.parametrize("codec", ["loc:16", "decimal", "int1000"])
+def test_the_confidence_of_a_box_is_the_mean_of_its_numbers(scripted, codec):
+    granvit = GranViT(make_model(codec=codec))
+    box = granvit.model.codec.encode([0.25, 0.25, 0.5, 0.75])
+    tokenizer = granvit.model.dialog.tokenizer
+    tokens = tokenizer.encode(box, add_special_tokens=False)
+    numbers = [any(c.isdigit() for c in tokenizer.decode([token])) for token in tokens]
+    assert sum(numbers) >= 4 and (codec == "loc:16") == all(numbers)
+    shares = [0.25 if number else 1.0 for number in numbers] + [1.0]
+    scripted([(box, shares)] * 2 + [(box + " tea", [0.5, *shares])])
+    sure, unsure, no_box = [granvit.locate(photo(), ["a"], least) for least in (0.25, 0.26, 0.0)]
+    assert sure[0] is not None and sure[0].confidence == pytest.approx(0.25) and unsure == [None] == no_box
+
+
+def test_a_free_question_goes_through_the_template_as_it_stands(granvit, scripted):
+    asked = scripted([("three", [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]), "<loc0004><loc0008><loc0008><loc0012>"])
+    answers = granvit.ask(photo(), ["How many <image> stars?", "Where?"])
+    assert asked[0][1] == [[as_asked(granvit, question) for question in ("How many <image> stars?", "Where?")]]
+    assert answers == ["three", "<loc0004><loc0008><loc0008><loc0012>"] and answers[0].confidence == 0.5
+    assert answers[0].box is None
+    np.testing.assert_allclose(
+        answers[1].box, [200 * (4 / 16 + HALF), 100 * (8 / 16 + HALF), 200 * (8 / 16 + HALF), 100 * (12 / 16 + HALF)]
+    )
+
+
+def test_a_free_question_about_boxes(granvit, scripted):
+    """Boxes are written in the checkpoint's codec, as tokens; what the question spells stays text."""
+    asked = scripted(["tea"] * 6)
+    boxes = [[100, 0, 200, 50], [0, 0, 200, 100]]
+    assert granvit.ask(photo(), ["Is {box} or <loc0003> red?", "What?"], boxes) == ["tea"] * 4
+    written = [granvit.model.codec.encode(box) for box in ([0.5, 0, 1, 0.5], [0, 0, 1, 1])]
+    about = " Answer about the content contained within the normalized bounding box coordinates "
+    said = [f"Is {box} or <loc0003> red?" for box in written] + [f"What?{about}{box}" for box in written]
+    for text, shown in zip(said, asked[0][1][0], strict=True):
+        assert text in shown
+    ids = granvit.model.dialog.ask(written_about("Is {box} or <loc0003> red?", [0.5, 0, 1, 0.5], granvit.model.codec))
+    places = granvit.model.dialog.tokenizer.convert_tokens_to_ids(granvit.model.codec.tokens)
+    assert [granvit.model.dialog.tokenizer.decode([i]) for i in ids if i in places] == [
+        f"<loc{i:04d}>" for i in (8, 0, 15, 8)
+    ]
+    assert granvit.ask(photo(), "What?", [0.5, 0, 1, 0.5], normalized=True) == ["tea"]
+    assert asked[1][1] == [[asked[0][1][0][2]]]
+    assert granvit.ask(photo(), "What?", []) == []
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [("", "an empty question"), (["a", " "], "an empty question"), ("\udcff", "not valid Unicode")],
+)
+def test_questions_that_cannot_be_asked_are_refused(granvit, question, said):
+    with pytest.raises(GranvitError, match=said):
+        granvit.ask(photo(), question)
+
+
+def test_what_was_said_is_a_str_and_what_was_found_a_tuple(granvit, scripted):
+    scripted([("tea", [0.5] * 4), "<loc0000><loc0000><loc0015><loc0015>"])
+    [text], [place] = granvit.describe(photo(), [9, 9, 90, 90]), granvit.locate(photo(), ["a"])
+    for value in (text, place):
+        for copied in (copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
+            assert copied == value and copied.confidence == value.confidence
+    assert json.dumps([text, place]) == '["tea", [0.0, 0.0, 200.0, 100.0]]'
 
 
 def test_location_tokens_are_no_text(granvit, scripted):
@@ -356,7 +442,7 @@ def test_many_boxes_share_one_look_at_the_picture(granvit, monkeypatch):
     assert granvit.describe(photo(), boxes) == answers and looks == [1]
     looks.clear()
     asks = [ask_about(granvit, photo(), boxes[i : i + 2]) for i in range(0, 8, 2)]
-    assert granvit._texts(asks, predict.LONGEST_DESCRIPTION) == [answers[i : i + 2] for i in range(0, 8, 2)]
+    assert granvit.texts(asks, predict.LONGEST_DESCRIPTION) == [answers[i : i + 2] for i in range(0, 8, 2)]
     assert looks == [2, 2]
     looks.clear()
     monkeypatch.setattr(predict, "_CANVASES", 3)  # of windows, each a look of its own

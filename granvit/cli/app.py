@@ -17,7 +17,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from granvit.cli.brief_help import shortened
-from granvit.errors import GranvitError
+from granvit.errors import GranvitError, in_one_line
 from granvit.ranges import check_ranges
 
 if TYPE_CHECKING:
@@ -85,10 +85,11 @@ def command_tree() -> dict[str, Command | Group]:
             "evaluate.AveragePrecision",
             "COCO's average precision of a corpus's boxes against human boxes on the same images (extra `eval`).",
         ),
-        "describe": _command("ask.Describe", "Say what is in each box of a picture."),
+        "describe": _command("ask.Describe", "Say what is in each box of pictures."),
         "locate": _command("ask.Locate", "Find the region that each phrase describes."),
-        "read": _command("ask.Read", "Transcribe the text in each box of a picture."),
-        "caption": _command("ask.Caption", "Describe the whole picture."),
+        "read": _command("ask.Read", "Transcribe the text in each box of pictures."),
+        "caption": _command("ask.Caption", "Describe whole pictures."),
+        "ask": _command("ask.Ask", "Ask a question in your own words about pictures, or about boxes in them."),
         "app": _command(
             "ask.App",
             "Open a page to draw boxes on pictures and ask checkpoints about them; several answer side by side.",
@@ -284,12 +285,6 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"granvit: interrupted{way}", file=sys.stderr)
         status = 128 + signal.SIGINT
     except (GranvitError, OSError) as error:
-        print(f"granvit: {_in_one_line(error)}", file=sys.stderr)
+        print(f"granvit: {in_one_line(error)}", file=sys.stderr)
         status = 1
     raise SystemExit(status)
-
-
-def _in_one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())

@@ -1,33 +1,28 @@
-"""Commands that ask a checkpoint about pictures: `describe`, `read`, `locate`, `caption`, and `app`, the page."""
+"""Commands that ask about pictures: `describe`, `read`, `locate`, `caption`, `ask`, and `app`, the page."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from PIL import Image
 from tyro.conf import Positional
 
+from granvit.cli.ask_pictures import DEFAULT_MODEL, AskCommand, Row, load_model
 from granvit.errors import GranvitError
-from granvit.loading.devices import Device, pick_device
+from granvit.loading.devices import Device
+from granvit.questions import ask_global
 
-DEFAULT_MODEL = Path("runs/demo/checkpoint")
+if TYPE_CHECKING:
+    import numpy as np
 
-
-def load_model(model: Path, device: Device) -> Any:
-    from transformers.utils.logging import disable_progress_bar
-
-    from granvit.predict import GranViT
-
-    disable_progress_bar()
-    if model == DEFAULT_MODEL and not model.exists():
-        raise GranvitError(f"{model} is not there yet: run `granvit demo`, or name a checkpoint with --model")
-    return GranViT.load(model, pick_device(device))
+    from granvit.predict import GranViT, ImageQuestions, Text
 
 
 def check_window(window: int | None) -> None:
@@ -35,61 +30,13 @@ def check_window(window: int | None) -> None:
         raise GranvitError(f"--window {window}: a window has a side of at least 1 pixel")
 
 
-@dataclass
-class AskCommand:
-    """What the asking commands share."""
-
-    image: Positional[Path]
-    """A picture file."""
-    model: Path = DEFAULT_MODEL
-    """A checkpoint, or a run folder that holds one."""
-    json: bool = False
-    """Print JSON in place of lines."""
-    draw: Path | None = None
-    """Write the picture with boxes and texts drawn on it."""
-    device: Device = "auto"
-
-    def open(self) -> Any:
-        """The picture; a --draw that can't work is refused before anything is computed."""
-        from PIL import Image
-
-        from granvit.images import ImageError
-        from granvit.predict import open_picture
-
-        if self.draw is not None:
-            if Image.registered_extensions().get(self.draw.suffix.lower()) not in Image.SAVE:
-                raise GranvitError(f"--draw {self.draw}: the name must end as a picture's does, such as .png")
-            if self.draw.exists() and self.image.exists() and self.draw.samefile(self.image):
-                raise GranvitError(f"--draw {self.draw} is the picture itself; name another file")
-        try:
-            picture: Any = open_picture(self.image)
-        except ImageError as error:
-            raise GranvitError(f"{self.image}: {error}") from error
-        picture.filename = str(self.image)  # for errors
-        return picture
-
-    def finish(self, picture: Any, boxes: Sequence[Sequence[float] | None], texts: Sequence[str]) -> int:
-        """Print and draw the answers; boxes are xyxy pixels of the picture."""
-        if self.json:
-            rows = [{"box": b and [round(v, 2) for v in b], "text": t} for b, t in zip(boxes, texts, strict=True)]
-            print(json.dumps(rows))
-        else:
-            for box, text in zip(boxes, texts, strict=True):
-                print(f"{'no box' if box is None else ','.join(f'{v:.0f}' for v in box)}\t{_in_one_line(text)}")
-        if self.draw is not None:
-            from granvit.draw import colors_for, draw_boxes, save_picture
-
-            shown = [(b, t) for b, t in zip(boxes, texts, strict=True) if b is not None]
-            drawn = draw_boxes(picture, [b for b, _ in shown], [t for _, t in shown], colors_for(len(shown)))
-            save_picture(drawn, self.draw)
-        return 0
-
-
-def _in_one_line(text: str) -> str:
-    """A line break or another control character in an answer is shown, not sent to the terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
+_Pictures = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...", help="Picture files.")]
+_MinConfidence = Annotated[
+    float,
+    tyro.conf.arg(
+        help="An answer that the model is less sure of, by the mean probability of its tokens (0 to 1), is no answer."
+    ),
+]
 Boxes = Annotated[
     list[str],
     tyro.conf.arg(name="box", metavar="X1,Y1,X2,Y2", help="A box, in pixels; give --box once for each."),
@@ -111,70 +58,199 @@ def parse_box_option(text: str) -> tuple[float, float, float, float]:
 
 @dataclass
 class AskAboutBoxes(AskCommand):
-    """What the commands share that ask about boxes."""
+    """What the commands share that ask about boxes, the same ones in every picture."""
 
     box: tyro.conf.UseAppendAction[Boxes] = field(default_factory=list)
     normalized: bool = False
     """Boxes are shares of the picture's width and height, from 0 to 1, in place of pixels. Answers are in pixels."""
 
-    def open_with_boxes(self) -> tuple[Any, list[tuple[float, float, float, float]], Any]:
-        """The picture, the boxes as given, and the same (N, 4) in its pixels, cut to it."""
+    def check(self) -> None:
+        self._boxes = [parse_box_option(text) for text in self.box]
+
+    def check_picture(self, picture: Image.Image) -> None:
+        self.boxes(picture)
+
+    def boxes(self, picture: Image.Image) -> np.ndarray:
+        """The boxes (N, 4) in pixels of the picture, cut to it."""
         from granvit.predict import checked_boxes
 
+        return checked_boxes(self._boxes, picture.size, self.normalized)
+
+
+@dataclass
+class _BoxTexts(AskAboutBoxes):
+    """What `describe` and `read` share."""
+
+    images: _Pictures = ()
+
+    def files(self) -> Sequence[Path]:
+        return self.images
+
+    def check(self) -> None:
+        super().check()
         if not self.box:
             raise GranvitError("give at least one --box x1,y1,x2,y2 (pixels)")
-        boxes = [parse_box_option(text) for text in self.box]
-        picture = self.open()
-        return picture, boxes, checked_boxes(boxes, picture.size, self.normalized)
+
+    def questions(self, model: GranViT, picture: Image.Image, name: str) -> list[ImageQuestions]:
+        return model.about_boxes(picture, self.boxes(picture), name=name)
+
+    def rows(
+        self, model: GranViT, picture: Image.Image, asks: Sequence[ImageQuestions], said: Sequence[Text]
+    ) -> list[Row]:
+        return [Row(box, text, text.confidence) for box, text in zip(self.boxes(picture).tolist(), said, strict=True)]
 
 
 @dataclass
-class Describe(AskAboutBoxes):
-    """Say what is in each box of a picture."""
+class Describe(_BoxTexts):
+    """Say what is in each box of pictures."""
 
-    def run(self) -> int:
-        picture, boxes, cut = self.open_with_boxes()
-        model = load_model(self.model, self.device)
-        return self.finish(picture, cut.tolist(), model.describe(picture, boxes, self.normalized))
+    min_confidence: _MinConfidence = 0.0
+
+    def rows(
+        self, model: GranViT, picture: Image.Image, asks: Sequence[ImageQuestions], said: Sequence[Text]
+    ) -> list[Row]:
+        return [
+            row if row.confidence >= self.min_confidence else replace(row, text=None)
+            for row in super().rows(model, picture, asks, said)
+        ]
 
 
 @dataclass
-class Read(AskAboutBoxes):
-    """Transcribe the text in each box of a picture."""
+class Read(_BoxTexts):
+    """Transcribe the text in each box of pictures."""
 
     window: int | None = None
     """Read each box in a window of so many pixels around it, for small text."""
 
-    def run(self) -> int:
+    def check(self) -> None:
         check_window(self.window)
-        picture, boxes, cut = self.open_with_boxes()
-        model = load_model(self.model, self.device)
-        return self.finish(picture, cut.tolist(), model.read(picture, boxes, self.window, self.normalized))
+        super().check()
+
+    def questions(self, model: GranViT, picture: Image.Image, name: str) -> list[ImageQuestions]:
+        return model.about_boxes(picture, self.boxes(picture), self.window, name)
 
 
 @dataclass
 class Locate(AskCommand):
     """Find the region that each phrase describes."""
 
-    phrases: Positional[tuple[str, ...]] = ()
-    """One or more phrases, quoted."""
+    words: Annotated[
+        Positional[tuple[str, ...]],
+        tyro.conf.arg(
+            metavar="IMAGE... PHRASE...",
+            help="Picture files, then phrases, each quoted: the first word is a picture, and so is each after it "
+            "that is a file or ends as a picture's name does.",
+        ),
+    ] = ()
+    phrase: tyro.conf.UseAppendAction[
+        Annotated[list[str], tyro.conf.arg(metavar="PHRASE", help="A phrase that could be taken for a picture.")]
+    ] = field(default_factory=list)
+    min_confidence: _MinConfidence = 0.0
 
-    def run(self) -> int:
-        if not self.phrases:
+    def check(self) -> None:
+        from granvit.predict import check_phrases
+
+        pictures = next((n for n, word in enumerate(self.words) if n and not _is_picture(word)), len(self.words))
+        self._files, self._phrases = [Path(word) for word in self.words[:pictures]], list(self.words[pictures:])
+        if late := next(filter(_is_picture, self._phrases), None):
+            raise GranvitError(f"{late} is a picture's name: pictures come before phrases (or give --phrase {late})")
+        self._phrases += self.phrase
+        if not self._phrases:
             raise GranvitError("give at least one phrase to locate")
-        picture = self.open()
-        model = load_model(self.model, self.device)
-        return self.finish(picture, model.locate(picture, self.phrases), self.phrases)
+        check_phrases(self._phrases)
+
+    def files(self) -> Sequence[Path]:
+        return self._files
+
+    def questions(self, model: GranViT, picture: Image.Image, name: str) -> list[ImageQuestions]:
+        return [model.about_phrases(picture, self._phrases, name)]
+
+    def say(self, model: GranViT, asks: Sequence[ImageQuestions]) -> list[list[Text]]:
+        from granvit.predict import LONGEST_BOX
+
+        return model.answer(asks, LONGEST_BOX)
+
+    def rows(
+        self, model: GranViT, picture: Image.Image, asks: Sequence[ImageQuestions], said: Sequence[Text]
+    ) -> list[Row]:
+        return [
+            Row(model.place(text, asks[0].view, self.min_confidence), phrase, text.confidence)
+            for phrase, text in zip(self._phrases, said, strict=True)
+        ]
+
+
+def _is_picture(word: str) -> bool:
+    ending = Path(word).suffix.lower()
+    return os.path.isfile(word) or (not re.search(r"\s", word) and ending in Image.registered_extensions())
 
 
 @dataclass
 class Caption(AskCommand):
-    """Describe the whole picture."""
+    """Describe whole pictures."""
 
-    def run(self) -> int:
-        picture = self.open()
-        model = load_model(self.model, self.device)
-        return self.finish(picture, [(0, 0, *picture.size)], [model.caption(picture)])
+    images: _Pictures = ()
+
+    def files(self) -> Sequence[Path]:
+        return self.images
+
+    def questions(self, model: GranViT, picture: Image.Image, name: str) -> list[ImageQuestions]:
+        return [model.about_whole(picture, [ask_global()], name)]
+
+    def say(self, model: GranViT, asks: Sequence[ImageQuestions]) -> list[list[Text]]:
+        from granvit.predict import LONGEST_CAPTION
+
+        return model.texts(asks, LONGEST_CAPTION)
+
+    def rows(
+        self, model: GranViT, picture: Image.Image, asks: Sequence[ImageQuestions], said: Sequence[Text]
+    ) -> list[Row]:
+        return [Row((0, 0, *picture.size), text, text.confidence) for text in said]
+
+
+@dataclass
+class Ask(AskAboutBoxes):
+    """Ask a question in your own words about pictures, or about boxes in them.
+
+    Example: granvit ask shots/*.png "How many people are at {box}?" --box 40,30,120,110 --jsonl
+    """
+
+    words: Annotated[
+        Positional[tuple[str, ...]],
+        tyro.conf.arg(
+            metavar="IMAGE... QUESTION",
+            help="Picture files, then the question, quoted. A box of --box is put where it says {box}, or behind it.",
+        ),
+    ] = ()
+    max_tokens: int = 256
+    """Answers end after so many tokens at the latest."""
+
+    def check(self) -> None:
+        from granvit.predict import check_questions
+
+        super().check()
+        if self.max_tokens < 1:
+            raise GranvitError(f"--max-tokens {self.max_tokens}: an answer has at least one")
+        if len(self.words) < 2 or os.path.isfile(self.words[-1]):
+            raise GranvitError('name at least one picture, then the question in quotes: granvit ask IMAGE "QUESTION"')
+        if "{box}" in self.words[-1] and not self.box:
+            raise GranvitError("the question says {box}: give at least one --box x1,y1,x2,y2 (pixels)")
+        check_questions(self.words[-1:])
+
+    def files(self) -> Sequence[Path]:
+        return [Path(word) for word in self.words[:-1]]
+
+    def questions(self, model: GranViT, picture: Image.Image, name: str) -> list[ImageQuestions]:
+        return [model.about(picture, self.words[-1:], self.boxes(picture) if self.box else None, name)]
+
+    def say(self, model: GranViT, asks: Sequence[ImageQuestions]) -> list[list[Text]]:
+        return model.answer(asks, self.max_tokens)
+
+    def rows(
+        self, model: GranViT, picture: Image.Image, asks: Sequence[ImageQuestions], said: Sequence[Text]
+    ) -> list[Row]:
+        boxes = self.boxes(picture).tolist() if self.box else [(0, 0, *picture.size)]
+        stated = [model.to_pixels(text, asks[0].view) for text in said]
+        return [Row(box, text, text.confidence, found) for box, text, found in zip(boxes, said, stated, strict=True)]
 
 
 @dataclass

@@ -315,7 +315,7 @@ def _figures(
             figure = words_figure(picture, [query for query, _ in said], encoder, [one for _, one in said])
             made.append((f"words-{e + 1}", f"What {encoder.name} looks at, word by word of its answer", figure))
         if encoder.model is not None and phrases:
-            found[encoder.name] = GranViT(encoder.model).locate(picture, phrases)
+            found[encoder.name] = list(GranViT(encoder.model).locate(picture, phrases))
     if found:
         true: list[Any] = [query[1] for query, _ in boxes][: len(phrases)]
         true += [None] * (len(phrases) - len(true))

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from granvit.errors import GranvitError
 from granvit.model.packing import LEAST_STEM, Branch
-from granvit.questions import BEGINNINGS, CONVERSATION, Coded, Exchange
+from granvit.questions import BEGINNINGS, CONVERSATION, Coded, Exchange, Woven
 from granvit.regions import Conversation, Role, without_system
 
 _MARK = "\x00question\x00"
@@ -72,6 +72,8 @@ class Dialog:
         return text
 
     def _written(self, text: str) -> str:
+        if isinstance(text, Woven):
+            return "".join(map(self._written, text.parts))
         return self.plain.places(text) if isinstance(text, Coded) else text
 
     def _asked(self, question: str) -> str:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,12 +37,22 @@ class NonFiniteAnswer(GranvitError):
 
 
 # The longest answers, in tokens.
+LONGEST_ANSWER = 256
 LONGEST_CAPTION = 128
 LONGEST_DESCRIPTION = 48
 LONGEST_BOX = 32
 
 
-@torch.inference_mode()
+class Said(NamedTuple):
+    """An answer: its tokens without the end token, and how probable the model held each word that it chose.
+
+    `probabilities` are those of `tokens`, and one more, the end token's, where the answer ended by itself.
+    """
+
+    tokens: list[int]
+    probabilities: list[float]
+
+
 def greedy(
     model: RegionModel,
     pixels: Tensor,
@@ -50,7 +61,21 @@ def greedy(
     rows: int = 256,
     views: Sequence[View] | None = None,
 ) -> list[list[list[int]]]:
-    """Answer tokens for each question of each image, without the end token.
+    """The tokens alone of `greedy_answers`."""
+    answers = greedy_answers(model, pixels, questions, max_new_tokens, rows, views)
+    return [[said.tokens for said in of_image] for of_image in answers]
+
+
+@torch.inference_mode()
+def greedy_answers(
+    model: RegionModel,
+    pixels: Tensor,
+    questions: Sequence[Sequence[list[int]]],
+    max_new_tokens: int,
+    rows: int = 256,
+    views: Sequence[View] | None = None,
+) -> list[list[Said]]:
+    """An answer to each question of each image.
 
     The image prefix runs once per image, and with it the words that all questions begin with; its keys and values are
     then shared by all its questions, which go on as batches of at most `rows`. The answers are those that one stock
@@ -69,7 +94,7 @@ def greedy(
     shown: list[View | None] = [None] * len(questions) if views is None else list(views)
     canvases = pixels.to(model.device).split([1 if view is None else view.count for view in shown])
     lengths = [model.tokens_of(view) for view in shown]
-    answers: list[list[list[int]]] = [[] for _ in questions]
+    answers: list[list[Said]] = [[] for _ in questions]
     for length in dict.fromkeys(lengths):
         alike = [i for i, its_length in enumerate(lengths) if its_length == length]
         pictures = [_Shown(canvases[i], shown[i]) for i in alike]
@@ -96,8 +121,8 @@ def _greedy(
     questions: Sequence[Sequence[list[int]]],
     max_new_tokens: int,
     rows: int,
-) -> list[list[list[int]]]:
-    """`greedy` for images of as many tokens each."""
+) -> list[list[Said]]:
+    """`greedy_answers` for images of as many tokens each."""
     image_of = [i for i, asked in enumerate(questions) for _ in asked]
     if not image_of:
         return [[] for _ in questions]
@@ -105,7 +130,7 @@ def _greedy(
     common = list(commonprefix([question[:-1] for question in flat])) if len(flat) > 1 else []
     common = common if len(common) >= LEAST_STEM else []
     prefilled, prefix = _prefill(model, pictures, common)
-    said: list[list[int]] = []
+    said: list[Said] = []
     for part in _parts(flat, prefix, rows):
         # The whole of a small batch takes the prefix's place in memory; parts of a larger one copy from it.
         cache = prefilled if len(part) == len(flat) else _copy(prefilled)
@@ -117,7 +142,7 @@ def _greedy(
                 again, _ = _decode(model, alone, before, [common + asked[tie]], [0], max_new_tokens)
                 found[tie] = again[0]
         said += found
-    answers: list[list[list[int]]] = [[] for _ in questions]
+    answers: list[list[Said]] = [[] for _ in questions]
     for image, row in zip(image_of, said, strict=True):
         answers[image].append(row)
     return answers
@@ -149,7 +174,7 @@ def _decode(
     questions: list[list[int]],
     image_of: list[int],
     max_new_tokens: int,
-) -> tuple[list[list[int]], list[int]]:
+) -> tuple[list[Said], list[int]]:
     """An answer for each question, and which of them passed a tie on their way; `cache` is used up."""
     device = model.device
     cache.batch_select_indices(torch.tensor(image_of, device=device))
@@ -161,7 +186,7 @@ def _decode(
     seen = torch.cat([torch.ones(count, prefix, device=device), column >= pads[:, None]], dim=1).long()
     positions = (prefix + column - pads[:, None]).clamp(min=prefix)
 
-    rows: list[list[int]] = [[] for _ in questions]
+    rows = [Said([], []) for _ in questions]
     active = torch.arange(count, device=device)
     tied = torch.zeros(count, dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
@@ -175,8 +200,10 @@ def _decode(
             raise NonFiniteAnswer(image_of[int(active[~finite][0])])
         tied[active] |= _near_tie(logits, largest)
         going = chosen != dialog.end_token
-        for row, token in zip(active[going].tolist(), chosen[going].tolist(), strict=True):
-            rows[row].append(token)
+        for row, token, share in zip(active.tolist(), chosen.tolist(), _shares(logits, chosen).tolist(), strict=True):
+            rows[row].probabilities.append(share)
+            if token != dialog.end_token:
+                rows[row].tokens.append(token)
         if not going.any() or step == max_new_tokens - 1:
             break
         if not going.all():  # finished answers leave the batch
@@ -186,6 +213,12 @@ def _decode(
         seen = torch.cat([seen[going], seen.new_ones(len(tokens), 1)], dim=1)
         positions = positions[going, -1:] + 1
     return rows, tied.nonzero()[:, 0].tolist()
+
+
+def _shares(logits: Tensor, chosen: Tensor) -> Tensor:
+    """The probability of each row's chosen token, of (N, V) logits: (N,), in float32."""
+    exact = logits.float()
+    return (exact.gather(-1, chosen[:, None])[:, 0] - exact.logsumexp(-1)).exp()
 
 
 def _near_tie(logits: Tensor, largest: Tensor) -> Tensor:

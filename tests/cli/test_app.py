@@ -22,9 +22,22 @@ from granvit.cli.train import Demo, Train
 from granvit.corpus.store import Corpus
 from granvit.corpus.synthetic.synthesize import synthesize
 from granvit.nano.recipes import nano
-from granvit.predict import GranViT
+from granvit.predict import GranViT, Text
 
-COMMANDS = ["demo", "train", "eval", "benchmarks", "compare", "ap", "describe", "locate", "read", "caption", "corpus"]
+COMMANDS = [
+    "demo",
+    "train",
+    "eval",
+    "benchmarks",
+    "compare",
+    "ap",
+    "describe",
+    "locate",
+    "read",
+    "caption",
+    "ask",
+    "corpus",
+]
 
 
 @pytest.fixture(scope="module")
@@ -279,8 +292,8 @@ def test_describe_as_lines_json_and_picture(granvit, tmp_path):
     assert status == 0 and err == ""
     answers = GranViT.load("model").describe("photo.png", [[10, 20, 60, 80], [100.5, 0, 200, 50]])
     assert json.loads(out) == [
-        {"box": [10, 20, 60, 80], "text": answers[0]},
-        {"box": [100.5, 0, 200, 50], "text": answers[1]},
+        {"file": "photo.png", "box": box, "text": text, "confidence": pytest.approx(text.confidence, abs=1e-4)}
+        for box, text in zip([[10, 20, 60, 80], [100.5, 0, 200, 50]], answers, strict=True)
     ]
     drawn = tmp_path / "new" / "drawn.png"
     status, out, _ = granvit("describe", "photo.png", "--model", "model", *boxes, "--draw", drawn)
@@ -292,7 +305,8 @@ def test_describe_as_lines_json_and_picture(granvit, tmp_path):
 def test_read_with_a_window(granvit):
     answers = GranViT.load("model").read("photo.png", [[10, 20, 60, 80]], window=64)
     asked = ["read", "photo.png", "--model", "model", "--box", "10,20,60,80", "--json"]
-    assert json.loads(granvit(*asked, "--window", "64")[1]) == [{"box": [10, 20, 60, 80], "text": answers[0]}]
+    [row] = json.loads(granvit(*asked, "--window", "64")[1])
+    assert (row["box"], row["text"]) == ([10, 20, 60, 80], answers[0])
 
 
 def test_boxes_in_shares_and_boxes_partly_outside_are_reported_in_pixels(granvit):
@@ -309,8 +323,8 @@ def test_boxes_in_shares_and_boxes_partly_outside_are_reported_in_pixels(granvit
 
 
 def test_an_answer_that_the_terminal_cannot_show_is_shown_as_escapes(granvit, shelf, monkeypatch):
-    monkeypatch.setattr(GranViT, "caption", lambda self, image: "caf\xe9 \x1b[2J\nok")
-    assert granvit("caption", "photo.png", "--model", "model")[1] == "0,0,200,100\tcaf\xe9 \\x1b[2J\\nok\n"
+    monkeypatch.setattr(GranViT, "texts", lambda self, asks, most: [[Text("caf\xe9 \x1b[2J\nok", 0.5)]])
+    assert granvit("caption", "photo.png", "--model", "model")[1] == "0,0,200,100\tcaf\xe9 \\x1b[2J\\nok\t0.50\n"
     assert json.loads(granvit("caption", "photo.png", "--model", "model", "--json")[1])[0]["text"].endswith("[2J\nok")
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(Path(__file__).parents[2])}
     said = "import sys; from granvit.cli import app; app.parse = lambda args: App(); app.main([])"
@@ -351,23 +365,131 @@ def test_a_model_whose_numbers_are_not_finite_has_no_answer(granvit, tmp_path, m
 
 
 def test_locate_gives_pixels_or_no_box(granvit, monkeypatch, tmp_path):
-    answers = iter([["<loc0004><loc0004><loc0007><loc0015>", "nowhere"]] * 2)
+    answers = iter([[Text("<loc0004><loc0004><loc0007><loc0015>", 0.75), Text("nowhere", 0.5)]] * 3)
     monkeypatch.setattr(GranViT, "answer", lambda self, asks, longest: [next(answers)])
     asked = ["locate", "photo.png", "red star", "tea", "--model", "model"]
     status, out, _ = granvit(*asked, "--json", "--draw", tmp_path / "drawn.jpg")
     box = [200 * 4.5 / 16, 100 * 4.5 / 16, 200 * 7.5 / 16, 100]
     assert json.loads(out) == [
-        {"box": pytest.approx(box, abs=0.01), "text": "red star"},
-        {"box": None, "text": "tea"},
+        {"file": "photo.png", "box": pytest.approx(box, abs=0.01), "text": "red star", "confidence": 0.75},
+        {"file": "photo.png", "box": None, "text": "tea", "confidence": 0.5},
     ]
     assert (tmp_path / "drawn.jpg").exists()
-    assert granvit(*asked)[1] == "56,28,94,100\tred star\nno box\ttea\n"
+    assert granvit(*asked)[1] == "56,28,94,100\tred star\t0.75\nno box\ttea\t0.50\n"
+    unsure = granvit(*asked, "--min-confidence", "0.76")[1]
+    assert unsure == "no box\tred star\t0.75\nno box\ttea\t0.50\n"
 
 
 def test_caption(granvit):
     text = GranViT.load("model").caption("photo.png")
     out = granvit("caption", "photo.png", "--model", "model", "--json")[1]
-    assert json.loads(out) == [{"box": [0, 0, 200, 100], "text": text}]
+    [row] = json.loads(out)
+    assert (row["box"], row["text"]) == ([0, 0, 200, 100], text)
+
+
+def test_an_unsure_description_is_no_answer(granvit, monkeypatch, tmp_path):
+    said = [Text("tea", 0.75), Text("a red star", 0.5)]
+    monkeypatch.setattr(GranViT, "texts", lambda self, asks, most: [said])
+    asked = ["describe", "photo.png", *MODEL, *BOX, "--box", "0,0,9,9", "--min-confidence", "0.6"]
+    assert granvit(*asked)[1] == "10,20,60,80\ttea\t0.75\n0,0,9,9\tno answer\t0.50\n"
+    assert [row["text"] for row in json.loads(granvit(*asked, "--json")[1])] == ["tea", None]
+    assert granvit(*asked[:-1], "1.5")[2] == "granvit: --min-confidence 1.5: must be from 0 to 1\n"
+
+
+def test_a_free_question(granvit):
+    question = "What is <image> at {box}?"
+    answers = GranViT.load("model").ask("photo.png", question, [[10, 20, 60, 80], [0, 0, 9, 9]], max_tokens=7)
+    status, out, _ = granvit(
+        "ask", "photo.png", question, *MODEL, *BOX, "--box", "0,0,9,9", "--max-tokens", "7", "--json"
+    )
+    assert status == 0 and [row["text"] for row in json.loads(out)] == answers
+    assert [row["box"] for row in json.loads(out)] == [[10, 20, 60, 80], [0, 0, 9, 9]]
+
+
+def test_a_box_that_answers_a_free_question_is_told_in_pixels(granvit, monkeypatch):
+    said = Text("<loc0004><loc0004><loc0007><loc0015>", 0.75)
+    monkeypatch.setattr(GranViT, "answer", lambda self, asks, longest: [[said]])
+    asked = ["ask", "photo.png", "Where is it?", *MODEL]
+    assert granvit(*asked)[1] == f"0,0,200,100\t{said} = 56,28,94,100\t0.75\n"
+    assert json.loads(granvit(*asked, "--json")[1])[0]["stated"] == [56.25, 28.12, 93.75, 100]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["describe", "--box", "10,20,30,40"],
+        ["read", "--box", "10,20,30,40", "--window", "30"],
+        ["caption"],
+        ["locate", "--phrase", "tea", "--phrase", "red star"],
+        ["ask", "--box", "10,20,30,40"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_several_pictures_of_which_one_is_bad(granvit, tmp_path, monkeypatch, command):
+    """Each good one is answered as it is alone; the bad one is reported where it stands."""
+    monkeypatch.setattr("granvit.cli.ask_pictures._PICTURES", 2)
+    for name, size in (("a", (60, 50)), ("b", (90, 70)), ("small", (8, 8)), ("c", (50, 80))):
+        Image.effect_noise(size, 90).convert("RGB").save(tmp_path / f"{name}.png")
+    shutil.copy("note.png", tmp_path / "note.png")
+    good = [str(tmp_path / f"{name}.png") for name in ("a", "b", "c")]
+    words = [] if command[0] != "ask" else ["What is it?"]
+    alone = [json.loads(granvit(command[0], file, *words, *command[1:], *MODEL, "--json")[1]) for file in good]
+    bad = tmp_path / ("small.png" if "--box" in command else "note.png")
+    files = [good[0], bad, good[1], tmp_path / "nowhere.png", good[2]]
+
+    status, out, err = granvit(command[0], *files, *words, *command[1:], *MODEL, "--json")
+
+    why = "lies outside" if "--box" in command else "not-an-image"
+    assert status == 1 and [line.split(": ")[1] for line in err.splitlines()] == [str(bad), str(files[3])]
+    rows = json.loads(out)
+    assert [r for r in rows if "error" not in r] == [row for rows in alone for row in rows]
+    assert [(r["file"], list(r)) for r in rows if "error" in r] == [(str(f), ["file", "error"]) for f in files[1::2]]
+    assert why in err and [r["file"] for r in rows if "error" in r or r in [of[0] for of in alone]] == list(
+        map(str, files)
+    )
+    lines = granvit(command[0], *files, *words, *command[1:], *MODEL, "--jsonl")[1].splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    printed = granvit(command[0], *files, *words, *command[1:], *MODEL)[1].splitlines()
+    assert [line.split("\t")[0] for line in printed] == [r["file"] for of_file in alone for r in of_file]
+
+
+def test_of_several_pictures_each_is_drawn_into_a_folder(granvit, tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("a.png", "b.png", "more/a.jpg"):
+        Image.effect_noise((60, 50), 90).convert("RGB").save(tmp_path / name)
+    a, b, other = (tmp_path / name for name in ("a.png", "b.png", "more/a.jpg"))
+    out = tmp_path / "drawn"
+    assert granvit("caption", a, b, *MODEL, "--draw", out)[0] == 0
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png"]
+    assert granvit("caption", a, *MODEL, "--draw", out)[0] == 0  # a folder that is there is one
+    for pictures, draw, said in (
+        ([a, b], tmp_path / "all.png", "for 2 pictures name a folder"),
+        ([a, b], a, "for 2 pictures name a folder"),
+        ([a, other], out, "2 pictures would be drawn into"),
+        ([b, other], tmp_path, "is the picture itself"),
+    ):
+        status, printed, err = granvit("caption", *pictures, *MODEL, "--draw", draw)
+        assert (status, printed) == (1, "") and said in err, (err, said)
+
+
+def test_a_picture_for_which_numbers_are_not_finite_costs_itself(granvit, tmp_path, monkeypatch):
+    load = GranViT.load.__func__
+
+    def damaged(cls, *given):
+        model = load(cls, *given)
+        embed = model.model.embed
+
+        def breaks(pixels):
+            return torch.where((pixels == 127).all(3).all(2).all(1)[:, None, None], torch.nan, embed(pixels))
+
+        monkeypatch.setattr(model.model, "embed", breaks)
+        return model
+
+    monkeypatch.setattr(GranViT, "load", classmethod(damaged))
+    Image.new("RGB", (50, 50), (127, 127, 127)).save(tmp_path / "grey.png")
+    status, out, err = granvit("caption", "photo.png", tmp_path / "grey.png", "photo.png", *MODEL)
+    assert status == 1 and err.startswith(f"granvit: {tmp_path / 'grey.png'}: the model's numbers are not finite")
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["photo.png", "photo.png"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -419,6 +541,19 @@ MODEL = ["--model", "model"]
         (["read", "photo.png", *BOX, *MODEL, "--window", "0"], "--window 0"),
         (["locate", "photo.png", *MODEL], "give at least one phrase"),
         (["locate", "photo.png", " ", *MODEL], "an empty phrase"),
+        (
+            ["locate", "photo.png", "tea", "note.png", *MODEL],
+            "note.png is a picture's name: pictures come before phrases",
+        ),
+        (["locate", "photo.png", "nowhere.jpg", *MODEL], "give at least one phrase"),
+        (["describe", *MODEL, *BOX], "name at least one picture"),
+        (["caption", "photo.png", *MODEL, "--json", "--jsonl"], "--json and --jsonl: choose one"),
+        (["ask", "photo.png", *MODEL], "then the question in quotes"),
+        (["ask", "photo.png", "photo.png", *MODEL], "then the question in quotes"),
+        (["ask", "photo.png", "Is {box} red?", *MODEL], "the question says {box}: give at least one --box"),
+        (["ask", "photo.png", " ", *MODEL], "an empty question"),
+        (["ask", "photo.png", "Why?", *MODEL, "--max-tokens", "0"], "--max-tokens 0"),
+        (["ask", "photo.png", "tea " * 25_000, *MODEL], "makes a question of 50002 tokens, at most 495 are read"),
         (["caption", "photo.png"], "runs/demo/checkpoint is not there yet: run `granvit demo`"),
         (["caption", "photo.png", "--model", "empty"], "empty/granvit.json: no such file"),
         (["caption", "photo.png", *MODEL, "--draw", "drawn.txt"], "--draw drawn.txt"),

@@ -6,7 +6,7 @@ import torch
 from helpers.tiny_model import make_model
 
 from granvit.model import generate
-from granvit.model.generate import greedy
+from granvit.model.generate import greedy, greedy_answers
 from granvit.questions import ask_box, ask_caption, ask_global
 
 LONGEST = 12
@@ -68,6 +68,32 @@ def test_answers_are_those_of_stock_generate(model):
     assert len(lengths) >= 3, "the answers should end at different steps"
     expected = [[stock(model, c, q) for q in asked] for c, asked in zip(canvases, questions, strict=True)]
     assert answers == expected
+
+
+def test_probabilities_are_those_of_stock_generate(model):
+    """Of every token that is chosen, the end's among them where there is one, whatever else is asked beside."""
+    canvases, questions = pictures(model, 2), questions_of(model, (3, 2))
+    endless = [row for rows in greedy(model, canvases, questions, LONGEST) for row in rows]
+    end_with(model, Counter(t for row in endless for t in set(row[1:])).most_common(1)[0][0])
+    answers = greedy_answers(model, canvases, questions, LONGEST)
+    ended = 0
+    for canvas, asked, row in zip(canvases, questions, answers, strict=True):
+        for question, said in zip(asked, row, strict=True):
+            ids = torch.tensor([model.dialog.prefix_ids + question])
+            stock = model.llava.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=model.normalise(canvas[None]),
+                max_new_tokens=LONGEST,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+            chosen = stock.sequences[0, ids.shape[1] :]
+            shares = [logits[0].softmax(-1)[token] for logits, token in zip(stock.logits, chosen, strict=True)]
+            assert said.probabilities == pytest.approx(torch.stack(shares).tolist(), abs=1e-5)
+            ended += len(said.probabilities) > len(said.tokens)
+    assert 0 < ended < 5
 
 
 @pytest.mark.parametrize("longest", [1, 2])
