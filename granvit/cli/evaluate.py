@@ -141,7 +141,7 @@ def _named(text: str, option: str) -> tuple[str, Path]:
 
 
 def _print(result: Evaluation) -> None:
-    from granvit.evaluate.evaluation_report import GROUPS, heading
+    from granvit.evaluate.evaluation_report import GROUPS, calibration_words, heading
     from granvit.evaluate.scoring import SCORERS
     from granvit.page import percent
 
@@ -153,6 +153,8 @@ def _print(result: Evaluation) -> None:
             interval = "" if low is None or high is None else f"[{100 * low:5.1f}, {100 * high:5.1f}]"
             beside = f"   best constant answer {percent(scores.constant[name])}" if name in scores.constant else ""
             print(f"  {name:13s} {value:>6s}  {interval:15s}{beside}".rstrip())
+        if task in result.calibrations:
+            print(f"  confidence: {calibration_words(result.calibrations[task])}")
     for name, group in result.groups.items():
         print(f"{GROUPS[name]} average {percent(group.average.value)} of {', '.join(group.parts)}")
     for note in result.notes:

@@ -81,13 +81,15 @@ class Journal:
         item.said = row["said"]
         item.found = tuple(row["found"]) if row.get("found") else None
         item.size = (row["size"][0], row["size"][1])
+        item.confidence = row.get("confidence")  # a version wrote none
         return True
 
     def write(self, items: Sequence[Item], tasks: dict[str, Task]) -> None:
         """Appends answers; they are on disk when this returns, as far as a killed process is concerned."""
         for item in items:
             row: dict[str, Any] = {"task": item.task, "key": item.key, "asked": question_digest(item, tasks[item.task])}
-            self._write({**row, "said": item.said, "found": item.found, "size": item.size})
+            answer = {"said": item.said, "found": item.found, "size": item.size, "confidence": item.confidence}
+            self._write({**row, **answer})
         self._file.flush()
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -187,7 +189,7 @@ def decode_named(image: EvalImage) -> Image.Image:
 
 
 def answer_some(model: GranViT, asked: Sequence[tuple[Image.Image, list[Item]]], tasks: dict[str, Task]) -> None:
-    """Fills in `said`, `found` and `size` of every item. Questions with equal limits are asked together."""
+    """Fills in the answer to every item, and the picture's size. Questions with equal limits are asked together."""
     for longest in dict.fromkeys(tasks[item.task].longest for _, items in asked for item in items):
         asks: list[ImageQuestions] = []
         waiting: list[list[Item]] = []
@@ -198,7 +200,7 @@ def answer_some(model: GranViT, asked: Sequence[tuple[Image.Image, list[Item]]],
                 waiting.append(some)
         for ask, some, answers in zip(asks, waiting, model.answer(asks, longest), strict=True):
             for item, said in zip(some, answers, strict=True):
-                item.size, item.said = ask.image.size, said
+                item.size, item.said, item.confidence = ask.image.size, str(said), said.confidence
                 item.found = model.to_pixels(said, ask.view) if item.how == "phrase" else None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from granvit.bootstrap import Estimate, estimate
 from granvit.errors import GranvitError
 from granvit.evaluate.answering import ANSWERS, Journal, answer_all
+from granvit.evaluate.calibration import Calibration, calibration
 from granvit.evaluate.items import EvalSet, Item, Task
 from granvit.evaluate.scoring import SCORERS, Scores, score
 from granvit.files import atomic_file, open_regular, read_json, read_regular
@@ -37,11 +38,15 @@ class GroupScore:
 
 @dataclass
 class Evaluation:
-    """What came of it. `scores` by task in order of asking; `items` are all answered questions."""
+    """What came of it. `scores` by task in order of asking; `items` are all answered questions.
+
+    `calibrations` are of the tasks in which an answer is right or wrong.
+    """
 
     facts: dict[str, str]
     tasks: dict[str, Task] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
     groups: dict[str, GroupScore] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
@@ -86,6 +91,11 @@ def run_evaluation(
             if mine:
                 # Tasks of one set are drawn together, those of different sets independently.
                 result.scores[task.name] = score(task, mine, images, seed=zlib.crc32(eval_set.name.encode()))
+                if (calibrated := calibration(task, mine)) is not None:
+                    result.calibrations[task.name] = calibrated
+                    if lacking := len(mine) - calibrated.count:
+                        why = "were given by a version that kept no confidence, and left out of it"
+                        result.notes.append(f"{task.name}: {lacking:,} answers {why}")
                 result.notes += _incomplete(task, len(mine)) + _on_measures(task, result.scores[task.name], mine)
     if not result.items:
         raise GranvitError("; ".join([f"nothing to evaluate: no question for {', '.join(names)}", *result.notes]))
@@ -154,6 +164,7 @@ def write_scores(result: Evaluation, out: Path) -> None:
         "scores": {name: s.values for name, s in result.scores.items()},
         "intervals": {name: s.intervals for name, s in result.scores.items()},
         "baseline": {name: s.constant for name, s in result.scores.items()},
+        "calibration": {name: c.to_json() for name, c in result.calibrations.items()},
         "groups": {name: {**g.average.to_json(), "parts": g.parts} for name, g in result.groups.items()},
         "notes": result.notes,
     }
@@ -246,7 +257,9 @@ def _read_items(path: Path) -> list[Item]:
 def _item(row: dict[str, Any]) -> Item:
     """One line of what was written, with its fields of the kinds that scoring counts on."""
     box, found = ((tuple(map(float, row[name])) if row[name] else None) for name in ("box", "found"))
-    item = Item(**{**row, "size": tuple(map(int, row["size"])), "box": box, "found": found})
+    confidence = None if row.get("confidence") is None else float(row["confidence"])
+    size = tuple(map(int, row["size"]))
+    item = Item(**{**row, "size": size, "box": box, "found": found, "confidence": confidence})
     texts = [item.id, item.task, item.said, item.key, item.kind, *item.truth, *item.options]
     wrong = not all(isinstance(text, str) for text in texts) or {len(b) for b in (box, found) if b} - {4}
     if wrong or not isinstance(item.truth, list) or not item.truth or len(item.size) != 2:

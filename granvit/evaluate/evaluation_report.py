@@ -13,6 +13,7 @@ from PIL import Image
 from granvit.draw import draw_boxes
 from granvit.errors import GranvitError
 from granvit.evaluate.answering import decode_named
+from granvit.evaluate.calibration import Calibration, reliability_svg
 from granvit.evaluate.evaluation import Evaluation
 from granvit.evaluate.items import EvalImage, EvalSet, Item
 from granvit.evaluate.scoring import SCORERS
@@ -103,10 +104,32 @@ def markdown(result: Evaluation) -> str:
         lines += ["| measure | value | 95 % | best constant answer |", "|---|---|---|---|"]
         lines += [f"| {r.measure} | {r.value} | {r.interval} | {r.constant} |" for r in rows_of(result, task)]
         lines.append("")
+    lines += _calibrations(result)
     if result.notes:
         lines += ["Notes:", "", *(f"- {note}" for note in result.notes), ""]
     lines.append("Intervals: 95 %, bootstrap over images, 1,000 drawings.")
     return "\n".join(lines) + "\n"
+
+
+def _calibrations(result: Evaluation) -> list[str]:
+    """Of each calibrated task the error, and what a threshold keeps."""
+    lines: list[str] = []
+    for task, found in result.calibrations.items():
+        lines += [f"## {task}: confidence", "", f"{calibration_words(found)}. Right: {found.right}.", ""]
+        lines += ["| least confidence | answers kept | precision | recall |", "|---|---|---|---|"]
+        lines += [
+            f"| {t.confidence:.1f} | {t.kept:,} | {'–' if t.precision is None else percent(t.precision)} "
+            f"| {percent(t.recall)} |"
+            for t in found.thresholds
+        ]
+        lines.append("")
+    return lines
+
+
+def calibration_words(found: Calibration) -> str:
+    """The numbers of a calibration in one line."""
+    order = "" if found.auroc is None else f", a right answer is surer than a wrong one in {percent(found.auroc)}"
+    return f"expected calibration error {percent(found.ece)} of {found.count:,} answers{order}"
 
 
 SHOWN = 3
@@ -155,6 +178,24 @@ def write_report(result: Evaluation, eval_sets: Sequence[EvalSet], path: Path) -
         groups=[_group(result, name) for name in result.groups],
         tables=[{"heading": heading(result, task), "rows": rows_of(result, task)} for task in result.scores],
         notes=result.notes,
+        calibrations=[
+            {
+                "heading": task,
+                "words": calibration_words(found),
+                "right": found.right,
+                "svg": reliability_svg(found),
+                "thresholds": [
+                    {
+                        "confidence": f"{t.confidence:.1f}",
+                        "kept": f"{t.kept:,}",
+                        "precision": "–" if t.precision is None else percent(t.precision),
+                        "recall": percent(t.recall),
+                    }
+                    for t in found.thresholds
+                ],
+            }
+            for task, found in result.calibrations.items()
+        ],
         cases=[
             {
                 "heading": task,

@@ -29,6 +29,7 @@ class Item:
         asked: the phrase, or the question.
         options: what can be chosen from, in order of its letters.
         kind: what the data set calls this question's kind, where scores need it.
+        confidence: of the answer (`granvit.predict.Text`); None where it is not known.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Item:
     asked: str = ""
     options: list[str] = field(default_factory=list)
     kind: str = ""
+    confidence: float | None = field(default=None, compare=False)  # in batches of another size it is rounded otherwise
 
 
 @dataclass

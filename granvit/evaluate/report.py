@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from PIL import Image
 
 from granvit.coordinates import Box
 from granvit.draw import colors_for, draw_boxes
 from granvit.evaluate.metrics import paired_iou
+from granvit.evaluate.plots import ACCENT, INK, plot_svg
 from granvit.page import data_uri, percent, write_page
 from granvit.texts import exact_match
 
@@ -196,38 +194,18 @@ def _panels(named: Mapping[str, Sequence[tuple[float, float]]]) -> list[dict[str
 
 
 def _curve_svg(points: Sequence[tuple[float, float]]) -> Markup:
-    """A line chart that takes its colours from the page, so that it suits a light and a dark scheme."""
-    ink, line = "#010101", "#020202"  # stand-ins, exchanged below for what CSS decides
     steps, values = np.asarray(points, dtype=float).T
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 8,
-        "text.color": ink,
-        "axes.edgecolor": ink,
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.5,
-    }
-    with rc_context(style):
-        figure = Figure(figsize=(3.6, 2.0), layout="constrained")
-        axes = figure.subplots()
+
+    def draw(axes: Any) -> None:
         window = max(1, len(values) // 20)
         smooth_steps, smooth = (np.convolve(v, np.ones(window) / window, mode="valid") for v in (steps, values))
         if window > 1:
-            axes.plot(steps, values, color=line, linewidth=0.6, alpha=0.35)
-        axes.plot(smooth_steps, smooth, color=line, linewidth=1.5, marker="o" if len(values) == 1 else "")
-        axes.set_xlabel("step", color=ink)
-        axes.grid(axis="y", color=ink, alpha=0.15, linewidth=0.5)
-        buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(ink, "currentColor").replace(line, "var(--accent)")
-    return Markup(svg)
+            axes.plot(steps, values, color=ACCENT, linewidth=0.6, alpha=0.35)
+        axes.plot(smooth_steps, smooth, color=ACCENT, linewidth=1.5, marker="o" if len(values) == 1 else "")
+        axes.set_xlabel("step", color=INK)
+        axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.5)
+
+    return plot_svg(draw, (3.6, 2.0))
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ def items():
 def answered():
     some = items()
     some[0].said, some[0].found, some[0].size = "[0.1, ...]", (1.5, 2.0, 3.0, 4.0), (20, 10)
+    some[0].confidence = 0.1 + 0.2
     some[1].said, some[1].size = "té", (20, 10)
     return some
 
@@ -38,6 +39,16 @@ def recalled(path, checkpoint="abc"):
 def test_answers_are_found_again(path):
     some, known = recalled(path)
     assert known == [True, True] and some == answered()
+    assert [item.confidence for item in some] == [0.1 + 0.2, None]
+
+
+def test_answers_of_a_version_without_confidences_are_used(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[1:]:
+        del line["confidence"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    some, known = recalled(path)
+    assert known == [True, True] and some == answered() and some[0].confidence is None
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60])

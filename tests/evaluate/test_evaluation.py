@@ -85,6 +85,8 @@ def test_answers_and_scores_are_the_same_at_any_batch_size(model, monkeypatch):
         monkeypatch.setattr(answering, "_IMAGES_AT_ONCE", at_once)
         part = evaluated(model, rows=rows)
         assert part.items == whole.items
+        confidences = [[item.confidence for item in result.items] for result in (part, whole)]
+        assert confidences[0] == pytest.approx(confidences[1], abs=1e-5)
         assert {n: s.values for n, s in part.scores.items()} == {n: s.values for n, s in whole.scores.items()}
         assert {n: s.intervals for n, s in part.scores.items()} == {n: s.intervals for n, s in whole.scores.items()}
 
@@ -99,7 +101,8 @@ def test_every_question_is_asked_as_the_model_answers_it_alone(model):
             question = model.box_questions(view, item.box)[0]
         elif item.task == "cups-testA":
             question = ask_box(item.asked)
-        assert [[item.said]] == model.answer([ImageQuestions(image, view, [question])], 6)
+        [[said]] = model.answer([ImageQuestions(image, view, [question])], 6)
+        assert item.said == said and item.confidence == pytest.approx(said.confidence, abs=1e-5)
         assert item.found == (model.to_pixels(item.said, view) if item.how == "phrase" else None)
 
 

@@ -12,7 +12,7 @@ from granvit import predict
 from granvit.evaluate import answering, region_tasks
 from granvit.evaluate.region_tasks import ALL_TASKS, TASKS, evaluate
 from granvit.images import decode
-from granvit.predict import GranViT, ImageQuestions
+from granvit.predict import GranViT, ImageQuestions, Text
 from granvit.questions import CAPTION2BBOX, ask_global
 from granvit.regions import Region, RegionImage, Turn
 
@@ -54,7 +54,7 @@ class Scripted(GranViT):
     def answer(self, asks, max_new_tokens):
         self.longest.append(max_new_tokens)
         self.asked += [(a.image.getpixel((0, 0)), a.view, q) for a in asks for q in a.questions]
-        return [[self.say(a, q) for q in a.questions] for a in asks]
+        return [[Text(self.say(a, q), 0.5) for q in a.questions] for a in asks]
 
     @property
     def questions(self) -> list[str]:
