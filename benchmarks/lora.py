@@ -195,7 +195,8 @@ def finding(chosen: argparse.Namespace) -> None:
         locate, constant = report.scores["locate"], report.baseline["locate"]
         print(
             f"{name}: {arm.trained:,} train; locate Acc@0.5 {locate['acc50']:.1%} [{low:.1%}, {high:.1%}], "
-            f"mean IoU {locate['miou']:.1%} (best constant answer {constant['acc50']:.1%}, {constant['miou']:.1%}); "
+            f"mean IoU {locate['miou']:.1%} (best constant answer {constant['acc50']:.1%}, {constant['miou']:.1%}), "
+            f"answers that are a box {locate['parse_rate']:.1%}; "
             f"loss of the last steps {statistics.mean(arm.losses[-20:]):.3f}",
             flush=True,
         )
