@@ -115,6 +115,10 @@ def command_tree() -> dict[str, Command | Group]:
             "inspect.Probe",
             "Compare frozen encoders without a language model: by small heads on the features of regions.",
         ),
+        "study": _command(
+            "study.Study",
+            "Train arms and seeds, and answer with intervals which of the paper's claims hold: table, plots, page.",
+        ),
         "debug": Group(
             "Find out what went wrong in a run.",
             lambda: {

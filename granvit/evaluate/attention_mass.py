@@ -77,7 +77,7 @@ class MassReport:
 
 
 # Per image: the sum over its regions of (share, chance), by kind and row, and the number of regions by kind.
-_Sums = dict[tuple[str, str], np.ndarray]
+Sums = dict[tuple[str, str], np.ndarray]
 
 
 def attention_mass(
@@ -96,17 +96,17 @@ def attention_mass(
     Raises:
         ValueError: no region of the images can be measured.
     """
-    per_image: list[list[_Sums]] = []
+    per_image: list[list[Sums]] = []
     counts: list[dict[str, int]] = []
     report = MassReport([e.name for e in encoders], 0)
     records = islice((record for record in records if not record.text_only), limit)
     for record in tqdm(records, total=limit, desc="attention", unit="img", disable=not progress):
         asked = [r for r in record.regions if not r.ignore][:max_regions]
-        regions = [r for r in asked if all(_large_enough(e, record, r) for e in encoders)]
+        regions = [r for r in asked if all(large_enough(e, record, r) for e in encoders)]
         report.images += 1
         report.too_small += len(asked) - len(regions)
         if regions:
-            per_image.append([_sums(e, record, regions) for e in encoders])
+            per_image.append([region_sums(e, record, regions) for e in encoders])
             counts.append({kind: sum(r.kind == kind for r in regions) for kind in ("object", "text")})
     if not per_image:
         raise GranvitError(
@@ -121,12 +121,14 @@ def attention_mass(
     return report
 
 
-def _large_enough(encoder: PatchEncoder, record: RegionImage, region: Region) -> bool:
+def large_enough(encoder: PatchEncoder, record: RegionImage, region: Region) -> bool:
+    """Whether a region holds a patch's area beside any one patch."""
     covered = encoder.coverage(encoder.view((record.width, record.height)), region.box)[0]
     return bool(covered.sum() - covered.max() >= 1)
 
 
-def _sums(encoder: PatchEncoder, record: RegionImage, regions: list[Region]) -> _Sums:
+def region_sums(encoder: PatchEncoder, record: RegionImage, regions: list[Region]) -> Sums:
+    """Of one image: the sums over its regions of the shares inside and of those of an even map."""
     picture = decode(record.image or b"")
     inside = encoder.coverage(encoder.view(picture.size), [r.box for r in regions])
     visible = visible_part(encoder, picture.size)
@@ -139,7 +141,7 @@ def _sums(encoder: PatchEncoder, record: RegionImage, regions: list[Region]) -> 
     if encoder.model is not None:
         rows |= _word_rows(encoder, picture, regions)
     kinds = np.array([r.kind for r in regions])
-    sums: _Sums = {}
+    sums: Sums = {}
     for name, rows_rp in rows.items():
         each = np.stack([share_inside(rows_rp, inside, visible), chance_inside(rows_rp, inside, visible)], axis=1)
         for kind in set(kinds.tolist()):
@@ -165,9 +167,7 @@ def _word_rows(encoder: PatchEncoder, picture: Image.Image, regions: list[Region
     return {WORDS: layers.mean(1), **rows}
 
 
-def _table(
-    per_image: list[list[_Sums]], kind: str, count_n: np.ndarray, encoders: int
-) -> dict[str, list[Share | None]]:
+def _table(per_image: list[list[Sums]], kind: str, count_n: np.ndarray, encoders: int) -> dict[str, list[Share | None]]:
     names = sorted({name for sums in per_image for of_one in sums for k, name in of_one if k == kind})
     sums_nek2 = np.full((len(per_image), encoders, len(names), 2), np.nan)
     for n, of_image in enumerate(per_image):

@@ -155,13 +155,19 @@ def fit(
     return best
 
 
-_CELLS: dict[Task, tuple[int, int]] = {
+CELLS: dict[Task, tuple[int, int]] = {
     "label": (4, 4),
     "attribute": (4, 4),
     "is-text": (4, 4),
     "read": (2, READING_STEPS),
 }
-_HEADS = {"linear": LinearHead, "attentive": AttentiveHead}
+_REGION_HEADS: dict[str, Callable[..., nn.Module]] = {"linear": LinearHead, "attentive": AttentiveHead}
+HEADS: dict[Task, dict[str, Callable[..., nn.Module]]] = {
+    "label": _REGION_HEADS,
+    "attribute": _REGION_HEADS,
+    "is-text": _REGION_HEADS,
+    "read": {"ctc": ReadingHead},
+}
 _STEPS = 600
 _CTC_TRAINING_STEPS = 1000
 _IMAGES_AT_ONCE = 16
@@ -253,7 +259,7 @@ def probe(
     targets = vocabulary(task, raw)
     training = usable(task, raw, targets)
     scored = usable(task, probe_questions(task, scored_images, max_regions, seed + 1), targets)
-    check = _check(training)
+    check = checked_questions(training)
     if not check or len(check) == len(training.items) or not scored.items:
         raise GranvitError(
             f"{task}: {len(training.items)} regions of {len(train_images)} images to train on and {len(scored.items)} "
@@ -267,12 +273,11 @@ def probe(
         dict(scored.left_out),
     )
     answers: dict[str, list[Tensor]] = {}
-    heads: dict[str, Any] = {"ctc": ReadingHead} if task == "read" else dict(_HEADS)
     for encoder in encoders:
-        features = region_features(encoder, train_images, training.items, _CELLS[task], progress)
-        unseen = region_features(encoder, scored_images, scored.items, _CELLS[task], progress)
-        for name, kind in heads.items():
-            fitted = _fit_head(task, kind, features, training.items, targets, check, seed)
+        features = region_features(encoder, train_images, training.items, CELLS[task], progress)
+        unseen = region_features(encoder, scored_images, scored.items, CELLS[task], progress)
+        for name, kind in HEADS[task].items():
+            fitted = fit_head(task, kind, features, training.items, targets, check, seed)
             report.rates.setdefault(encoder.name, {})[name] = fitted.rate
             answers.setdefault(name, []).append(fitted.scores(unseen))
     for name, of_encoders in answers.items():
@@ -310,14 +315,14 @@ def region_features(
     return torch.cat(found)
 
 
-def _check(training: Questions) -> list[int]:
+def checked_questions(training: Questions) -> list[int]:
     """The training questions by which a learning rate is chosen: all of every tenth image with a question."""
     images = sorted({q.image for q in training.items})
     checked = set(images[:: 10 // _CHECKED_IN_TEN])
     return [n for n, question in enumerate(training.items) if question.image in checked]
 
 
-def _fit_head(
+def fit_head(
     task: Task,
     kind: Callable[..., Any],
     features: Tensor,
@@ -325,7 +330,12 @@ def _fit_head(
     targets: Sequence[Any],
     check: Sequence[int],
     seed: int,
+    steps: int | None = None,
 ) -> Fitted:
+    """A head of a kind in `HEADS`, fitted to answer questions from their regions' features, by `fit`.
+
+    `check` is as `checked_questions` says, `steps` what the task is fitted with where None.
+    """
     place = {target: n for n, target in enumerate(targets)}
     outputs = len(targets)
     if task == "read":
@@ -352,7 +362,7 @@ def _fit_head(
 
     cells, depth = (features.shape[1], features.shape[2]), features.shape[-1]
     training_steps = _CTC_TRAINING_STEPS if task == "read" else _STEPS
-    return fit(lambda: kind(cells, depth, outputs), features, loss, check, training_steps, seed)
+    return fit(lambda: kind(cells, depth, outputs), features, loss, check, steps or training_steps, seed)
 
 
 def _truth(questions: Sequence[Question], targets: Sequence[Any]) -> np.ndarray:
@@ -384,7 +394,7 @@ def _rows(
     truth_texts = [q.target for q in scored.items]
     most = max(targets_of := [q.target for q in training.items], key=targets_of.count)
     if task == "read":
-        said = [[_read(steps, targets) for steps in a] for a in answers]
+        said = [[read_text(steps, targets) for steps in a] for a in answers]
         constant = [most] * len(truth_texts)
         error_rates = [_error_rate(texts, truth_texts, image, len(number)) for texts in [*said, constant]]
         exacts = [
@@ -409,7 +419,7 @@ def _error_rate(said: Sequence[str], truth: Sequence[str], image: Sequence[int],
     return ratio([wrong for wrong, _ in costs], [length for _, length in costs], image, images)
 
 
-def _read(steps: Tensor, letters: Sequence[str]) -> str:
+def read_text(steps: Tensor, letters: Sequence[str]) -> str:
     """The best path: the likeliest letter at each step, repeats joined, blanks dropped."""
     best = torch.unique_consecutive(steps.argmax(-1)).tolist()
     return "".join(letters[n - 1] for n in best if n > 0)

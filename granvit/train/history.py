@@ -28,6 +28,7 @@ class History:
 
     Attributes:
         curves: metric -> (step, value) pairs; on the first rank those of the run's earlier parts included.
+        flops: the arithmetic of this rank's steps, earlier parts included; None where not all of it was counted.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class History:
         """`timing` measures the steps' sections; `peak` is what the device can do, in FLOP/s, for the MFU."""
         self.path = run_dir / "history.jsonl"
         self.curves: Curves = {}
+        self.flops: float | None = 0.0
         self._steps, self._log_every, self._accelerator = steps, log_every, accelerator
         self._sums: dict[str, float] = defaultdict(float)
         self._summed = 0
@@ -52,8 +54,8 @@ class History:
         self._speed = Speed()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: how many lines there are, and the sums of the one to come."""
-        return {"lines": self._lines, "sums": dict(self._sums), "summed": self._summed}
+        """What a checkpoint keeps: how many lines there are, the sums of the one to come, and the arithmetic so far."""
+        return {"lines": self._lines, "sums": dict(self._sums), "summed": self._summed, "flops": self.flops}
 
     def open(self, step: int, state: dict[str, Any]) -> None:
         """Goes on after `step`: later lines, of steps that will be taken again, are dropped.
@@ -70,6 +72,7 @@ class History:
             self._collect(self._row(number, line))
         self._sums.update(state.get("sums", {}))
         self._summed = state.get("summed", 0)
+        self.flops = state.get("flops") if state else 0.0
         if main:
             self._file = self.path.open("a")
             # Cut, not rewritten: a kill at this point must not cost the lines that stay.
@@ -104,6 +107,7 @@ class History:
     def add(self, step: int, metrics: dict[str, float], taken: Speed) -> None:
         """One optimizer step: its metrics, and what was done in which time."""
         self._speed.add(taken)
+        self.flops = None if self.flops is None or taken.flops is None else self.flops + taken.flops
         self._summed += 1
         for name, value in metrics.items():
             self._sums[name] += value

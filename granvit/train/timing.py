@@ -198,13 +198,20 @@ class StepFlops:
             "head": self.per_answer.forward * answers,
             "backward": self.per_token.backward * tokens + 2 * attention + self.per_answer.backward * answers,
         }
+        for name, cost in self.of_pictures(batch).items():
+            parts[name] += cost
+        return parts
+
+    def of_pictures(self, batch: Batch, projected: bool = True) -> dict[str, float]:
+        """The same without the language model: encoder, teacher and, where the features are `projected`, projector."""
+        parts = {"encode": 0.0, "teacher": 0.0, "backward": 0.0}
         if batch.pixels is not None:
             images, side = batch.pixels.shape[:2]
-            embeds = images * self._embeds(side)
+            embeds = images * self._embeds(side) * projected
             forward = self.per_feature.forward + self.per_embed.forward
             backward = self.per_feature.backward + self.per_embed.backward
             parts["encode"] = self._encode(images, side) + forward * embeds
-            parts["backward"] += self._encode_backward(images, side) + backward * embeds
+            parts["backward"] = self._encode_backward(images, side) + backward * embeds
         if self.teacher and batch.crops is not None:
             parts["teacher"] = self._encode(*batch.crops.shape[:2])
         return parts

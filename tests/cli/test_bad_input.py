@@ -50,6 +50,7 @@ COMMANDS = [
     Command("attend", ["photo.png"], False, {"--model": "model", **BOX, "--point": None}, "--out"),
     Command("attention-mass", ["model"], False, {"--corpus": "corpus"}, "--out", ("--limit", "--examples")),
     Command("probe", ["model"], False, {"--corpus": "more", "--held-out": None}, "--out", ("--limit", "--seed")),
+    Command("study paper", [], False, {"--corpus": "more", "--arms": None}, "--out", ("--seeds", "--processes")),
     Command("debug replay", ["model"], False, {"--corpus": None}),
     Command("corpus import image_folder", ["pictures"], True, {"--captions": None}, None, ("--val-fraction",)),
     Command("corpus draw", [], True, {}, None, ("--count", "--seed", "--size", "--documents", "--prints")),

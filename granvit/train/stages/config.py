@@ -21,7 +21,7 @@ from granvit.train.config import (
     Lora,
     SampleConfig,
 )
-from granvit.train.identity import ELSEWHERE, FREE
+from granvit.train.identity import ELSEWHERE, FREE, NEWER
 
 if TYPE_CHECKING:
     from granvit.model.region_model import RegionModel
@@ -175,6 +175,7 @@ class PretrainConfig(StageConfig):
         distill_weight: lambda, the weight of the localized self-distillation beside the captions' loss (paper: 1); 0
             trains without a teacher.
         alpha: the share of itself that the teacher, a moving average of the encoder, keeps at each step (paper: 0.9).
+        train_language: whether the language model learns too, as where both stages are one.
     """
 
     kind: ClassVar[str] = "stage1"
@@ -183,11 +184,52 @@ class PretrainConfig(StageConfig):
     smoothing: float = 0.0
     distill_weight: float = 1.0
     alpha: float = 0.9
+    train_language: bool = field(default=False, metadata={NEWER: True} | SELDOM)
 
     def build(self, model: RegionModel, context: RunContext = NO_RUN) -> AnsweringStage:
         from granvit.train.stages.pretrain import Pretrain
 
-        return Pretrain(model, self.smoothing, self.distill_weight, self.alpha)
+        return Pretrain(model, self.smoothing, self.distill_weight, self.alpha, self.train_language)
+
+
+@dataclass
+class ContrastConfig(StageConfig):
+    """In place of stage 1, without a language model: regions are contrasted with the embeddings of their texts.
+
+    Attributes:
+        contrast_weight: the weight of the contrast; 0 trains without it, and the projector not at all.
+        distill_weight: lambda, the weight of the localized self-distillation; 0 trains without a teacher.
+        alpha: the share of itself that the teacher, a moving average of the encoder, keeps at each step.
+    """
+
+    kind: ClassVar[str] = "contrast"
+
+    sample: CroppedSample
+    contrast_weight: float = 1.0
+    distill_weight: float = 0.0
+    alpha: float = 0.9
+
+    def check(self) -> None:
+        if self.contrast_weight == self.distill_weight == 0:
+            raise GranvitError(f"{self.folder}: contrast_weight and distill_weight are both 0: nothing would train")
+        if dict(self.sample.questions) != {"bbox2caption": 1.0}:
+            raise GranvitError(f"{self.folder}: sample.questions: a contrast is of regions, so bbox2caption 1 alone")
+        if self.sample.max_tokens is not None or self.sample.subphrases:
+            raise GranvitError(f"{self.folder}: sample.max_tokens and sample.subphrases have no place in a contrast")
+        if self.loop.parallel == "fsdp":
+            raise GranvitError(f"{self.folder}: loop.parallel is ddp for a contrast, which knows no sharded tower")
+
+    def prepare(self, model: RegionModel) -> Prepare:
+        from granvit.train.stages.contrast import RegionPrepare
+
+        if model.settings.tiles:
+            raise GranvitError(f"{self.folder}: a contrast takes each picture as one canvas, and this model has tiles")
+        return RegionPrepare(model, self.sample)
+
+    def build(self, model: RegionModel, context: RunContext = NO_RUN) -> AnsweringStage:
+        from granvit.train.stages.contrast import Contrast
+
+        return Contrast(model, self.contrast_weight, self.distill_weight, self.alpha)
 
 
 @dataclass

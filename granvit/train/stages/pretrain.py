@@ -20,17 +20,25 @@ class Pretrain(AnsweringStage):
     """Stage 1 (paper, section 3.3): encoder and projector learn through the frozen language model.
 
     L = L_caption + `distill_weight` * MSE(teacher(crop), ROIAlign(student(image))); the teacher is an EMA of the
-    student that keeps `alpha` of itself per step (paper: weight 1, alpha 0.9).
+    student that keeps `alpha` of itself per step (paper: weight 1, alpha 0.9). With `train_language` the language model
+    learns too.
     """
 
     name = "stage1"
 
     def __init__(
-        self, region_model: RegionModel, smoothing: float = 0.0, distill_weight: float = 1.0, alpha: float = 0.9
+        self,
+        region_model: RegionModel,
+        smoothing: float = 0.0,
+        distill_weight: float = 1.0,
+        alpha: float = 0.9,
+        train_language: bool = False,
     ):
         super().__init__(region_model, smoothing)
         self.distill_weight = distill_weight
         self._train(self.projector)
+        if train_language:
+            self._train(self.model.model.language_model, self.model.lm_head)
         self._train_encoder()
         self.teacher = Teacher(self.tower, alpha) if distill_weight > 0 else None
 

@@ -1,0 +1,258 @@
+"""A miniature study, two arms and two seeds: killed and resumed, with a job that fails, and without its weights."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.paths import PYTHONPATH
+from helpers.tiny_recipe import save_parts, shorten_answers
+from helpers.tiny_study import impossible, tiny_study
+
+from granvit.errors import BusyError, GranvitError
+from granvit.files import locked
+from granvit.study import worker
+from granvit.study.definition import Arm
+from granvit.study.jobs import Data, jobs_of
+from granvit.study.report import write_study
+from granvit.study.results import find_result, path_of
+from granvit.study.runner import plan_lines
+from granvit.study.work import do_job, job_folder, open_images
+from granvit.study.worker import Place, serve
+
+STEPS = 20
+
+
+def jobs(study, seeds=2):
+    return jobs_of(study, seeds, Data(12, "drawn"))
+
+
+def table(study, out: Path) -> str:
+    done = [result for job in jobs(study) if (result := find_result(out, job)) is not None]
+    write_study(study, jobs(study), done, out)
+    return (out / "study.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return save_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+    """The study and the folder in which it ran without a stop, in this process."""
+    out, study = tmp_path_factory.mktemp("whole"), tiny_study(parts, STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_answers(patch, 24)
+        images = open_images(study, out, ())
+        for job in jobs(study):
+            do_job(study, job, out, images, "cpu", keep=False)
+    return study, out
+
+
+def start(parts: Path, out: Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "helpers.tiny_study", str(parts), str(out), str(STEPS)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_killed_in_the_middle_and_resumed_it_comes_to_the_same_table(parts, whole, tmp_path):
+    study, out = whole[0], tmp_path / "out"
+    first = start(parts, out)
+    history = out / "jobs/stage1/seed0/stage1/history.jsonl"
+    deadline = time.monotonic() + 300
+    while not (history.exists() and history.read_text().count("\n") >= 7):
+        assert first.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not path_of(out, jobs(study)[2]).exists()
+    untouched = path_of(out, jobs(study)[0]).stat().st_mtime_ns
+    second = start(parts, out)
+    said = second.communicate(timeout=400)[0]
+    assert second.returncode == 0, said
+    assert "2 of 4 jobs are done, 2 are to be run" in said and "[4/4] stage1.seed1" in said
+    assert path_of(out, jobs(study)[0]).stat().st_mtime_ns == untouched
+    # The first lines of the history are those of before, which only going on from a checkpoint leaves.
+    assert len(history.read_text().splitlines()) == STEPS
+    assert table(study, out) == table(study, whole[1])
+
+
+def test_a_later_machine_without_weights_goes_on_with_what_is_missing(whole, tmp_path, monkeypatch):
+    study, out = whole[0], tmp_path / "later"
+    shutil.copytree(whole[1] / "results", out / "results")
+    missing = next(job for job in jobs(study) if job.name == "stage1.seed1")
+    path_of(out, missing).unlink()
+    assert sum("done" in line for line in plan_lines(study, jobs(study), out, 1)[:-1]) == 3
+    shorten_answers(monkeypatch, 24)
+    images = open_images(study, out, ())
+    for job in jobs(study):
+        if find_result(out, job) is None:
+            do_job(study, job, out, images, "cpu", keep=True)
+    assert [p.name for p in (out / "jobs").glob("*/*")] == ["seed1"]
+    assert (job_folder(out, missing) / "checkpoint/model.safetensors").exists(), "--keep keeps the model"
+    assert table(study, out) == table(study, whole[1])
+
+
+def test_results_keep_what_training_took_and_weights_go(whole):
+    study, out = whole
+    results = {job.name: find_result(out, job) for job in jobs(study)}
+    assert not list(out.glob("jobs/**/*.safetensors"))
+    for name, result in results.items():
+        assert result.cost["images"] == 2 * STEPS * (2 if name.startswith("stage1") else 1)
+        assert result.cost["flops"] > 0
+    assert results["stage1.seed0"].cost["flops"] > 1.5 * results["initial.seed0"].cost["flops"]
+    assert set(results["stage1.seed0"].curves["stage1"]) >= {"caption", "distill"}
+    assert {"describe", "locate", "distinct", "swapped", "attention"} <= results["initial.seed0"].tables.keys()
+
+
+def test_shared_stages_are_trained_once_and_again_only_where_they_are_missed(parts, tmp_path, monkeypatch):
+    from granvit.train.recipes import ablations as by
+
+    study = tiny_study(parts, 2, (Arm("alone", "", by.stage_1_alone), Arm("tuned", "", by.encoder_trained)))
+    study = replace(study, measuring=replace(study.measuring, tasks=("describe",), attention=1))
+    shorten_answers(monkeypatch)
+    images = open_images(study, tmp_path, ())
+    first, alone, tuned = (job for job in jobs(study, 1) if job.arm.name != "initial")
+    do_job(study, first, tmp_path, images, "cpu", keep=False)
+    shared = tmp_path / "shared" / first.shared_folder
+    weights = (shared / "checkpoint/model.safetensors").stat().st_mtime_ns
+    do_job(study, alone, tmp_path, images, "cpu", keep=False)
+    assert (shared / "checkpoint/model.safetensors").stat().st_mtime_ns == weights
+    assert not (job_folder(tmp_path, first) / "stage1").exists(), "its stage 1 is in shared/"
+    assert find_result(tmp_path, first).curves["stage1"] == find_result(tmp_path, alone).curves["stage1"]
+    assert find_result(tmp_path, alone).cost["flops"] < find_result(tmp_path, first).cost["flops"]
+    before = find_result(tmp_path, alone).curves
+    shutil.rmtree(tmp_path / "shared")
+    do_job(study, tuned, tmp_path, images, "cpu", keep=False)
+    assert shared.exists() and find_result(tmp_path, tuned).curves["stage1"] == before["stage1"]
+
+
+class Line:
+    """A worker's end of the line: jobs come out, answers go in."""
+
+    def __init__(self, waiting):
+        self.waiting, self.answers = list(waiting), []
+
+    def recv(self):
+        if not self.waiting:
+            raise EOFError
+        return self.waiting.pop(0)
+
+    def send(self, answer):
+        self.answers.append(answer)
+
+
+def test_a_job_that_fails_leaves_its_log_and_the_others_go_on(parts, tmp_path, monkeypatch):
+    study = tiny_study(parts, 1, (Arm("bad", "It cannot begin", impossible),))
+    study = replace(study, measuring=replace(study.measuring, tasks=("describe",), attention=1))
+    shorten_answers(monkeypatch)
+    monkeypatch.setattr(worker, "_leave_with_parent", lambda: None)
+    good, _, bad = jobs(study, 1)
+    line = Line([bad, good])
+    serve(line, study, Place(tmp_path, (), "cpu", False))
+    (failed, reason), done = line.answers
+    assert failed == "failed" and "absent: no such folder" in reason and done == ("done", "")
+    log = (job_folder(tmp_path, bad) / worker.LOG).read_text()
+    assert "Traceback" in log and "absent" in log
+    assert find_result(tmp_path, good) is not None and find_result(tmp_path, bad) is None
+
+
+def test_a_job_that_another_is_at_is_left_to_it(parts, tmp_path):
+    study = tiny_study(parts, 1)
+    job = jobs(study, 1)[0]
+    images = open_images(study, tmp_path, ())
+    code = (
+        "import sys, time; from granvit.files import locked\n"
+        "with locked(sys.argv[1]): print('held', flush=True); time.sleep(600)"
+    )
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    command = [sys.executable, "-c", code, str(job_folder(tmp_path, job))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BusyError, match="another process"):
+            do_job(study, job, tmp_path, images, "cpu", keep=False)
+        other.kill()
+    assert find_result(tmp_path, job) is None
+
+
+def test_a_result_of_other_settings_is_refused_by_name(whole, parts):
+    _, out = whole
+    job = jobs(tiny_study(parts, STEPS + 1))[0]
+    with pytest.raises(GranvitError, match=r"initial.seed0.json: .*stages.0.loop.steps was 20 there and is 21"):
+        find_result(out, job)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"format": 1', '"format": 9', "format 9"),
+        ('"seed": 0', '"seed": "0"', "seed"),
+        ('"sums":[', '"sums":["x",', "tables"),
+        ('"tables"', '"tabels"', "tables is missing"),
+        ("{", "", "damaged"),
+    ],
+)
+def test_a_damaged_result_is_named(whole, tmp_path, old, new, message):
+    study, out = whole
+    job = jobs(study)[0]
+    path = path_of(tmp_path, job)
+    path.parent.mkdir()
+    path.write_text(path_of(out, job).read_text().replace(old, new, 1))
+    with pytest.raises(GranvitError, match=message) as wrong:
+        find_result(tmp_path, job)
+    assert path.name in str(wrong.value)
+
+
+def test_the_report_says_what_is_missing_and_what_was_found(whole, tmp_path):
+    study, out = whole
+    done = [find_result(out, job) for job in jobs(study)]
+    some = [result for result in done if result.seed == 0]
+    summary = write_study(study, jobs(study), some, tmp_path)
+    page = (tmp_path / "study.html").read_text()
+    assert summary.missing == {"initial": [1], "stage1": [1]}
+    assert "Cannot be told from one seed" in page and "Initial: without seed 1" in page
+    write_study(study, jobs(study), [r for r in done if r.arm == "initial"], tmp_path)
+    assert "Stage 1: no result yet" in (tmp_path / "study.html").read_text()
+    full = write_study(study, jobs(study), done, tmp_path)
+    assert full.missing == {} and "Not finished" not in (tmp_path / "study.html").read_text()
+    both = [full.rows[name].scores["describe"].value for name in ("initial", "stage1")]
+    assert full.questions[0].difference.estimate.value == pytest.approx(both[1] - both[0])
+    assert sorted(p.name for p in (tmp_path / "plots").iterdir()) >= ["along-stages.png", "attention.png"]
+
+
+def test_listing_a_study_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom granvit.cli.app import main\n"
+        "try: main(['study', 'nano', '--dry-run', '--out', '/nonexistent/study'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'pyarrow', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "84 jobs, 0 done" in done.stdout and "other-order.seed2" in done.stdout
+    assert "stage1 as stage1.seed0" in done.stdout
+
+
+def test_a_folder_is_held_while_a_job_runs(parts, tmp_path, monkeypatch):
+    """What is held is the job's own folder, so that jobs of one study run beside each other."""
+    study = tiny_study(parts, 1)
+    first, other = jobs(study)[0], jobs(study)[1]
+    held = []
+    monkeypatch.setattr("granvit.study.work._resolved", lambda job, sources: held.append(locked_now(first)) or 1 / 0)
+
+    def locked_now(job):
+        return (job_folder(tmp_path, job).parent / f".seed{job.seed}.lock").exists()
+
+    with pytest.raises(ZeroDivisionError):
+        do_job(study, first, tmp_path, open_images(study, tmp_path, ()), "cpu", keep=False)
+    assert held == [True] and not locked_now(first) and not locked_now(other)
+    with locked(job_folder(tmp_path, first)):
+        pass
