@@ -80,7 +80,7 @@ def do_job(study: Study, job: Job, out: Path, images: Images, device: Literal["a
     Raises:
         BusyError: another process is at this job. Besides, what `run_recipe` and `measure` raise.
     """
-    start = time.time()
+    start = time.monotonic()
     state, folder = PartialState(cpu=on_cpu(device)), job_folder(out, job)
     sources = [(_part(records, job.arm.share), weight) for records, weight in images.train]
     with locked(folder) if state.is_main_process else nullcontext():
@@ -97,7 +97,7 @@ def do_job(study: Study, job: Job, out: Path, images: Images, device: Literal["a
             model.llava.eval()
             found = measure(model, images.train[0][0], images.held_out, study.measuring)
             trained = [*_stage_folders(first, job.recipe.stages[: job.shared]), *_stage_folders(folder, rest)]
-            cost = _cost(job, trained, time.time() - start)
+            cost = _cost(job, trained, time.monotonic() - start)
             curves = {stage: _curves(path) for stage, path in trained}
             result = Result(
                 *(job.arm.name, job.seed, job.identity, job.settings, found.images, found.tables, found.numbers),

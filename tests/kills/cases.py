@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from PIL import Image
 
@@ -15,7 +16,7 @@ from granvit.corpus.store import CorpusWriter
 from granvit.errors import GranvitError
 from granvit.regions import Region, RegionImage
 
-_TRAINING = ("train", "export", "export-encoder", "assemble", "eval", "loss", "attend", "probe", "describe")
+_TRAINING = ("train", "study", "export", "export-encoder", "assemble", "eval", "loss", "attend", "probe", "describe")
 
 
 @dataclass
@@ -81,6 +82,8 @@ def preload(names: set[str]) -> None:
     if names & set(_TRAINING):
         import granvit.evaluate.evaluation_report
         import granvit.export.llava
+        import granvit.study.report
+        import granvit.study.work
         import granvit.train.run  # noqa: F401
 
 
@@ -135,6 +138,27 @@ def _train(inputs: Path, work: Path) -> None:
     run_recipe(recipe, work / "out", [(records, 1.0)], device="cpu")
 
 
+def _study(inputs: Path, work: Path) -> None:
+    import torch
+    from helpers.tiny_study import tiny_study
+
+    from granvit.corpus.synthetic.synthesize import make
+    from granvit.study import work as of_jobs
+    from granvit.study.jobs import Data, jobs_of
+    from granvit.study.report import write_study
+    from granvit.study.results import find_result
+
+    torch.set_num_threads(1)
+    of_jobs.time = SimpleNamespace(monotonic=lambda: 0.0)  # a result says how long it took
+    records = [make(i, seed=1, size=64, documents=0.0) for i in range(8)]
+    study, out = tiny_study(inputs / "parts", 2), work / "out"
+    jobs, images = jobs_of(study, 1, Data(8, "drawn")), of_jobs.Images([(records, 1.0)], records[:4])
+    for job in jobs:
+        if find_result(out, job) is None:
+            of_jobs.do_job(study, job, out, images, "cpu", keep=False)
+    write_study(study, jobs, [result for job in jobs if (result := find_result(out, job)) is not None], out)
+
+
 def _assemble(inputs: Path, work: Path) -> None:
     from helpers.tiny_recipe import tiny_recipe
 
@@ -177,6 +201,7 @@ def cases() -> list[Case]:
         Case("export-encoder", ["export", "{in}/checkpoint", "{work}/out", "--format", "encoder"]),
         Case("train", run=_train),
         Case("assemble", run=_assemble),
+        Case("study", run=_study),
         Case("attend", ["attend", "{in}/photos/00.png", *asked, "--out", "{work}/out"]),
         Case("describe", ["describe", "{in}/photos/00.png", *asked, "--draw", "{work}/out.png"], out="out.png"),
         Case(
