@@ -136,7 +136,7 @@ def test_a_reader_reads_letters_in_their_order():
         return F.ctc_loss(scores.transpose(0, 1), letters[list(chosen)], steps, lengths)
 
     fitted = fit(lambda: ReadingHead((2, 12), 8, 3), features, loss, range(100, 120), 150, seed=0)
-    said = [probes._read(steps, "abc") for steps in fitted.scores(features[100:])]
+    said = [probes.read_text(steps, "abc") for steps in fitted.scores(features[100:])]
     assert said == ["".join("?abc"[n] for n in row) for row in texts[100:]]
 
 

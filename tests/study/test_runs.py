@@ -148,14 +148,15 @@ class Line:
         self.answers.append(answer)
 
 
-def test_a_job_that_fails_leaves_its_log_and_the_others_go_on(parts, tmp_path, monkeypatch):
+def test_a_job_that_fails_leaves_its_log_and_the_others_go_on(parts, tmp_path, monkeypatch, capfd):
     study = tiny_study(parts, 1, (Arm("bad", "It cannot begin", impossible),))
     study = replace(study, measuring=replace(study.measuring, tasks=("describe",), attention=1))
     shorten_answers(monkeypatch)
     monkeypatch.setattr(worker, "_leave_with_parent", lambda: None)
     good, _, bad = jobs(study, 1)
     line = Line([bad, good])
-    serve(line, study, Place(tmp_path, (), "cpu", False))
+    with capfd.disabled():  # else what is printed goes to no descriptor
+        serve(line, study, Place(tmp_path, (), "cpu", False))
     (failed, reason), done = line.answers
     assert failed == "failed" and "absent: no such folder" in reason and done == ("done", "")
     log = (job_folder(tmp_path, bad) / worker.LOG).read_text()
