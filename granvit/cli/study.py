@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -110,10 +110,11 @@ class Study:
     def _data(self, study: Definition) -> Data:
         """What the study is trained on."""
         from granvit.study.jobs import Data
+        from granvit.train.identity import decisive
 
         if not self.corpus and study.embedded:
             corpus = study.base().corpus
-            return Data(corpus.train, asdict(corpus))
+            return Data(corpus.train, decisive(corpus))
         if not self.corpus:
             raise GranvitError(f"study {study.name} is of corpora of your own: name them with --corpus DIR")
         from granvit.corpus.derive import training_part

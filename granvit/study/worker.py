@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
@@ -57,7 +57,8 @@ def serve(connection: Connection, study: Study, place: Place) -> None:
             except Exception as error:
                 traceback.print_exc()
                 answer = "failed", _in_one_line(error)
-        connection.send(answer)
+        with suppress(OSError):  # the study was stopped meanwhile: nobody asks any more
+            connection.send(answer)
 
 
 def _next(connection: Connection) -> Job | None:

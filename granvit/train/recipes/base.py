@@ -14,7 +14,7 @@ from granvit.files import write_text
 from granvit.model.settings import Settings
 from granvit.ranges import OF_RECIPES, check_ranges
 from granvit.train.config import SELDOM
-from granvit.train.identity import ELSEWHERE, FREE
+from granvit.train.identity import ELSEWHERE, FREE, NEWER
 from granvit.train.stages.config import StageConfig
 
 # Parts that go by a name of their own, in place of a folder or a name on the hub -> the module whose `build_model` and
@@ -58,7 +58,7 @@ class EmbeddedCorpus:
     objects: tuple[int, int] = OBJECTS
     prints: float = 0.0
     seed: int = 1
-    style: Style = "plain"
+    style: Style = field(default="plain", metadata={NEWER: True})
 
 
 @dataclass
