@@ -1,4 +1,5 @@
 # make demo [CORPUS=path]   train the small model through both stages and write a report
+# make app [RUN=runs/demo]  a page to draw boxes on with the mouse, in an environment of its own (.venv-app)
 # make test                 lint and tests (without those marked slow or gpu)
 # make fuzz [CASES=10000]   damaged data sets, corpora and checkpoints: nothing lost, no traceback
 # make bench                every speed comparison, each against its baseline
@@ -17,10 +18,16 @@ export OMP_WAIT_POLICY = PASSIVE
 # A short spin before sleeping: on two idle cores the small model's steps are a fifth faster for it.
 export GOMP_SPINCOUNT = 100000
 
-.PHONY: demo test lint fuzz bench kills language docs clean
+.PHONY: demo app test lint fuzz bench kills language docs clean
 
 demo: .venv/core.stamp
 	$(BIN)/granvit demo $(if $(CORPUS),--out runs/own --corpus "$(CORPUS)",--out runs/demo)
+
+RUN ?= runs/demo
+APP := .venv-app/bin
+
+app: .venv-app/app.stamp
+	$(APP)/granvit app $(RUN)
 
 test: lint
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
@@ -48,7 +55,7 @@ language: .venv/dev.stamp
 	PYTHONPATH=tests $(BIN)/python -m helpers.smollm2
 
 clean:
-	rm -rf .venv build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv .venv-app build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone: a pinned version can come from whichever index or wheel folder pip is pointed at (say
@@ -57,6 +64,14 @@ clean:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install -q "$$(grep '^torch==' constraints.txt)"
 	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+# Gradio wants an older Pillow than the pinned one.
+.venv-app/app.stamp: pyproject.toml constraints.txt
+	test -x $(APP)/python || $(PYTHON) -m venv .venv-app
+	grep -v '^pillow==' constraints.txt > .venv-app/constraints.txt
+	$(APP)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(APP)/python -m pip install -q -c .venv-app/constraints.txt -e ".[app]"
 	touch $@
 
 .venv/dev.stamp: .venv/core.stamp

@@ -1,17 +1,39 @@
-"""What `mkdocs` makes of the pages beside Markdown: the command line's reference, equations, links out of docs/."""
+"""What `mkdocs` makes beside Markdown: notebooks, the command line's reference, equations, links out of docs/."""
 
 from __future__ import annotations
 
 import contextlib
 import html
 import io
+import json
 import re
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 COMMANDS = "<!-- the commands, from the program itself -->"
 _EQUATION = re.compile(r"^```math\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)]+)\)")
+
+
+def on_files(files: Any, config: Any, **_: Any) -> Any:
+    """Called once by mkdocs: a page for every notebook, beside the file itself."""
+    from mkdocs.structure.files import File
+
+    for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        page = notebook_page(Path(notebook.abs_src_path))
+        files.append(File.generated(config, notebook.src_uri.removesuffix("ipynb") + "md", content=page))
+    return files
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as Markdown, with its code and without what it printed."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    title, rest = parts[0].split("\n", 1)
+    return "\n\n".join([title, f"[{path.name}]({path.name}), to be opened in Jupyter.", rest, *parts[1:]]) + "\n"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -16,6 +16,8 @@ from granvit.geometry import as_boxes
 
 PALETTE = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#b91c1c", "#4d7c0f")
 SMALLEST_SIDE = 320
+# A plate that hides another's text does more harm than one that hides a part of a box.
+_PLATE_COUNTS = 4
 
 
 def colors_for(count: int) -> list[str]:
@@ -31,7 +33,9 @@ def draw_boxes(
     *,
     dashed: bool | Sequence[bool] = False,
 ) -> Image.Image:
-    """A copy of the picture with a frame around each box and its label on a plate at the frame's upper left corner.
+    """A copy of the picture with a frame around each box and its label on a plate at one of the frame's corners.
+
+    That is the upper left one, unless the plate would hide more of the boxes or of earlier plates there than elsewhere.
 
     A picture whose longer side is below 320 px is enlarged to that first, since text has a least legible size.
 
@@ -60,9 +64,11 @@ def draw_boxes(
     for box, color, in_dashes in zip(scaled, colors, dashes, strict=True):
         _frame(pen, box, color, frame_width, in_dashes)
     # Labels last, so that no later frame crosses an earlier label.
+    taken = np.reshape(scaled, (-1, 4))
     for box, label, color in zip(scaled, labels, colors, strict=True):
         if label:
-            _label(pen, box, label, color, font, picture.size)
+            plate = _label(pen, box, label, color, font, picture.size, taken)
+            taken = np.concatenate([taken, np.tile(plate, (_PLATE_COUNTS, 1))])
     return picture
 
 
@@ -98,19 +104,34 @@ def _label(
     color: str,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     size: tuple[int, int],
-) -> None:
+    taken: np.ndarray,
+) -> tuple[int, int, int, int]:
+    """Writes a label where its plate covers the least of what is `taken` (N, 4); returns the plate."""
     pad = 3
     text = _fitted(text, font, size[0] - 2 * pad)
     left, top, right, bottom = font.getbbox(text)
-    width, height = right - left + 2 * pad, bottom - top + 2 * pad
-    # Above the box where there is room, else inside it; and never beyond the picture.
-    x = min(max(box[0], 0), size[0] - width)
-    y = box[1] - height if box[1] >= height else min(max(box[1], 0), size[1] - height)
-    x, y = max(round(x), 0), max(round(y), 0)  # whole pixels: letters stay crisp
+    width, height = round(right - left) + 2 * pad, round(bottom - top) + 2 * pad
+    x1, y1, x2, y2 = box
+    above, below, beside, before = y1 - height, y2, x2, x1 - width
+    places = [(x1, above), (x1, y1), (x2 - width, above), (before, y1), (beside, y1), (x1, below), (x2 - width, below)]
+    # Whole pixels, so that letters stay crisp, and never beyond the picture.
+    inside = [
+        (max(round(min(max(x, 0), size[0] - width)), 0), max(round(min(max(y, 0), size[1] - height)), 0))
+        for x, y in places
+        if y >= 0
+    ]
+    x, y = min(inside, key=lambda place: _covered((*place, place[0] + width, place[1] + height), taken))
     pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
     red, green, blue = ImageColor.getrgb(color)[:3]
     ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else "white"
     pen.text((x + pad - left, y + pad - top), text, fill=ink, font=font)
+    return x, y, x + width, y + height
+
+
+def _covered(plate: tuple[int, int, int, int], taken: np.ndarray) -> float:
+    """How many pixels of boxes and plates (N, 4) a plate would hide."""
+    low, high = np.maximum(taken[:, :2], plate[:2]), np.minimum(taken[:, 2:], plate[2:])
+    return float(np.clip(high - low, 0, None).prod(axis=1).sum())
 
 
 def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:

@@ -209,3 +209,27 @@ def _alternatives(reference: Reference) -> list[str]:
     if not texts:
         raise ValueError("a reference has no text at all")
     return texts
+
+
+# Words that repeat three times or more; characters eight times or more, where no blanks part words.
+# Digits may repeat more often: 100000000 is a number.
+_REPEATED_WORDS = regex.compile(r"(?<!\S)((?:\S+\s+){0,7}?\S+?)((?:\s+\1){2,})(?!\S)")
+_REPEATED_CHARACTERS = regex.compile(r"([^\s\d]{1,8}?)(\1{7,})|(\d{1,4}?)(\3{11,})")
+
+
+def without_repeats(text: str, longest: int = 400) -> str:
+    """An answer as people are shown it: what repeats is said once, with how often; cut after `longest` characters.
+
+    A small or untrained model ends few answers by itself: "dotted dotted dotted dotted" becomes "dotted (4 times)".
+    """
+
+    def once(match: regex.Match[str]) -> str:
+        unit, rest = match.group(1, 2) if match.group(1) else match.group(3, 4)
+        return f"{unit} ({1 + len(rest) // len(unit)} times)"
+
+    def once_of_words(match: regex.Match[str]) -> str:
+        unit, rest = one_spaced(match.group(1)), one_spaced(match.group(2))
+        return f"{unit} ({1 + (len(rest) + 1) // (len(unit) + 1)} times)"
+
+    shown = _REPEATED_CHARACTERS.sub(once, _REPEATED_WORDS.sub(once_of_words, one_spaced(text[: 50 * longest])))
+    return shown if len(shown) <= longest else shown[:longest].rstrip() + " …"

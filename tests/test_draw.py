@@ -92,3 +92,16 @@ def test_no_boxes_no_change():
 
 def test_colors():
     assert colors_for(2) == list(PALETTE[:2]) and len(colors_for(20)) == 20
+
+
+def test_plates_hide_no_text_of_a_dense_page():
+    """Lines in boxes that touch each other: the plates stand beside them, and each other."""
+    image = Image.new("RGB", (720, 500), "white")
+    boxes = [(60, 40 + 22 * i, 300, 60 + 22 * i) for i in range(18)]
+    labels = [str(i + 1) for i in range(18)]
+    plain = np.asarray(draw_boxes(image, boxes, [""] * 18, ["red"] * 18))
+    labelled = np.asarray(draw_boxes(image, boxes, labels, ["red"] * 18))
+    different = (plain != labelled).any(-1)
+    assert different.any()
+    for x1, y1, x2, y2 in boxes:
+        assert not different[y1:y2, x1:x2].any()

@@ -16,6 +16,7 @@ from granvit.texts import (
     rouge_l,
     rouge_l_each,
     shared_words_each,
+    without_repeats,
     word_edit_cost,
     word_error_rate,
 )
@@ -181,3 +182,28 @@ def test_words_of_other_scripts_are_noticed():
 def test_word_edit_cost_by_hand():
     assert word_edit_cost("a b c d", "x") == (1, 1) and word_edit_cost("a b c d", "x", clipped=False) == (4, 1)
     assert word_edit_cost("one two four", ["one two three", "one"]) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("dotted dotted dotted dotted", "dotted (4 times)"),
+        ("a red  dotted\ndotted dotted star", "a red dotted (3 times) star"),
+        ("left of right of left of right of left of right of", "left of right of (3 times)"),
+        ("very very good", "very very good"),
+        ("wordword word words", "wordword word words"),
+        ("红红红红红红红红", "红 (8 times)"),
+        ("ha" * 20, "ha (20 times)"),
+        ("TOTAL 100000000", "TOTAL 100000000"),
+        ("0" * 30, "0 (30 times)"),
+        ("", ""),
+    ],
+)
+def test_what_repeats_is_shown_once(said, shown):
+    assert without_repeats(said) == shown
+
+
+def test_long_answers_are_cut_and_soon():
+    words_ = " ".join(map(str, range(100_000)))
+    assert len(without_repeats(words_)) < 410 and without_repeats(words_).endswith(" …")
+    assert without_repeats("x " * 3000) == "x (3000 times)"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -10,16 +12,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import tyro
 from tyro.conf import Positional
 
-from granvit.errors import GranvitError
-from granvit.files import refuse_non_empty, staged_folder
+from granvit.errors import CheckpointError, GranvitError
+from granvit.files import locked, refuse_non_empty, staged_folder
 from granvit.geometry import Fit, Frame
 from granvit.loading.run_folder import checkpoint_of
+from granvit.ranges import check_ranges
 from granvit.train.config import CachingLoop, Lora, SampleConfig
 from granvit.train.recipes.base import FROM_INIT, Recipe
 from granvit.train.recipes.paper import transfer
 from granvit.train.stages.config import AdaptConfig
 
 if TYPE_CHECKING:
+    from granvit.evaluate.held_out import HeldOutScores
     from granvit.train.debug.replay import Replay as Result
 
 
@@ -40,7 +44,35 @@ class Demo:
 
         report = run_demo(self.out, self.corpus, processes=self.processes)
         print(f"\nreport: {report}\nmetrics: {self.out / 'metrics.json'}\ncheckpoint: {self.out / 'checkpoint'}")
+        print(f"page: granvit app {self.out}    (needs the extra app; in a checkout: make app RUN={self.out})")
+        print("your own images: granvit corpus import --help, then granvit demo --corpus DIR --out runs/own")
         return 0
+
+
+@dataclass
+class HeldOut:
+    """Scores on held-out pictures, in RUN/scores.jsonl, RUN/report.html and the trackers; training stays as it is.
+
+    They are asked before the run and after each stage.
+    """
+
+    eval_every: int = 0
+    """Steps between further validations while a stage trains; 0 for none."""
+    eval_images: int = 50
+    """At most so many held-out pictures are asked about, the same each time; 0 for none at all."""
+    eval_regions: int = 8
+    """At most so many regions of each."""
+    keep_best: str | None = None
+    """TASK.METRIC, such as locate.acc50: the model that is best by it is kept in RUN/STAGE/best, beside the last."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.keep_best is not None and not (self.eval_every and self.eval_images):
+            raise GranvitError(f"--keep-best {self.keep_best} needs --eval-every, and pictures to ask about")
+
+
+# Their names alone, without that of the group.
+EvalFlags = Annotated[HeldOut, tyro.conf.arg(name="")]
 
 
 @dataclass
@@ -56,6 +88,8 @@ class Train:
     """The run folder; runs/RECIPE by default."""
     init: Path | None = None
     """Start from this run or checkpoint, not from parts."""
+    held_out: EvalFlags = field(default_factory=HeldOut)
+    """What is asked while it trains."""
     resume: bool = True
     """Go on where an interrupted run in `out` stopped."""
     device: Literal["auto", "cpu"] = "auto"
@@ -69,7 +103,9 @@ class Train:
 
             recipe = replace(recipe, settings=read_settings(checkpoint_of(self.init)))
         out = self.out or Path("runs") / self.recipe.name
-        return train_into(out, recipe, self.corpus, init=self.init, resume=self.resume, device=self.device)
+        return train_into(
+            out, recipe, self.corpus, self.held_out, init=self.init, resume=self.resume, device=self.device
+        )
 
     @property
     def resumes(self) -> bool:
@@ -92,25 +128,81 @@ def train_into(
     out: Path,
     recipe: Recipe,
     corpora: Sequence[str],
+    held_out: HeldOut,
     *,
     init: Path | None = None,
     resume: bool,
     device: Literal["auto", "cpu"],
 ) -> int:
-    """Train a recipe into a run folder, and tell where the checkpoint is; of several processes the first one tells."""
+    """Train a recipe into a run folder, report, and tell where all is; of several processes the first one does."""
     from accelerate import PartialState
     from transformers.utils.logging import disable_progress_bar
 
+    from granvit.evaluate.run_report import ask_commands, write_run_report
     from granvit.train.build import sources_of
+    from granvit.train.config import on_cpu
     from granvit.train.run import run_recipe
 
     disable_progress_bar()
     if init is not None:
         init = checkpoint_of(init)
-    run_recipe(recipe, out, sources_of(recipe, corpora), init=init, resume=resume, device=device)
-    if PartialState().is_main_process:
-        print(f"checkpoint: {out / 'checkpoint'}")
+    sources = sources_of(recipe, corpora)
+    first = PartialState(cpu=on_cpu(device)).is_main_process
+    # The report belongs to the run: nobody else writes there in between.
+    with locked(out) if first else nullcontext():
+        scores, without = _scores(out, recipe, corpora, held_out) if first else (None, "")
+        on_stage = None if scores is None else scores.on_stage
+        model = run_recipe(
+            recipe, out, sources, init=init, resume=resume, device=device, on_stage=on_stage, validation=scores
+        )
+        if not first:
+            return 0
+        report = write_run_report(
+            out,
+            recipe,
+            model,
+            scores,
+            title=f"{recipe.name}: {out.name}",
+            summary="What the run learned from, how it went, and what it answers about pictures it never trained on.",
+            facts={
+                "Corpus": ", ".join(corpora) or "the embedded one (drawn by granvit)",
+                "Started from": str(init or f"{recipe.encoder} and {recipe.language}"),
+                "Pictures": f"{sum(len(records) for records, _ in sources):,} to train on, "
+                + (without or f"{len(scores.held_out if scores else []):,} held-out ones asked about"),
+                "Processes": str(PartialState().num_processes),
+            },
+            commands=ask_commands(out),
+        )
+    print(f"checkpoint: {out / 'checkpoint'}\nreport: {report}")
+    for best in scores.best() if scores is not None else []:
+        print(f"best: {best}")
     return 0
+
+
+def _scores(out: Path, recipe: Recipe, corpora: Sequence[str], wanted: HeldOut) -> tuple[HeldOutScores | None, str]:
+    """What scores held-out pictures of the run's corpora, or why nothing does."""
+    from granvit.evaluate.held_out import HeldOutScores, held_out_share
+    from granvit.evaluate.region_tasks import TASKS
+    from granvit.train.build import embedded_corpora, folder_of
+
+    if not wanted.eval_images or not any(stage.answers for stage in recipe.stages):
+        return None, "no held-out ones asked about" + ("" if wanted.eval_images else " (--eval-images 0)")
+    folders = [folder_of(given) for given in corpora] or [embedded_corpora(recipe.corpus)[1].path]
+    try:
+        share = held_out_share(folders, recipe.text_tile, wanted.eval_images)
+        return HeldOutScores(
+            *(out, recipe.stages, share),
+            tasks=(*TASKS, "answer"),
+            max_regions=wanted.eval_regions,
+            every=wanted.eval_every,
+            keep_best=wanted.keep_best,
+            rows=64,
+        ), ""
+    except GranvitError as error:
+        if wanted.eval_every or isinstance(error, CheckpointError):
+            raise
+        print(f"no held-out pictures are asked about: {error}", file=sys.stderr)
+        return None, f"no held-out ones asked about: {error}"
 
 
 def _questions() -> SampleConfig:
@@ -158,6 +250,8 @@ class Transfer:
     smoothing: float = 0.0
     """Label smoothing of location tokens: the width of the target over neighbouring bins."""
     seed: int = 0
+    held_out: EvalFlags = field(default_factory=HeldOut)
+    """What is asked while it trains."""
     resume: bool = True
     """Go on where an interrupted run in `out` stopped."""
     device: Literal["auto", "cpu"] = "auto"
@@ -166,7 +260,7 @@ class Transfer:
         if not self.corpus:
             raise GranvitError("--corpus names no corpus; stage 2 needs at least one")
         out = self.out or Path("runs") / f"transfer-{Path(self.llm).name}"
-        return train_into(out, self.recipe(), self.corpus, resume=self.resume, device=self.device)
+        return train_into(out, self.recipe(), self.corpus, self.held_out, resume=self.resume, device=self.device)
 
     @property
     def resumes(self) -> bool:

@@ -16,33 +16,10 @@ from granvit.evaluate.answering import decode_named
 from granvit.evaluate.calibration import Calibration, reliability_svg
 from granvit.evaluate.evaluation import Evaluation
 from granvit.evaluate.items import EvalImage, EvalSet, Item
+from granvit.evaluate.measures import MEASURES
 from granvit.evaluate.scoring import SCORERS
 from granvit.page import data_uri, percent, write_page
 
-# name, meaning
-MEASURES = {
-    "acc50": ("Acc@0.5", "boxes with an IoU of 0.5 or more with the true box"),
-    "acc75": ("Acc@0.75", "boxes with an IoU of 0.75 or more"),
-    "miou": ("Mean IoU", "overlap with the true box, on average"),
-    "parse_rate": ("Parse rate", "answers that could be read at all"),
-    "rouge_l": ("ROUGE-L", "words shared with the true text, F1; single characters where no blanks part words"),
-    "exact": ("Exact", "answers equal to a true text"),
-    "bleu4": ("BLEU-4", "runs of up to four words in a true text"),
-    "cider": ("CIDEr", "the same, rare ones counting more; 100 % is not the most"),
-    "cer": ("CER", "wrong characters; less is better"),
-    "wer": ("WER", "wrong words; less is better"),
-    "shared_words": ("Shared words", "words in common over words in either"),
-    "anls": ("ANLS", "similarity of characters, 0 below one half"),
-    "vqa": ("VQA accuracy", "agreement with three of ten people"),
-    "relaxed": ("Relaxed", "numbers within 5 %, texts equal"),
-    "contains": ("Contains", "answers with a true text in them"),
-    "accuracy": ("Accuracy", "right answers"),
-    "circular": ("CircularEval", "right whatever the options' order"),
-    "f1": ("F1 of yes", "between precision and recall"),
-    "precision": ("Precision of yes", "said yeses that are right"),
-    "recall": ("Recall of yes", "right yeses that were said"),
-    "yes_rate": ("Yes rate", "answers that are yes"),
-}
 GROUPS = {
     "fine-grained": "Fine-grained",
     "vqa": "VQA",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 # The last stage's model; the resolved recipe; which corpora it was trained on.
 CHECKPOINT, RECIPE, DATA = "checkpoint", "recipe.json", "data.json"
+# What came of it, for people.
+REPORT = "report.html"
 
 
 def checkpoint_of(folder: Path | str) -> Path:

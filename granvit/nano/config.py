@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 class _WarmupConfig(StageConfig):
+    answers: ClassVar[bool] = False
+
     def check(self) -> None:
         if self.loop.parallel == "fsdp":
             raise GranvitError(

@@ -91,6 +91,11 @@ def sources_of(recipe: Recipe, corpora: Sequence[str]) -> list[tuple[Records, fl
     return sources
 
 
+def folder_of(given: str) -> Path:
+    """The folder of a corpus given as DIR or DIR=WEIGHT."""
+    return Path(_weighted(given)[0])
+
+
 def _weighted(given: str) -> tuple[str, float]:
     """`DIR` or `DIR=WEIGHT` -> folder and weight; a folder's own name may hold an equals sign."""
     folder, equals, weight = given.rpartition("=")

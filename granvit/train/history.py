@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from granvit.files import sync
 from granvit.train.checkpoint import of_another_run
 from granvit.train.timing import SECTIONS, Timing
+from granvit.train.validation import Validated
 
 Curves = dict[str, list[tuple[int, float]]]
 
@@ -119,7 +120,7 @@ class History:
         self._summed = 0
         self._lines += 1
         self._collect(row)
-        speed = self._speed.rates(self._peak)
+        speed, taken_seconds = self._speed.rates(self._peak), self._speed.seconds
         self._speed = Speed()
         seconds = {} if self._timing is None else self._timing.read()
         known = {name: seconds[name] for name in SECTIONS if name in seconds}
@@ -128,19 +129,26 @@ class History:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
             with self.path.with_name("speed.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, **speed, "time": shares}) + "\n")
+                line = {"step": step, **speed, "seconds": taken_seconds, "time": shares}
+                file.write(json.dumps(line) + "\n")
         timed = {f"time/{name}": share for name, share in shares.items()}
         self._accelerator.log({k: v for k, v in {**row, **speed, **timed}.items() if k != "step"}, step=step)
         shown = {k: f"{v:.4g}" for k, v in row.items() if k not in ("step", "lr")}
         shown["regions/s"] = f"{speed['regions_per_second']:.3g}"
         self._bar.set_postfix({**shown, "data_wait": f"{speed['data_wait']:.0%}"}, refresh=False)
 
-    def show(self, name: str, picture: Image.Image) -> None:
+    def validated(self, step: int, found: Validated) -> None:
+        """Gives held-out scores and pictures to the trackers."""
+        self._accelerator.log({f"held_out/{name}": value for name, value in found.values.items()}, step=step)
+        if found.picture is not None:
+            self.show("held_out", found.picture, step)
+
+    def show(self, name: str, picture: Image.Image, step: int = 0) -> None:
         """Gives a picture to the trackers."""
         pixels = np.asarray(picture.convert("RGB"))
         for tracker in self._accelerator.trackers:
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({name: pixels[None]}, step=0, **options)
+            tracker.log_images({name: pixels[None]}, step=step, **options)
 
     def _collect(self, row: dict[str, float]) -> None:
         for name, value in row.items():

@@ -11,14 +11,12 @@ import json
 import math
 import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -44,8 +42,10 @@ from granvit.train.history import Curves, History, Speed
 from granvit.train.identity import cut_of, decisive
 from granvit.train.optimizer import make_optimizer, make_schedule
 from granvit.train.parallel import clip_gradients, shard, whole_tensors
+from granvit.train.signals import StopSignals
 from granvit.train.stages.base import Stage
 from granvit.train.timing import Timing, peak_flops, section
+from granvit.train.validation import Validation
 
 __all__ = ["LoopConfig", "NonFiniteLoss", "TrainResult", "train"]
 
@@ -56,8 +56,8 @@ class TrainResult:
 
     Attributes:
         history: metric -> (step, value) pairs of the whole run, earlier parts included.
-        seconds, data_wait, regions_per_second: of this call; `data_wait` is the share of the time spent waiting
-            for batches.
+        seconds, data_wait, regions_per_second: of this call, validation left out; `data_wait` is the share of the
+            time spent waiting for batches.
         left_out: what of the data could not be used in the whole run, by reason (`Feed.rejected` of all ranks).
     """
 
@@ -78,6 +78,7 @@ def train(
     device: Literal["auto", "cpu"] = "auto",
     recipe: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    validation: Validation | None = None,
 ) -> TrainResult:
     """Trains a stage for `config.steps` steps, or for those that remain after the newest checkpoint in `run_dir`.
 
@@ -85,6 +86,7 @@ def train(
     step, save, and leave through `SystemExit`. Writes history.jsonl, checkpoints/, quarantine.jsonl (rejected
     records), speed.jsonl, first_batch.png and the trackers' files. `recipe` holds JSON-able facts that must be the
     same when the run is resumed, `provenance` those by which a step that failed finds its settings and data again.
+    `validation` scores the model where it says it is due; no step changes by it.
 
     Raises:
         NonFiniteLoss: after writing what takes the step again to `run_dir/nonfinite`.
@@ -93,7 +95,7 @@ def train(
         GranvitError: `resume` is off and `run_dir` holds a run.
         ValueError: feed and config do not fit together, or nothing trains.
     """
-    return _Run(stage, feed, config, Path(run_dir), device, recipe or {}, provenance or {}).train(resume)
+    return _Run(stage, feed, config, Path(run_dir), device, recipe or {}, provenance or {}, validation).train(resume)
 
 
 class _Run:
@@ -108,6 +110,7 @@ class _Run:
         device: str,
         recipe: Mapping[str, Any],
         provenance: Mapping[str, Any],
+        validation: Validation | None,
     ):
         self.accelerator = Accelerator(
             cpu=on_cpu(device),
@@ -123,6 +126,12 @@ class _Run:
         self.device = self.accelerator.device
         bf16 = config.precision == "bf16" or (config.precision == "auto" and _cuda_bf16(self.device))
         self.sharded = config.parallel == "fsdp" and self.accelerator.num_processes > 1
+        if self.sharded and validation is not None and validation.every:
+            raise GranvitError(
+                "a model in shards (loop.parallel fsdp) answers no questions while it trains: choose ddp"
+            )
+        self.validation = validation if self.accelerator.is_main_process and not self.sharded else None
+        self.validating = 0.0  # seconds
         if self.sharded:
             shard(stage, self.device, bf16)  # before there is an optimizer, which keeps its state for shards alone
         stage.to(self.device).train()
@@ -153,6 +162,8 @@ class _Run:
         stop = 0
         try:
             with StopSignals() as signals, self.timing.running() if self.timing else nullcontext():
+                if self.step:  # killed between a step and its scores
+                    self._validate()
                 while self.step < self.config.steps and not stop:
                     began, position = time.perf_counter(), self.feed.state()
                     with section("data"):
@@ -165,6 +176,8 @@ class _Run:
                     taken = self._speed(batches, counts, time.perf_counter() - began, wait)
                     self.history.add(self.step, metrics, taken)
                     total.add(taken)
+                    if not stop:
+                        self._validate()
                     if stop or self.step == self.config.steps or self._due():
                         self._save()
         finally:
@@ -175,7 +188,7 @@ class _Run:
                 message = f"stopped after step {self.step} of {self.config.steps}, saved in {self.run_dir}; {way}"
                 print(message, file=sys.stderr)
             raise SystemExit(128 + stop)
-        seconds = max(time.perf_counter() - start, 1e-9)
+        seconds = max(time.perf_counter() - start - self.validating, 1e-9)
         left_out: Counter[str] = Counter()
         for rejected in gather_object([dict(self.feed.rejected)]):
             left_out.update(rejected)
@@ -189,6 +202,24 @@ class _Run:
             if picture is not None:
                 save_picture(picture, self.run_dir / "first_batch.png")
                 self.history.show("first_batch", picture)
+
+    def _validate(self) -> None:
+        """Scores the model where that is due. Afterwards all is as before: weights, modes, random generators."""
+        if self.validation is None or not self.validation.due(self.step, self.config.steps):
+            return
+        began, random_state = time.perf_counter(), rng.snapshot()
+        self.stage.eval()
+        try:
+            # What was compiled is for the shapes of training.
+            eager = torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+            with section("validation"), eager:
+                found = self.validation(self.stage, self.step, self.step == self.config.steps)
+        finally:
+            self.stage.train()
+            rng.restore(rng.encode(random_state))
+        if found is not None:
+            self.history.validated(self.step, found)
+        self.validating += time.perf_counter() - began
 
     def _speed(self, batches: list[Batch], counts: dict[str, int], seconds: float, waited: float) -> Speed:
         counted = [self.stage.flops(batch) for batch in batches]
@@ -211,6 +242,8 @@ class _Run:
             except ValueError as error:
                 raise checkpoint.CheckpointError(f"{newest / checkpoint.STATE}: feed: {error}") from error
         self.history.open(self.step, kept)
+        if self.validation is not None:
+            self.validation.begin(self.run_dir.name, self.step)
         self.history.open_trackers(self.config.trackers, _flat(self.recipe), self.step)
         self.wrapped = self.stage if self.sharded else self.accelerator.prepare(self.stage)
         if newest is not None:
@@ -394,41 +427,3 @@ def check_saved(stage: Stage) -> None:
     for name, parameter in stage.named_parameters():
         if parameter.requires_grad and parameter.data_ptr() not in saved:
             raise ValueError(f"{name} trains, but is neither part of stage.model nor of stage.extra_state()")
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A scheduler signals every process of a job, and torchrun passes on to its ranks what it got: the same wish twice.
-_ECHO_SECONDS = 2.0
-
-
-class StopSignals:
-    """Within this context the first signal is only noted; a second, later one acts as it would have without it.
-
-    Attributes:
-        received: the number of the signal, or 0.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._at = 0.0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        # Python lets the main thread alone handle signals; a run in another thread is stopped by its owner.
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self.received:
-            self.received, self._at = number, time.monotonic()
-        elif time.monotonic() - self._at > _ECHO_SECONDS:
-            self._restore()
-            signal.raise_signal(number)
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()

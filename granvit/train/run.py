@@ -46,6 +46,7 @@ from granvit.train.recipes.saved import read_run
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.base import AnsweringStage
 from granvit.train.stages.config import LanguageConfig, RunContext, StageConfig
+from granvit.train.validation import Validation
 
 # The folders of what a stage leaves besides its model (`Stage.finish`), and of what a run's adapters belong to.
 ALONE, BASE = "alone", "base"
@@ -62,6 +63,7 @@ def run_recipe(
     resume: bool = True,
     device: Literal["auto", "cpu"] = "auto",
     on_stage: OnStage | None = None,
+    validation: Validation | None = None,
 ) -> RegionModel:
     """Train all stages of a recipe; a run that was interrupted goes on where it stopped.
 
@@ -70,6 +72,7 @@ def run_recipe(
         init: start from this checkpoint in place of the recipe's parts.
         on_stage: called with ("before", model, None) first, and with each stage's name, model and result when it
             is done; also for stages that an earlier call finished (result None).
+        validation: scores the model while it trains (`granvit.evaluate.held_out`).
 
     Raises:
         GranvitError: `resume` is off and `run_dir` holds a run.
@@ -80,7 +83,7 @@ def run_recipe(
     run_dir = Path(run_dir)
     state = PartialState(cpu=on_cpu(device))
     with locked(run_dir) if state.is_main_process else nullcontext():
-        return _run_recipe(recipe, run_dir, sources, state, init, resume, device, on_stage)
+        return _run_recipe(recipe, run_dir, sources, state, init, resume, device, on_stage, validation)
 
 
 def _run_recipe(
@@ -92,6 +95,7 @@ def _run_recipe(
     resume: bool,
     device: Literal["auto", "cpu"],
     on_stage: OnStage | None,
+    validation: Validation | None,
 ) -> RegionModel:
     if not resume and (run_dir / RECIPE).exists():
         raise GranvitError(f"{run_dir} holds a run; name another folder, or resume it")
@@ -120,6 +124,7 @@ def _run_recipe(
         else:
             base = _base_of(stage, model, place, run_dir, state)
             options: Any = {"resume": resume, "device": device, "earlier": earlier, "base": base}
+            options["validation"] = validation
             result = run_stage(stage, recipe, model, run_dir / stage.folder, sources, **options)
             kept = set(model.llava.state_dict()) if base is None else trained_names(model.llava)
             weights = whole_tensors({k: v for k, v in model.llava.state_dict().items() if k in kept})
@@ -213,6 +218,7 @@ def run_stage(
     device: Literal["auto", "cpu"] = "auto",
     earlier: Sequence[Path] = (),
     base: Base | None = None,
+    validation: Validation | None = None,
 ) -> TrainResult:
     """Train one stage in place, resuming from the newest checkpoint in `stage_dir`.
 
@@ -246,6 +252,7 @@ def run_stage(
             device=device,
             recipe=facts,
             provenance=provenance_of(stage, sources),
+            validation=validation,
         )
         check.finish()
     if state.is_main_process:

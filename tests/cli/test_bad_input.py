@@ -33,7 +33,14 @@ class Command:
 
 BOX = {"--box": "10,20,60,80"}
 COMMANDS = [
-    Command("train tiny", [], False, {"--corpus": "more", "--init": None}, "--out", ("--stages.0.loop.lr", "--seed")),
+    Command(
+        "train tiny",
+        [],
+        False,
+        {"--corpus": "more", "--init": None},
+        "--out",
+        ("--stages.0.loop.lr", "--seed", "--eval-every"),
+    ),
     Command("assemble tiny", [], False, {}, "--out", ("--seed",)),
     Command("eval", ["model"], False, {"--corpus": "corpus"}, "--out", ("--limit", "--window", "--batch")),
     Command("loss", ["model"], False, {"--corpus": "corpus"}, "--out", ("--limit", "--batch")),

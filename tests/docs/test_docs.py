@@ -1,5 +1,6 @@
 """What README and docs promise: their commands parse, their links lead somewhere, nothing in them is a placeholder."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from granvit.cli.app import parse
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), *NOTEBOOKS]
 
 _LINK = re.compile(r"\[[^\]\n]+\]\(([^)\s]+)\)")
 _PROGRAM = re.compile(r"(?:^(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?granvit|^torchrun .*-m granvit|^\s*-m granvit)\s")
@@ -19,9 +21,17 @@ _PLACEHOLDERS = re.compile(
 )
 
 
+def text_of(page: Path) -> str:
+    """A page as Markdown; of a notebook what is no code."""
+    if page.suffix != ".ipynb":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 def code_lines(page: Path) -> list[tuple[int, str]]:
     """The lines of fenced and indented blocks with their numbers, continued lines joined."""
-    lines, fenced, found, pending = page.read_text().splitlines(), False, [], None
+    lines, fenced, found, pending = text_of(page).splitlines(), False, [], None
     for number, line in enumerate(lines, start=1):
         if line.lstrip().startswith("```"):
             fenced = not fenced
@@ -74,7 +84,7 @@ def test_every_command_parses(where: str, arguments: list[str], capsys: pytest.C
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in _LINK.findall(page.read_text()):
+    for target in _LINK.findall(text_of(page)):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
@@ -86,18 +96,18 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.replace("`", "")).strip().lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_nothing_is_left_to_fill_in(page: Path) -> None:
-    assert not (found := _PLACEHOLDERS.findall(page.read_text())), f"{page.name}: {found}"
+    assert not (found := _PLACEHOLDERS.findall(text_of(page))), f"{page.name}: {found}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_files_that_a_page_names_are_there(page: Path) -> None:
-    for name in re.findall(r"`((?:granvit|tests|benchmarks|docs)/[\w./-]+)`", page.read_text()):
+    for name in re.findall(r"`((?:granvit|tests|benchmarks|docs)/[\w./-]+)`", text_of(page)):
         assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
@@ -105,8 +115,8 @@ def test_every_page_is_reached_from_the_readme() -> None:
     reached, waiting = set(), [ROOT / "README.md"]
     while waiting:
         page = waiting.pop()
-        if page in reached or page.suffix != ".md" or not page.exists():
+        if page in reached or page.suffix not in (".md", ".ipynb") or not page.exists():
             continue
         reached.add(page)
-        waiting += [(page.parent / link.partition("#")[0]).resolve() for link in _LINK.findall(page.read_text())]
+        waiting += [(page.parent / link.partition("#")[0]).resolve() for link in _LINK.findall(text_of(page))]
     assert set(PAGES) <= reached, sorted(str(p) for p in set(PAGES) - reached)

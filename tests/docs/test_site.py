@@ -28,6 +28,15 @@ def test_every_page_is_on_the_site(site: Path) -> None:
     assert {p.stem for p in (ROOT / "docs").glob("*.md")} <= {p.stem for p in site.glob("*.html")}
 
 
+def test_every_notebook_is_a_page_and_a_file(site: Path) -> None:
+    notebooks = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) == 2
+    for notebook in notebooks:
+        assert (site / "notebooks" / notebook.name).read_bytes() == notebook.read_bytes()
+        page = (site / "notebooks" / f"{notebook.stem}.html").read_text()
+        assert f'href="{notebook.name}"' in page and 'class="highlight"' in page
+
+
 def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
     for page in site.glob("*.html"):
         loaded = re.findall(r'<(?:script|img|link|iframe)[^>]+(?:src|href)="(https?://[^"]+)"', page.read_text())

@@ -3,10 +3,12 @@ import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from granvit.evaluate.report import Example, ExampleRegion, write_report
+from granvit.draw import PALETTE
+from granvit.evaluate.report import Example, ExampleRegion, drawn_examples, write_report
 
 METRICS = {
     "before": {
@@ -31,7 +33,6 @@ METRICS = {
         "describe": {"rouge_l": 0.2, "exact": 0.07},
         "locate": {"acc50": 0.08, "miou": 0.19, "parse_rate": 1.0},
     },
-    "seconds": 545.4,
 }
 
 
@@ -52,7 +53,10 @@ def write(path, **changes):
         "curves": {"stage1": {"loss": [(i, 4.0 - i / 100) for i in range(100)]}, "stage2": {"loss": [(0, 1.0)]}},
         "examples": [example()],
         "facts": {"Machine": "2 cores"},
-        "commands": ["granvit describe runs/demo picture.jpg", "granvit export runs/demo"],
+        "commands": {"Ask": ["granvit describe runs/demo picture.jpg"], "Take": ["granvit export runs/demo"]},
+        "speed": [{"stage": "Stage 1", "training": "9 min 5 s"}],
+        "first_batches": {"stage1": Image.new("RGB", (30, 20), "red")},
+        "recipe": '{"name": "a <recipe>"}',
     }
     write_report(path, **{**given, **changes})
     return path.read_text(encoding="utf-8")
@@ -91,7 +95,6 @@ def test_the_headlines_are_of_the_tasks_that_asked_most(tmp_path):
     metrics = {
         stage: {task: {**scores, "count": counts[task]} for task, scores in tasks.items()}
         for stage, tasks in METRICS.items()
-        if stage != "seconds"
     }
     cards = [re.findall(r'<div class="card">\s*<strong>(.*?)</strong>', write(tmp_path / name, metrics=given))
              for name, given in (("all.html", METRICS), ("counted.html", metrics))]  # fmt: skip
@@ -101,13 +104,15 @@ def test_the_headlines_are_of_the_tasks_that_asked_most(tmp_path):
 def test_headlines_curves_facts_and_commands_appear(page):
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "0.0% → 55.2% Acc@0.5, before → after stage 2 best constant answer: 8.0%" in text
-    assert "Machine 2 cores Time 9 min 5 s" in text
+    assert "Machine 2 cores" in text and "Stage 1 9 min 5 s" in text
+    assert "ROUGE-L: words of the true text that are said" in text, "what a number means stands beside it"
+    assert "<summary>Stage 1</summary><img" in page and "a &lt;recipe&gt;" in page
     assert "<code>granvit describe runs/demo picture.jpg</code>" in page
     assert page.count("<svg") == 2 and "<h3>Stage 1</h3>" in page
 
 
 def test_answers_are_judged(page):
-    assert '<td class="right">✓ A red  car</td>' in page
+    assert '<td class="right">✓ A red car</td>' in page
     assert "<td>a blue car</td>" in page
     assert "IoU\N{NO-BREAK SPACE}0.50&nbsp;✓" in page and "no readable box" in page
 
@@ -139,7 +144,10 @@ def test_texts_are_escaped(tmp_path):
         summary=evil,
         examples=[example(evil)],
         facts={evil: evil},
-        commands=[evil],
+        commands={evil: [evil]},
+        speed=[{evil: evil}],
+        first_batches={evil: Image.new("RGB", (3, 3))},
+        recipe=evil,
         curves={evil: {evil: [(0, 1.0), (1, 2.0)]}},
     )
     assert "<script" not in page and "<b>" not in page
@@ -182,3 +190,35 @@ def test_an_older_report_is_replaced_whole(tmp_path):
     write(path, title="first")
     assert "second" in write(path, title="second")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_every_score_says_what_it_means(page):
+    """For who knows neither ROUGE nor IoU: a line in each row, and one beside each curve and headline."""
+    rows = page.count('<th scope="row">') - page.count('<th scope="row"><span class="number"') - 1  # of speed
+    assert page.count('<span class="meaning">') == rows == 8
+    assert "what training lowers" in page
+
+
+def test_stages_of_any_name_have_their_column(tmp_path):
+    metrics = {"before": METRICS["before"], "finetune": METRICS["stage1"], "baseline": METRICS["baseline"]}
+    page = write(tmp_path / "any.html", metrics=metrics, curves={"finetune": {"loss": [(0, 1.0)]}})
+    assert "After finetune" in page and "<h3>Finetune</h3>" in page and "before → after finetune" in page
+    assert "Stage 1 teaches" not in page
+    assert len(row(page, "ROUGE-L")) == 3
+
+
+def test_repeated_words_are_cut_and_two_digits_stay_together(tmp_path):
+    box, said = (10.0, 10.0, 60.0, 50.0), "a red " + "dotted " * 30 + "<loc0001><loc0002> <loc0003>"
+    regions = [ExampleRegion(box, f"thing {n}", {"before": said}, {}) for n in range(1, 13)]
+    page = write(tmp_path / "long.html", examples=[Example(Image.new("RGB", (100, 80)), regions)])
+    assert "<td>a red dotted (30 times) &lt;loc…&gt;</td>" in page
+    number = re.search(r"^\.number \{(.*)\}$", page, re.MULTILINE).group(1)
+    assert "white-space: nowrap" in number and "overflow-wrap: normal" in number
+    assert ">12</span>thing 12" in page
+
+
+def test_the_picture_for_trackers_has_a_panel_for_each():
+    one, two = (drawn_examples([example()] * count, "stage2") for count in (1, 2))
+    assert two.height > 1.8 * one.height and two.width == one.width
+    colors = {tuple(pixel) for pixel in np.asarray(one).reshape(-1, 3).tolist()}
+    assert {ImageColor.getrgb(color) for color in PALETTE[:2]} <= colors

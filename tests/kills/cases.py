@@ -128,14 +128,23 @@ def _train(inputs: Path, work: Path) -> None:
     from helpers.tiny_recipe import tiny_recipe
 
     from granvit.corpus.synthetic.synthesize import make
+    from granvit.evaluate import region_tasks
+    from granvit.evaluate.held_out import HeldOutScores
+    from granvit.evaluate.run_report import write_run_report
+    from granvit.files import locked
     from granvit.train.run import run_recipe
 
     torch.set_num_threads(1)
+    region_tasks.LONGEST_CAPTION = 4  # an untrained model never ends an answer by itself
     records = [make(i, seed=1, size=64, documents=0.4) for i in range(8)]
     recipe = tiny_recipe(inputs / "parts")
     for stage in recipe.stages:
         stage.loop.trackers = ()
-    run_recipe(recipe, work / "out", [(records, 1.0)], device="cpu")
+    out, held_out = work / "out", [make(i, seed=2, size=64, documents=0.0) for i in range(2)]
+    with locked(out):
+        scores = HeldOutScores(out, recipe.stages, held_out, tasks=("caption",), every=1, keep_best="caption.rouge_l")
+        model = run_recipe(recipe, out, [(records, 1.0)], device="cpu", on_stage=scores.on_stage, validation=scores)
+        write_run_report(out, recipe, model, scores, title="", summary="", facts={}, commands={})
 
 
 def _study(inputs: Path, work: Path) -> None:

@@ -32,7 +32,7 @@ from kills.cases import Case, cases, make_inputs, preload  # noqa: E402
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.symlink", "os.link", "kills.write")
 # What differs from run to run by its nature: times.
-_TIMED = ("speed.jsonl", "tensorboard", "events.out")
+_TIMED = ("speed.jsonl", "tensorboard", "events.out", "report.html")
 
 
 @dataclass
@@ -142,7 +142,7 @@ def _digest(path: Path) -> str:
 
         tensors = sorted(read_tensors(path).items())
         return hashlib.sha256(b"".join(n.encode() + t.numpy().tobytes() for n, t in tensors)).hexdigest()
-    if path.name in ("history.jsonl", "state.json"):
+    if path.name in ("history.jsonl", "scores.jsonl", "state.json"):
         data = json.dumps([_untimed(json.loads(line)) for line in data.splitlines()]).encode()
     return hashlib.sha256(data).hexdigest()
 

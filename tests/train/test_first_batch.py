@@ -14,7 +14,7 @@ from granvit.nano.drawing import SymbolicReader
 from granvit.nano.symbolic import SymbolicPrepare
 from granvit.regions import Region, RegionImage
 from granvit.train.config import CroppedSample, SampleConfig
-from granvit.train.debug.first_batch import _GAP, _SIDE, BatchReader, _panel, draw_batch
+from granvit.train.debug.first_batch import GAP, PICTURE, BatchReader, _panel, draw_batch
 from granvit.train.loop import LoopConfig, train
 from granvit.train.prepare import Prepare
 
@@ -35,9 +35,9 @@ def batch_of(model, kind=Prepare, **settings):
 
 def drawn_at(panel, color):
     """Left, right and bottom of what is drawn in a colour on the canvas, as shares of its side."""
-    canvas = np.asarray(panel)[:_SIDE, _GAP : _GAP + _SIDE]
+    canvas = np.asarray(panel)[:PICTURE, GAP : GAP + PICTURE]
     rows, columns = np.nonzero((canvas == ImageColor.getrgb(color)).all(-1))
-    return columns.min() / _SIDE, (columns.max() + 1) / _SIDE, (rows.max() + 1) / _SIDE
+    return columns.min() / PICTURE, (columns.max() + 1) / PICTURE, (rows.max() + 1) / PICTURE
 
 
 @pytest.mark.parametrize("codec, near", [("decimal", 0.005), ("int1000", 0.005), ("loc:16", 0.06)])
@@ -62,14 +62,14 @@ def test_a_symbolic_image_is_covered_where_its_boxes_are():
     model = make_model(codec="decimal")
     panel = _panel(model, SymbolicReader(), batch_of(model, SymbolicPrepare), 9)
     assert drawn_at(panel, PALETTE[0]) == pytest.approx((0.2, 0.8, 0.65), abs=0.005), "y, x, y, x is read as such"
-    canvas = np.asarray(panel)[:_SIDE, _GAP : _GAP + _SIDE]
-    assert (canvas[_SIDE // 2, _SIDE // 2] != 255).any() and (canvas[5, 5] == 255).all()
+    canvas = np.asarray(panel)[:PICTURE, GAP : GAP + PICTURE]
+    assert (canvas[PICTURE // 2, PICTURE // 2] != 255).any() and (canvas[5, 5] == 255).all()
 
 
 def written(monkeypatch, model, batch):
     """The texts on a picture of a batch."""
     texts = []
-    write = "granvit.train.debug.first_batch._Sheet.write"
+    write = "granvit.train.debug.first_batch.Sheet.write"
     monkeypatch.setattr(write, lambda sheet, text, color, number=0: texts.append((number, text)))
     draw_batch(model, batch)
     return texts
@@ -100,8 +100,8 @@ def test_the_crops_of_the_teacher_stand_beside(monkeypatch):
     batch.crops[:] = 7
     panels = [np.asarray(_panel(model, BatchReader(), b, 9)) for b in (plain, batch)]
     assert [int((panel == 7).all(-1).sum()) > 100 * 100 for panel in panels] == [False, True]
-    dashed = panels[1][:_SIDE, _GAP : _GAP + _SIDE]
-    assert (dashed == 255).all(-1).any() and not (panels[0][:_SIDE, _GAP : _GAP + _SIDE] == 255).all(-1)[60:].any()
+    dashed = panels[1][:PICTURE, GAP : GAP + PICTURE]
+    assert (dashed == 255).all(-1).any() and not (panels[0][:PICTURE, GAP : GAP + PICTURE] == 255).all(-1)[60:].any()
 
 
 def test_a_batch_of_many_images_and_questions_stays_small():

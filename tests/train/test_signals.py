@@ -3,7 +3,7 @@ import signal
 import pytest
 
 from granvit.train import loop
-from granvit.train.loop import StopSignals
+from granvit.train.signals import StopSignals
 
 
 def test_an_echo_of_the_signal_is_the_same_wish_and_a_later_one_acts(monkeypatch, request):

@@ -21,7 +21,7 @@ from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.nano.config import LanguageWarmupConfig
 from granvit.regions import Region, RegionImage
 from granvit.train.config import CroppedSample, SampleConfig
-from granvit.train.debug.first_batch import _GAP, _SIDE, BatchReader, _panel
+from granvit.train.debug.first_batch import GAP, PICTURE, BatchReader, _panel
 from granvit.train.feature_cache import FeatureCache
 from granvit.train.prepare import Prepare
 from granvit.train.run import run_recipe
@@ -174,14 +174,14 @@ def test_the_first_batch_draws_boxes_on_the_mosaic():
         Image.new("RGB", SIZES[n], "black").save(black, "PNG")
         box = (width * 0.25, height * 0.25, width * 0.75, height * 0.75)
         batch = prepare.collate([prepare(replace(record(n, box), image=black.getvalue()), np.random.default_rng(0))])
-        panel = np.asarray(_panel(model, BatchReader(), batch, 9))[:_SIDE, _GAP : _GAP + _SIDE]
+        panel = np.asarray(_panel(model, BatchReader(), batch, 9))[:PICTURE, GAP : GAP + PICTURE]
         rows, columns = np.nonzero((panel == ImageColor.getrgb(PALETTE[0])).all(-1))
         view = model.view(SIZES[n])
-        scale = _SIDE / max(view.mosaic if view.finer else view.canvas)
+        scale = PICTURE / max(view.mosaic if view.finer else view.canvas)
         shown = view.resized if view.finer else view.canvas
         assert columns.max() + 1 - columns.min() == pytest.approx(shown[0] * scale / 2, abs=4)
-        assert rows.max() + 1 == pytest.approx(_SIDE / 2 + shown[1] * scale / 4, abs=4)  # a plate stands on its top
-        assert (columns.max() + 1 + columns.min()) / 2 == pytest.approx(_SIDE / 2, abs=3)
+        assert rows.max() + 1 == pytest.approx(PICTURE / 2 + shown[1] * scale / 4, abs=4)  # a plate stands on its top
+        assert (columns.max() + 1 + columns.min()) / 2 == pytest.approx(PICTURE / 2, abs=3)
 
 
 def test_attention_pictures_tell_of_the_whole_picture():

@@ -22,7 +22,7 @@ from granvit.model.packing import IGNORE, Batch, unpack
 from granvit.model.region_model import RegionModel
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, CONVERSATION, parse_box
 
-_SIDE, _TEXT, _CROP, _GAP = 480, 720, 112, 16
+PICTURE, TEXT, _CROP, GAP = 480, 720, 112, 16
 _GREY, _BLACK, _RED = "#6b7280", "#111827", "#b91c1c"
 _LINE = 22
 
@@ -41,10 +41,10 @@ def draw_batch(
         "coordinates in the text point to. Dashed: where the teacher's crop, below the text, was cut.",
         *_as_read(model, batch),
     ]
-    sheet = _Sheet(_SIDE + _TEXT + _GAP)
+    sheet = Sheet(PICTURE + TEXT + GAP)
     for text in said:
         sheet.write(text, _GREY)
-    return _stack([sheet.cut(), *panels])
+    return stack([sheet.cut(), *panels])
 
 
 class BatchReader:
@@ -84,7 +84,7 @@ def _panel(model: RegionModel, reader: BatchReader, single: Batch, lines: int) -
     places = _on_canvas(model, single, boxes)
     crops, owners = _crops(single, places)
     dashed_at = [] if single.crop_boxes is None else single.crop_boxes.tolist()
-    enlarged = View.letterbox(canvas.size, _SIDE)
+    enlarged = View.letterbox(canvas.size, PICTURE)
     drawn = draw_boxes(
         enlarged.apply(canvas),
         enlarged.to_canvas([*places, *dashed_at]),
@@ -92,7 +92,7 @@ def _panel(model: RegionModel, reader: BatchReader, single: Batch, lines: int) -
         [*colors, *[_color(owner) for owner in owners]],
         dashed=[False] * len(places) + [True] * len(dashed_at),
     )
-    sheet = _Sheet(_TEXT)
+    sheet = Sheet(TEXT)
     sheet.write(f"{single.ids[0]}   {_seen(single)}", _GREY)
     for one in asked[:lines]:
         sheet.write(one.text, one.color, one.number)
@@ -101,9 +101,9 @@ def _panel(model: RegionModel, reader: BatchReader, single: Batch, lines: int) -
     for crop, owner in zip(crops, owners, strict=True):
         sheet.paste(crop, _color(owner))
     text = sheet.cut()
-    panel = Image.new("RGB", (_SIDE + _TEXT + 3 * _GAP, max(_SIDE, text.height) + _GAP), "white")
-    panel.paste(drawn, (_GAP, 0))
-    panel.paste(text, (_SIDE + 2 * _GAP, 0))
+    panel = Image.new("RGB", (PICTURE + TEXT + 3 * GAP, max(PICTURE, text.height) + GAP), "white")
+    panel.paste(drawn, (GAP, 0))
+    panel.paste(text, (PICTURE + 2 * GAP, 0))
     return panel
 
 
@@ -206,7 +206,7 @@ def _crops(single: Batch, places: list[list[float]]) -> tuple[list[Image.Image],
 
 
 @dataclass
-class _Sheet:
+class Sheet:
     """A white column that grows downwards: lines of text, then crops side by side."""
 
     width: int
@@ -258,9 +258,10 @@ class _Sheet:
         return self.image.crop((0, 0, self.width, min(height, self.image.height)))
 
 
-def _stack(parts: list[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (_SIDE + _TEXT + 3 * _GAP, _GAP + sum(part.height for part in parts)), "white")
-    y = _GAP
+def stack(parts: list[Image.Image]) -> Image.Image:
+    """Pictures below each other on white, centred."""
+    sheet = Image.new("RGB", (PICTURE + TEXT + 3 * GAP, GAP + sum(part.height for part in parts)), "white")
+    y = GAP
     for part in parts:
         sheet.paste(part, ((sheet.width - part.width) // 2, y))
         y += part.height

@@ -63,6 +63,7 @@ class StageConfig:
     Attributes:
         kind: how saved recipes name the stage's type.
         reads_pictures: whether the stage looks at pictures; for regions alone the embedded corpus is never drawn.
+        answers: whether the model answers questions about pictures after the stage, and can be scored.
         sample: what is asked, and what of an image is shown.
         loop: how the stage is trained.
         epochs: how often each image is seen; counts where `loop.steps` is 0.
@@ -73,6 +74,7 @@ class StageConfig:
 
     kind: ClassVar[str] = ""
     reads_pictures: ClassVar[bool] = True
+    answers: ClassVar[bool] = True
 
     sample: SampleConfig
     loop: LoopConfig
