@@ -131,17 +131,25 @@ def gradio_errors() -> Iterator[None]:
         raise gr.Error(html.escape(text[:1].upper() + text[1:]), print_exception=False) from error
 
 
-def build(models: dict[str, GranViT], limits: Limits = Limits(), examples: Sequence[Path] = ()) -> gr.Blocks:  # noqa: B008
+def build(
+    models: dict[str, GranViT],
+    limits: Limits = Limits(),  # noqa: B008
+    examples: Sequence[Path] = (),
+    notes: Sequence[str] = (),
+) -> gr.Blocks:
     """The page, ready to be launched.
 
     Args:
         models: the checkpoints by the names to show; two or more are answered side by side.
         examples: picture files that a visitor may start with.
+        notes: what a visitor must know of the checkpoints, shown at the top.
     """
     desk = ServedModels(models, limits)
     # Uploads that are ten minutes old are deleted; looked for every minute, and at the end.
     with gr.Blocks(title="granvit", delete_cache=(60, 600), analytics_enabled=False) as page:
         gr.Markdown("# granvit\nOpen a picture, draw boxes on it with the mouse, and ask what they hold.")
+        for note in notes:
+            gr.HTML(f"<p>{html.escape(note[:1].upper() + note[1:])}.</p>", elem_classes="note")
         with gr.Row():
             with gr.Column():
                 annotator = _annotator(desk)

@@ -14,7 +14,7 @@ import tyro
 from PIL import Image
 from tyro.conf import Positional
 
-from granvit.cli.ask_pictures import DEFAULT_MODEL, AskCommand, Row, load_model
+from granvit.cli.ask_pictures import DEFAULT_MODEL, AskCommand, Row, drawn_note, load_model
 from granvit.errors import GranvitError
 from granvit.loading.devices import Device
 from granvit.questions import ask_global
@@ -292,7 +292,8 @@ class App:
         models = {name: load_model(path, self.device) for name, path in _named(self.checkpoints).items()}
         limits = Limits(self.max_pixels, self.max_upload_mb, self.max_questions, self.queue)
         with tempfile.TemporaryDirectory(prefix="granvit-app-") as folder:
-            page = build(models, limits, example_pictures(Path(folder)))
+            notes = [f"{name} {note}" for name, model in models.items() if (note := drawn_note(model))]
+            page = build(models, limits, example_pictures(Path(folder)), notes)
             try:
                 page.launch(
                     server_name=self.host,

@@ -33,7 +33,19 @@ def load_model(model: Path, device: Device) -> GranViT:
     disable_progress_bar()
     if model == DEFAULT_MODEL and not model.exists():
         raise GranvitError(f"{model} is not there yet: run `granvit demo`, or name a checkpoint with --model")
-    return GranViT.load(model, pick_device(device))
+    loaded = GranViT.load(model, pick_device(device))
+    if note := drawn_note(loaded):
+        print(f"note: {model} {note}", file=sys.stderr)
+    return loaded
+
+
+def drawn_note(model: GranViT) -> str:
+    """What must be known of a model that has learned from drawn pictures alone; "" for any other."""
+    from granvit.model.provenance import drawn_alone
+
+    if not drawn_alone(model.model.sources):
+        return ""
+    return "learned from drawn pictures alone: it names drawn shapes and texts, whatever a photograph shows"
 
 
 @dataclass(frozen=True)

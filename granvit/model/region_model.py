@@ -39,6 +39,7 @@ from granvit.model.adapter import is_adapter, merge, read_adapter
 from granvit.model.dialog import OWN_TEMPLATES, Dialog
 from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of
 from granvit.model.forward import Llava, arrange, encode, mosaic, normalise, project
+from granvit.model.provenance import Sources, read_sources, write_sources
 from granvit.model.settings import Settings
 
 SETTINGS_FILE = "granvit.json"
@@ -47,12 +48,16 @@ _MOST_IMAGE_TOKENS = 65_536
 
 
 class RegionModel:
-    """A stock `LlavaForConditionalGeneration`, of tiles a `LlavaNext...`, with its processor and `Settings`."""
+    """A stock `LlavaForConditionalGeneration`, of tiles a `LlavaNext...`, with its processor and `Settings`.
+
+    `sources` are those of all pictures and texts that it learned from (`granvit.model.provenance`).
+    """
 
     def __init__(self, llava: Llava, processor: LlavaProcessor | LlavaNextProcessor, settings: Settings):
         self.llava = llava
         self.processor = processor
         self.settings = settings
+        self.sources: Sources = frozenset()
 
     @property
     def codec(self) -> Codec:
@@ -183,6 +188,7 @@ class RegionModel:
             self.llava.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         (folder / SETTINGS_FILE).write_text(json.dumps(self.settings.to_json(), indent=2) + "\n")
+        write_sources(self.sources, folder)
 
     @classmethod
     def load(
@@ -212,6 +218,7 @@ class RegionModel:
             raise CheckpointError(str(error)) from error
         _check_reading(folder, llava.config)
         model = cls(llava, processor, settings)
+        model.sources = read_sources(folder)
         check_parts(model, folder)
         llava.to(device)
         return model
@@ -226,6 +233,7 @@ class RegionModel:
             if model.settings != settings:
                 raise CheckpointError(f"{folder}/{SETTINGS_FILE}: other settings than those of its base {adapter.base}")
             merge(model.llava, adapter)
+            model.sources = read_sources(folder)
         except LoadError as error:
             raise CheckpointError(str(error)) from error
         model.llava.to(device)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from granvit.coordinates import Codec, get_codec
-from granvit.corpus.synthetic.scenes import sample_texts
+from granvit.corpus.synthetic.scenes import SOURCES, sample_texts
 from granvit.errors import GranvitError
 from granvit.model.assemble import assemble
 from granvit.model.dialog import PLAIN
@@ -188,6 +188,8 @@ def build_model(recipe: Recipe) -> RegionModel:
             )
         known = recipe.encoder in ENCODERS
         start_projector(model, places, load_file(ENCODERS[recipe.encoder] / WORDS) if known else None)
+    if recipe.language == "nano" or recipe.encoder in ENCODERS:
+        model.sources = SOURCES  # which the shipped parts learned from
     return model
 
 

@@ -15,13 +15,15 @@ import torch
 
 from granvit.corpus.derive import training_part
 from granvit.corpus.store import Corpus, Subset
+from granvit.corpus.synthetic.scenes import SOURCES
 from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
 from granvit.errors import GranvitError
 from granvit.files import locked
 from granvit.model.assemble import assemble
 from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
-from granvit.model.region_model import RegionModel
+from granvit.model.provenance import Sources, joined, read_sources
+from granvit.model.region_model import SETTINGS_FILE, RegionModel
 from granvit.train.feed import Records
 from granvit.train.recipes.base import FROM_INIT, NAMED_PARTS, EmbeddedCorpus, Recipe
 from granvit.train.recipes.saved import read_stage
@@ -45,7 +47,23 @@ def build_model(recipe: Recipe) -> RegionModel:
             model: RegionModel = import_module(NAMED_PARTS[name]).build_model(recipe)
             return model
     encoder = load_encoder(recipe.encoder, recipe.canvas)
-    return assemble(encoder, load_language(recipe.language), recipe.settings, recipe.seed)
+    model = assemble(encoder, load_language(recipe.language), recipe.settings, recipe.seed)
+    inner = Path(recipe.encoder)
+    if (inner / SETTINGS_FILE).exists():  # the encoder of a checkpoint of ours, in a transfer
+        model.sources = read_sources(inner)
+    return model
+
+
+def learned_from(sources: Sequence[tuple[Records, float]]) -> Sources:
+    """The names of the sources that a run's records come from; None where they are in no corpus that tells."""
+    return joined(*(_names(records) for records, _ in sources))
+
+
+def _names(records: Records) -> Sources:
+    if isinstance(records, LazySynthetic):
+        return SOURCES
+    whole = records.corpus if isinstance(records, Subset) else records
+    return frozenset(whole.manifest["images_by_source"]) if isinstance(whole, Corpus) else None
 
 
 def earlier_folders(recipe: Recipe) -> list[Path]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from granvit.errors import GranvitError
 from granvit.loading.checkpoint_files import read_json
 from granvit.model.adapter import BASE, CONFIG, LANGUAGE, PREFIX, PROJECTOR, TOWER, WEIGHTS, weights_of
+from granvit.model.provenance import PROVENANCE_FILE, write_sources
 from granvit.model.region_model import SETTINGS_FILE, RegionModel
 from granvit.train.config import Lora
 
@@ -110,12 +111,14 @@ def save_adapter(
     config.save_pretrained(folder)
     (folder / BASE).write_text(json.dumps({"weights": base.weights}, indent=1) + "\n")
     (folder / SETTINGS_FILE).write_text(json.dumps(model.settings.to_json(), indent=2) + "\n")
+    write_sources(model.sources, folder)
 
 
 def copy_adapter(source: Path, folder: Path, place: Path) -> None:
     """The same adapter in another folder of the run; `folder` and `place` as in `save_adapter`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS, BASE, SETTINGS_FILE):
+    known = [PROVENANCE_FILE] if (source / PROVENANCE_FILE).exists() else []
+    for name in (WEIGHTS, BASE, SETTINGS_FILE, *known):
         shutil.copyfile(source / name, folder / name)
     config = read_json(source / CONFIG)
     config["base_model_name_or_path"] = _way(place, source / config["base_model_name_or_path"])

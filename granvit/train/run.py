@@ -31,9 +31,10 @@ from granvit.files import locked, read_json, staged_folder, write_text
 from granvit.loading.run_folder import CHECKPOINT, DATA, RECIPE
 from granvit.model.adapter import is_adapter
 from granvit.model.forward import compiled, recomputed
+from granvit.model.provenance import joined
 from granvit.model.region_model import RegionModel
 from granvit.train import identity
-from granvit.train.build import build_model, earlier_folders, provenance_of
+from granvit.train.build import build_model, earlier_folders, learned_from, provenance_of
 from granvit.train.checkpoint import of_another_run
 from granvit.train.config import CachingLoop, feed_workers, on_cpu
 from granvit.train.feature_cache import FeatureCache
@@ -126,6 +127,7 @@ def _run_recipe(
             options: Any = {"resume": resume, "device": device, "earlier": earlier, "base": base}
             options["validation"] = validation
             result = run_stage(stage, recipe, model, run_dir / stage.folder, sources, **options)
+            model.sources = joined(model.sources, learned_from(sources))
             kept = set(model.llava.state_dict()) if base is None else trained_names(model.llava)
             weights = whole_tensors({k: v for k, v in model.llava.state_dict().items() if k in kept})
             if state.is_main_process and base is not None:

@@ -20,7 +20,9 @@ from granvit.cli.evaluate import Benchmarks
 from granvit.cli.recipes import RECIPES
 from granvit.cli.train import Demo, Train
 from granvit.corpus.store import Corpus
+from granvit.corpus.synthetic.scenes import SOURCES
 from granvit.corpus.synthetic.synthesize import synthesize
+from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano
 from granvit.predict import GranViT, Text
 
@@ -451,6 +453,17 @@ def test_several_pictures_of_which_one_is_bad(granvit, tmp_path, monkeypatch, co
     assert [json.loads(line) for line in lines] == rows
     printed = granvit(command[0], *files, *words, *command[1:], *MODEL)[1].splitlines()
     assert [line.split("\t")[0] for line in printed] == [r["file"] for of_file in alone for r in of_file]
+
+
+def test_a_model_of_drawn_pictures_alone_says_so(granvit, tmp_path):
+    note = f"note: {tmp_path / 'drawn'} learned from drawn pictures alone: it names drawn shapes and texts, "
+    for name, sources, said in (("drawn", SOURCES, note), ("real", SOURCES | {"photos"}, ""), ("old", None, "")):
+        model = RegionModel.load("model")
+        model.sources = sources
+        model.save(tmp_path / name)
+        status, out, err = granvit("caption", "photo.png", "--model", tmp_path / name)
+        assert status == 0 and said in err and err.count("note: ") == bool(said)
+        assert "learned" not in out
 
 
 def test_of_several_pictures_each_is_drawn_into_a_folder(granvit, tmp_path):

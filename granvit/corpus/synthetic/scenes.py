@@ -42,6 +42,9 @@ ITEMS = (
     "pen book bag cup lamp card key tape glue ink"
 ).split()
 SHOPS = "star sun moon river city garden ocean hill lucky royal happy golden silver green grand".split()
+_DOCUMENTS = ("receipt", "table", "page")
+# What records of the embedded corpus name as their source; of `rendered_text` the last.
+SOURCES = frozenset(f"synthetic-{kind}" for kind in ("scene", *_DOCUMENTS, "print"))
 SHOP_KINDS = "mart shop store cafe books foods trading".split()
 WORDS = (
     "the of and a to in is you that it he was for on are as with his they at be this have from or one had by word "
@@ -151,7 +154,7 @@ def _scene_caption(things: list[Thing], size: int) -> str:
 
 def _document(rng: np.random.Generator, index: int, size: int) -> Layout:
 
-    kind = str(rng.choice(["receipt", "table", "page"]))
+    kind = str(rng.choice(_DOCUMENTS))
     height = int(rng.integers(round(0.075 * size), round(0.115 * size) + 1))
     font = int(rng.integers(0, 1_000_000))
     x, y = rng.uniform(0.02, 0.1) * size, rng.uniform(0.02, 0.12) * size
