@@ -70,14 +70,16 @@ class Text(str):
             alone (each location token is one). It orders answers; whether it is as high as they are right, `granvit
             eval` measures.
         box: the box that it states, xyxy pixels of the picture, where boxes were looked for (`GranViT.ask`).
+        cut: it did not end by itself, but at the most tokens that it could have.
     """
 
     confidence: float
     box: Box | None
+    cut: bool
 
-    def __new__(cls, text: str, confidence: float = math.nan, box: Box | None = None) -> Text:
+    def __new__(cls, text: str, confidence: float = math.nan, box: Box | None = None, cut: bool = False) -> Text:
         made = super().__new__(cls, text)
-        made.confidence, made.box = confidence, box
+        made.confidence, made.box, made.cut = confidence, box, cut
         return made
 
 
@@ -262,7 +264,7 @@ class GranViT:
 
     def with_box(self, said: Text, view: View) -> Text:
         """The same answer, with the box that it states."""
-        return Text(said, said.confidence, self.to_pixels(said, view))
+        return Text(said, said.confidence, self.to_pixels(said, view), said.cut)
 
     def answer(self, asks: Sequence[ImageQuestions], max_new_tokens: int) -> list[list[Text]]:
         """Greedy answers to all questions as they are said, picture by picture.
@@ -280,7 +282,8 @@ class GranViT:
         ]
 
     def _text(self, said: Said, shown: list[int]) -> Text:
-        return Text(self.model.dialog.decode(shown), self._confidence(said))
+        cut = len(said.probabilities) == len(said.tokens)
+        return Text(self.model.dialog.decode(shown), self._confidence(said), cut=cut)
 
     def _confidence(self, said: Said) -> float:
         """The mean probability of an answer's tokens, its end with them; of one that is a box, of its numbers alone.

@@ -55,8 +55,8 @@ class Eval:
     device: Device = "auto"
 
     def run(self) -> int:
-        from granvit.evaluate.answering import checkpoint_id
         from granvit.evaluate.evaluation import open_journal, run_evaluation
+        from granvit.loading.run_folder import checkpoint_id
 
         self._check()
         eval_sets = self._eval_sets()

@@ -17,7 +17,6 @@ from granvit.evaluate.items import EvalImage, Item, Task
 from granvit.files import open_regular
 from granvit.geometry import View
 from granvit.images import ImageError, decode
-from granvit.loading.run_folder import checkpoint_of
 from granvit.predict import GranViT, ImageQuestions
 from granvit.questions import ask_box
 
@@ -110,16 +109,6 @@ def question_digest(item: Item, task: Task) -> str:
     box = None if item.how == "phrase" or item.box is None else [float(v) for v in item.box]
     parts = [item.id, item.how, item.asked, box, task.window if item.how == "box" else None, task.longest]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def checkpoint_id(folder: Path) -> str:
-    """What tells a checkpoint from another: a digest over its settings and weights."""
-    root = checkpoint_of(folder)
-    digest = hashlib.sha256()
-    for path in sorted((*root.glob("*.json"), *root.glob("*.safetensors"), *root.glob("*.jinja"))):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 _IMAGES_AT_ONCE = 64

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from granvit.evaluate.answering import Journal, checkpoint_id, question_digest
+from granvit.evaluate.answering import Journal, question_digest
 from granvit.evaluate.items import Item, Task
+from granvit.loading.run_folder import checkpoint_id
 
 TASKS = {"locate": Task("locate", "boxes"), "read": Task("read", "reading", window=64)}
 

@@ -28,6 +28,7 @@ from granvit.corpus.annotate.caption_requests import (
     region_request,
 )
 from granvit.errors import GranvitError
+from granvit.loading.run_folder import checkpoint_id
 from granvit.model.settings import Settings
 from granvit.regions import Region
 
@@ -64,8 +65,10 @@ class AnswerCache:
             self._file.execute("PRAGMA synchronous=NORMAL")
             self._file.execute(
                 "CREATE TABLE IF NOT EXISTS answers"
-                " (key TEXT PRIMARY KEY, model TEXT NOT NULL, text TEXT NOT NULL, cut INTEGER NOT NULL) WITHOUT ROWID"
+                " (key TEXT PRIMARY KEY, model TEXT NOT NULL, text TEXT NOT NULL, cut INTEGER NOT NULL,"
+                " confidence REAL) WITHOUT ROWID"
             )
+            self._add_confidence()
         except (sqlite3.Error, OSError) as error:
             raise AnnotateError(f"{path}: cannot be used as the cache of captions: {error}") from error
 
@@ -81,6 +84,16 @@ class AnswerCache:
                     raise
                 time.sleep(0.01)
 
+    def _add_confidence(self) -> None:
+        """A file of before has no such column; of two processes that see so, one adds it."""
+        if "confidence" in [column for _, column, *_ in self._file.execute("PRAGMA table_info(answers)")]:
+            return
+        try:
+            self._file.execute("ALTER TABLE answers ADD COLUMN confidence REAL")
+        except sqlite3.OperationalError as error:
+            if "duplicate column" not in str(error):
+                raise
+
     def get(self, keys: Sequence[str]) -> dict[str, Answer]:
         """The answers that are known, by key."""
         known: dict[str, Answer] = {}
@@ -88,8 +101,9 @@ class AnswerCache:
             for start in range(0, len(keys), _KEYS_AT_ONCE):
                 some = keys[start : start + _KEYS_AT_ONCE]
                 marks = ",".join("?" * len(some))
-                rows = self._file.execute(f"SELECT key, text, cut FROM answers WHERE key IN ({marks})", some)
-                known.update({key: Answer(text, _ENDS[end][1], _ENDS[end][0]) for key, text, end in rows})
+                wanted = f"SELECT key, text, cut, confidence FROM answers WHERE key IN ({marks})"
+                for key, text, end, confidence in self._file.execute(wanted, some):
+                    known[key] = Answer(text, _ENDS[end][1], _ENDS[end][0], confidence)
         except sqlite3.Error as error:
             raise AnnotateError(f"{self.path}: the cache of captions cannot be read: {error}") from error
         return known
@@ -97,8 +111,9 @@ class AnswerCache:
     def put(self, key: str, model: str, answer: Answer) -> None:
         """Remember an answer; of two to the same question the first one stays."""
         try:
-            row = (key, model, answer.text, _ENDS.index((answer.refusal, answer.cut and not answer.refusal)))
-            self._file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", row)
+            end = _ENDS.index((answer.refusal, answer.cut and not answer.refusal))
+            row = (key, model, answer.text, end, answer.confidence)
+            self._file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise AnnotateError(f"{self.path}: the cache of captions cannot be written: {error}") from error
 
@@ -120,11 +135,13 @@ class CaptionConfig:
     """
 
     model: str
-    """The model's name at the endpoint; without an endpoint, a checkpoint on the hub or its folder."""
+    """The model's name at the endpoint; without an endpoint, a checkpoint on the hub, a folder, or a granvit run."""
     endpoint: str = _runtime("")
     """Base URL of any OpenAI-compatible server, like http://localhost:8000/v1; empty loads the model here."""
-    mode: Mode = "crop"
-    """Show the crop (the paper), the crop and the whole image (FineViT), or the image with the box in the words."""
+    mode: Mode = "auto"
+    """Show the crop (the paper), the crop and the whole image (FineViT), or the image with the box in the words.
+    trained: a granvit checkpoint that is loaded here is asked the very question of its training, which auto takes for
+    it; for any other model auto is crop."""
     prompt: str = ""
     """Other words for regions than the mode's own; {words} and {box} are filled in."""
     codec: str = ""
@@ -132,6 +149,9 @@ class CaptionConfig:
     taught, decimal for any other model."""
     max_words: int = 10
     """Longer captions of regions are refused."""
+    min_confidence: float = 0.0
+    """mode trained: an answer that the model is less sure of, by the mean probability of its tokens, is refused. The
+    others keep it as the region's score."""
     whole_image: bool = True
     """Also caption the whole image, where it has no caption yet and is no text image."""
     keep_label: bool = False
@@ -190,14 +210,37 @@ class CaptionConfig:
                 get_codec(self.codec)
             except GranvitError as error:
                 raise AnnotateError(f"caption: {error}") from error
+        if not 0 <= self.min_confidence <= 1:
+            raise AnnotateError(f"caption: min_confidence is from 0 to 1, got {self.min_confidence}")
         cache = AnswerCache(Path(self.cache) if self.cache else default_cache_path())
         if self.endpoint:
+            self._check_mode(own=False)
             limits = Limits(self.concurrency, self.timeout_s, self.patience_s, self.when_down == "stop")
             return Caption(self, Endpoint(self.endpoint, self.model, self.api_key_env, limits), cache)
         from granvit.corpus.annotate.caption_local import LocalModel, settings_of
 
         folder, settings = settings_of(self.model)
+        if self._check_mode(own=settings is not None):
+            from granvit.corpus.annotate.caption_checkpoint import CheckpointModel
+
+            model = CheckpointModel(folder, device, self.batch_size)
+            # By its weights: the next run in the same folder is another model.
+            return Caption(self, model, cache, settings, f"granvit {checkpoint_id(Path(folder))}")
         return Caption(self, LocalModel(folder, device, self.batch_size), cache, settings)
+
+    def _check_mode(self, own: bool) -> bool:
+        """Whether the trained question is asked; `own`: the model is a granvit checkpoint that is loaded here.
+
+        Raises:
+            AnnotateError: what is set is for such a checkpoint, and it is none.
+        """
+        trained = own and not self.prompt and self.mode in ("auto", "trained")
+        if self.mode == "trained" and not trained:
+            why = "with a prompt of its own" if own else f"{self.model} is none that is loaded here"
+            raise AnnotateError(f"caption: mode trained is for a granvit checkpoint in its own words: {why}")
+        if self.min_confidence and not trained:
+            raise AnnotateError(f"caption: min_confidence: {self.model}, asked in this way, states no confidence")
+        return trained
 
 
 class Captioner(Protocol):
@@ -215,6 +258,7 @@ class _Wanted:
     image_hash: str
     request: Request
     outcome: str | Refusal = ""
+    confidence: float | None = None
 
 
 class Caption:
@@ -225,21 +269,31 @@ class Caption:
     """
 
     def __init__(
-        self, config: CaptionConfig, captioner: Captioner, cache: AnswerCache, settings: Settings | None = None
+        self,
+        config: CaptionConfig,
+        captioner: Captioner,
+        cache: AnswerCache,
+        settings: Settings | None = None,
+        identity: str = "",
     ) -> None:
-        """`settings` are those of a granvit checkpoint, which is asked about a box in the way that it was taught."""
+        """`settings` are those of a granvit checkpoint, which is asked about a box in the way that it was taught.
+
+        `identity` tells a checkpoint from others of its name, and is given for one that is asked its trained questions.
+        """
         used = settings or Settings(frame="image", fit="squash")
         self.config, self.captioner, self.cache = config, captioner, cache
         self.counts: Counter[str] = Counter()
+        self._trained = bool(identity)
+        mode: Mode = "trained" if identity else "crop" if config.mode == "auto" else config.mode
         self.prompts = PromptConfig(
-            config.model,
-            config.mode,
+            identity or config.model,
+            mode,
             config.prompt,
             config.max_words,
             config.longest_side,
             config.region_tokens,
             config.global_tokens,
-            config.codec or used.codec,
+            used.codec if identity else config.codec or used.codec,
             used.frame,
             used.fit,
         )
@@ -248,6 +302,8 @@ class Caption:
         wanted = [w for item in items for w in self._wanted(item)]
         self._fill(wanted)
         unusable = [w for w in wanted if isinstance(w.outcome, Refusal) and w.outcome.reason.startswith("caption-")]
+        if self._trained:  # on these words and no others
+            unusable = []
         for w in unusable:
             w.request = firmer_request(w.request, w.image_hash, self.prompts, whole=w.region is None)
         self.counts["repeated"] += len(unusable)
@@ -280,18 +336,25 @@ class Caption:
         for w in wanted:
             answer = answers[w.request.key]
             longest = None if w.region is None else self.config.max_words
-            w.outcome = usable_caption(answer, w.request.prompt, longest) if isinstance(answer, Answer) else answer
+            if isinstance(answer, Answer):
+                w.outcome = usable_caption(answer, w.request.prompt, longest, self.config.min_confidence)
+                w.confidence = answer.confidence
+            else:
+                w.outcome = answer
 
     def _keep(self, request: Request, answer: Answer) -> None:
         self.cache.put(request.key, self.config.model, answer)
 
     def _apply(self, item: Item, wanted: list[_Wanted]) -> None:
         outcomes = {w.region: w.outcome for w in wanted}
+        confidences = {w.region: w.confidence for w in wanted}
         regions: list[Region] = []
         for i, region in enumerate(item.record.regions):
             outcome = outcomes.get(i)
             if isinstance(outcome, str):
-                regions.append(replace(region, text=outcome, text_by=self.config.name))
+                sure = confidences[i]
+                score = region.score if sure is None else min(max(sure, 0.0), 1.0)
+                regions.append(replace(region, text=outcome, text_by=self.config.name, score=score))
                 continue
             if isinstance(outcome, Refusal):
                 item.refuse(outcome.reason, outcome.detail, i)

@@ -237,11 +237,13 @@ class Answer:
         text: its words as they came, thoughts and control tokens included.
         cut: it ran into the limit of tokens.
         refusal: it was no answer, and the server said so: "caption-refused" or "caption-tool-call"; "" otherwise.
+        confidence: how sure the model was, as `granvit.predict.Text` has it; None where that is not known.
     """
 
     text: str
     cut: bool = False
     refusal: str = ""
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -274,18 +276,20 @@ _ECHO_WORDS, _ECHO_LIKENESS = 4, 90
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff]")
 
 
-def usable_caption(answer: Answer, prompt: str, max_words: int | None) -> str | Refusal:
+def usable_caption(answer: Answer, prompt: str, max_words: int | None, min_confidence: float = 0.0) -> str | Refusal:
     """The caption in an answer, or why there is none.
 
     Args:
         answer: as the captioner gave it.
         prompt: what it was asked; an answer that repeats it, or a good part of it, is an echo.
         max_words: most words of a region's caption, None for the paragraph about a whole image.
+        min_confidence: an answer with a lower confidence is none.
 
     Returns:
         The caption without thoughts, control tokens, markup, surrounding quotes and doubled space; or a `Refusal` with
         one of the reasons "caption-empty", "caption-cut-off", "caption-refused", "caption-tool-call", "caption-echo",
-        "caption-too-long", "caption-location", "caption-structured", "caption-control-token", "caption-loop".
+        "caption-too-long", "caption-location", "caption-structured", "caption-control-token", "caption-loop",
+        "caption-unsure".
     """
     shown = answer.text.strip()[:200]
     if answer.refusal:
@@ -307,6 +311,8 @@ def usable_caption(answer: Answer, prompt: str, max_words: int | None) -> str | 
         return Refusal("caption-too-long", f"{words} words: {shown}")
     if answer.cut:
         return Refusal("caption-cut-off", shown)
+    if answer.confidence is not None and answer.confidence < min_confidence:
+        return Refusal("caption-unsure", f"{answer.confidence:.3f}: {shown}")
     return text
 
 

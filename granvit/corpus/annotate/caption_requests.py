@@ -14,7 +14,7 @@ from granvit.corpus.annotate.base import Item
 from granvit.geometry import Fit, Frame, View, whole_pixels
 from granvit.questions import BBOX2CAPTION, GLOBAL
 
-Mode = Literal["crop", "crop+image", "box"]
+Mode = Literal["auto", "trained", "crop", "crop+image", "box"]
 
 PROMPTS: dict[Mode, str] = {
     "crop": "Describe what this picture shows in no more than {words} words. Answer with the description alone.",
@@ -23,6 +23,7 @@ PROMPTS: dict[Mode, str] = {
         "words; the second only tells what is around it. Answer with the description alone."
     ),
     "box": BBOX2CAPTION[0] + "{box} in no more than {words} words. Answer with the description alone.",
+    "trained": BBOX2CAPTION[0] + "{box}" + BBOX2CAPTION[1],
 }
 FIRMER = " Your answer must be a short phrase of at most {words} words, without any other text."
 FIRMER_WHOLE = " Your answer must be one paragraph that describes the picture, without any other text."
@@ -40,7 +41,7 @@ class PromptConfig:
     Attributes:
         model: its name, part of the key.
         mode: "crop" shows the region alone (the paper, section 3.1), "crop+image" the region and then the whole image
-            (FineViT), "box" the whole image with the box in the words.
+            (FineViT), "box" the whole image with the box in the words, "trained" the same in the words of training.
         prompt: other words than the mode's own, with {words} and {box} where they belong.
         words: most words of a region's caption.
         longest_side: larger pictures are scaled down to it, pixels.
@@ -63,7 +64,10 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a captioner; `crop` is in whole pixels, None where the whole picture is meant."""
+    """One question to a captioner; `crop` is in whole pixels, None where the whole picture is shown.
+
+    `box` is the region that is asked about, xyxy pixels; None of the whole picture.
+    """
 
     key: str
     prompt: str
@@ -72,6 +76,7 @@ class Request:
     with_image: bool
     longest_side: int
     max_tokens: int
+    box: tuple[float, float, float, float] | None = None
 
     def images(self) -> list[Image.Image]:
         """The pictures to show, made only when they are sent: a thousand waiting crops would fill the memory."""
@@ -103,10 +108,11 @@ def region_request(item: Item, image_hash: str, index: int, prompts: PromptConfi
         "",
         prompt,
         picture,
-        None if prompts.mode == "box" else crop,
+        None if prompts.mode in ("box", "trained") else crop,
         prompts.mode == "crop+image",
         prompts.longest_side,
         prompts.region_tokens,
+        box,
     )
     return _keyed(request, prompts.model, image_hash)
 

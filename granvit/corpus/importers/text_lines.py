@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,12 +15,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from granvit import geometry
-from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, UnreadConversation
 from granvit.corpus.importers.base import NO_BOX, Box, Found, as_split, importer, read_image, read_text
 from granvit.corpus.importers.image_folder import LEFT_OUT, chosen, listing, pictures
 from granvit.corpus.layout import CorpusError
 from granvit.links import walk
-from granvit.regions import Region, RegionImage
+from granvit.questions import ask_short
+from granvit.regions import Conversation, Region, RegionImage, Turn
 
 # Two neighbours share a line where the lower one of the two overlaps the other by half its height ...
 _SAME_LINE = 0.5
@@ -135,6 +137,10 @@ def read_sroie(
     The files are UTF-8, or in `encoding`; one that is neither is refused as "bad-encoding". `split` is the split that
     this folder is, for the layout does not say.
 
+    Where there is a folder ``key/`` or ``entities/`` with ``*.json`` or ``*.txt`` of the same names, each an object
+    ``{"company", "date", "address", "total"}``, every field that has a value becomes a conversation that asks for it
+    in a short answer, as VQA tables' questions do; one that is no text is refused as "bad-field".
+
     Boxes: the four corners in pixels, of which the upright hull is taken; corners that are no upright rectangle
     are kept as polygon. Texts are upper-case whatever is printed. Terms: SROIE is offered for research.
 
@@ -166,12 +172,51 @@ def read_sroie(
                 raise Refused("missing-annotation", f"no file box/{stem}.csv or .txt")
             lines = read_lines(files[0], encoding)
             count = len(lines)
-            yield _record(src, uri, [_sroie_region(line) for line in lines], source, licence, split)
+            record = _record(src, uri, [_sroie_region(line) for line in lines], source, licence, split)
+            record.conversations, lacking = _fields(src, stem)
+            yield record
+            yield LeftOut("fields without a value", lacking, uri)
         except Refused as refused:
             yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, count)
     for file in (file for files in files_of.values() for file in files):
         count = count_lines(file, encoding)
         yield Rejection("missing-image", "", f"box/{file.name}", None, f"no picture img/{file.stem}.*", count)
+
+
+# What is asked for each field of a receipt.
+_QUESTIONS = {
+    "company": "Which company issued this receipt?",
+    "date": "What is the date on this receipt?",
+    "address": "What is the address on this receipt?",
+    "total": "What is the total on this receipt?",
+}
+
+
+def _fields(src: Path, stem: str) -> tuple[list[Conversation], int]:
+    """The fields of a receipt as conversations, and how many have no value; none where no file states any."""
+    places = [src / folder / f"{stem}{ending}" for folder in ("key", "entities") for ending in (".json", ".txt")]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        return [], 0
+    try:
+        stated = json.loads(read_text(file))
+        if not isinstance(stated, dict):
+            raise Refused("bad-field", f"{file.name} is no object of fields")
+    except (ValueError, RecursionError) as error:
+        return [UnreadConversation(Refused("bad-field", f"{file.name}: {error}"))], 0
+    except Refused as refused:
+        return [UnreadConversation(refused)], 0
+    conversations: list[Conversation] = []
+    lacking = 0
+    for field, question in _QUESTIONS.items():
+        value = stated.get(field)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            lacking += 1
+        elif isinstance(value, str):
+            conversations.append([Turn("user", ask_short(question)), Turn("assistant", value.strip())])
+        else:
+            conversations.append(UnreadConversation(Refused("bad-field", f"{field} of {file.name} is no text")))
+    return conversations, lacking
 
 
 def _sroie_region(line: str) -> Region:

@@ -1,6 +1,6 @@
 """Tables of questions about documents, charts and scene text: DocVQA, InfographicVQA, TextVQA, ChartQA.
 
-The files of their training parts, which are laid out as those that `granvit eval --benchmark` reads. Each question is a
+The files of their training parts, which are laid out as those that `granvit eval --bench` reads. Each question is a
 conversation of its own, asked in the words of the evaluation.
 """
 

@@ -21,7 +21,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def config(checkpoint, tmp_path):
     def make(**settings):
-        defaults = {"cache": str(tmp_path / "c.sqlite"), "whole_image": False}
+        defaults = {"cache": str(tmp_path / "c.sqlite"), "whole_image": False, "mode": "crop"}
         return CaptionConfig(str(checkpoint), **{**defaults, **settings})
 
     return make
@@ -80,7 +80,7 @@ def test_what_cannot_be_loaded_is_named(checkpoint, config, tmp_path):
     settings.pop("chat_template", None)
     (silent / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(AnnotateError, match="silent: its processor has no chat template"):
-        CaptionConfig(str(silent), cache=str(tmp_path / "c")).build()
+        CaptionConfig(str(silent), mode="crop", cache=str(tmp_path / "c")).build()
 
 
 class Asked:

@@ -98,3 +98,29 @@ def test_names_that_several_have_and_what_macos_adds(tmp_path):
     assert (summary.images_written, summary.reasons) == (1, {"ambiguous-id": 3})
     assert (summary.regions_seen, summary.regions_written, summary.regions_with_image) == (7, 1, 6)
     assert summary.left_out == {"files that macOS adds": 2}
+
+
+def test_fields_of_a_receipt_are_asked_for(tmp_path):
+    """One question a field that has a value; what is no text is refused, and the receipt kept."""
+    src = sroie(tmp_path / "raw")
+    (src / "key").mkdir()
+    (src / "key/000.json").write_text('{"company": "CAFÉ SDN, BHD ", "date": "", "total": "9.00"}', encoding="utf-8")
+    (src / "key/001.json").write_text('{"company": 5, "date": "1/2/2018", "address": ["a"], "total": "3"}')
+    (first, second), refused = bring("sroie", src, tmp_path / "out", split="train")
+    short = "\nAnswer the question using a single word or phrase."
+    assert [[(t.role, t.text) for t in said] for said in first.conversations] == [
+        [("user", "Which company issued this receipt?" + short), ("assistant", "CAFÉ SDN, BHD")],
+        [("user", "What is the total on this receipt?" + short), ("assistant", "9.00")],
+    ]
+    assert [said[1].text for said in second.conversations] == ["1/2/2018", "3"] and first.split == "train"
+    assert [r.reason for r in refused].count("bad-field") == 2 and len(first.regions) == 1
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "no json", "[" * 100_000])
+def test_a_damaged_file_of_fields_costs_the_fields_alone(tmp_path, content):
+    src = sroie(tmp_path / "raw")
+    (src / "entities").mkdir()
+    (src / "entities/000.txt").write_text(content)
+    (first, _), refused = bring("sroie", src, tmp_path / "out")
+    assert first.conversations == [] and len(first.regions) == 1
+    assert [(r.reason, r.uri) for r in refused][0] == ("bad-field", "img/000.jpg")
