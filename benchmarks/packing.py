@@ -139,7 +139,11 @@ def check_equal(stage: Pretrain, steps: dict[str, Callable[[], Tensor]], device:
 
 
 def time_arms(
-    stage: Pretrain, steps: dict[str, Callable[[], Tensor]], repeats: int, device: str
+    stage: Pretrain,
+    steps: dict[str, Callable[[], Tensor]],
+    repeats: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds per step, a list over the rounds for each arm."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -150,10 +154,10 @@ def time_arms(
         for arm in arms[at:] + arms[:at]:
             stage.zero_grad()
             wait()
-            start = time.perf_counter()
+            start = clock()
             steps[arm]()
             wait()
-            times[arm].append(time.perf_counter() - start)
+            times[arm].append(clock() - start)
     return times
 
 
@@ -178,6 +182,7 @@ def main() -> None:
     parser.add_argument("--language", help="a folder with a language model, in place of the size's")
     parser.add_argument("--regions", type=int, nargs="+", help="per image; 1, 4, 8, 16 and 32")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="which to run; the packed one always")
+    parser.add_argument("--processor-time", action="store_true", help="for a busy machine: of all threads together")
     parser.add_argument("--tokens", type=int, help="per micro-batch; 16384 on a GPU, 8192 on the CPU")
     parser.add_argument("--quick", action="store_true", help="two images, three rounds, 1, 8 and 32 regions")
     options = parser.parse_args()
@@ -199,7 +204,8 @@ def main() -> None:
         arms = [arm for arm in ARMS if arm in (PACKED, *options.arms) and (arm != UNSHARED or shares)]
         steps = {arm: make_step(arm, stage, samples, tokens, device) for arm in arms}
         worst = max(worst, check_equal(stage, steps, device))
-        times = time_arms(stage, steps, repeats, device)
+        clock = time.process_time if options.processor_time else time.perf_counter
+        times = time_arms(stage, steps, repeats, device, clock)
         memory = {arm: peak_memory(steps[arm], device) for arm in arms}
         facts[str(count)] = {}
         seconds[count] = statistics.median(times[PACKED]) / images

@@ -16,8 +16,9 @@ the encoder trains, as in `finetune`: conversations per second, the loss on ever
 finds the answers by tokenising a conversation up to each of them, once.
 
 ms-swift runs in an interpreter of its own (`--swift`, with ms-swift and what its multimodal models need installed), by
-its own command line and in its own words around the questions (its LLaVA-1.5 template), packing on where there is a GPU
-(it needs flash attention). Its row tells why where it can't run; this arm has not been run yet.
+its own command line and in its own words around the questions (its LLaVA-1.5 template): with its packing, which puts
+samples one behind the other in a row, and without. Where an arm can't run its row has its own last words; packing wants
+flash attention, and so a GPU.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ from granvit.train.stages.finetune import Finetune
 from granvit.train.stages.pretrain import Pretrain
 
 GRANVIT, TRAINER, SWIFT = "granvit", "transformers.Trainer", "ms-swift"
+SWIFT_PACKED = "ms-swift, packing"
 LR = 1e-5
 # Seconds per step of one round, and the first step's loss.
 Round = tuple[list[float], float]
@@ -101,14 +103,18 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         GRANVIT: lambda out: run_granvit(checkpoint, corpus, options, out),
         TRAINER: lambda out: run_trainer(checkpoint, samples, options, out),
     }
-    why = ""
+    why = {} if options.turns else dict.fromkeys((SWIFT, SWIFT_PACKED), "not asked for (--swift /path/to/python)")
     if options.swift is not None and not options.turns:
-        try:
-            write_swift_data(samples, folder / "swift")
-            run_swift(checkpoint, options, folder / "swift")  # warms up, and shows whether it runs at all
-            arms[SWIFT] = lambda out: run_swift(checkpoint, options, folder / "swift")
-        except RuntimeError as error:
-            why = str(error)
+        write_swift_data(samples, folder / "swift")
+        for name in (SWIFT, SWIFT_PACKED):
+            packing = name == SWIFT_PACKED
+            try:
+                run_swift(checkpoint, options, folder / "swift", packing)  # warms up, and shows whether it runs at all
+            except RuntimeError as error:
+                why[name] = str(error)
+            else:
+                del why[name]
+                arms[name] = lambda out, packing=packing: run_swift(checkpoint, options, folder / "swift", packing)
     speeds: dict[str, list[float]] = {arm: [] for arm in arms}
     losses: dict[str, float] = {}
     questions = options.images * options.regions
@@ -131,10 +137,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         ratio = statistics.median(g / s for g, s in zip(speeds[GRANVIT], of, strict=True))
         print(f"{name:22}{f'{statistics.median(of):.1f} [{min(of):.1f}, {max(of):.1f}]':>26}{ratio:11.2f}x")
         facts[name] = {f"{per_second}_per_second": round(statistics.median(of), 2), "speedup": round(ratio, 3)}
-    if SWIFT not in arms and not options.turns:
-        why = why or "not asked for (--swift /path/to/python)"
-        print(f"{SWIFT:22}{'left out':>26}  {why}")
-        facts[SWIFT] = {"left_out": why}
+    for name, reason in why.items():
+        print(f"{name:22}{'left out':>26}  {reason}")
+        facts[name] = {"left_out": reason}
     head = {"benchmark": "peers", "images": options.images, "regions": options.regions, "device": options.device}
     head["turns"] = options.turns
     print(json.dumps({**head, "loss_difference": difference, "arms": facts}))
@@ -305,7 +310,7 @@ def write_swift_data(samples: list[Sample], folder: Path) -> None:
             file.write(json.dumps({"messages": messages, "images": [str(picture)]}) + "\n")
 
 
-def run_swift(checkpoint: Path, options: argparse.Namespace, folder: Path) -> Round:
+def run_swift(checkpoint: Path, options: argparse.Namespace, folder: Path, packing: bool) -> Round:
     """The same under ms-swift's command line.
 
     Raises:
@@ -320,7 +325,7 @@ def run_swift(checkpoint: Path, options: argparse.Namespace, folder: Path) -> Ro
         "freeze_llm": "true",
         "freeze_vit": "false",
         "freeze_aligner": "false",
-        "packing": "true" if options.device == "cuda" else "false",
+        "packing": "true" if packing else "false",
         "attn_impl": "flash_attn" if options.device == "cuda" else "sdpa",
         "torch_dtype": "bfloat16" if options.device == "cuda" else "float32",
         "per_device_train_batch_size": options.images * options.regions,
@@ -334,15 +339,17 @@ def run_swift(checkpoint: Path, options: argparse.Namespace, folder: Path) -> Ro
         "report_to": "none",
         "output_dir": out,
     }
-    start = "import sys; from swift.cli.sft import sft_main; sft_main()"
-    command = [str(options.swift), "-c", start, *(str(x) for k, v in flags.items() for x in (f"--{k}", v))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    words = (str(x) for k, v in flags.items() for x in (f"--{k}", v))
+    done = subprocess.run([str(options.swift), "-m", "swift.cli.sft", *words], capture_output=True, text=True)
     logs = sorted(out.rglob("logging.jsonl"))
     if done.returncode or not logs:
         raise RuntimeError(f"ms-swift: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
     rows = [json.loads(line) for line in logs[-1].read_text().splitlines()]
     steps = [row for row in rows if "loss" in row and "elapsed_time" in row]
-    return [1 / row["train_speed(iter/s)"] for row in steps[1:]], steps[0]["loss"]
+    # It logs the mean of all steps up to each, as seconds or, where they are short, as steps per second.
+    means = [row.get("train_speed(s/it)") or 1 / row["train_speed(iter/s)"] for row in steps]
+    ends = [count * mean for count, mean in enumerate(means, start=1)]
+    return [b - a for a, b in zip(ends, ends[1:], strict=False)], steps[0]["loss"]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ def shard(stage: Stage, device: torch.device, bf16: bool) -> None:
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     for unit in (*_blocks(stage), stage):
         _from_first_rank(unit, device)
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+        # A stage's input is a batch, whose boxes are pixels: bfloat16 would round them to whole pairs of pixels.
+        fully_shard(unit, mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=unit is not stage))
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -9,18 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers.ranks import CONFIG, run_ranks, train_stage1
-from helpers.tiny_model import whole_mask
+from helpers.tiny_model import collate, make_model, make_samples, whole_mask
 from helpers.tiny_recipe import save_parts, tiny_recipe
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from granvit.corpus.synthetic.synthesize import make
 from granvit.errors import CheckpointError
 from granvit.nano.config import EncoderWarmupConfig, WordMapSample
 from granvit.train import checkpoint
 from granvit.train.config import LoopConfig
+from granvit.train.parallel import shard
 from granvit.train.run import run_recipe
+from granvit.train.stages.adapt import Adapt
 
 
 def shared(world: int, parallel: str, **changes) -> LoopConfig:
@@ -189,6 +193,28 @@ def test_warm_ups_are_not_sharded(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_batch_reaches_a_sharded_stage_as_it_is():
+    """Boxes of crops are pixels, of which bfloat16 would keep every second one."""
+    seen = []
+
+    class Looking(Adapt):
+        def forward(self, batch):
+            seen.append(batch)
+            return {}
+
+    model = make_model()
+    batch = collate(model, make_samples(model, (2, 1), crops=1))
+    batch.crop_boxes += 257
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        stage = Looking(model)
+        shard(stage, torch.device("cpu"), bf16=True)
+        stage(batch)
+    finally:
+        dist.destroy_process_group()
+    assert seen[0].crop_boxes.dtype == torch.float32 and torch.equal(seen[0].crop_boxes, batch.crop_boxes)
+
+
 def test_bfloat16_shards_stay_near_float32(tmp_path, single):
     assert run_ranks(2, train_stage1, tmp_path, shared(2, "fsdp", precision="bf16")) == [0, 0]
     losses, expected = ([row["loss"] for row in curves(folder)] for folder in (tmp_path, single))
