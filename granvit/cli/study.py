@@ -31,15 +31,22 @@ def _paper() -> Definition:
     return paper_study()
 
 
-STUDIES: dict[str, Callable[[], Definition]] = {"nano": _nano, "paper": _paper}
+def _longer() -> Definition:
+    from granvit.nano.study import nano_longer
+
+    return nano_longer()
+
+
+STUDIES: dict[str, Callable[[], Definition]] = {"nano": _nano, "nano-longer": _longer, "paper": _paper}
 
 
 @dataclass
 class Study:
     """Train arms and seeds, and answer with intervals which of the paper's claims hold: table, plots, page."""
 
-    name: Positional[Literal["nano", "paper"]]
-    """nano: on two CPU cores, on the embedded corpus. paper: the same arms at full size, on corpora of your own."""
+    name: Positional[Literal["nano", "nano-longer", "paper"]]
+    """nano: on two CPU cores, on the embedded corpus. nano-longer: its central arms, six times as many pictures. paper:
+    the same arms at full size, on corpora of your own."""
     out: Path | None = None
     """Where runs, results and the report go, runs/study-NAME by default; several machines may work into one folder."""
     arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ARM ...")] = ()

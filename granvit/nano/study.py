@@ -26,15 +26,15 @@ from granvit.train.recipes.ablations import change, encoder_from
 from granvit.train.recipes.base import EmbeddedCorpus, Recipe
 
 
-def study_recipe(steps: tuple[int, int] = (100, 60)) -> Recipe:
+def study_recipe(steps: tuple[int, int] = (100, 60), batch_size: int = 8, pictures: int = 2400) -> Recipe:
     """`nano` with short stages on a small corpus, the same numbers on every CPU: float32 throughout."""
     recipe = nano()
-    recipe.corpus = EmbeddedCorpus(train=2400, val=256, documents=0.1)
+    recipe.corpus = EmbeddedCorpus(train=pictures, val=256, documents=0.1)
     for stage, count in zip(recipe.stages, steps, strict=True):
         stage.loop = replace(
             stage.loop,
             steps=count,
-            batch_size=8,
+            batch_size=batch_size,
             warmup_steps=10,
             precision="fp32",
             save_every=50,
@@ -77,4 +77,23 @@ def nano_study() -> Study:
         embedded=True,
         note="Stages of 100 and 60 steps of 8 pictures, from weights that know the embedded corpus's words: this is "
         "what shows early in training. What comes late, such as a distillation that first has to settle, is not seen.",
+    )
+
+
+def nano_longer() -> Study:
+    """The arms that the first questions rest on, in stages six and four times as many pictures long."""
+    study = nano_study()
+    arms = tuple(study.arm(name) for name in ("initial", "no-distillation", PAPER_ARM, "contrast", "global-only"))
+    names = {arm.name for arm in arms}
+    return replace(
+        study,
+        name="nano-longer",
+        title="Do the paper's claims hold at nano size, in longer stages?",
+        base=partial(study_recipe, (300, 120), 16, 4800),
+        arms=arms,
+        comparisons=tuple(c for c in study.comparisons if {c.first, c.second} <= names),
+        series=(),
+        measuring=Measuring(held_out=256, probe_train=600, probe_steps=150, probes=("attribute",), attention=64),
+        note="Stages of 300 and 120 steps of 16 pictures, from weights that know the embedded corpus's words; the "
+        "demo's are three times as long.",
     )

@@ -12,7 +12,7 @@ from granvit.bootstrap import Estimate
 from granvit.study.definition import MEASURES, Arm, Comparison, Study
 from granvit.study.jobs import Job
 from granvit.study.results import Result
-from granvit.study.statistics import Answer, Difference, answer, by_arm, compared, of_arm, to_json
+from granvit.study.statistics import LEVEL, Answer, Difference, answer, by_arm, compared, of_arm, to_json
 
 Curve = list[tuple[int, float]]
 
@@ -141,20 +141,16 @@ def _sentence(comparison: Comparison, difference: Difference, said: Answer) -> s
         return f"Cannot be told from one seed: {size}."
     why = {
         ("better", "holds"): "Yes",
-        ("better", "does not hold"): "No gain that would matter",
+        ("better", "does not hold"): "No gain that would matter in training of this length",
         ("better", "cannot be told"): "Cannot be told at this size",
         ("not worse", "holds"): "Yes, it costs less than would matter",
         ("not worse", "does not hold"): "No, it costs something",
         ("not worse", "cannot be told"): "Cannot be told at this size",
     }[comparison.claim, said]
-    if said == "does not hold" and comparison.claim == "better" and _reversed(found, measure.more_is_better):
+    certain = difference.adjusted is not None and difference.adjusted < LEVEL
+    if said == "does not hold" and comparison.claim == "better" and certain:
         why = "No, it is the other way round"
     return f"{why}: {size}."
-
-
-def _reversed(found: Estimate, more_is_better: bool | None) -> bool:
-    assert found.low is not None and found.high is not None
-    return found.high < 0 if more_is_better is not False else found.low > 0
 
 
 def counted(count: int, what: str) -> str:

@@ -19,9 +19,10 @@ from granvit.files import locked
 from granvit.study import worker
 from granvit.study.definition import Arm
 from granvit.study.jobs import Data, jobs_of
-from granvit.study.report import write_study
+from granvit.study.report import markdown, write_study
 from granvit.study.results import find_result, path_of
 from granvit.study.runner import plan_lines
+from granvit.study.summary import summarise
 from granvit.study.work import do_job, job_folder, open_images
 from granvit.study.worker import Place, serve
 
@@ -34,8 +35,7 @@ def jobs(study, seeds=2):
 
 def table(study, out: Path) -> str:
     done = [result for job in jobs(study) if (result := find_result(out, job)) is not None]
-    write_study(study, jobs(study), done, out)
-    return (out / "study.md").read_text()
+    return markdown(summarise(study, jobs(study), done, "stage1"))
 
 
 @pytest.fixture(scope="module")
