@@ -1,6 +1,7 @@
 # make demo [CORPUS=path]   train the small model through both stages and write a report
 # make app [RUN=runs/demo]  a page to draw boxes on with the mouse, in an environment of its own (.venv-app)
 # make test                 lint and tests (without those marked slow or gpu)
+# make test-lowest          the tests with every dependency at its lower bound, in an environment of its own (.venv-lowest)
 # make fuzz [CASES=10000]   damaged data sets, corpora and checkpoints: nothing lost, no traceback
 # make bench                every speed comparison, each against its baseline
 # make kills                every writing command killed at every file operation and given again, and two at once
@@ -18,7 +19,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # A short spin before sleeping: on two idle cores the small model's steps are a fifth faster for it.
 export GOMP_SPINCOUNT = 100000
 
-.PHONY: demo app test lint fuzz bench kills language docs clean
+.PHONY: demo app test test-lowest lint fuzz bench kills language docs clean
 
 demo: .venv/core.stamp
 	$(BIN)/granvit demo $(if $(CORPUS),--out runs/own --corpus "$(CORPUS)",--out runs/demo)
@@ -31,6 +32,9 @@ app: .venv-app/app.stamp
 
 test: lint
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-lowest: .venv-lowest/stamp
+	.venv-lowest/bin/python -m pytest -q -m "not slow and not gpu"
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -55,7 +59,7 @@ language: .venv/dev.stamp
 	PYTHONPATH=tests $(BIN)/python -m helpers.smollm2
 
 clean:
-	rm -rf .venv .venv-app build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv .venv-app .venv-lowest build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone: a pinned version can come from whichever index or wheel folder pip is pointed at (say
@@ -72,6 +76,13 @@ clean:
 	grep -v '^pillow==' constraints.txt > .venv-app/constraints.txt
 	$(APP)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
 	$(APP)/python -m pip install -q -c .venv-app/constraints.txt -e ".[app]"
+	touch $@
+
+.venv-lowest/stamp: pyproject.toml tests/lowest.py
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest.py dev annotate eval gguf > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install -q "$$(grep '^torch==' .venv-lowest/constraints.txt)"
+	.venv-lowest/bin/python -m pip install -q -c .venv-lowest/constraints.txt -e ".[dev,annotate,eval,gguf]"
 	touch $@
 
 .venv/dev.stamp: .venv/core.stamp

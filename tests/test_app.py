@@ -16,8 +16,11 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+from helpers.tiny_model import make_model  # noqa: E402
+
+from granvit import app, predict  # noqa: E402
 from granvit.app import Limits, build  # noqa: E402
-from granvit.predict import checked_boxes, open_picture  # noqa: E402
+from granvit.predict import GranViT, checked_boxes, open_picture  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -49,15 +52,32 @@ class Echo:
         return f"<b>{self.name}</b> sees {picture.width} x {picture.height}"
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def served(models: dict[str, Any]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page = build({"before": Echo("before"), "after": Echo("after")}, Limits(max_pixels=2_000_000, max_upload_mb=1))  # type: ignore[dict-item]
+    page = build(models, Limits(max_pixels=2_000_000, max_upload_mb=1))
     page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, max_file_size="1mb")
     yield f"http://127.0.0.1:{port}"
     page.close()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    yield from served({"before": Echo("before"), "after": Echo("after")})
+
+
+@pytest.fixture(scope="module")
+def checkpoints() -> dict[str, GranViT]:
+    """Two models of a few thousand parameters that answer differently."""
+    return {name: GranViT(make_model(seed=seed)) for seed, name in enumerate(("before", "after"))}
+
+
+@pytest.fixture(scope="module")
+def real_address(checkpoints: dict[str, GranViT]) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "LONGEST_DESCRIPTION", 6)  # an untrained model never ends an answer by itself
+        yield from served(checkpoints)
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +88,22 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.fixture
-def page(address: str, browser: Any) -> Iterator[Any]:
+def opened(address: str, browser: Any) -> Iterator[Any]:
     tab = browser.new_page(viewport={"width": 1280, "height": 1000})
     tab.goto(address)
     tab.wait_for_selector("#picture input[type=file]", state="attached")
     yield tab
     tab.close()
+
+
+@pytest.fixture
+def page(address: str, browser: Any) -> Iterator[Any]:
+    yield from opened(address, browser)
+
+
+@pytest.fixture
+def real_page(real_address: str, browser: Any) -> Iterator[Any]:
+    yield from opened(real_address, browser)
 
 
 def painted(size: tuple[int, int], box: tuple[int, int, int, int], mode: str = "RGB") -> Image.Image:
@@ -108,7 +137,7 @@ def drag(page: Any, size: tuple[int, int], box: tuple[float, float, float, float
 
 def rows(page: Any, table: str, holding: str) -> list[list[str]]:
     """The cells of a table, once one of them holds a text."""
-    page.wait_for_function(f"() => document.querySelector('{table}').innerText.includes('{holding}')", timeout=15_000)
+    page.wait_for_function(f"() => document.querySelector('{table}').innerText.includes('{holding}')", timeout=60_000)
     found = page.locator(f"{table} tbody tr")
     return [[cell.strip() for cell in found.nth(i).locator("td").all_inner_texts()] for i in range(found.count())]
 
@@ -160,6 +189,89 @@ def test_the_box_that_is_drawn_is_the_box_that_is_asked(
 
 
 @needs_browser
+@pytest.mark.parametrize("drawn_first", [False, True])
+@pytest.mark.parametrize(
+    ("button", "box"), [("Rotate clockwise", (100, 100, 240, 220)), ("Rotate counterclockwise", (60, 180, 200, 300))]
+)
+def test_a_picture_that_was_turned_on_the_page_is_asked_as_it_is_shown(
+    page: Any, tmp_path: Path, button: str, box: tuple[int, int, int, int], drawn_first: bool
+) -> None:
+    """With the box drawn on the turned picture, and with one that turns with it."""
+    painted((400, 300), (100, 60, 220, 200)).save(tmp_path / "a.png")
+    upload(page, tmp_path / "a.png")
+    if drawn_first:
+        drag(page, (400, 300), (100, 60, 220, 200))
+    page.get_by_role("button", name=button, exact=True).click()
+    time.sleep(1.0)
+    if not drawn_first:
+        drag(page, (300, 400), box)
+    page.click("#describe")
+    [[reported, before, _]] = rows(page, "#said", "rgb")
+    asked = np.array([float(side) for side in reported.split(",")])
+    assert np.abs(asked - box).max() <= 2, (reported, box)
+    assert before.startswith("before 300x400 rgb")
+    red, green, _ = map(int, before.split("rgb ")[1].split())
+    assert red > 225 and green < 60
+
+
+@needs_browser
+def test_the_patch_that_is_clicked_is_the_one_that_looks(
+    real_page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend, looked = app.ServedModels.attend, []
+
+    def noting(desk: app.ServedModels, picture: Image.Image, point: tuple[float, float]) -> Image.Image:
+        looked.append((picture.size, point, attend(desk, picture, point)))
+        return looked[-1][2]
+
+    monkeypatch.setattr(app.ServedModels, "attend", noting)
+    painted((400, 300), (100, 60, 220, 200)).save(tmp_path / "a.png")
+    upload(real_page, tmp_path / "a.png")
+    real_page.get_by_role("tab", name="Attention").click()
+    real_page.click("#take")
+    real_page.wait_for_selector("#clickable img")
+    time.sleep(1.0)
+    area = real_page.locator("#clickable img").bounding_box()
+    real_page.mouse.click(area["x"] + 0.4 * area["width"], area["y"] + 0.2 * area["height"])
+    real_page.wait_for_selector("#seen img", timeout=60_000)
+    [(size, (x, y), figure)] = looked
+    assert size == (400, 300) and abs(x - 160) <= 2 and abs(y - 60) <= 2
+    shown = real_page.evaluate(
+        "() => { const i = document.querySelector('#seen img'); return [i.naturalWidth, i.naturalHeight] }"
+    )
+    assert tuple(shown) == figure.size, "one figure, of both checkpoints"
+
+
+@needs_browser
+def test_two_checkpoints_answer_side_by_side_what_each_answers_alone(
+    real_page: Any, checkpoints: dict[str, GranViT], tmp_path: Path
+) -> None:
+    painted((400, 300), (100, 60, 220, 200)).save(tmp_path / "a.png")
+    upload(real_page, tmp_path / "a.png")
+    drag(real_page, (400, 300), (100, 60, 220, 200))
+    real_page.click("#describe")
+    real_page.wait_for_selector("#said td", timeout=60_000)
+    [[reported, *answers]] = rows(real_page, "#said", ",")
+    heads = [head.strip() for head in real_page.locator("#said thead th").all_inner_texts()]
+    assert heads == ["box", "before", "after"]
+    box = [[float(side) for side in reported.split(",")]]
+    alone = [model.describe(tmp_path / "a.png", box)[0] for model in checkpoints.values()]
+    assert [" ".join(text.split()) for text in answers] == [" ".join(text.split()) for text in alone]
+    assert alone[0] != alone[1]
+
+
+@needs_browser
+def test_a_file_that_is_too_large_is_said_in_a_sentence(page: Any, tmp_path: Path) -> None:
+    Image.effect_noise((1200, 1200), 90).convert("RGB").save(tmp_path / "noise.png")
+    assert (tmp_path / "noise.png").stat().st_size > 1_000_000
+    page.set_input_files("#picture input[type=file]", str(tmp_path / "noise.png"))
+    page.wait_for_function(
+        "() => /maximum allowed size|larger than 1 MB/i.test(document.body.innerText)", timeout=60_000
+    )
+    assert page.locator("#picture canvas").count() == 0 or "Traceback" not in page.inner_text("body")
+
+
+@needs_browser
 def test_phrases_are_found_and_no_box_is_said(page: Any, tmp_path: Path) -> None:
     painted((400, 300), (100, 60, 220, 200)).save(tmp_path / "a.png")
     upload(page, tmp_path / "a.png")
@@ -201,18 +313,18 @@ def test_what_is_no_picture_or_too_large_is_said_in_a_sentence(
     time.sleep(1)
     page.click("#describe")
     page.wait_for_selector(".toast-wrap")
-    page.wait_for_function(f"() => document.body.innerText.includes('{sentence}')", timeout=10_000)
+    page.wait_for_function(f"() => document.body.innerText.includes('{sentence}')", timeout=60_000)
     assert "Traceback" not in page.inner_text("body")
 
 
 @needs_browser
 def test_nothing_opened_and_nothing_drawn_is_said(page: Any, tmp_path: Path) -> None:
     page.click("#describe")
-    page.wait_for_function("() => document.body.innerText.includes('Open a picture first')", timeout=10_000)
+    page.wait_for_function("() => document.body.innerText.includes('Open a picture first')", timeout=60_000)
     painted((40, 30), (1, 1, 20, 20)).save(tmp_path / "a.png")
     upload(page, tmp_path / "a.png")
     page.click("#describe")
-    page.wait_for_function("() => document.body.innerText.includes('Draw at least one box')", timeout=10_000)
+    page.wait_for_function("() => document.body.innerText.includes('Draw at least one box')", timeout=60_000)
 
 
 def encoded(picture: Image.Image) -> str:
