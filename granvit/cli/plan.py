@@ -29,7 +29,7 @@ class Plan:
     """Of a region's text."""
     gpus: int = 8
     """How many GPUs."""
-    gpu: Literal["h100", "h200", "a100-80", "a100-40", "l40s"] = "h100"
+    gpu: Literal["h100", "h200", "a100-80", "a100-40", "l40s", "rtx4090"] = "h100"
     """Which."""
     mfu: float = 0.4
     """The share of a GPU's peak that a step reaches; a run's speed.jsonl has it."""

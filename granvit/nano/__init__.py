@@ -7,4 +7,4 @@ minutes, both are made here: small models, a tokenizer, a warm-up for each, and 
 from granvit.nano import config  # noqa: F401  (its stages can be read from a saved recipe)
 from granvit.train.recipes.base import NAMED_PARTS
 
-NAMED_PARTS.update(dict.fromkeys(("nano", "nano-reader", "nano-untrained"), "granvit.nano.models"))
+NAMED_PARTS.update(dict.fromkeys(("nano", "nano-reader", "nano-untrained", "small-untrained"), "granvit.nano.models"))

@@ -61,6 +61,7 @@ DEVICES = {
     "a100-80": Device("A100 80 GB", 80e9),
     "a100-40": Device("A100 40 GB", 40e9),
     "l40s": Device("L40S 48 GB", 48e9),
+    "rtx4090": Device("GeForce RTX 4090 24 GB", 24e9),
 }
 
 

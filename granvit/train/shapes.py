@@ -70,6 +70,8 @@ SHAPES: dict[str, PretrainedConfig] = {
     "google/siglip2-so400m-patch14-384": _siglip(1152, 4304, 27, 16, 384, 14),
     "google/siglip2-base-patch16-256": _siglip(768, 3072, 12, 12, 256, 16),
     "google/siglip2-base-patch16-512": _siglip(768, 3072, 12, 12, 512, 16),
+    # What the recipe small-encoder makes, and small starts from.
+    "runs/small-encoder/checkpoint": _siglip(384, 1536, 8, 6, 224, 16),
     "Qwen/Qwen2.5-0.5B-Instruct": _language(Qwen2Config, 896, 24, 14, 2, 4864, 151_936),
     "Qwen/Qwen2.5-1.5B-Instruct": _language(Qwen2Config, 1536, 28, 12, 2, 8960, 151_936),
     "Qwen/Qwen2.5-3B-Instruct": _language(Qwen2Config, 2048, 36, 16, 2, 11_008, 151_936),
