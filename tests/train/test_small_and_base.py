@@ -35,8 +35,9 @@ def changed(before, after):
 
 
 def short(stages, steps=2):
-    return [word for n in range(stages) for name, value in (("steps", steps), ("batch-size", 2), ("accumulate", 1))
-            for word in (f"--stages.{n}.loop.{name}", value)]  # fmt: skip
+    settings = {"steps": steps, "batch-size": 2, "accumulate": 1, "precision": "fp32"}
+    named = {f"--stages.{n}.loop.{name}": value for n in range(stages) for name, value in settings.items()}
+    return [word for pair in named.items() for word in pair]
 
 
 # --- base ------------------------------------------------------------------------------------------------------------
