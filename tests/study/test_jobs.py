@@ -8,7 +8,7 @@ import pytest
 from helpers.tiny_study import tiny_study
 
 from granvit.errors import GranvitError
-from granvit.nano.study import nano_study
+from granvit.nano.study import nano_longer, nano_study
 from granvit.study.arms import PAPER_ARM, paper_study
 from granvit.study.definition import Arm, Comparison, Series
 from granvit.study.jobs import Data, jobs_of, remaining_work, stretched
@@ -119,6 +119,11 @@ def test_the_shipped_studies_are_sound():
     full = images[PAPER_ARM]
     short = {"initial", "stage1-alone"}
     assert {name for name, count in images.items() if count != full} == short
+    longer = nano_longer()
+    assert longer.comparisons and set(longer.comparisons) < set(nano_study().comparisons), "named before as well"
+    steps = {a: s.loop.steps * s.loop.batch_size for a, s in zip("12", longer.base().stages, strict=True)}
+    before = {a: s.loop.steps * s.loop.batch_size for a, s in zip("12", nano_study().base().stages, strict=True)}
+    assert (steps["1"], steps["2"]) == (6 * before["1"], 4 * before["2"]), "as its docstring says"
     paper = jobs_of(paper_study(), 1, Data(1_000_000, "own"))
     assert {s.loop.batch_size * s.loop.accumulate for job in paper for s in job.recipe.stages} == {256}
 
