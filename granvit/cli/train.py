@@ -17,7 +17,7 @@ from granvit.files import locked, refuse_non_empty, staged_folder
 from granvit.geometry import Fit, Frame
 from granvit.loading.run_folder import checkpoint_of
 from granvit.ranges import check_ranges
-from granvit.train.config import CachingLoop, Lora, SampleConfig
+from granvit.train.config import SELDOM, CachingLoop, Lora, SampleConfig
 from granvit.train.recipes.base import FROM_INIT, Recipe
 from granvit.train.recipes.paper import transfer
 from granvit.train.stages.config import AdaptConfig
@@ -58,9 +58,9 @@ class HeldOut:
 
     eval_every: int = 0
     """Steps between further validations while a stage trains; 0 for none."""
-    eval_images: int = 50
+    eval_images: int = field(default=50, metadata=SELDOM)
     """At most so many held-out pictures are asked about, the same each time; 0 for none at all."""
-    eval_regions: int = 8
+    eval_regions: int = field(default=8, metadata=SELDOM)
     """At most so many regions of each."""
     keep_best: str | None = None
     """TASK.METRIC, such as locate.acc50: the model that is best by it is kept in RUN/STAGE/best, beside the last."""

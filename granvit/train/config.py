@@ -90,7 +90,7 @@ class LoopConfig:
     steps: int = 1000
     batch_size: int = field(default=8, metadata=CUT)
     accumulate: int = field(default=1, metadata=CUT | SELDOM)
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata=SELDOM)
     lr: float = 1e-5
     min_lr_ratio: float = field(default=0.0, metadata=SELDOM)
     warmup_steps: int = field(default=0, metadata=SELDOM)
@@ -104,7 +104,7 @@ class LoopConfig:
     save_every: int = field(default=0, metadata=FREE)
     save_keep: int = field(default=2, metadata=FREE | SELDOM)
     trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE | SELDOM)
-    parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=FREE)
+    parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=FREE | SELDOM)
     gradient_checkpointing: tuple[Literal["encoder", "language"], ...] = field(default=(), metadata=FREE | SELDOM)
     compile: bool = field(default=False, metadata=FREE | SELDOM)
     workers: int | None = field(default=None, metadata=FREE | SELDOM)
@@ -122,7 +122,7 @@ class CachingLoop(LoopConfig):
         feature_cache_gb: the folder's largest size.
     """
 
-    feature_cache: str | None = field(default=None, metadata=FREE)
+    feature_cache: str | None = field(default=None, metadata=FREE | SELDOM)
     feature_cache_dtype: Literal["fp32", "bf16"] = field(default="fp32", metadata=FREE | SELDOM)
     feature_cache_gb: float = field(default=100.0, metadata=FREE | SELDOM)
 

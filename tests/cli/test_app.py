@@ -238,11 +238,13 @@ def test_a_pretrained_model_learns_drawn_shapes_only_where_that_is_said(granvit,
 
 def test_of_several_processes_the_first_alone_tells_the_checkpoint(granvit, tiny, monkeypatch):
     monkeypatch.setattr("granvit.train.run.run_recipe", lambda *args, **options: None)
+    monkeypatch.setattr("granvit.evaluate.run_report.write_run_report", lambda out, *_, **__: out / "report.html")
     reported = []
     for rank in (0, 1):
-        monkeypatch.setattr("accelerate.PartialState", lambda rank=rank: SimpleNamespace(is_main_process=rank == 0))
-        reported.append(granvit("train", "tiny", "--corpus", "more"))
-    assert reported == [(0, "checkpoint: runs/tiny/checkpoint\n", ""), (0, "", "")]
+        state = SimpleNamespace(is_main_process=rank == 0, num_processes=2)
+        monkeypatch.setattr("accelerate.PartialState", lambda state=state, **_: state)
+        reported.append(granvit("train", "tiny", "--corpus", "more", "--eval-images", "0"))
+    assert reported == [(0, "checkpoint: runs/tiny/checkpoint\nreport: runs/tiny/report.html\n", ""), (0, "", "")]
 
 
 def test_eval_prints_every_score_beside_the_best_constant(granvit, tmp_path):
