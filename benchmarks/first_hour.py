@@ -59,7 +59,10 @@ def benchmark(name: str, gpu: str, cpu: str = "--quick") -> tuple[list[str], lis
 _TESTS = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
 PIECES = (
     Piece(
-        "tests", [*_TESTS, "-m", "gpu", *GPU_TESTS], [*_TESTS, "tests/train/test_timing.py"], ("pytest", "hypothesis")
+        "tests",
+        [*_TESTS, "-m", "gpu", *GPU_TESTS],
+        [*_TESTS, "-m", "not gpu", "tests/train/test_timing.py"],
+        ("pytest", "hypothesis"),
     ),
     Piece("packing, few", *benchmark("packing", "--size paper --images 4 --repeats 5 --regions 1 4 8", "--quick")),
     Piece("packing, many", *benchmark("packing", "--size paper --images 2 --repeats 5 --regions 16 32", "--quick")),
