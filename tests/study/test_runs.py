@@ -232,7 +232,7 @@ def test_listing_a_study_loads_nothing_heavy():
         "import sys\nfrom granvit.cli.app import main\n"
         "try: main(['study', 'nano', '--dry-run', '--out', '/nonexistent/study'])\n"
         "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'transformers', 'matplotlib', 'pyarrow', 'accelerate'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'accelerate'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
