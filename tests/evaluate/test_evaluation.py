@@ -302,7 +302,8 @@ def test_the_page_holds_scores_notes_and_drawn_cases(model, tmp_path):
     result.notes.append("something <b>odd</b>")
     write_report(result, [eval_set()], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<figure") == page.count("data:image/webp") >= 3 * 2
+    assert page.count('<figure class="card">') == page.count("data:image/webp") >= 3 * 2
+    assert page.count("<figure") - page.count('<figure class="card">') == page.count('class="card calibration"') == 2
     assert "something &lt;b&gt;odd" in page and "Fine-grained" in page and "Best constant answer" in page
     assert "cups-testA: worst" in page and "cups-testA: median" in page
     assert 'src="http' not in page
