@@ -336,9 +336,13 @@ def test_paths_that_a_checkpoint_states_are_not_followed(checkpoint, tmp_path):
 
 
 def test_an_adapter_is_no_model(checkpoint, tmp_path):
+    """A run that LoRA made is opened with its base (tests/model/test_adapter.py); nothing else with an adapter is."""
     (checkpoint / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
-    with pytest.raises(CheckpointError, match="adapter_config.json: an adapter, no whole model"):
+    with pytest.raises(CheckpointError, match="adapter_config.json: peft_type is None, only 'LORA' is read"):
         RegionModel.load(checkpoint)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(LoadError, match="adapter_config.json: an adapter, no whole model"):
+        loading.load(AutoConfig, tmp_path)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
