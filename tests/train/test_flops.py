@@ -92,7 +92,8 @@ def test_padding_and_siblings_cost_nothing():
         ("NVIDIA H200", 989),
         ("NVIDIA A100-SXM4-80GB", 312),
         ("NVIDIA L40S", 362),
-        ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce GTX 1080", None),
     ],
 )
 def test_peaks_go_by_the_devices_name(name, tflops):
