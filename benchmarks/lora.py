@@ -21,14 +21,13 @@ import json
 import statistics
 import tempfile
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sizes import machine, make_model, make_samples
+from sizes import machine, make_model, make_samples, train_step
 from torch import Tensor
 
 from granvit.corpus.synthetic.scenes import layout
@@ -45,7 +44,6 @@ from granvit.train.fake import Allocated
 from granvit.train.lora import Base, save_adapter, trained_names
 from granvit.train.optimizer import make_optimizer, make_schedule
 from granvit.train.prepare import Prepare
-from granvit.train.recipes.base import cpu_precision
 from granvit.train.stages.config import AdaptConfig
 
 
@@ -70,15 +68,7 @@ class Arm:
     def step(self, batch: Batch) -> float:
         """Seconds that it took."""
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16) if cpu_precision() == "bf16" else nullcontext():
-            (term,) = self.stage(batch).values()
-        loss = term.total / batch.counts[term.count]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in self.stage.parameters() if p.requires_grad], 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        self.losses.append(loss.item())
+        self.losses.append(train_step(self.stage, batch, self.optimizer, self.schedule))
         return time.perf_counter() - start
 
     def peak(self, batch: Batch) -> int:

@@ -15,16 +15,20 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from granvit.coordinates import get_codec
 from granvit.model.assemble import assemble
-from granvit.model.packing import Branch, Sample
+from granvit.model.packing import Batch, Branch, Sample
 from granvit.model.region_model import RegionModel, Settings
 from granvit.nano.models import nano_encoder, nano_language, train_tokenizer
 from granvit.questions import box_exchange, caption_exchange
+from granvit.train.recipes.base import cpu_precision
 from granvit.train.recipes.paper import ENCODER, LANGUAGE
 from granvit.train.shapes import published
+from granvit.train.stages.base import AnsweringStage
 
 Size = Literal["nano", "paper"]
 SIZES: tuple[Size, ...] = ("nano", "paper")
@@ -87,6 +91,19 @@ def make_samples(
 def autocast(device: str) -> AbstractContextManager[object]:
     """bfloat16 where training has it, on a GPU."""
     return torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
+
+
+def train_step(stage: AnsweringStage, batch: Batch, optimizer: Optimizer, schedule: LRScheduler) -> float:
+    """A step of a stage with one loss, as the loop takes it on this CPU; the loss, nats per token."""
+    with torch.autocast("cpu", torch.bfloat16) if cpu_precision() == "bf16" else nullcontext():
+        (term,) = stage(batch).values()
+    loss = term.total / batch.counts[term.count]
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for p in stage.parameters() if p.requires_grad], 1.0)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()
+    return loss.item()
 
 
 def machine(device: str) -> str:

@@ -20,7 +20,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sizes import machine
+from sizes import machine, train_step
 from torch import Tensor
 
 from granvit.bootstrap import ratios
@@ -46,7 +45,6 @@ from granvit.train.config import SampleConfig
 from granvit.train.feature_cache import FeatureCache
 from granvit.train.optimizer import make_optimizer, make_schedule
 from granvit.train.prepare import Prepare
-from granvit.train.recipes.base import cpu_precision
 from granvit.train.stages.adapt import Adapt
 
 PART, TRAIN_SEED, HELD_OUT_SEED = 160, 21, 1_000_021
@@ -90,15 +88,8 @@ class Arm:
         rng = np.random.default_rng((3, number))
         batch = self.prepare.collate([self.prepare(record, rng) for record in pages])
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16) if cpu_precision() == "bf16" else nullcontext():
-            (term,) = self.stage(batch).values()
-        loss = term.total / batch.counts[term.count]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in self.stage.parameters() if p.requires_grad], 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        return loss.item(), time.perf_counter() - start, batch.counts["tokens"]
+        loss = train_step(self.stage, batch, self.optimizer, self.schedule)
+        return loss, time.perf_counter() - start, batch.counts["tokens"]
 
 
 def drawn(pages: Sequence[RegionImage], size: int, step: int) -> list[RegionImage]:

@@ -292,7 +292,7 @@ class App:
         models = {name: load_model(path, self.device) for name, path in _named(self.checkpoints).items()}
         limits = Limits(self.max_pixels, self.max_upload_mb, self.max_questions, self.queue)
         with tempfile.TemporaryDirectory(prefix="granvit-app-") as folder:
-            notes = [f"{name} {note}" for name, model in models.items() if (note := drawn_note(model))]
+            notes = [f"{name} {note}" for name, model in models.items() if (note := drawn_note(model.model.sources))]
             page = build(models, limits, example_pictures(Path(folder)), notes)
             try:
                 page.launch(

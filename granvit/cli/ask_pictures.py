@@ -17,6 +17,7 @@ from granvit.errors import GranvitError, in_one_line
 from granvit.loading.devices import Device, pick_device
 
 if TYPE_CHECKING:
+    from granvit.model.provenance import Sources
     from granvit.predict import GranViT, ImageQuestions, Text
 
 DEFAULT_MODEL = Path("runs/demo/checkpoint")
@@ -34,16 +35,16 @@ def load_model(model: Path, device: Device) -> GranViT:
     if model == DEFAULT_MODEL and not model.exists():
         raise GranvitError(f"{model} is not there yet: run `granvit demo`, or name a checkpoint with --model")
     loaded = GranViT.load(model, pick_device(device))
-    if note := drawn_note(loaded):
+    if note := drawn_note(loaded.model.sources):
         print(f"note: {model} {note}", file=sys.stderr)
     return loaded
 
 
-def drawn_note(model: GranViT) -> str:
+def drawn_note(sources: Sources) -> str:
     """What must be known of a model that has learned from drawn pictures alone; "" for any other."""
     from granvit.model.provenance import drawn_alone
 
-    if not drawn_alone(model.model.sources):
+    if not drawn_alone(sources):
         return ""
     return "learned from drawn pictures alone: it names drawn shapes and texts, whatever a photograph shows"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.cli.ask import Boxes, parse_box_option
+from granvit.cli.ask_pictures import drawn_note
 from granvit.errors import GranvitError
 from granvit.files import locked, write_text
 from granvit.loading.devices import Device, pick_device
+from granvit.loading.run_folder import checkpoint_of
 
 Models = Annotated[
     list[Path],
@@ -171,9 +174,14 @@ def _encoders(folders: Sequence[Path], device: Device) -> list[Any]:
     from transformers.utils.logging import disable_progress_bar
 
     from granvit.evaluate.patch_encoder import load_patch_encoders
+    from granvit.model.provenance import read_sources
 
     disable_progress_bar()
-    return load_patch_encoders(folders, pick_device(device))
+    encoders = load_patch_encoders(folders, pick_device(device))
+    for folder in folders:
+        if note := drawn_note(read_sources(checkpoint_of(folder))):
+            print(f"note: {folder} {note}", file=sys.stderr)
+    return encoders
 
 
 def _point(text: str) -> tuple[float, float]:

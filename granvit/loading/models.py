@@ -74,19 +74,24 @@ def load_model(
     config = load(AutoConfig, name)
     with _as_load_error(name, cls, folder):
         _check_size(cls, config, folder)
-        model, info = cls.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # named below
-            **options,
-        )
+        model, info = _with_weights(cls, source, config, dtype, use_safetensors=True, **options)
     _check_loaded(model, info, name, may_lack)
     return model.eval()
+
+
+def _with_weights(cls: Any, source: Any, config: Any, dtype: torch.dtype | str, **options: Any) -> tuple[Any, Any]:
+    """The model, and which weights it lacked or did not want; none of the checkpoint's code is run."""
+    model, info = cls.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # named by `_check_loaded`
+        **options,
+    )
+    return model, info
 
 
 def _check_loaded(model: Any, info: Any, where: str | Path, may_lack: tuple[str, ...] = ()) -> None:
@@ -116,16 +121,7 @@ def load_gguf(cls: Any, file: GgufFile, dtype: torch.dtype) -> Any:
     config = _gguf_config(file)
     _check_weights(cls, config, sum(file.elements.values()), file.path)
     with _as_load_error(file.path, None, file.path.parent), alone(file.path) as (folder, name):
-        model, info = cls.from_pretrained(
-            folder,
-            gguf_file=name,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # named below
-        )
+        model, info = _with_weights(cls, folder, config, dtype, gguf_file=name)
     # It is quantised no more; left there they keep it from being saved.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -17,7 +17,7 @@ from granvit.errors import GranvitError
 from granvit.loading.models import LoadError, build, image_settings, load, load_model, read_settings_of
 from granvit.model.adapter import is_adapter
 from granvit.model.families import ENCODERS, HOLDERS, SIGLIP, Family, body_of, canvas_of, family_of, patch_of
-from granvit.model.region_model import RegionModel
+from granvit.model.region_model import SETTINGS_FILE, RegionModel
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def load_encoder(name: str | Path, canvas: int | None = None) -> Encoder:
     Raises:
         ValueError: there is no such checkpoint, it is of no known family, lacks weights, or cannot take this canvas.
     """
-    if is_adapter(name):
+    if is_adapter(name) and (Path(name) / SETTINGS_FILE).exists():
         model = RegionModel.load(name)
         images, tower = model.processor.image_processor, model.llava.model.vision_tower
         mean, std = tuple(images.image_mean), tuple(images.image_std)

@@ -466,6 +466,9 @@ def test_a_model_of_drawn_pictures_alone_says_so(granvit, tmp_path):
         status, out, err = granvit("caption", "photo.png", "--model", tmp_path / name)
         assert status == 0 and said in err and err.count("note: ") == bool(said)
         assert "learned" not in out
+        looked = ("attend", "photo.png", "--model", tmp_path / name, "--box", "5,5,20,20", "--out", tmp_path / "look")
+        status, out, err = granvit(*looked)
+        assert status == 0 and said in err and err.count("note: ") == bool(said)
 
 
 def test_of_several_pictures_each_is_drawn_into_a_folder(granvit, tmp_path):

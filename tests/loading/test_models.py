@@ -341,8 +341,9 @@ def test_an_adapter_is_no_model(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match="adapter_config.json: peft_type is None, only 'LORA' is read"):
         RegionModel.load(checkpoint)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(LoadError, match="adapter_config.json: an adapter, no whole model"):
-        loading.load(AutoConfig, tmp_path)
+    for loader in (load_encoder, load_language):
+        with pytest.raises(GranvitError, match="adapter_config.json: an adapter, no whole model"):
+            loader(tmp_path)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

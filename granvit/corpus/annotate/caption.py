@@ -17,8 +17,9 @@ from typing import Any, Literal, Protocol
 from granvit.coordinates import get_codec
 from granvit.corpus.annotate.base import CAPTIONER, AnnotateError, Item
 from granvit.corpus.annotate.caption_answers import Answer, Refusal, usable_caption
-from granvit.corpus.annotate.caption_endpoint import Endpoint, Keep, Limits
+from granvit.corpus.annotate.caption_endpoint import Endpoint, Limits
 from granvit.corpus.annotate.caption_requests import (
+    Keep,
     Mode,
     PromptConfig,
     Request,

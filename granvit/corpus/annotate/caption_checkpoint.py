@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from granvit.corpus.annotate.base import AnnotateError, each_or_error
+from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption_answers import Answer, Refusal
-from granvit.corpus.annotate.caption_endpoint import Keep
-from granvit.corpus.annotate.caption_requests import Request
+from granvit.corpus.annotate.caption_requests import Keep, Request, ask_in_batches
 from granvit.errors import CheckpointError
 from granvit.predict import GranViT, ImageQuestions, Text
 from granvit.questions import ask_global
 
 # Pictures that are asked about at once.
 _PICTURES = 16
-_PLAIN = (256, 256)
 
 
 class CheckpointModel:
@@ -42,21 +38,10 @@ class CheckpointModel:
 
     def ask(self, requests: Sequence[Request], keep: Keep) -> list[Answer | Refusal]:
         """The answers to all requests, in their order; `keep` is called with each one as its pictures are done."""
-        answers: list[Answer | Refusal] = [Refusal("unasked")] * len(requests)
         pictures = [list(of_one) for _, of_one in groupby(range(len(requests)), lambda i: id(requests[i].picture))]
-        for start in range(0, len(pictures), _PICTURES):
-            group = [i for of_one in pictures[start : start + _PICTURES] for i in of_one]
-            for longest in sorted({requests[i].max_tokens for i in group}):
-                batch = [i for i in group if requests[i].max_tokens == longest]
-                plain = replace(requests[batch[0]], picture=Image.new("RGB", _PLAIN, "grey"), box=None)
-                each = each_or_error(self._answers, [requests[i] for i in batch], plain)
-                for i, answer in zip(batch, each, strict=True):
-                    if isinstance(answer, Exception):
-                        answers[i] = Refusal("captioner-failed", f"{type(answer).__name__}: {answer}"[:500])
-                    else:
-                        answers[i] = answer
-                        keep(requests[i], answer)
-        return answers
+        starts = range(0, len(pictures), _PICTURES)
+        batches = [list(chain(*pictures[start : start + _PICTURES])) for start in starts]
+        return ask_in_batches(requests, batches, self._answers, keep)
 
     def _answers(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers to requests of one limit of tokens; those about one picture share one look at it."""

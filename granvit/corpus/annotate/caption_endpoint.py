@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -22,9 +22,7 @@ from PIL import Image
 
 from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption_answers import Answer, Refusal, Unfinished, answer_of
-from granvit.corpus.annotate.caption_requests import SHORTEST_SIDE, Request
-
-Keep = Callable[[Request, Answer], None]
+from granvit.corpus.annotate.caption_requests import SHORTEST_SIDE, Keep, Request
 
 _MODELS_TIMEOUT_S = 30
 _JPEG_QUALITY = 95

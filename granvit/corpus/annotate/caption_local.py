@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from granvit.corpus.annotate.base import AnnotateError, each_or_error
+from granvit.corpus.annotate.base import AnnotateError
 from granvit.corpus.annotate.caption_answers import Answer, Refusal
-from granvit.corpus.annotate.caption_endpoint import Keep
-from granvit.corpus.annotate.caption_requests import Request
+from granvit.corpus.annotate.caption_requests import Keep, Request, ask_in_batches
 from granvit.errors import CheckpointError
 from granvit.loading.chat_template import check_template
 from granvit.loading.models import LoadError, load, load_model
@@ -36,10 +33,6 @@ def settings_of(model: str) -> tuple[str, Settings | None]:
         return str(folder), read_settings(folder)
     except CheckpointError as error:
         raise AnnotateError(str(error)) from error
-
-
-# A picture that any model can look at, pixels.
-_PLAIN = (256, 256)
 
 
 class LocalModel:
@@ -76,25 +69,10 @@ class LocalModel:
 
     def ask(self, requests: Sequence[Request], keep: Keep) -> list[Answer | Refusal]:
         """The answers to all requests, in their order; `keep` is called with each one as its batch is done."""
-        answers: list[Answer | Refusal] = [Refusal("unasked")] * len(requests)
         # Alike in what they show and how long the answer may be, so that a batch has little padding.
         order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, requests[i].crop is None))
-        for start in range(0, len(order), self.batch_size):
-            # A batch ends where the limit of tokens changes, which is part of what is asked.
-            group = order[start : start + self.batch_size]
-            for longest in sorted({requests[i].max_tokens for i in group}):
-                batch = [i for i in group if requests[i].max_tokens == longest]
-                plain = replace(
-                    requests[batch[0]], picture=Image.new("RGB", _PLAIN, "grey"), crop=None, with_image=False
-                )
-                each = each_or_error(self._answers, [requests[i] for i in batch], plain)
-                for i, answer in zip(batch, each, strict=True):
-                    if isinstance(answer, Exception):
-                        answers[i] = Refusal("captioner-failed", f"{type(answer).__name__}: {answer}"[:500])
-                    else:
-                        answers[i] = answer
-                        keep(requests[i], answer)
-        return answers
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return ask_in_batches(requests, batches, self._answers, keep)
 
     def _answers(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers to requests of one limit of tokens."""

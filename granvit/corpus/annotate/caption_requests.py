@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image
 
 from granvit.coordinates import get_codec
-from granvit.corpus.annotate.base import Item
+from granvit.corpus.annotate.base import Item, each_or_error
+from granvit.corpus.annotate.caption_answers import Answer, Refusal
 from granvit.geometry import Fit, Frame, View, whole_pixels
 from granvit.questions import BBOX2CAPTION, GLOBAL
 
@@ -84,6 +86,42 @@ class Request:
         if self.crop is None or self.with_image:
             shown.append(_fitted(self.picture, self.longest_side))
         return shown
+
+
+# Called with each answer as soon as it is there, so that an interrupted run keeps it.
+Keep = Callable[[Request, Answer], None]
+# A picture that any model can look at, pixels.
+_PLAIN = (256, 256)
+
+
+def ask_in_batches(
+    requests: Sequence[Request],
+    batches: Iterable[Sequence[int]],
+    answers_of: Callable[[Sequence[Request]], Sequence[Answer]],
+    keep: Keep,
+) -> list[Answer | Refusal]:
+    """The answers to all requests, in their order, of a model that is run here.
+
+    Args:
+        batches: which requests go together; one is divided where the limit of tokens changes, which is part of what
+            is asked.
+        answers_of: asks the model requests of one limit. A request that it alone fails at is refused as
+            "captioner-failed".
+    """
+    answers: list[Answer | Refusal] = [Refusal("unasked")] * len(requests)
+    grey = Image.new("RGB", _PLAIN, "grey")
+    for group in batches:
+        for longest in sorted({requests[i].max_tokens for i in group}):
+            batch = [i for i in group if requests[i].max_tokens == longest]
+            plain = replace(requests[batch[0]], picture=grey, crop=None, with_image=False, box=None)
+            each = each_or_error(answers_of, [requests[i] for i in batch], plain)
+            for i, answer in zip(batch, each, strict=True):
+                if isinstance(answer, Exception):
+                    answers[i] = Refusal("captioner-failed", f"{type(answer).__name__}: {answer}"[:500])
+                else:
+                    answers[i] = answer
+                    keep(requests[i], answer)
+    return answers
 
 
 def _fitted(picture: Image.Image, longest_side: int) -> Image.Image:
