@@ -30,11 +30,14 @@ APP := .venv-app/bin
 app: .venv-app/app.stamp
 	$(APP)/granvit app $(RUN)
 
+# Two processes; the tests of a file stay together, since they share what they set up.
+TESTS := -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
+
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python $(TESTS)
 
 test-lowest: .venv-lowest/stamp
-	.venv-lowest/bin/python -m pytest -q -m "not slow and not gpu"
+	.venv-lowest/bin/python $(TESTS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -53,9 +53,9 @@ def load(cls: Any, name: str | Path, **options: Any) -> Any:
     """
     if cls is AutoConfig and (file := gguf_of(name)) is not None:
         return _gguf_config(read_gguf(file))
-    folder, source = find(name)
+    folder = find(name)
     with _as_load_error(name, cls, folder):
-        return cls.from_pretrained(source, trust_remote_code=False, local_files_only=True, **options)
+        return _named(cls.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options), name)
 
 
 def load_model(
@@ -70,13 +70,26 @@ def load_model(
     Raises:
         LoadError: as `load`, or weights are missing, of the wrong shape or not finite.
     """
-    folder, source = find(name, weights=True)
+    folder = find(name, weights=True)
     config = load(AutoConfig, name)
     with _as_load_error(name, cls, folder):
         _check_size(cls, config, folder)
-        model, info = _with_weights(cls, source, config, dtype, use_safetensors=True, **options)
+        model, info = _with_weights(cls, folder, config, dtype, use_safetensors=True, **options)
+    _named(model, name)
     _check_loaded(model, info, name, may_lack)
     return model.eval()
+
+
+def _named(loaded: Any, name: str | Path) -> Any:
+    """Calls it by the name that was given, not by its folder in the hub's cache.
+
+    It is loaded from the folder: by name, transformers asks the hub for an adapter, of local files alone or not, and
+    without a network that takes half a minute.
+    """
+    for called in (loaded, getattr(loaded, "config", None)):
+        if hasattr(called, "name_or_path"):
+            called.name_or_path = str(name)
+    return loaded
 
 
 def _with_weights(cls: Any, source: Any, config: Any, dtype: torch.dtype | str, **options: Any) -> tuple[Any, Any]:
@@ -172,7 +185,7 @@ def read_settings_of(name: str | Path, file: str) -> dict[str, Any] | None:
     Raises:
         LoadError: there is no such checkpoint, or the file cannot be read.
     """
-    path = find(name)[0] / file
+    path = find(name) / file
     return read_json(path) if path.exists() else None
 
 
@@ -209,8 +222,8 @@ def _check_weights(cls: Any, config: Any, stored: int, where: str | Path) -> Non
 # --- where it is -----------------------------------------------------------------------------------------------------
 
 
-def find(name: str | Path, weights: bool = False) -> tuple[Path, str]:
-    """The checked folder of a checkpoint, with the name that transformers is to load it by; fetched where it must be.
+def find(name: str | Path, weights: bool = False) -> Path:
+    """The checked folder of a checkpoint; fetched where it must be.
 
     Raises:
         LoadError: there is no such checkpoint here, on the hub or, without a network, in the hub's cache; or a file of
@@ -218,7 +231,7 @@ def find(name: str | Path, weights: bool = False) -> tuple[Path, str]:
     """
     if str(name) and Path(name).is_dir():
         check_folder(Path(name), weights)
-        return Path(name), str(name)
+        return Path(name)
     name = str(name)
     try:
         validate_repo_id(name)
@@ -228,7 +241,7 @@ def find(name: str | Path, weights: bool = False) -> tuple[Path, str]:
         raise LoadError(name, "not a folder")
     folder = _download(name, weights) if hub_answers() else _cached(name)
     check_folder(folder, weights)
-    return folder, name
+    return folder
 
 
 def _download(name: str, weights: bool) -> Path:

@@ -61,6 +61,7 @@ def test_pictures_become_an_encoder(monkeypatch, tmp_path):
 
 
 def test_what_two_encoders_see_is_shown(monkeypatch, tmp_path):
+    monkeypatch.setattr("granvit.evaluate.probes._STEPS", 20)
     values, space = executed("what-it-sees", monkeypatch, tmp_path)
     assert ["nano-encoder", "nano-reader"] in values
     figure = next(value for value in values if hasattr(value, "convert"))

@@ -51,8 +51,8 @@ def all_stages(size: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, make in STAGES.items():
         for precision in ("bf16",) if size == "paper" else ("fp32", "bf16"):
-            model = model_of(size)
-            memory = fake_step(make(model).train(), batch_of(model, size, name), "gpu", precision == "bf16")
+            stage = shallow(name) if size == "paper" else make(model_of(size)).train()
+            memory = fake_step(stage, batch_of(stage.region_model, size, name), "gpu", precision == "bf16")
             found[f"{size} {name} {precision}"] = [memory.weights, memory.between, memory.peak]
     return found
 

@@ -20,7 +20,7 @@ def run(*cases: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def steps() -> dict[str, object]:
-    return run("nano", "paper", "cpu", "wrong")
+    return run("nano", "paper", "cpu", "wrong", "eager")
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "pretrain without teacher", "adapt", "finetune", "no crop in the batch"])
@@ -43,23 +43,18 @@ def test_memory_is_that_of_a_real_step_on_the_cpu(steps: dict[str, object], stag
     assert told == pytest.approx(real, rel=0.05)
 
 
-@pytest.fixture(scope="module")
-def traced() -> dict[str, object]:
-    return run("eager")
-
-
 @pytest.mark.parametrize("stage", ["pretrain", "adapt"])
 def test_blocks_at_paper_width_are_compiled_whole_and_never_again_once_lengths_vary(
-    traced: dict[str, object], stage: str
+    steps: dict[str, object], stage: str
 ) -> None:
     # One graph for each kind of block (encoder, teacher, language model; stage 2 has no teacher), and one more
     # where the number of positions, or of pictures, is seen to vary.
     kinds, grown = {"pretrain": (3, 5), "adapt": (2, 4)}[stage]
-    assert traced[stage] == [kinds, grown, grown, grown, grown]
+    assert steps[stage] == [kinds, grown, grown, grown, grown]
 
 
-def test_a_break_in_a_block_is_found(traced: dict[str, object]) -> None:
-    assert "graph_break" in str(traced["a break"])
+def test_a_break_in_a_block_is_found(steps: dict[str, object]) -> None:
+    assert "graph_break" in str(steps["a break"])
 
 
 @pytest.mark.slow

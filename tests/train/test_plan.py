@@ -6,12 +6,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from granvit.cli.app import main
 from granvit.train.plan import DEVICES
+from granvit.train.shapes import published
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 # Several plans in one process of their own, since what a plan registers with torch is there for all of it.
@@ -37,29 +37,36 @@ def made(**plans: list[str]) -> dict[str, str]:
 
 
 PAPER = ("paper", "--images", "1e6", "--regions", "6", "--gpus", "8")
-SMALL = (
-    *("paper", "--encoder", "google/siglip2-base-patch16-256", "--language", "HuggingFaceTB/SmolLM2-135M-Instruct"),
-    *("--images", "1e6", "--regions", "6", "--gpus", "8"),
-)
-
-
-SIXTEEN = [*SMALL, "--regions", "16"]
+BLOCKS = 4
 
 
 @pytest.fixture(scope="module")
-def texts() -> dict[str, str]:
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of the paper's models, and of a SigLIP2-base and a SmolLM2 of a few blocks."""
+    folder = tmp_path_factory.mktemp("shapes")
+    parts = {"encoder": "google/siglip2-base-patch16-256", "language": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    words = []
+    for part, name in parts.items():
+        config = published(name)
+        config.num_hidden_layers = BLOCKS
+        config.save_pretrained(folder / part)
+        words += [f"--{part}", str(folder / part)]
+    small = ["paper", *words, "--images", "1e6", "--regions", "6", "--gpus", "8"]
+    sixteen = [*small, "--regions", "16"]
+    main(["corpus", "draw", str(folder / "corpus"), "--count", "12"])
     both = [word for n in (0, 1) for word in (f"--stages.{n}.loop.gradient-checkpointing", "language")]
     spread = [word for n in (0, 1) for word in (f"--stages.{n}.loop.parallel", "fsdp")]
     return made(
         paper=[*PAPER, "--price", "2", "--json"],
-        plain=[*SMALL, "--json"],
-        less=[*SMALL, "--gpu", "a100-40", "--json"],
-        recomputed=[*SMALL, *both, "--json"],
-        sharded=[*SMALL, *spread, "--json"],
-        sixteen=[*SIXTEEN, "--json"],
-        sixteen_as_text=SIXTEEN,
-        lora=[*SMALL, "--stages.1.lora.rank", "16", "--json"],
-        two_crops=[*SIXTEEN, "--stages.0.sample.crops", "2", "--json"],
+        plain=[*small, "--json"],
+        less=[*small, "--gpu", "a100-40", "--json"],
+        recomputed=[*small, *both, "--json"],
+        sharded=[*small, *spread, "--json"],
+        sixteen=[*sixteen, "--json"],
+        sixteen_as_text=sixteen,
+        lora=[*small, "--stages.1.lora.rank", "16", "--json"],
+        two_crops=[*sixteen, "--stages.0.sample.crops", "2", "--json"],
+        nano=["nano", "--corpus", str(folder / "corpus"), "--gpus", "1", "--json"],
     )
 
 
@@ -135,11 +142,8 @@ def test_less_memory_lets_more_images_in(plans: dict[str, dict[str, object]]) ->
         assert shared["state"] == pytest.approx(float(before["state"]) / 8)  # type: ignore[arg-type]
 
 
-def test_a_shipped_recipe_and_the_corpus_of_a_run_can_be_planned(tmp_path: Path) -> None:
-    folder = tmp_path / "corpus"
-    draw = [sys.executable, "-m", "granvit", "corpus", "draw", str(folder), "--count", "12"]
-    subprocess.run(draw, check=True, capture_output=True)
-    planned = json.loads(made(nano=["nano", "--corpus", str(folder), "--gpus", "1", "--json"])["nano"])
+def test_a_shipped_recipe_and_the_corpus_of_a_run_can_be_planned(plans: dict[str, dict[str, object]]) -> None:
+    planned = plans["nano"]
     workload: dict[str, float] = planned["workload"]  # type: ignore[assignment]
     assert 0 < workload["images"] <= 12 and workload["regions"] > 1
     assert [stage["name"] for stage in stages(planned)] == ["stage1", "stage2"]
@@ -174,7 +178,7 @@ def test_lora_trains_little_and_keeps_as_much(plans: dict[str, dict[str, object]
     whole, small = stages(plans["plain"])[1], stages(plans["lora"])[1]
     block = 16 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))  # q, o; k, v; gate, up, down
     projector = 768 * 576 + 576 + 576 * 576 + 576
-    assert small["trained"] == 30 * block + projector
-    assert small["parameters"] == whole["parameters"] + 30 * block
+    assert small["trained"] == BLOCKS * block + projector
+    assert small["parameters"] == whole["parameters"] + BLOCKS * block
     assert small["checkpoint"] == 12.0 * small["trained"] < whole["checkpoint"] / 10
     assert small["state"] < whole["state"] and small["flops"]["backward"] < whole["flops"]["backward"]
