@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import html
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -248,9 +249,7 @@ def _answers(value: Any, ask: Callable[[Image.Image, Sequence[Box]], dict[str, l
     boxes = _boxes(value)
     with gradio_errors():
         answers = ask(picture, boxes)
-    return _table(
-        ["box", *answers], [[_coordinates(box), *texts] for box, *texts in zip(boxes, *answers.values(), strict=True)]
-    )
+    return _table(["box", *answers], list(zip(map(_coordinates, boxes), *answers.values(), strict=True)))
 
 
 def _found(desk: ServedModels, value: Any, text: str) -> tuple[str, list[tuple[Image.Image, str]]]:
@@ -258,8 +257,7 @@ def _found(desk: ServedModels, value: Any, text: str) -> tuple[str, list[tuple[I
     phrases = [line.strip() for line in text.splitlines() if line.strip()]
     with gradio_errors():
         answers = desk.locate(picture, phrases)
-    rows = [[phrase, *map(_coordinates, boxes)] for phrase, *boxes in zip(phrases, *answers.values(), strict=True)]
-    return _table(["phrase", *answers], rows), [
+    return _table(["phrase", *answers], list(zip(phrases, *answers.values(), strict=True))), [
         (_drawn(picture, phrases, boxes), name) for name, boxes in answers.items()
     ]
 
@@ -278,11 +276,19 @@ def _captions(desk: ServedModels, value: Any) -> str:
         return _table(["checkpoint", "caption"], [[name, text] for name, text in desk.caption(picture).items()])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as HTML; what a model or a visitor wrote stays text."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str | Box | None]]) -> str:
+    """A table as HTML, beside each answer how sure the model was; what a model or a visitor wrote stays text."""
     cells = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    note = "<p><small>%: how sure the model was, the mean probability of its answer's tokens.</small></p>"
+    whole = f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    return whole + note if "<small>" in body else whole
+
+
+def _cell(answer: str | Box | None) -> str:
+    text = html.escape(answer if isinstance(answer, str) else _coordinates(answer))
+    confidence = getattr(answer, "confidence", math.nan)
+    return text if math.isnan(confidence) else f"{text} <small>{confidence:.0%}</small>"
 
 
 def _coordinates(box: Box | None) -> str:

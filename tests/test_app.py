@@ -256,8 +256,9 @@ def test_two_checkpoints_answer_side_by_side_what_each_answers_alone(
     assert heads == ["box", "before", "after"]
     box = [[float(side) for side in reported.split(",")]]
     alone = [model.describe(tmp_path / "a.png", box)[0] for model in checkpoints.values()]
-    assert [" ".join(text.split()) for text in answers] == [" ".join(text.split()) for text in alone]
-    assert alone[0] != alone[1]
+    sure = [f"{' '.join(text.split())} {text.confidence:.0%}" for text in alone]
+    assert [" ".join(text.split()) for text in answers] == sure
+    assert alone[0] != alone[1] and "how sure the model was" in real_page.inner_text("#said")
 
 
 @needs_browser
