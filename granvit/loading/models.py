@@ -86,6 +86,7 @@ def _named(loaded: Any, name: str | Path) -> Any:
     It is loaded from the folder: by name, transformers asks the hub for an adapter, of local files alone or not, and
     without a network that takes half a minute.
     """
+    called: Any
     for called in (loaded, getattr(loaded, "config", None)):
         if hasattr(called, "name_or_path"):
             called.name_or_path = str(name)
