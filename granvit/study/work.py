@@ -97,7 +97,7 @@ def do_job(study: Study, job: Job, out: Path, images: Images, device: Literal["a
             model.llava.eval()
             found = measure(model, images.train[0][0], images.held_out, study.measuring)
             trained = [*_stage_folders(first, job.recipe.stages[: job.shared]), *_stage_folders(folder, rest)]
-            cost = _cost(job, trained, time.monotonic() - start)
+            cost = _cost(job, trained, time.monotonic() - start, state.num_processes)
             curves = {stage: _curves(path) for stage, path in trained}
             result = Result(
                 *(job.arm.name, job.seed, job.identity, job.settings, found.images, found.tables, found.numbers),
@@ -173,11 +173,12 @@ def _stage_folders(run: Path | None, stages: Sequence[Any]) -> list[tuple[str, P
     return [] if run is None else [(stage.folder, run / stage.folder) for stage in stages]
 
 
-def _cost(job: Job, trained: Sequence[tuple[str, Path]], seconds: float) -> dict[str, Any]:
+def _cost(job: Job, trained: Sequence[tuple[str, Path]], seconds: float, processes: int) -> dict[str, Any]:
+    """What training took of all processes; each has a batch of its own, and counts the arithmetic of its own."""
     flops = [_flops(path) for _, path in trained]
     return {
-        "images": sum(s.loop.steps * s.loop.batch_size * s.loop.accumulate for s in job.recipe.stages),
-        "flops": None if None in flops else float(sum(f for f in flops if f is not None)),
+        "images": processes * sum(s.loop.steps * s.loop.batch_size * s.loop.accumulate for s in job.recipe.stages),
+        "flops": None if None in flops else float(processes * sum(f for f in flops if f is not None)),
         "steps": {stage.folder: stage.loop.steps for stage in job.recipe.stages},
         "seconds": round(seconds, 1),
     }

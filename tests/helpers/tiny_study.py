@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -44,15 +45,17 @@ def tiny_study(parts: Path, steps: int = 20, arms: tuple[Arm, ...] = ()) -> Stud
 
 
 def main() -> None:
-    """`PARTS OUT STEPS`: run the study, to be killed from outside; a line for each job."""
+    """`PARTS OUT STEPS`: run the study, to be killed from outside, or by ranks of torchrun; a line for each job."""
     from granvit.study.jobs import Data, jobs_of
     from granvit.study.runner import run_jobs
-    from granvit.study.worker import Place
+    from granvit.study.worker import Place, do_together
 
     study = tiny_study(Path(sys.argv[1]), int(sys.argv[3]))
     jobs = jobs_of(study, 2, Data(12, "drawn"))
-    outcome = run_jobs(study, jobs, Place(Path(sys.argv[2]), (), "cpu", False), 1)
-    raise SystemExit(bool(outcome.failed))
+    place = Place(Path(sys.argv[2]), (), "cpu", False)
+    if "WORLD_SIZE" in os.environ:
+        raise SystemExit(do_together(study, jobs, place))
+    raise SystemExit(bool(run_jobs(study, jobs, place, 1).failed))
 
 
 if __name__ == "__main__":

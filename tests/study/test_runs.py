@@ -55,9 +55,9 @@ def whole(parts, tmp_path_factory):
     return study, out
 
 
-def start(parts: Path, out: Path) -> subprocess.Popen:
+def start(parts: Path, out: Path, *launcher: str, steps: int = STEPS) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "helpers.tiny_study", str(parts), str(out), str(STEPS)]
+    command = [sys.executable, *launcher, "-m", "helpers.tiny_study", str(parts), str(out), str(steps)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -81,6 +81,19 @@ def test_killed_in_the_middle_and_resumed_it_comes_to_the_same_table(parts, whol
     # The first lines of the history are those of before, which only going on from a checkpoint leaves.
     assert len(history.read_text().splitlines()) == STEPS
     assert table(study, out) == table(study, whole[1])
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_torchrun_do_each_job_together(parts, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    out, study = tmp_path / "out", tiny_study(parts, 3)
+    for expected in ("done", "was done before"):
+        said = (ranks := start(parts, out, *launcher, steps=3)).communicate(timeout=400)[0]
+        assert ranks.returncode == 0, said
+        assert said.splitlines() == [f"{job.name}: {expected}" for job in jobs(study)]
+    # A recipe's batch is each process's; what it costs is counted over all of them.
+    for job in jobs(study):
+        assert find_result(out, job).cost["images"] == 2 * 2 * 3 * (2 if job.arm.name == "stage1" else 1)
 
 
 def test_a_later_machine_without_weights_goes_on_with_what_is_missing(whole, tmp_path, monkeypatch):
