@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from granvit.cli.app import main
+from granvit.cli.app import main, parse
 from granvit.train.plan import DEVICES
 from granvit.train.shapes import published
 
@@ -37,7 +37,7 @@ def made(**plans: list[str]) -> dict[str, str]:
 
 
 PAPER = ("paper", "--images", "1e6", "--regions", "6", "--gpus", "8")
-BLOCKS = 4
+BLOCKS = 6
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         words += [f"--{part}", str(folder / part)]
     small = ["paper", *words, "--images", "1e6", "--regions", "6", "--gpus", "8"]
     sixteen = [*small, "--regions", "16"]
-    main(["corpus", "draw", str(folder / "corpus"), "--count", "12"])
+    parse(["corpus", "draw", str(folder / "corpus"), "--count", "12"]).run()
     both = [word for n in (0, 1) for word in (f"--stages.{n}.loop.gradient-checkpointing", "language")]
     spread = [word for n in (0, 1) for word in (f"--stages.{n}.loop.parallel", "fsdp")]
     return made(
