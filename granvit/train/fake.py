@@ -7,23 +7,28 @@ type, fails here as it would there.
 
 The device stands in for a GPU under a name of its own: a build of torch without CUDA has no device guard for "cuda".
 Of FlexAttention, which wants a real GPU, the arguments are checked and the memory is accounted for.
+
+A stage that is spread over many ranks is gone through as the first of them, by FSDP2 itself: the others are not there
+either, and what would be sent to them is not sent.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._higher_order_ops.flex_attention import flex_attention as flex_operator
 from torch._higher_order_ops.flex_attention import flex_attention_backward
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import BlockMask
 from torch.optim import Optimizer
 from torch.utils import backend_registration
@@ -32,11 +37,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from granvit.model import attention, distill
 from granvit.model.packing import Batch
+from granvit.train import parallel
 from granvit.train.optimizer import make_optimizer
 from granvit.train.stages.base import Stage
 
 # Allocators hand out whole blocks of so many bytes.
 _BLOCK = 512
+# The stand-in's name: letters alone, as a mesh of ranks wants it.
+_STAND_IN = "granvitgpu"
 # Operations that autocast computes in bfloat16.
 _LOWERED = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv2d", "conv2d.padding")
 
@@ -71,8 +79,8 @@ def fake_step(
         batch: on the CPU.
         device: "gpu" for one that need not be there, or "cpu".
         bf16: under autocast, as runs train on a GPU.
-        steps: the second has the optimizer's state from its beginning; 0 is one forward and backward pass alone.
-        beside: a dispatch mode that is to see the operations of the last step (or pass) too.
+        steps: the second has the optimizer's state from its beginning.
+        beside: a dispatch mode that is to see the operations of the last step too.
 
     Raises:
         RuntimeError: an operation was given tensors of several devices, or of types that do not go together.
@@ -87,14 +95,70 @@ def fake_step(
         allocated.take(stage.parameters(), stage.buffers())
         weights = allocated.now
         allocated.take(tensors_of(packed).values())
-        for step in range(max(1, steps)):
-            seen = beside if beside is not None and step == max(1, steps) - 1 else nullcontext()
+        for step in range(steps):
+            seen = beside if beside is not None and step == steps - 1 else nullcontext()
             with allocated, seen:
-                if steps:
-                    plain_step(stage, packed, optimizer, autocast)
-                else:
-                    _backward(stage, packed, autocast)
+                plain_step(stage, packed, optimizer, autocast)
     return FakeStep(weights, allocated.now, allocated.peak)
+
+
+def fake_passes(
+    stage: Stage,
+    batches: Sequence[Batch],
+    device: str = "gpu",
+    bf16: bool = False,
+    ranks: int = 1,
+    accumulated: bool = False,
+) -> list[int]:
+    """The most bytes that a rank holds at any moment of a forward and backward pass on each of the batches.
+
+    Weights and gradients are in it, an optimizer's state is not. The arguments that `fake_step` has are as there.
+
+    Args:
+        ranks: so many share the stage (`granvit.train.parallel.shard`), which remains in shards.
+        accumulated: there are gradients from the beginning.
+
+    Raises:
+        ValueError: `ranks` are wanted, and this process is one of a group already.
+    """
+    target, autocast = device_of(device, bf16)
+    peaks = []
+    with faked(stage, target) as fake_batch, grouped(ranks, target) if ranks > 1 else nullcontext():
+        if ranks > 1:
+            parallel.shard(stage, target, bf16)
+        allocated = Allocated(target)
+        allocated.take(stage.parameters(), stage.buffers())
+        trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+        for batch in batches:
+            packed = fake_batch(batch)
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter) if accumulated else None
+            allocated.take(tensors_of(packed).values(), [p.grad for p in trained if p.grad is not None])
+            allocated.peak = allocated.now
+            with allocated:
+                backward(stage, packed, autocast)
+            peaks.append(allocated.peak)
+    return peaks
+
+
+@contextmanager
+def grouped(ranks: int, device: torch.device) -> Iterator[None]:
+    """Within, this process is the first of so many ranks, and what it sends them, or awaits of them, is nothing.
+
+    Raises:
+        ValueError: it is one of a group already.
+    """
+    import torch.distributed._tools.fake_collectives  # noqa: F401 - what collectives give for fake tensors
+    from torch.testing._internal.distributed.fake_pg import FakeStore, _create_fake_pg
+
+    name = "fake" if device.type == "cpu" else f"fake_{device.type}"
+    if not hasattr(dist.Backend, name.upper()):  # torch's own is for the devices that it knows
+        dist.Backend.register_backend(name, _create_fake_pg, extended_api=True, devices=[device.type])
+    dist.init_process_group(name, store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def device_of(device: str, bf16: bool) -> tuple[torch.device, AbstractContextManager[object]]:
@@ -130,14 +194,15 @@ def plain_step(
     stage: Stage, batch: Batch, optimizer: Optimizer, autocast: AbstractContextManager[object] | None = None
 ) -> None:
     """A step as the loop takes it, without the loop: forward, backward, clipping, optimizer, `after_step`."""
-    _backward(stage, batch, autocast)
+    backward(stage, batch, autocast)
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0, foreach=True)
     optimizer.step()
     optimizer.zero_grad()
     stage.after_step()
 
 
-def _backward(stage: Stage, batch: Batch, autocast: AbstractContextManager[object] | None) -> None:
+def backward(stage: nn.Module, batch: Batch, autocast: AbstractContextManager[object] | None) -> None:
+    """A forward and backward pass of a stage, or of what is wrapped around it."""
     with autocast or nullcontext():
         terms = stage(batch)
     torch.stack([term.weight * term.total.float() for term in terms.values()]).sum().backward()
@@ -164,6 +229,8 @@ def _replace_weights(stage: nn.Module, device: torch.device) -> None:
 class Allocated(TorchDispatchMode):
     """Counts the bytes of all storages on a device that operations make in its context, while they live.
 
+    Of a tensor in shards it is the shard that counts. FSDP lets go of a gathered block by shrinking its storage.
+
     Attributes:
         now, peak: at this moment, and the most at any.
     """
@@ -172,22 +239,47 @@ class Allocated(TorchDispatchMode):
         super().__init__()
         self.device, self.now, self.peak = torch.device(device).type, 0, 0
         self._sizes: dict[int, int] = {}
+        self._patch = ExitStack()
 
     def take(self, *made: Any) -> None:
         """Counts tensors, in any collections, that were made before."""
         for tensor in tree_leaves([list(each) if not isinstance(each, Tensor) else each for each in made]):
             if isinstance(tensor, Tensor) and tensor.device.type == self.device:
-                storage = tensor.untyped_storage()
+                storage = (tensor._local_tensor if isinstance(tensor, DTensor) else tensor).untyped_storage()
                 if storage._cdata not in self._sizes:
-                    self._sizes[storage._cdata] = -(-storage.nbytes() // _BLOCK) * _BLOCK
-                    self.now += self._sizes[storage._cdata]
-                    self.peak = max(self.peak, self.now)
+                    self._sizes[storage._cdata] = 0
+                    self._measure(storage)
                     weakref.finalize(storage, self._freed, storage._cdata)
+
+    def _measure(self, storage: torch.UntypedStorage) -> None:
+        """Counts a known storage as large as it is now."""
+        size = -(-storage.nbytes() // _BLOCK) * _BLOCK
+        self.now += size - self._sizes[storage._cdata]
+        self._sizes[storage._cdata] = size
+        self.peak = max(self.peak, self.now)
 
     def _freed(self, storage: int) -> None:
         self.now -= self._sizes.pop(storage)
 
+    def __enter__(self) -> Self:
+        resize = torch.UntypedStorage.resize_
+
+        def resized(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            resize(storage, size)
+            if storage._cdata in self._sizes:
+                self._measure(storage)
+            return storage
+
+        self._patch.enter_context(patch.object(torch.UntypedStorage, "resize_", resized))  # no operation tells of it
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patch.close()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # comes again, as what is done to the shards
         result = func(*args, **(kwargs or {}))
         self.take(tree_leaves(result))
         return result
@@ -217,6 +309,7 @@ def _values_from_cpu(mode: FakeTensorMode) -> Iterator[None]:
             lambda batch: tuple(p.to(batch.labels.device) for p in real(positions)(batch.on_host)),
         ),
         patch.object(distill, "_pooling_weights", real(distill._pooling_weights)),
+        patch.object(parallel, "init_device_mesh", real(parallel.init_device_mesh)),
         patch.object(attention.Branches, "of", lambda batch: real(_branches)(batch.on_host)),
         patch.object(attention, "_compiled", lambda: _flex_attention),
         patch("torch.nn.attention.flex_attention._validate_device", lambda *_: None),  # knows a few by name
@@ -273,7 +366,7 @@ class _Kernel(torch.autograd.Function):
 @cache
 def _stand_in() -> str:
     """The name of a device that has what autograd and autocast want of one, and no memory. Once for a process."""
-    backend_registration._setup_privateuseone_for_python_backend("granvit_gpu", _StandIn())
+    backend_registration._setup_privateuseone_for_python_backend(_STAND_IN, _StandIn())
     libraries = (torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL"))
     libraries[0].fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for operator in (flex_operator, flex_attention_backward):  # inside compiled blocks
@@ -283,7 +376,7 @@ def _stand_in() -> str:
         found = getattr(getattr(torch.ops.aten, operation), overload or "default")
         libraries[1].impl(name, _in_bfloat16(found), "AutocastPrivateUse1")
     _KEPT.extend(libraries)  # what is registered ends with its library
-    return "granvit_gpu"
+    return _STAND_IN
 
 
 _KEPT: list[torch.library.Library] = []
@@ -324,3 +417,11 @@ class _StandIn(backend_registration._DummyBackendModule):
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
+
+    # One after the other, as on a CPU: what waits for what is no matter here.
+    Stream, Event, stream, current_stream = (
+        staticmethod(each) for each in (torch.cpu.Stream, torch.cpu.Event, torch.cpu.stream, torch.cpu.current_stream)
+    )
+
+    def set_device(self, device: Any) -> None:
+        pass

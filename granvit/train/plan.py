@@ -8,8 +8,7 @@ counted, such as the MFU or the length of captions, is assumed, and `Plan.assume
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,11 +16,11 @@ import torch
 from torch import nn
 
 from granvit.errors import GranvitError
-from granvit.model.forward import blocks_of, recomputed
+from granvit.model.forward import recomputed
 from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.model.region_model import RegionModel
 from granvit.train.config import CroppedSample
-from granvit.train.fake import FakeStep, fake_step
+from granvit.train.fake import fake_passes
 from granvit.train.recipes.base import Recipe
 from granvit.train.shapes import planned_model
 from granvit.train.stages.base import AnsweringStage
@@ -194,17 +193,13 @@ def _plan_stage(recipe: Recipe, number: int, workload: Workload, device: Device,
     everything, trained = (sum(p.numel() for p in some) for some in (every, [p for p in every if p.requires_grad]))
     kept = trained if stage.adapters else everything
     loop = config.loop
-    gathered, tokens = _gathered(stage), _tokens(config, model, workload)
+    tokens = _tokens(config, model, workload)
     cheaper = _cheaper(stage, config, model, workload, math.fsum(parts.values()))
     batches = [model_batch(config, model, workload, config.sample.max_regions, images) for images in _MICRO_BATCHES]
-    fewer, more = (_memory(stage, config, batch).peak for batch in batches)
+    fewer, more = peaks(stage, config, batches, gpus)
     activations = (more - fewer) / (_MICRO_BATCHES[1] - _MICRO_BATCHES[0])
-    state = 4.0 * everything + 12.0 * trained
-    # What of a pass's peak is neither weights and gradients nor grows with the images, such as weights in bfloat16.
-    rest = max(0.0, fewer - _MICRO_BATCHES[0] * activations - 4.0 * everything - 4.0 * trained)
-    if loop.parallel == "fsdp" and gpus > 1:
-        state, rest = state / gpus, rest / gpus + gathered
-    largest = math.floor((USABLE * device.memory - state - rest) / activations)
+    state = (4.0 * everything + 12.0 * trained) / (gpus if loop.parallel == "fsdp" else 1)
+    largest = _MICRO_BATCHES[0] + math.floor((USABLE * device.memory - fewer) / activations)
     together = loop.batch_size * loop.accumulate * gpus
     per_image = math.fsum(parts.values())
     seconds = together / gpus * per_image / (device.peak * mfu)
@@ -282,19 +277,23 @@ def model_batch(config: StageConfig, model: RegionModel, workload: Workload, reg
     return batch
 
 
-def _memory(stage: AnsweringStage, config: StageConfig, batch: Batch) -> FakeStep:
-    """Of a micro-batch of a stage, whose weights are fakes from then on."""
+def peaks(
+    stage: AnsweringStage, config: StageConfig, batches: Sequence[Batch], gpus: int, device: str = "gpu"
+) -> list[float]:
+    """The most bytes that each of `gpus` holds at any moment of a step, for micro-batches like each of these.
+
+    The stage's weights are fakes from then on, and in shards where `config` says fsdp.
+    """
+    loop = config.loop
+    ranks = gpus if loop.parallel == "fsdp" else 1
+    # DistributedDataParallel keeps its buckets throughout. Gradients lie in them, but not those that are only summed.
+    summed, buckets = loop.accumulate > 1, ranks < gpus
     parts: Mapping[str, nn.Module] = {"encoder": stage.tower, "language": stage.model.model.language_model}
-    with ExitStack() as options:
-        options.enter_context(recomputed([parts[name] for name in config.loop.gradient_checkpointing]))
-        return fake_step(stage, batch, "gpu", bf16=config.loop.precision != "fp32", steps=0)
-
-
-def _gathered(stage: nn.Module) -> float:
-    """What FSDP2 holds of the sharded weights while it computes: two blocks and what is in none, in bfloat16."""
-    blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(stage)]
-    outside = sum(p.numel() for p in stage.parameters()) - sum(blocks)
-    return 2.0 * (2 * max(blocks) + outside)
+    with recomputed([parts[name] for name in loop.gradient_checkpointing]):
+        passes = fake_passes(stage, batches, device, loop.precision != "fp32", ranks, summed or buckets)
+    trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
+    beside = 8.0 * trained / ranks + (4.0 * trained if summed and buckets else 0.0)  # moments; gradients
+    return [each + beside for each in passes]
 
 
 # --- as text ---------------------------------------------------------------------------------------------------------
