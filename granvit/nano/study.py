@@ -27,7 +27,7 @@ from granvit.train.recipes.base import EmbeddedCorpus, Recipe
 
 
 def study_recipe(steps: tuple[int, int] = (100, 60), batch_size: int = 8, pictures: int = 2400) -> Recipe:
-    """`nano` with short stages on a small corpus, the same numbers on every CPU: float32 throughout."""
+    """`nano` with short stages on a small corpus, in float32 throughout, on a GPU too."""
     recipe = nano()
     recipe.corpus = EmbeddedCorpus(train=pictures, val=256, documents=0.1)
     for stage, count in zip(recipe.stages, steps, strict=True):

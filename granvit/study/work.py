@@ -84,7 +84,7 @@ def do_job(study: Study, job: Job, out: Path, images: Images, device: Literal["a
     state, folder = PartialState(cpu=on_cpu(device)), job_folder(out, job)
     sources = [(_part(records, job.arm.share), weight) for records, weight in images.train]
     with locked(folder) if state.is_main_process else nullcontext():
-        job = _resolved(job, sources)
+        asked, job = job, _resolved(job, sources)
         init, first = _train_shared(job, out, sources, device)
         rest = job.recipe.stages[job.shared :]
         if rest:
@@ -100,7 +100,7 @@ def do_job(study: Study, job: Job, out: Path, images: Images, device: Literal["a
             cost = _cost(job, trained, time.monotonic() - start, state.num_processes)
             curves = {stage: _curves(path) for stage, path in trained}
             result = Result(
-                *(job.arm.name, job.seed, job.identity, job.settings, found.images, found.tables, found.numbers),
+                *(job.arm.name, job.seed, asked.identity, asked.settings, found.images, found.tables, found.numbers),
                 *(curves, cost, _facts(state)),
             )
             write_result(out, job, result)

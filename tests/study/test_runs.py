@@ -25,6 +25,7 @@ from granvit.study.runner import plan_lines
 from granvit.study.summary import summarise
 from granvit.study.work import do_job, job_folder, open_images
 from granvit.study.worker import Place, serve
+from granvit.train.recipes import ablations as by
 
 STEPS = 20
 
@@ -125,8 +126,6 @@ def test_results_keep_what_training_took_and_weights_go(whole):
 
 
 def test_shared_stages_are_trained_once_and_again_only_where_they_are_missed(parts, tmp_path, monkeypatch):
-    from granvit.train.recipes import ablations as by
-
     study = tiny_study(parts, 2, (Arm("alone", "", by.stage_1_alone), Arm("tuned", "", by.encoder_trained)))
     study = replace(study, measuring=replace(study.measuring, tasks=("describe",), attention=1))
     shorten_answers(monkeypatch)
@@ -144,6 +143,17 @@ def test_shared_stages_are_trained_once_and_again_only_where_they_are_missed(par
     shutil.rmtree(tmp_path / "shared")
     do_job(study, tuned, tmp_path, images, "cpu", keep=False)
     assert shared.exists() and find_result(tmp_path, tuned).curves["stage1"] == before["stage1"]
+
+
+def test_a_job_of_equal_arithmetic_is_done_once_it_has_a_result(parts, tmp_path, monkeypatch):
+    """Its steps follow from the other arm's arithmetic; it is known by what was asked for."""
+    study = tiny_study(parts, 4, (Arm("initial.flops", "", by.initial, flops_of="stage1"),))
+    study = replace(study, measuring=replace(study.measuring, tasks=("describe",), attention=1))
+    shorten_answers(monkeypatch)
+    asked = next(job for job in jobs(study, 1) if job.arm.name == "initial.flops")
+    do_job(study, asked, tmp_path, open_images(study, tmp_path, ()), "cpu", keep=False)
+    result = find_result(tmp_path, asked)
+    assert result is not None and result.cost["steps"]["stage2"] > asked.recipe.stages[0].loop.steps == 4
 
 
 class Line:
