@@ -84,7 +84,7 @@ def _named(loaded: Any, name: str | Path) -> Any:
     """Calls it by the name that was given, not by its folder in the hub's cache.
 
     It is loaded from the folder: by name, transformers asks the hub for an adapter, of local files alone or not, and
-    without a network that takes half a minute.
+    without a network gives up after some twenty seconds.
     """
     called: Any
     for called in (loaded, getattr(loaded, "config", None)):

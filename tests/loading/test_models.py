@@ -162,7 +162,8 @@ for folder in sys.argv[2:]:
 """
 
 
-def test_no_loader_runs_a_checkpoints_code_or_asks_whether_it_may(saved, tmp_path):
+@pytest.mark.parametrize("answer", ["y\n" * 50, None], ids=["yes", "nobody"])
+def test_no_loader_runs_a_checkpoints_code_or_asks_whether_it_may(saved, tmp_path, answer):
     ran, folders = tmp_path / "ran", []
     for kind, changes in KINDS.items():
         for part in ("checkpoint", "encoder", "language"):
@@ -178,7 +179,8 @@ def test_no_loader_runs_a_checkpoints_code_or_asks_whether_it_may(saved, tmp_pat
             folders.append(str(folder))
     done = subprocess.run(
         [sys.executable, "-c", LOADS, str(ran), *folders],
-        input="y\n" * 50,
+        input=answer,
+        stdin=subprocess.DEVNULL if answer is None else None,
         capture_output=True,
         text=True,
         cwd=ROOT,

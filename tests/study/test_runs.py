@@ -85,7 +85,7 @@ def test_killed_in_the_middle_and_resumed_it_comes_to_the_same_table(parts, whol
 
 
 @pytest.mark.slow
-def test_the_ranks_of_a_torchrun_do_each_job_together(parts, tmp_path):
+def test_the_ranks_of_a_torchrun_do_each_job_together(parts, whole, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     out, study = tmp_path / "out", tiny_study(parts, 3)
     for expected in ("done", "was done before"):
@@ -93,8 +93,12 @@ def test_the_ranks_of_a_torchrun_do_each_job_together(parts, tmp_path):
         assert ranks.returncode == 0, said
         assert said.splitlines() == [f"{job.name}: {expected}" for job in jobs(study)]
     # A recipe's batch is each process's; what it costs is counted over all of them.
+    alone = {job.name: find_result(whole[1], job).cost for job in jobs(whole[0])}
     for job in jobs(study):
-        assert find_result(out, job).cost["images"] == 2 * 2 * 3 * (2 if job.arm.name == "stage1" else 1)
+        cost = find_result(out, job).cost
+        assert cost["images"] == 2 * 2 * 3 * (2 if job.arm.name == "stage1" else 1)
+        one = alone[job.name]
+        assert cost["flops"] / cost["images"] == pytest.approx(one["flops"] / one["images"], rel=0.3)
 
 
 def test_a_later_machine_without_weights_goes_on_with_what_is_missing(whole, tmp_path, monkeypatch):

@@ -50,9 +50,10 @@ def batch_of(
 def all_stages(size: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, make in STAGES.items():
-        stage = shallow(name) if size == "paper" else make(model_of(size)).train()
-        memory = fake_step(stage, batch_of(stage.region_model, size, name), "gpu", bf16=size == "paper")
-        found[f"{size} {name}"] = [memory.weights, memory.between, memory.peak]
+        for precision in ("bf16",) if size == "paper" else ("fp32", "bf16"):
+            stage = shallow(name) if size == "paper" else make(model_of(size)).train()
+            memory = fake_step(stage, batch_of(stage.region_model, size, name), "gpu", precision == "bf16")
+            found[f"{size} {name} {precision}"] = [memory.weights, memory.between, memory.peak]
     return found
 
 

@@ -72,8 +72,8 @@ def check_kills(run_dir: Path, uninterrupted: Path, kills: int, seed: int) -> No
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
-def test_two_kills_change_no_bit(tmp_path, uninterrupted):
-    check_kills(tmp_path, uninterrupted, kills=2, seed=0)
+def test_three_kills_change_no_bit(tmp_path, uninterrupted):
+    check_kills(tmp_path, uninterrupted, kills=3, seed=0)
 
 
 @pytest.mark.slow
