@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -299,6 +300,12 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
         raise GranvitError(f"{path}: not a regular file")
     return file
+
+
+def sha256(file: Path) -> str:
+    """The checksum of a file, as hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_regular(path: Path, limit: int) -> bytes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from granvit.files import locked
 if TYPE_CHECKING:
     from granvit.study.definition import Study as Definition
     from granvit.study.jobs import Data, Job
+    from granvit.train.recipes.base import Recipe
 
 
 def _nano() -> Definition:
@@ -37,16 +39,32 @@ def _longer() -> Definition:
     return nano_longer()
 
 
-STUDIES: dict[str, Callable[[], Definition]] = {"nano": _nano, "nano-longer": _longer, "paper": _paper}
+def _smollm2() -> Definition:
+    from granvit.nano.study import nano_smollm2
+
+    return nano_smollm2()
+
+
+STUDIES: dict[str, Callable[[], Definition]] = {
+    "nano": _nano,
+    "nano-longer": _longer,
+    "nano-smollm2": _smollm2,
+    "paper": _paper,
+}
+
+
+def _through(base: Callable[[], Recipe], language: str) -> Recipe:
+    return replace(base(), language=language)
 
 
 @dataclass
 class Study:
     """Train arms and seeds, and answer with intervals which of the paper's claims hold: table, plots, page."""
 
-    name: Positional[Literal["nano", "nano-longer", "paper"]]
-    """nano: on two CPU cores, on the embedded corpus. nano-longer: its central arms, six times as many pictures. paper:
-    the same arms at full size, on corpora of your own."""
+    name: Positional[Literal["nano", "nano-longer", "nano-smollm2", "paper"]]
+    """nano: on two CPU cores, on the embedded corpus. nano-longer: its central arms, six times as many pictures.
+    nano-smollm2: stage 1 of the central arms through a pretrained language model. paper: nano's arms at full size, on
+    corpora of your own."""
     out: Path | None = None
     """Where runs, results and the report go, runs/study-NAME by default; several machines may work into one folder."""
     arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ARM ...")] = ()
@@ -57,6 +75,8 @@ class Study:
     """Jobs that run at a time."""
     corpus: tuple[str, ...] = ()
     """Corpus folders to train on and to measure on; the study's embedded corpus if none."""
+    language: str | None = None
+    """Another language model in place of the study's pretrained one: a folder, a GGUF file or a name on the hub."""
     keep: bool = False
     """Keep the model of every job, and not only its result, history and log."""
     dry_run: bool = False
@@ -72,7 +92,7 @@ class Study:
         from granvit.study.runner import check_processes, plan_lines
 
         check_processes(self.processes)
-        study, out = STUDIES[self.name](), self.out or Path("runs") / f"study-{self.name}"
+        study, out = self._study(), self.out or Path("runs") / f"study-{self.name}"
         chosen = {arm.name for arm in study.chosen(self.arms)}
         jobs = jobs_of(study, self.seeds, self._data(study))
         mine = [job for job in jobs if job.arm.name in chosen]
@@ -83,6 +103,28 @@ class Study:
         if int(os.environ.get("RANK", "0")) == 0:
             self._report(study, jobs, out)
         return status
+
+    def _study(self) -> Definition:
+        """The study of that name, through the language model that is asked for.
+
+        Raises:
+            GranvitError: there is none of that name, or the study's own is one that cannot be exchanged.
+        """
+        study = STUDIES[self.name]()
+        if self.language is None:
+            return study
+        from granvit.train.recipes.base import NAMED_PARTS
+
+        if study.base().language in NAMED_PARTS:
+            raise GranvitError(
+                f"--language {self.language}: study {self.name} is of the language model that is shipped with granvit"
+            )
+        from transformers import AutoConfig
+
+        from granvit.loading.models import load
+
+        load(AutoConfig, self.language)  # told here, and not by every job
+        return replace(study, base=partial(_through, study.base, self.language))
 
     def _report(self, study: Definition, jobs: Sequence[Job], out: Path) -> None:
         """Write what all results say, of the arms that were not chosen too."""

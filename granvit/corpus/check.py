@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from granvit import geometry, images
-from granvit.corpus.layout import MANIFEST, SHARDS, CorpusError, check_schema, read_manifest, sha256
-from granvit.files import open_regular
+from granvit.corpus.layout import MANIFEST, SHARDS, CorpusError, check_schema, read_manifest
+from granvit.files import open_regular, sha256
 from granvit.regions import SPLITS, UNWANTED, Conversation, Kind, Region, RegionImage, Turn, order_problem
 
 MAX_TEXT = 2_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
@@ -30,12 +29,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 class CorpusError(GranvitError):
     """A corpus that cannot be read or written; the message names the file and what is wrong with it."""
-
-
-def sha256(file: Path) -> str:
-    """The checksum of a file, as hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

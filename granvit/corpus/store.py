@@ -44,9 +44,8 @@ from granvit.corpus.layout import (
     encoding,
     group_ends,
     read_manifest,
-    sha256,
 )
-from granvit.files import put_in_place, staged_folder, sync, write_text
+from granvit.files import put_in_place, sha256, staged_folder, sync, write_text
 from granvit.regions import ADDED_COLUMNS, SCHEMA, SCHEMA_VERSION, RegionImage, schema_with_viewer_features
 
 __all__ = ["Corpus", "CorpusError", "CorpusWriter", "ShardCheck", "Subset"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from granvit.files import sha256
+
 # The last stage's model; the resolved recipe; which corpora it was trained on.
 CHECKPOINT, RECIPE, DATA = "checkpoint", "recipe.json", "data.json"
 # What came of it, for people.
 REPORT = "report.html"
+# Of a model's folder what decides its answers: settings, weights, chat template.
+_DECIDING = (".json", ".safetensors", ".gguf", ".jinja")
 
 
 def checkpoint_of(folder: Path | str) -> Path:
@@ -18,10 +22,9 @@ def checkpoint_of(folder: Path | str) -> Path:
 
 
 def checkpoint_id(folder: Path) -> str:
-    """What tells a checkpoint from another: a digest over its settings and weights."""
+    """What tells a checkpoint, or a part of a model, from another: a digest over the folder's settings and weights."""
     root = checkpoint_of(folder)
     digest = hashlib.sha256()
-    for path in sorted((*root.glob("*.json"), *root.glob("*.safetensors"), *root.glob("*.jinja"))):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    for path in sorted(path for ending in _DECIDING for path in root.glob(f"*{ending}")):
+        digest.update(path.name.encode() + bytes.fromhex(sha256(path)))
     return digest.hexdigest()

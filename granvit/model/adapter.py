@@ -11,7 +11,6 @@ nothing of the files decides more than numbers: what an adapter changes is told 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from granvit.files import sha256
 from granvit.loading.checkpoint_files import LoadError, check_files, read_json, shards
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
@@ -79,8 +79,7 @@ def weights_of(folder: Path) -> dict[str, str]:
     digests = {}
     for path in files:
         try:
-            with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.name] = sha256(path)
         except OSError as error:
             raise LoadError(path, f"cannot be read: {error.strerror}") from error
     return digests

@@ -58,6 +58,7 @@ COMMANDS = [
     Command("attention-mass", ["model"], False, {"--corpus": "corpus"}, "--out", ("--limit", "--examples")),
     Command("probe", ["model"], False, {"--corpus": "more", "--held-out": None}, "--out", ("--limit", "--seed")),
     Command("study paper", [], False, {"--corpus": "more", "--arms": None}, "--out", ("--seeds", "--processes")),
+    Command("study nano-smollm2 --dry-run", [], False, {"--language": None}, "--out"),
     Command("debug replay", ["model"], False, {"--corpus": None}),
     Command("corpus import image_folder", ["pictures"], True, {"--captions": None}, None, ("--val-fraction",)),
     Command("corpus draw", [], True, {}, None, ("--count", "--seed", "--size", "--documents", "--prints")),

@@ -8,7 +8,7 @@ import pytest
 from helpers.tiny_study import tiny_study
 
 from granvit.errors import GranvitError
-from granvit.nano.study import nano_longer, nano_study
+from granvit.nano.study import nano_longer, nano_smollm2, nano_study
 from granvit.study.arms import PAPER_ARM, paper_study
 from granvit.study.definition import Arm, Comparison, Series
 from granvit.study.jobs import Data, jobs_of, remaining_work, stretched
@@ -126,6 +126,37 @@ def test_the_shipped_studies_are_sound():
     assert (steps["1"], steps["2"]) == (6 * before["1"], 4 * before["2"]), "as its docstring says"
     paper = jobs_of(paper_study(), 1, Data(1_000_000, "own"))
     assert {s.loop.batch_size * s.loop.accumulate for job in paper for s in job.recipe.stages} == {256}
+
+
+def test_the_study_through_a_pretrained_language_model_trains_none_of_it():
+    study = nano_smollm2()
+    made = {job.arm.name: job.recipe.stages for job in jobs_of(study, 1, Data(2400, "embedded"))}
+    assert made["initial"] == []
+    assert {name: [type(stage) for stage in stages] for name, stages in made.items() if stages} == {
+        "contrast": [ContrastConfig],
+        **dict.fromkeys(("global-only", "no-distillation", PAPER_ARM), [PretrainConfig]),
+    }
+    assert made["no-distillation"][0].distill_weight == 0 < made[PAPER_ARM][0].distill_weight
+    assert not any(getattr(stage, "train_language", False) for stages in made.values() for stage in stages)
+
+
+def test_parts_on_the_disk_are_known_by_what_they_are(tmp_path):
+    for name in ("one", "copy", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights" if name != "other" else b"weightz")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+
+    def identity(language):
+        study = tiny_study(PARTS, 3)
+        study = replace(study, base=lambda base=study.base: replace(base(), language=str(language)))
+        job = jobs_of(study, 1, DATA)[0]
+        return job.identity, job.settings["language"]
+
+    assert identity(tmp_path / "one") == identity(tmp_path / "copy")
+    assert identity(tmp_path / "one")[0] != identity(tmp_path / "other")[0]
+    assert str(tmp_path) not in identity(tmp_path / "one")[1] + identity(tmp_path / "model.gguf")[1]
+    assert identity("someone/some-model")[1] == "someone/some-model"
 
 
 def test_mistakes_in_a_study_are_named():

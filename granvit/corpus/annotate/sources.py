@@ -20,8 +20,9 @@ from granvit.corpus.check import SPLITS, LeftOut, Refused, Rejection
 from granvit.corpus.importers import parquet, webdataset
 from granvit.corpus.importers.base import as_split, read_image
 from granvit.corpus.importers.image_folder import HEAD_BYTES, LEFT_OUT, kind_of, listing, unsupported
-from granvit.corpus.layout import MANIFEST, CorpusError, group_ends, sha256
+from granvit.corpus.layout import MANIFEST, CorpusError, group_ends
 from granvit.corpus.store import Corpus
+from granvit.files import sha256
 from granvit.links import LinkOutsideError, check_link, read_within, walk, within
 from granvit.regions import RegionImage
 

@@ -18,10 +18,10 @@ from granvit.corpus.audit.human import HumanScores, Join, against_human, group, 
 from granvit.corpus.audit.page import write_audit_page
 from granvit.corpus.audit.sheet import Card, make_card, sample
 from granvit.corpus.check import each_rejection
-from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError, sha256
+from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError
 from granvit.corpus.stats import SourceStatistics, Statistics
 from granvit.corpus.store import Corpus
-from granvit.files import write_text
+from granvit.files import sha256, write_text
 from granvit.images import ImageError, decode
 from granvit.page import percent
 from granvit.regions import RegionImage

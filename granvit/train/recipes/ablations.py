@@ -41,6 +41,17 @@ def stage_1_alone(base: Recipe) -> Recipe:
     return _with(base, _stages(base)[0])
 
 
+def stage_1_of(base: Recipe, change: Change) -> Recipe:
+    """The first stage of another arm, and nothing after it."""
+    changed = change(base)
+    return _with(changed, changed.stages[0])
+
+
+def untrained(base: Recipe) -> Recipe:
+    """No stage at all: what the parts came with."""
+    return _with(base)
+
+
 def global_only(base: Recipe) -> Recipe:
     """Stage 1 on captions of whole images: no box, no crop."""
     pretrain, adapt = _stages(base)
