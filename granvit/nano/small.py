@@ -76,7 +76,7 @@ def small() -> Recipe:
     """
     questions = {"global": 0.2, "bbox2caption": 1.0}
     pretrain = PretrainConfig(
-        CroppedSample(questions, max_regions=8, crops=2, crop_size=112),  # type: ignore[arg-type]
+        CroppedSample(questions, max_regions=8, crops=2, crop_size=112, draw_crops=True),  # type: ignore[arg-type]
         LoopConfig(**_loop(3000, 5e-4)),  # type: ignore[arg-type]
         distill_weight=1.0,
         alpha=0.9,

@@ -168,6 +168,6 @@ def nano_smollm2() -> Study:
         seconds={"stage1": 1.7, "contrast": 0.05, "measure": 150.0},
         embedded=True,
         note="One stage of 120 steps of 4 pictures, two regions of each: what shows early in training. SmolLM2 stays "
-        "as it is, so there is no stage 2. An arm that was asked no question about boxes, or that no language model "
-        "has read, has no way yet to answer one.",
+        "as it is, so there is no stage 2. Of arms that teach no answer (the initial encoder, the contrast) only the "
+        "encoder is measured; captions alone teach none about boxes.",
     )

@@ -179,7 +179,13 @@ class SymbolicPrepare(Prepare):
         return None
 
     def _sample(
-        self, record: RegionImage, image: Image.Image | None, view: View, branches: list[Branch], boxes: Boxes
+        self,
+        record: RegionImage,
+        image: Image.Image | None,
+        view: View,
+        branches: list[Branch],
+        boxes: Boxes,
+        cropped: NDArray[np.int64],
     ) -> Sample:
         return Sample(record.id, branches, view=view, extra=self.grids(record, view))
 
@@ -193,10 +199,16 @@ class WordMapPrepare(Prepare):
         self.grids = GridMaker(model)
 
     def _sample(
-        self, record: RegionImage, image: Image.Image | None, view: View, branches: list[Branch], boxes: Boxes
+        self,
+        record: RegionImage,
+        image: Image.Image | None,
+        view: View,
+        branches: list[Branch],
+        boxes: Boxes,
+        cropped: NDArray[np.int64],
     ) -> Sample:
         assert image is not None
-        sample = super()._sample(record, _covered(image, record, self.fill), view, branches, boxes)
+        sample = super()._sample(record, _covered(image, record, self.fill), view, branches, boxes, cropped)
         return replace(sample, extra=self.grids(record, view))
 
 

@@ -22,7 +22,7 @@ from granvit.files import locked, open_regular, read_json, remove_folder, write_
 from granvit.loading.run_folder import CHECKPOINT
 from granvit.model.region_model import RegionModel
 from granvit.regions import RegionImage
-from granvit.study.definition import Study
+from granvit.study.definition import Measuring, Study
 from granvit.study.jobs import Job, stretched
 from granvit.study.measures import measure, measured_images
 from granvit.study.results import Result, write_result
@@ -95,7 +95,7 @@ def do_job(study: Study, job: Job, out: Path, images: Images, device: Literal["a
             model = build_model(job.recipe)
         if state.is_main_process:
             model.llava.eval()
-            found = measure(model, images.train[0][0], images.held_out, study.measuring)
+            found = measure(model, images.train[0][0], images.held_out, asked_of(job, study.measuring))
             trained = [*_stage_folders(first, job.recipe.stages[: job.shared]), *_stage_folders(folder, rest)]
             cost = _cost(job, trained, time.monotonic() - start, state.num_processes)
             curves = {stage: _curves(path) for stage, path in trained}
@@ -106,6 +106,11 @@ def do_job(study: Study, job: Job, out: Path, images: Images, device: Literal["a
             write_result(out, job, result)
             _clear(folder, rest, keep)
         state.wait_for_everyone()
+
+
+def asked_of(job: Job, measuring: Measuring) -> Measuring:
+    """How a job is measured: where no stage teaches to answer, the encoder alone is."""
+    return measuring if any(stage.answers for stage in job.recipe.stages) else replace(measuring, tasks=())
 
 
 def _part(records: Records, share: float) -> Records:

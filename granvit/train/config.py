@@ -219,7 +219,9 @@ class CroppedSample(SampleConfig):
     Attributes:
         crops: at most so many region crops per image; 0 for none.
         crop_size: side of a crop in pixels; 0 takes the canvas.
+        draw_crops: whether those of an image with more regions are drawn anew each time, else they are its first.
     """
 
     crops: int = 0
     crop_size: int = 0
+    draw_crops: bool = field(default=False, metadata={NEWER: True})

@@ -45,9 +45,9 @@ class Prepare:
         self.codec = get_codec(model.settings.codec)
         self.dialog: Dialog = model.dialog
         self.canvas, self.grid, self.patch, self.fill = model.canvas, model.grid, model.patch, model.fill
-        self.crops, self.crop_size = 0, 0
+        self.crops, self.crop_size, self.draw_crops = 0, 0, False
         if isinstance(config, CroppedSample):
-            self.crops, self.crop_size = config.crops, config.crop_size
+            self.crops, self.crop_size, self.draw_crops = config.crops, config.crop_size, config.draw_crops
         if self.crop_size % model.patch:
             raise GranvitError(f"sample.crop_size {self.crop_size} is not a multiple of the patch, {model.patch} px")
         prefix = len(self.dialog.prefix(model.tokens_of(model.largest_view)))
@@ -77,7 +77,7 @@ class Prepare:
         shown_by = self._image_tokens(view)
         prefix = self.dialog.prefix_ids if shown_by is None else self.dialog.prefix(shown_by)
         branches = self._fitting(asked, len(prefix), rng)
-        sample = self._sample(record, image, view, branches, boxes[chosen])
+        sample = self._sample(record, image, view, branches, boxes[chosen], self._to_crop(len(chosen), rng))
         return replace(sample, left_out=cut + len(asked) - len(branches))
 
     def _without_image(self, record: RegionImage, rng: np.random.Generator) -> Sample:
@@ -102,11 +102,18 @@ class Prepare:
         return usable, len(branches) - len(usable)
 
     def _sample(
-        self, record: RegionImage, image: Image.Image | None, view: View, branches: list[Branch], boxes: Boxes
+        self,
+        record: RegionImage,
+        image: Image.Image | None,
+        view: View,
+        branches: list[Branch],
+        boxes: Boxes,
+        cropped: NDArray[np.int64],
     ) -> Sample:
-        """The sample of what was chosen: its questions, and the boxes (image pixels) of the regions asked about."""
+        """The sample of what was chosen: its questions, the boxes (image pixels) of the regions asked about, and which
+        of these the teacher sees."""
         assert image is not None
-        crops, crop_boxes = self._crops(image, view, boxes)
+        crops, crop_boxes = self._crops(image, view, boxes[cropped])
         canvases = view.canvases(image, self.fill)
         hashed = canvases if self.digests else ()
         shown = canvases if isinstance(view, TiledView) else canvases[0]
@@ -156,6 +163,12 @@ class Prepare:
             return np.arange(count)
         return np.sort(rng.choice(count, self.config.max_regions, replace=False))
 
+    def _to_crop(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Which of the regions asked about the teacher sees."""
+        if self.draw_crops and count > self.crops:
+            return np.sort(rng.choice(count, self.crops, replace=False))
+        return np.arange(min(count, self.crops))
+
     def _ask(
         self,
         record: RegionImage,
@@ -200,13 +213,12 @@ class Prepare:
         return [branches[index] for index in sorted(kept)]
 
     def _crops(self, image: Image.Image, view: View, boxes: Boxes) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The first `crops` regions as the teacher sees them, and where they lie (`View.to_features`).
+        """Regions as the teacher sees them, and where they lie (`View.to_features`).
 
         A crop is stretched to a square, so that the teacher's grid and ROIAlign's bins cover the same ground.
         """
         size = self.crop_size or self.canvas
-        whole = np.stack([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).reshape(-1, 4).astype(int)
-        rows = whole[: self.crops]
+        rows = np.stack([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).reshape(-1, 4).astype(int)
         crops = [
             np.asarray(View.crop((int(box[0]), int(box[1]), int(box[2]), int(box[3])), size).apply(image))
             for box in rows

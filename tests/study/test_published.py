@@ -9,6 +9,7 @@ from granvit.study.arms import PAPER_ARM
 from granvit.study.jobs import Data, jobs_of
 from granvit.study.report import markdown
 from granvit.study.results import FOLDER, find_result
+from granvit.study.statistics import of_pair
 from granvit.study.summary import summarise
 from granvit.train.identity import decisive
 
@@ -39,3 +40,24 @@ def test_the_page_has_the_tables_that_they_make(published):
     page = (DOCS / "study.md").read_text()
     missing = [line for line in markdown(summarise(study, jobs, results, PAPER_ARM)).splitlines() if line not in page]
     assert missing == []
+
+
+# What the page says of arms that no question of the study names: (first, second, measure).
+PAIRS = (
+    ("global-only", "no-distillation", "attribute-linear"),
+    ("global-only", "no-distillation", "describe"),
+    ("no-distillation", PAPER_ARM, "attribute-linear"),
+    ("lambda-0.1", "no-distillation", "describe"),
+    ("contrast.flops", "no-distillation.flops", "describe"),
+)
+
+
+def test_pairs_that_the_page_compares_besides_differ_by_as_much():
+    study, page = nano_study(), (DOCS / "study.md").read_text()
+    corpus = study.base().corpus
+    jobs = jobs_of(study, 3, Data(corpus.train, decisive(corpus)))
+    for first, second, measure in PAIRS:
+        of = [[find_result(DOCS / "study", job) for job in jobs if job.arm.name == name] for name in (first, second)]
+        found = of_pair(*of, measure).estimate
+        assert f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]" in page, (first, second)
+        assert f"{abs(100 * found.value):.1f}" in page

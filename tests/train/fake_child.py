@@ -76,11 +76,10 @@ def on_cpu() -> dict[str, Any]:
         batch = batch_of(model, "nano", name, images=16)
         real = real_peak(STAGES[name](model).train(), batch)
         found[f"memory of {name}"] = fake_step(STAGES[name](model).train(), batch, "cpu").peak, real
-    model = model_of("paper")
-    stage = Adapt(model).train()
+    stage = shallow("adapt")
     every = {id(p): p for p in stage.parameters()}.values()
     counts = sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad)
-    memory = fake_step(stage, batch_of(model, "paper", "adapt"), "gpu", bf16=True)
+    memory = fake_step(stage, batch_of(stage.region_model, "paper", "adapt"), "gpu", bf16=True)
     return {**found, "bytes of adapt": ([memory.weights, memory.between, memory.peak], *counts)}
 
 

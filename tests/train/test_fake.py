@@ -66,7 +66,7 @@ def test_backward_passes_are_compiled_whole_too() -> None:
 
 
 def test_weights_gradients_and_moments_of_a_model_are_counted_to_the_byte(steps: dict[str, object]) -> None:
-    """Adapt at paper size: float32 weights of all, two moments of what trains."""
+    """Adapt at the paper's widths: float32 weights of all, two moments of what trains."""
     counted, everything, trained = steps["bytes of adapt"]  # type: ignore[misc]
     weights, between, _ = counted
     assert weights == pytest.approx(4 * everything, rel=1e-4)

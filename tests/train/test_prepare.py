@@ -19,6 +19,7 @@ from granvit.regions import Region, RegionImage
 from granvit.train.config import CroppedSample, SampleConfig
 from granvit.train.feed import Reject
 from granvit.train.prepare import Prepare, subphrase
+from granvit.train.stages.contrast import RegionPrepare
 
 MODEL = make_model()
 WIDTH, HEIGHT = 200, 100
@@ -142,6 +143,25 @@ def test_at_most_so_many_regions_drawn_anew():
     for sample in samples:  # the teacher sees regions that are asked about
         asked = [r for r in regions for b in sample.branches if b == caption_of(r)]
         np.testing.assert_allclose(sample.crop_boxes, MODEL.view((WIDTH, HEIGHT)).to_canvas([r.box for r in asked[:2]]))
+
+
+def test_the_regions_that_the_teacher_sees_are_drawn_from_all_that_are_asked_about():
+    regions = [Region((i, i, i + 20, i + 20), f"tea {i}") for i in range(12)]
+    made, view = prepare(questions={"bbox2caption": 1.0}, crops=2, draw_crops=True), MODEL.view((WIDTH, HEIGHT))
+    every = view.to_canvas([r.box for r in regions]).astype(np.float32).tolist()
+    samples = [ask(made, record(regions), seed) for seed in range(40)]
+    assert all(sample.branches == samples[0].branches for sample in samples), "all are asked about"
+    drawn = [[every.index(box) for box in sample.crop_boxes.tolist()] for sample in samples]
+    assert all(len(set(numbers)) == 2 and numbers == sorted(numbers) for numbers in drawn)
+    assert {n for numbers in drawn for n in numbers} == set(range(12))
+    assert len(ask(made, record(regions[:1])).crops) == 1
+    # The texts of a contrast stay beside their boxes.
+    region_samples = [
+        ask(prepare(questions={"bbox2caption": 1.0}, kind=RegionPrepare, crops=2, draw_crops=True), record(regions), n)
+        for n in (0, 1)
+    ]
+    for sample in region_samples:
+        np.testing.assert_allclose(sample.extra.boxes, every, rtol=1e-6)
 
 
 def test_long_answers_are_cut():

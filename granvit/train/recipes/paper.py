@@ -41,7 +41,7 @@ def _loop(kind: type[Loop]) -> Loop:
 
 def pretraining() -> PretrainConfig:
     """Stage 1: Global and Bbox2Caption through the frozen language model, and localized self-distillation."""
-    questions = CroppedSample({"global": 1.0, "bbox2caption": 1.0}, max_regions=REGIONS, crops=REGIONS)
+    questions = CroppedSample({"global": 1.0, "bbox2caption": 1.0}, max_regions=REGIONS, crops=REGIONS, draw_crops=True)
     return PretrainConfig(questions, _loop(LoopConfig), distill_weight=1.0, alpha=0.9)
 
 

@@ -205,6 +205,7 @@ class ContrastConfig(StageConfig):
     """
 
     kind: ClassVar[str] = "contrast"
+    answers: ClassVar[bool] = False
 
     sample: CroppedSample
     contrast_weight: float = 1.0

@@ -67,9 +67,15 @@ class RegionPrepare(Prepare):
     """Samples with the boxes and texts of their regions, one for each question about a region."""
 
     def _sample(
-        self, record: RegionImage, image: Image.Image | None, view: View, branches: list[Branch], boxes: Boxes
+        self,
+        record: RegionImage,
+        image: Image.Image | None,
+        view: View,
+        branches: list[Branch],
+        boxes: Boxes,
+        cropped: NDArray[np.int64],
     ) -> Sample:
-        sample = super()._sample(record, image, view, branches, boxes)
+        sample = super()._sample(record, image, view, branches, boxes, cropped)
         end = self.dialog.end_token
         texts = [[token for token in branch.ids[branch.answer_start :] if token != end] for branch in branches]
         return replace(sample, extra=RegionTexts(view.to_features(boxes).astype(np.float32), texts))
