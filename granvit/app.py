@@ -7,7 +7,6 @@ pixels of the upright picture. The same questions are an HTTP API without the pa
 from __future__ import annotations
 
 import base64
-import binascii
 import html
 import math
 import os
@@ -302,7 +301,7 @@ def _api(desk: ServedModels) -> None:
         try:
             encoded = image.partition(",")[2] if image.startswith("data:") else image
             return desk.open(base64.b64decode(encoded, validate=True))
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error, and what is no ASCII
             raise GranvitError("image is not base64") from error
 
     def describe(image: str, boxes: list[list[float]]) -> dict[str, list[str]]:
@@ -327,9 +326,10 @@ def _api(desk: ServedModels) -> None:
 
 
 def _quads(boxes: Sequence[Sequence[float]]) -> list[Box]:
-    if not all(isinstance(box, Sequence) and len(box) == 4 for box in boxes):
-        raise GranvitError("a box is a list of four numbers: x1, y1, x2, y2 in pixels")
-    return [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes]
+    try:
+        return [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes]
+    except (TypeError, ValueError) as error:
+        raise GranvitError("a box is a list of four numbers: x1, y1, x2, y2 in pixels") from error
 
 
 def example_pictures(folder: Path, count: int = 3) -> list[Path]:

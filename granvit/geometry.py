@@ -23,6 +23,8 @@ Frame = Literal["image", "canvas"]
 Fit = Literal["letterbox", "squash"]
 # Columns and rows of a grid of canvases.
 Shape = tuple[int, int]
+# Pixels of a padded picture that is made whole (200 MB).
+_LARGEST_SQUARE = 1 << 26
 
 
 def as_boxes(boxes: ArrayLike) -> Boxes:
@@ -34,7 +36,7 @@ def as_boxes(boxes: ArrayLike) -> Boxes:
     array = np.asarray(boxes, dtype=np.float64)
     if array.size == 0:
         return array.reshape(0, 4)
-    if array.shape[-1] != 4 or array.ndim > 2:
+    if array.ndim not in (1, 2) or array.shape[-1] != 4:
         raise GranvitError(f"boxes must have shape (N, 4) or (4,), got {array.shape}")
     return array.reshape(-1, 4)
 
@@ -321,10 +323,34 @@ class View:
         if self.source != (0, 0, *image.size):
             image = image.crop(self.source)
         if self.padded != image.size:
+            if math.prod(self.padded) > _LARGEST_SQUARE:
+                return self._strip(image, fill)
             square = Image.new("RGB", self.padded, fill)
             square.paste(image, self.padding)
             image = square
         return image if image.size == self.canvas else image.resize(self.canvas, Image.Resampling.BICUBIC)
+
+    def _strip(self, image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
+        """The same canvas, pixel for pixel, without the padded square: that of a strip can be larger than memory.
+
+        Pillow resizes rows first, then columns, so that a few at a time can be padded and resized.
+        """
+        (width, height), (left, top), (columns, rows) = self.padded, self.padding, self.canvas
+        narrow = Image.new("RGB", (columns, image.height))
+        step = max(1, _LARGEST_SQUARE // width)
+        for y in range(0, image.height, step):
+            some = image.crop((0, y, image.width, min(y + step, image.height)))
+            padded = Image.new("RGB", (width, some.height), fill)
+            padded.paste(some, (left, 0))
+            narrow.paste(padded.resize((columns, some.height), Image.Resampling.BICUBIC), (0, y))
+        canvas = Image.new("RGB", self.canvas)
+        step = max(1, _LARGEST_SQUARE // height)
+        for x in range(0, columns, step):
+            some = narrow.crop((x, 0, min(x + step, columns), image.height))
+            padded = Image.new("RGB", (some.width, height), fill)
+            padded.paste(some, (0, top))
+            canvas.paste(padded.resize((some.width, rows), Image.Resampling.BICUBIC), (x, 0))
+        return canvas
 
     def canvases(self, image: Image.Image, fill: tuple[int, int, int] = (127, 127, 127)) -> NDArray[np.uint8]:
         """All that the model sees, (`count`, H, W, 3); arguments and errors as of `apply`."""

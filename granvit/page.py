@@ -12,6 +12,9 @@ from PIL import Image
 
 from granvit.files import write_text
 
+# The longest side of a WebP.
+_LONGEST = 16_383
+
 
 def write_page(path: str | Path, template: str, **content: Any) -> None:
     """Fills a template of `granvit/assets/templates` and writes it to `path`; all texts are escaped.
@@ -28,7 +31,10 @@ def write_page(path: str | Path, template: str, **content: Any) -> None:
 
 
 def data_uri(image: Image.Image, quality: int = 85) -> str:
-    """The picture as a WebP inside an address, for the `src` of an <img>."""
+    """The picture as a WebP inside an address, for the `src` of an <img>; smaller where WebP has no room for it."""
+    if max(image.size) > _LONGEST:
+        image = image.copy()
+        image.thumbnail((_LONGEST, _LONGEST))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=quality)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -189,8 +189,11 @@ class GranViT:
         an answer states, in pixels. They end after `max_tokens` tokens at the latest.
 
         Raises:
-            GranvitError: as `describe`; or a question is empty, not valid Unicode, or longer than the model can read.
+            GranvitError: as `describe`; or a question is empty, not valid Unicode, or longer than the model can read;
+                or an answer is to have no token.
         """
+        if max_tokens < 1:
+            raise GranvitError(f"max_tokens {max_tokens}: an answer has at least one token")
         questions = [question] if isinstance(question, str) else list(question)
         check_questions(questions)
         picture = open_picture(image)
@@ -209,8 +212,10 @@ class GranViT:
         from granvit.evaluate.patch_encoder import PatchEncoder
 
         picture = open_picture(image)
-        checked = checked_boxes(box, picture.size, normalized)[0]
-        return attend_box(PatchEncoder.of(self.model, "encoder"), picture, checked)
+        checked = checked_boxes(box, picture.size, normalized)
+        if len(checked) != 1:
+            raise GranvitError(f"attention is of one box at a time, not of {len(checked)}")
+        return attend_box(PatchEncoder.of(self.model, "encoder"), picture, checked[0])
 
     def about_boxes(
         self, picture: Image.Image, boxes: np.ndarray, window: int | None = None, name: str = UNNAMED

@@ -56,7 +56,7 @@ def test_as_boxes_shapes():
     assert as_boxes([]).shape == (0, 4)
 
 
-@pytest.mark.parametrize("wrong", [[1, 2, 3], [[1, 2], [3, 4]], np.zeros((2, 2, 4))])
+@pytest.mark.parametrize("wrong", [[1, 2, 3], [[1, 2], [3, 4]], np.zeros((2, 2, 4)), 5, None])
 def test_as_boxes_refuses_other_shapes(wrong):
     with pytest.raises(ValueError, match="shape"):
         as_boxes(wrong)
@@ -222,6 +222,21 @@ def test_a_drawn_rectangle_lands_where_its_box_says(size, view):
     rows, columns = np.flatnonzero(canvas.any(1)), np.flatnonzero(canvas.any(0))
     found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     assert np.abs(found - view.to_canvas(box)[0]).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(700, 9), (9, 700), (640, 480), (301, 200), (CANVAS, 3)])
+@pytest.mark.parametrize("largest", [1, 5_000, 40_000])
+def test_a_strip_is_shown_pixel_for_pixel_without_its_square(monkeypatch, size, largest):
+    view, image = View.letterbox(size, CANVAS), photo(*size)
+    expected = np.asarray(view.apply(image, fill=(9, 80, 200)))
+    monkeypatch.setattr(geometry, "_LARGEST_SQUARE", largest)
+    np.testing.assert_array_equal(np.asarray(view.apply(image, fill=(9, 80, 200))), expected)
+
+
+def test_a_strip_whose_square_is_larger_than_memory_is_shown():
+    image = Image.new("RGB", (1_000_000, 2), "white")
+    canvas = np.asarray(View.letterbox(image.size, 64).apply(image, fill=(9, 8, 7)))
+    assert canvas.shape == (64, 64, 3) and canvas[0, 0].tolist() == canvas[63, 63].tolist() == [9, 8, 7]
 
 
 def test_padding_takes_the_fill_colour():

@@ -145,6 +145,15 @@ def test_read_with_a_window_looks_at_each_box_from_near(granvit, scripted):
     assert questions == [[as_asked(granvit, ask_caption(box, granvit.model.codec))] for box in relative]
 
 
+def test_a_window_is_as_large_as_the_box_in_it(granvit, scripted):
+    """Cut text would be read as another text."""
+    for box in ([10, 40, 190, 60], [3.4, 10, 67.9, 20], [0, 0, 200, 100]):
+        [ask] = granvit.about_boxes(photo(), np.array([box]), window=50)
+        assert ask.view.visible([box]) == 1 and max(ask.view.padded) <= max(50, 182 if box[0] == 10 else 201)
+    [ask] = granvit.about_boxes(photo(), np.array([[10, 40, 59, 60]]), window=50)
+    assert ask.view.source[2] - ask.view.source[0] == 50
+
+
 def test_read_without_a_window_is_describe(granvit):
     boxes = [[10, 10, 90, 90], [100, 0, 150, 50]]
     assert granvit.read(photo(), boxes) == granvit.describe(photo(), boxes)
@@ -264,6 +273,14 @@ def test_boxes_in_shares_of_the_picture(granvit, scripted):
     np.testing.assert_array_equal(asked[4][0], asked[5][0])
     with pytest.raises(GranvitError, match=r"boxes are in pixels; for shares of the picture add --normalized"):
         granvit.describe(photo(), shares)
+
+
+def test_attention_is_of_one_box_and_an_answer_has_a_token(granvit):
+    for boxes in ([], [[10, 10, 90, 90]] * 2):
+        with pytest.raises(GranvitError, match=f"one box at a time, not of {len(boxes)}"):
+            granvit.attend(photo(), boxes)
+    with pytest.raises(GranvitError, match="max_tokens 0"):
+        granvit.ask(photo(), "What?", max_tokens=0)
 
 
 def test_boxes_are_cut_to_the_picture():

@@ -120,7 +120,7 @@ class Read(_BoxTexts):
     """Transcribe the text in each box of pictures."""
 
     window: int | None = None
-    """Read each box in a window of so many pixels around it, for small text."""
+    """Read each box in a window of so many pixels around it, for small text; larger where the box is."""
 
     def check(self) -> None:
         check_window(self.window)

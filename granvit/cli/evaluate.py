@@ -46,7 +46,7 @@ class Eval:
     limit: int | None = None
     """At most so many images of the corpus and of each benchmark."""
     window: int | None = None
-    """Read text in windows of so many pixels around it."""
+    """Read text in windows of so many pixels around it, larger where a line is."""
     batch: int = 256
     """So many questions are answered at once. It changes speed and memory, never an answer."""
     out: Path | None = None

@@ -16,7 +16,7 @@ import numpy as np
 
 from granvit.bootstrap import Estimate, estimate
 from granvit.errors import GranvitError
-from granvit.evaluate.answering import ANSWERS, Journal, answer_all
+from granvit.evaluate.answering import ANSWERS, Journal, answer_all, notes_of
 from granvit.evaluate.calibration import Calibration, calibration
 from granvit.evaluate.items import EvalSet, Item, Task
 from granvit.evaluate.scoring import SCORERS, Scores, score
@@ -75,16 +75,15 @@ def run_evaluation(
     result = Evaluation(facts, {task.name: task for eval_set in eval_sets for task in eval_set.tasks})
     for eval_set in eval_sets:
         total = eval_set.image_count if limit is None else min(limit, eval_set.image_count or limit)
-        unreadable: dict[str, str] = {}
+        unusable: dict[str, str] = {}
+        unasked: dict[str, list[str]] = {}
         first = islice(eval_set.images(), limit)
-        items = answer_all(model, first, eval_set.tasks, journal, total, progress, eval_set.name, unreadable)
+        items = answer_all(model, first, eval_set.tasks, journal, total, progress, eval_set.name, unusable, unasked)
         result.items += items
-        result.notes += eval_set.notes
-        if unreadable:
-            why = next(iter(unreadable.values()))
-            result.notes.append(
-                f"{eval_set.name}: {len(unreadable):,} pictures can't be opened and are left out: {why}"
-            )
+        result.notes += eval_set.notes + notes_of(unasked)
+        if unusable:
+            why = next(iter(unusable.values()))
+            result.notes.append(f"{eval_set.name}: {len(unusable):,} pictures can't be used and are left out: {why}")
         images = list(dict.fromkeys(item.id for item in items))
         for task in eval_set.tasks:
             mine = [item for item in items if item.task == task.name]
@@ -93,7 +92,7 @@ def run_evaluation(
                 result.scores[task.name] = score(task, mine, images, seed=zlib.crc32(eval_set.name.encode()))
                 if (calibrated := calibration(task, mine)) is not None:
                     result.calibrations[task.name] = calibrated
-                    if lacking := len(mine) - calibrated.count:
+                    if lacking := len(mine) - calibrated.count - len(unasked.get(task.name, ())):
                         why = "were given by a version that kept no confidence, and left out of it"
                         result.notes.append(f"{task.name}: {lacking:,} answers {why}")
                 result.notes += _incomplete(task, len(mine)) + _on_measures(task, result.scores[task.name], mine)
@@ -135,7 +134,7 @@ def group_scores(tasks: dict[str, Task], scores: dict[str, Scores]) -> dict[str,
     """
     by_benchmark: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in scores:
-        if tasks[name].group:
+        if tasks[name].group and SCORERS[tasks[name].scorer].main in scores[name].values:
             by_benchmark[tasks[name].group][name.partition("-")[0]].append(name)
     groups = {}
     for group, benchmarks in by_benchmark.items():
@@ -144,7 +143,7 @@ def group_scores(tasks: dict[str, Task], scores: dict[str, Scores]) -> dict[str,
         whole = all(len(d) for splits in drawn for d in splits)
         draws = np.mean([np.mean(splits, axis=0) for splits in drawn], axis=0) if whole else np.empty(0)
         average = estimate(float(np.mean(list(parts.values()))), draws[~np.isnan(draws)])
-        assert average is not None, "main scores always have a value"
+        assert average is not None, "of main scores that have a value"
         groups[group] = GroupScore(average, parts)
     return groups
 

@@ -241,6 +241,9 @@ class HeldOutScores:
 
     def _keep(self, model: RegionModel, scored: Scored, name: str) -> None:
         task, _, metric = name.partition(".")
+        if metric not in scored.scores.get(task, {}):
+            tqdm.write(f"held-out pictures: {name} has no value after step {scored.step}: no best model is kept by it")
+            return
         value, folder = scored.scores[task][metric], self.out / scored.stage / BEST
         sign = -1 if metric in LESS_IS_BETTER else 1
         if folder.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -320,6 +321,8 @@ def constant(scorer: Scorer, items: Items) -> dict[str, float]:
         for name in scorer.constants:
             measure = scorer.measures[name]
             value = float(measure.value((times * measure.each(unique)).sum(0)))
+            if math.isnan(value):  # no true text is one that the measure is made for
+                continue
             better = min if name in LESS_IS_BETTER else max
             best[name] = better(best.get(name, value), value)
     return best

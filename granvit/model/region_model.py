@@ -6,6 +6,7 @@ On disk it is a stock LLaVA checkpoint plus one small file, `granvit.json`, that
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -31,7 +32,7 @@ from transformers import (
 
 from granvit.coordinates import Codec, get_codec
 from granvit.errors import CheckpointError, GranvitError
-from granvit.geometry import TiledView, View
+from granvit.geometry import TiledView, View, sizes
 from granvit.loading.chat_template import check_template
 from granvit.loading.checkpoint_files import LoadError, read_json
 from granvit.loading.models import image_settings, load, load_model
@@ -114,8 +115,12 @@ class RegionModel:
         return View.fit(self.settings.fit, size, self.canvas, self.settings.shapes)
 
     def window(self, box: ArrayLike, size: tuple[int, int], side: int) -> View:
-        """How a window of at most `side` x `side` pixels around a box is shown (`View.window_around`)."""
-        return View.window_around(box, size, side, self.canvas, shapes=self.settings.shapes)
+        """How a window of `side` x `side` pixels around a box is shown (`View.window_around`).
+
+        It is larger where the box is: what is asked about must be in sight. It ends at the image's edges.
+        """
+        whole = max(side, math.ceil(sizes(box).max()) + 1)  # corners are whole pixels, so by one more
+        return View.window_around(box, size, whole, self.canvas, shapes=self.settings.shapes)
 
     def show(self, picture: Image.Image, view: View | None = None) -> Tensor:
         """The canvases that show an EXIF-upright RGB picture, the whole where no view of it is named: (K, H, W, 3)."""

@@ -6,6 +6,7 @@ from granvit.evaluate.answering import Journal, question_digest
 from granvit.evaluate.items import Item, Task
 from granvit.loading.run_folder import checkpoint_id
 
+SHOWN = "digest of the picture"
 TASKS = {"locate": Task("locate", "boxes"), "read": Task("read", "reading", window=64)}
 
 
@@ -27,14 +28,14 @@ def answered():
 @pytest.fixture
 def path(tmp_path):
     with Journal(tmp_path / "answers.jsonl", "abc") as journal:
-        journal.write(answered(), TASKS)
+        journal.write(answered(), TASKS, SHOWN)
     return tmp_path / "answers.jsonl"
 
 
 def recalled(path, checkpoint="abc"):
     some = items()
     with Journal(path, checkpoint) as journal:
-        return some, [journal.recall(item, TASKS[item.task]) for item in some]
+        return some, [journal.recall(item, TASKS[item.task], SHOWN) for item in some]
 
 
 def test_answers_are_found_again(path):
@@ -58,7 +59,7 @@ def test_a_line_cut_off_by_a_crash_is_dropped_and_written_again(path, cut):
     path.write_bytes(whole[:-cut])
     assert recalled(path)[1] == [True, False]
     with Journal(path, "abc") as journal:
-        journal.write(answered()[1:], TASKS)
+        journal.write(answered()[1:], TASKS, SHOWN)
     assert path.read_bytes() == whole
 
 
@@ -84,24 +85,32 @@ def test_a_damaged_line_is_named(path, line, said):
         Journal(path, "abc")
 
 
-def test_another_file_is_refused(tmp_path):
-    (tmp_path / "answers.jsonl").write_text('{"some": "thing"}\n')
-    with pytest.raises(ValueError, match="line 1 is not that of a file of answers"):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"some": "thing"}', "line 1 is not that of a file of answers"),
+        ('{"journal": "granvit-answers"}', "another checkpoint's answers"),
+    ],
+)
+def test_another_file_is_refused(tmp_path, line, said):
+    (tmp_path / "answers.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=said):
         Journal(tmp_path / "answers.jsonl", "abc")
 
 
 def test_what_decides_the_answer_decides_whether_it_is_known():
     locate, read = items()
-    same = question_digest(locate, TASKS["locate"])
+    same = question_digest(locate, TASKS["locate"], SHOWN)
     locate.truth, locate.box = ["other"], (0, 0, 1, 1)  # the right answer is not shown to the model
-    assert question_digest(locate, TASKS["locate"]) == same
+    assert question_digest(locate, TASKS["locate"], SHOWN) == same
     locate.asked = "cups"
-    assert question_digest(locate, TASKS["locate"]) != same
-    shown = question_digest(read, TASKS["read"])
-    assert question_digest(read, Task("read", "reading", window=65)) != shown
-    assert question_digest(read, Task("read", "reading", window=64, longest=5)) != shown
+    assert question_digest(locate, TASKS["locate"], SHOWN) != same
+    shown = question_digest(read, TASKS["read"], SHOWN)
+    assert question_digest(read, Task("read", "reading", window=65), SHOWN) != shown
+    assert question_digest(read, Task("read", "reading", window=64, longest=5), SHOWN) != shown
+    assert question_digest(read, TASKS["read"], "another picture") != shown
     read.box = (1, 2, 3, 5)
-    assert question_digest(read, TASKS["read"]) != shown
+    assert question_digest(read, TASKS["read"], SHOWN) != shown
 
 
 def test_a_checkpoint_is_identified_by_its_weights_and_settings(tmp_path):

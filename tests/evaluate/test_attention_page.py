@@ -1,4 +1,5 @@
 import base64
+import io
 import json
 import re
 
@@ -13,7 +14,7 @@ from granvit.evaluate.attention import attend_box, patch_weights
 from granvit.evaluate.attention_mass import attention_mass
 from granvit.evaluate.attention_page import canvas_in_image, located_figure, seen_figure, write_mass, write_picture
 from granvit.evaluate.patch_encoder import PatchEncoder
-from granvit.page import percent
+from granvit.page import data_uri, percent
 from granvit.regions import Region, RegionImage
 
 BOX = (10.0, 10.0, 60.0, 50.0)
@@ -83,3 +84,9 @@ def test_the_numbers_of_a_corpus_and_its_examples(encoders, picture, tmp_path):
     assert percent(share["value"]) in text and f"{100 * share['change']['value']:+.1f} points" in text
     assert "From object regions" in text and "From text regions" in text and "image0" in text
     assert (tmp_path / "example1-encoders.png").exists() and (tmp_path / "example1-located.png").exists()
+
+
+def test_a_figure_longer_than_a_webp_can_be_is_shown_smaller():
+    encoded = data_uri(Image.new("RGB", (20, 20_000), "red")).partition(",")[2]
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as shown:
+        assert shown.height == 16_383 and shown.getpixel((5, 9_000))[0] > 200

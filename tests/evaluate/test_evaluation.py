@@ -97,7 +97,7 @@ def test_every_question_is_asked_as_the_model_answers_it_alone(model):
         view = model.model.view(image.size)
         question = item.asked
         if item.task == "read":
-            view = View.window_around(item.box, image.size, 20, model.model.canvas)
+            view = View.window_around(item.box, image.size, 26, model.model.canvas)  # boxes are 25 high
             question = model.box_questions(view, item.box)[0]
         elif item.task == "cups-testA":
             question = ask_box(item.asked)
@@ -109,6 +109,9 @@ def test_every_question_is_asked_as_the_model_answers_it_alone(model):
 def test_an_evaluation_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch):
     monkeypatch.setattr(answering, "_IMAGES_AT_ONCE", 2)
     whole = evaluated(model)
+    decoded: list[bytes] = []
+    decode = answering.decode
+    monkeypatch.setattr(answering, "decode", lambda data: decoded.append(data) or decode(data))
 
     class Killed(Exception):
         pass
@@ -125,12 +128,70 @@ def test_an_evaluation_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch
     with open_journal(tmp_path, "me") as journal, pytest.raises(Killed):
         evaluated(model, journal)
     monkeypatch.setattr(GranViT, "answer", answer)
+    decoded.clear()
     with open_journal(tmp_path, "me") as journal:
         assert evaluated(model, journal).items == whole.items
-    assert opened == [f"img{i}" for i in range(4, COUNT)]  # two groups of two were answered and kept
+    assert decoded == PICTURES[4:]  # two groups of two were answered and kept
+    decoded.clear()
     with open_journal(tmp_path, "me") as journal:
         again = evaluated(model, journal, rows=2)
-    assert again.items == whole.items and opened == []
+    assert again.items == whole.items and decoded == []
+
+
+def test_answers_about_other_pictures_of_the_same_names_are_not_used(model, tmp_path):
+    def exchanged():
+        for i, image in enumerate(eval_images(4)):
+            yield EvalImage(image.id, lambda i=i: PICTURES[i + 4], image.items)
+
+    with open_journal(tmp_path, "me") as journal:
+        evaluated(model, journal, limit=4)
+    with open_journal(tmp_path, "me") as journal:
+        kept = run_evaluation(model, [eval_set(images=exchanged)], {}, journal, progress=False)
+    fresh = run_evaluation(model, [eval_set(images=exchanged)], {}, progress=False)
+    assert kept.items == fresh.items and kept.items[0].size == (54, 40)
+
+
+def test_boxes_of_a_picture_of_another_size_are_not_scored(model):
+    def some():
+        for image in eval_images(3):
+            for item in image.items:
+                item.size = (100, 80) if image.id == "img1" else (50 + int(image.id[3:]), 40)
+            yield image
+
+    result = run_evaluation(model, [eval_set(images=some)], {}, progress=False)
+    assert {item.id for item in result.items} == {"img0", "img2"}
+    assert any(
+        "img1: its boxes are of a picture of 100 x 80 pixels, and upright it has 51 x 40" in n for n in result.notes
+    )
+
+
+def test_a_question_too_long_for_the_model_is_wrong_and_the_rest_is_scored(model, tmp_path, capsys):
+    def some():
+        for image in eval_images(3):
+            if image.id == "img1":
+                image.items[1].asked = "tea " * 3000
+            yield image
+
+    for _ in range(2):  # it is said again where the others are known
+        with open_journal(tmp_path, "me") as journal:
+            result = run_evaluation(model, [eval_set(images=some)], {}, journal, progress=False)
+        [note] = [note for note in result.notes if "can't be asked" in note]
+        assert note.startswith(
+            "cups-testA: 1 questions can't be asked and count as answered wrongly, such as img1: 'tea "
+        )
+        assert not any("kept no confidence" in note for note in result.notes)
+    [item] = [item for item in result.items if len(item.asked) > 100]
+    assert (item.said, item.found, item.size) == ("", None, (51, 40)) and len(result.items) == 6
+    answering.answer_all(model, some(), TASKS, progress=False)
+    assert "1 questions can't be asked" in capsys.readouterr().out
+
+
+def test_texts_without_a_word_have_no_main_score_and_the_rest_is_written(tmp_path):
+    tasks = {"describe": Task("describe", "texts", "fine-grained")}
+    items = [Item(f"i{n}", "describe", (9, 9), [sign], said=sign, confidence=0.5) for n, sign in enumerate("★→+%")]
+    scores = {"describe": score(tasks["describe"], items, [item.id for item in items])}
+    assert group_scores(tasks, scores) == {}
+    assert "rouge_l" not in scores["describe"].values and scores["describe"].constant.keys() == {"exact"}
 
 
 def test_a_picture_that_cannot_be_opened_is_named(model):
@@ -151,7 +212,7 @@ def test_one_absent_picture_is_counted_and_named_and_the_rest_is_scored(model, t
         result = run_evaluation(model, [made], dict(FACTS), journal, progress=False)
     assert {item.id for item in result.items} == {"img0", "img1", "img3"}
     [note] = [note for note in result.notes if "left out" in note]
-    assert "1 pictures can't be opened and are left out: img2: not-an-image" in note
+    assert "1 pictures can't be used and are left out: img2: not-an-image" in note
     assert result.scores["cups-testA"].values["count"] == 5 == len(result.of("cups-testA"))
     # A picture that vanished after it was asked about is grey on the page.
     gone = eval_set(images=lambda: (EvalImage(image.id, lambda: b"", image.items) for image in eval_images(4)))

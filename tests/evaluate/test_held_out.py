@@ -191,6 +191,13 @@ def test_the_best_model_of_each_stage_is_kept(parts, tmp_path, monkeypatch, valu
     assert len(scores.best()) == 2 and "describe.rouge_l" in scores.best()[0]
 
 
+def test_a_score_without_a_value_keeps_no_model_and_training_goes_on(parts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(held_out, "evaluate", lambda *_, **__: Report({"describe": {"count": 4.0}}, {}))
+    run(parts, tmp_path, keep_best="describe.rouge_l")
+    assert not list(tmp_path.glob("*/best"))
+    assert "describe.rouge_l has no value after step 1: no best model is kept by it" in capsys.readouterr().out
+
+
 def test_a_model_that_cannot_answer_goes_on_training(parts, tmp_path, monkeypatch, whole, capsys):
     def fails(*_, **__):
         raise GranvitError("the logits are not finite")

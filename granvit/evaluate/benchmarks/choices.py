@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import binascii
 import csv
 import io
 from collections.abc import Callable
@@ -100,7 +99,7 @@ def _from_base64(file: Path, pictures: dict[str, str], index: str) -> Callable[[
         data = pictures.get(pictures[index], pictures[index])
         try:
             return base64.b64decode(data, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error, and what is no ASCII
             raise GranvitError(f"{file}: the image of question {index}: {error}") from error
 
     return load

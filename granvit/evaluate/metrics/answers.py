@@ -175,7 +175,7 @@ def choice_of(answer: str, options: Sequence[str]) -> str | None:
     letter = _LETTER.match(one_spaced(text.translate(_PLAIN)))
     if letter:
         return letter.group(1) if letter.group(1) in LETTERS[: len(options)] else None
-    plain = [_without_stop(option) for option in options]
+    plain = [_without_stop(option) for option in options[: len(LETTERS)]]
     said = _without_stop(text)
     return LETTERS[plain.index(said)] if plain.count(said) == 1 else None
 

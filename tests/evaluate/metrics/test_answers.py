@@ -150,6 +150,7 @@ def test_a_choice_is_read_in_one_way(said, letter):
 
 
 def test_equal_options_cannot_be_chosen_by_their_text():
+    assert choice_of("o27", [f"o{n}" for n in range(30)]) is None  # there is no letter for it
     assert choice_of("yes", ["yes", "Yes", "no"]) is None
     assert choice_of("no", ["yes", "Yes", "no"]) == "C"
 
