@@ -92,9 +92,6 @@ def run_evaluation(
                 result.scores[task.name] = score(task, mine, images, seed=zlib.crc32(eval_set.name.encode()))
                 if (calibrated := calibration(task, mine)) is not None:
                     result.calibrations[task.name] = calibrated
-                    if lacking := len(mine) - calibrated.count - len(unasked.get(task.name, ())):
-                        why = "were given by a version that kept no confidence, and left out of it"
-                        result.notes.append(f"{task.name}: {lacking:,} answers {why}")
                 result.notes += _incomplete(task, len(mine)) + _on_measures(task, result.scores[task.name], mine)
     if not result.items:
         raise GranvitError("; ".join([f"nothing to evaluate: no question for {', '.join(names)}", *result.notes]))

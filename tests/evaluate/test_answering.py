@@ -44,15 +44,6 @@ def test_answers_are_found_again(path):
     assert [item.confidence for item in some] == [0.1 + 0.2, None]
 
 
-def test_answers_of_a_version_without_confidences_are_used(path):
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for line in lines[1:]:
-        del line["confidence"]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    some, known = recalled(path)
-    assert known == [True, True] and some == answered() and some[0].confidence is None
-
-
 @pytest.mark.parametrize("cut", [1, 5, 60])
 def test_a_line_cut_off_by_a_crash_is_dropped_and_written_again(path, cut):
     whole = path.read_bytes()

@@ -179,7 +179,6 @@ def test_a_question_too_long_for_the_model_is_wrong_and_the_rest_is_scored(model
         assert note.startswith(
             "cups-testA: 1 questions can't be asked and count as answered wrongly, such as img1: 'tea "
         )
-        assert not any("kept no confidence" in note for note in result.notes)
     [item] = [item for item in result.items if len(item.asked) > 100]
     assert (item.said, item.found, item.size) == ("", None, (51, 40)) and len(result.items) == 6
     answering.answer_all(model, some(), TASKS, progress=False)
