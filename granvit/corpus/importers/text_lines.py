@@ -173,7 +173,7 @@ def read_sroie(
             lines = read_lines(files[0], encoding)
             count = len(lines)
             record = _record(src, uri, [_sroie_region(line) for line in lines], source, licence, split)
-            record.conversations, lacking = _fields(src, stem)
+            record.conversations, lacking = _fields(src, stem, encoding)
             yield record
             yield LeftOut("fields without a value", lacking, uri)
         except Refused as refused:
@@ -192,14 +192,14 @@ _QUESTIONS = {
 }
 
 
-def _fields(src: Path, stem: str) -> tuple[list[Conversation], int]:
+def _fields(src: Path, stem: str, encoding: str) -> tuple[list[Conversation], int]:
     """The fields of a receipt as conversations, and how many have no value; none where no file states any."""
     places = [src / folder / f"{stem}{ending}" for folder in ("key", "entities") for ending in (".json", ".txt")]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         return [], 0
     try:
-        stated = json.loads(read_text(file))
+        stated = json.loads(read_text(file, encoding))
         if not isinstance(stated, dict):
             raise Refused("bad-field", f"{file.name} is no object of fields")
     except (ValueError, RecursionError) as error:
