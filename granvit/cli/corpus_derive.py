@@ -232,6 +232,8 @@ class Leakage:
             benchmarks = load_benchmarks(self.against, self.workers)
             for name, reason in benchmarks.problems[:SHOWN_LEAKS]:
                 print(f"not compared: {name}: {reason}", file=sys.stderr)
+            if len(benchmarks.problems) > SHOWN_LEAKS:
+                print(f"not compared: ... {len(benchmarks.problems) - SHOWN_LEAKS} more", file=sys.stderr)
             with locked(self.report):
                 report = find_leaks(
                     corpus,
