@@ -126,6 +126,16 @@ def test_fields_are_in_the_encoding_of_the_lines(tmp_path):
     assert first.conversations == [] and ("bad-encoding", 0) in [(r.reason, r.conversation) for r in refused]
 
 
+def test_fields_that_are_not_asked_for_are_counted(tmp_path):
+    src = sroie(tmp_path / "raw")
+    for folder, content in (("key", '{"company": "A", "tax": "1", "phone": ""}'), ("entities", '{"company": "B"}')):
+        (src / folder).mkdir()
+        (src / folder / "000.json").write_text(content)
+    assert import_corpus("sroie", src, tmp_path / "out").left_out == {
+        "further files of a receipt's fields": 1, "fields that are not asked for": 2, "fields without a value": 3,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("content", ["[1]", "{", "no json", "[" * 100_000])
 def test_a_damaged_file_of_fields_costs_the_fields_alone(tmp_path, content):
     src = sroie(tmp_path / "raw")
