@@ -32,7 +32,7 @@ class Merge:
     paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="CORPUS CORPUS [CORPUS ...] OUT")]
     """The corpora, then the corpus folder to write."""
     skip_known: bool = False
-    """Leave out an image whose id an earlier one has; otherwise two of one id are an error."""
+    """Leave out an image whose id an earlier one has; otherwise two of one id are an error. Held-out data first."""
     overwrite: bool = False
     """Replace the corpus at OUT once the new one is complete."""
 

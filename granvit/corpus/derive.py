@@ -136,7 +136,8 @@ def merge(corpora: Sequence[Corpus], out: str | Path, skip_known: bool = False, 
         skip_known: leave out an image whose id an earlier one has; otherwise two of one id are an error.
 
     Raises:
-        CorpusError: two images have one id, or `out` is in use.
+        CorpusError: two images have one id, `out` is in use, or an image held out would be left out for an earlier
+            one that is trained on.
     """
     meta = {"merged": {str(corpus.path): corpus.manifest["meta"] for corpus in corpora}}
     held_out: set[str] = set()
