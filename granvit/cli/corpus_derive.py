@@ -32,7 +32,7 @@ class Merge:
     paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="CORPUS CORPUS [CORPUS ...] OUT")]
     """The corpora, then the corpus folder to write."""
     skip_known: bool = False
-    """Leave out an image whose id an earlier one has; otherwise two of one id are an error."""
+    """Leave out an image whose id an earlier one has; otherwise two of one id are an error. Held-out data first."""
     overwrite: bool = False
     """Replace the corpus at OUT once the new one is complete."""
 
@@ -232,6 +232,8 @@ class Leakage:
             benchmarks = load_benchmarks(self.against, self.workers)
             for name, reason in benchmarks.problems[:SHOWN_LEAKS]:
                 print(f"not compared: {name}: {reason}", file=sys.stderr)
+            if len(benchmarks.problems) > SHOWN_LEAKS:
+                print(f"not compared: ... {len(benchmarks.problems) - SHOWN_LEAKS} more", file=sys.stderr)
             with locked(self.report):
                 report = find_leaks(
                     corpus,

@@ -214,7 +214,7 @@ class Annotate:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the models go."""
     source: str = ""
-    """The data set's name, the first part of every id; by default that of SRC."""
+    """The data set's name, the first part of every id; by default that of SRC. A corpus by default keeps its own."""
     licence: str = ""
     """The terms of the images, recorded with each."""
     follow_links: bool = False

@@ -136,14 +136,22 @@ def merge(corpora: Sequence[Corpus], out: str | Path, skip_known: bool = False, 
         skip_known: leave out an image whose id an earlier one has; otherwise two of one id are an error.
 
     Raises:
-        CorpusError: two images have one id, or `out` is in use.
+        CorpusError: two images have one id, `out` is in use, or an image held out would be left out for an earlier
+            one that is trained on.
     """
     meta = {"merged": {str(corpus.path): corpus.manifest["meta"] for corpus in corpora}}
+    held_out: set[str] = set()
     with CorpusWriter(out, meta=meta, overwrite=overwrite) as writer:
         for corpus in corpora:
             for record in corpus:
                 if not (skip_known and record.id in writer):
                     writer.write(record)
+                    held_out |= {record.id} if record.split in _HELD_OUT else set()
+                elif record.split in _HELD_OUT and record.id not in held_out:
+                    raise CorpusError(
+                        f"{corpus.path}: {record.id!r} is in {record.split}, and trained on in an earlier corpus: "
+                        "name the held-out data first"
+                    )
     return writer.images
 
 

@@ -36,6 +36,15 @@ def test_merge_refuses_or_skips_known_ids(tmp_path):
     assert merge([a, b], tmp_path / "out", skip_known=True) == 8
 
 
+def test_a_held_out_image_is_not_skipped_for_one_that_is_trained_on(tmp_path):
+    train, test, val = (numbered(tmp_path / name, 2, split=name) for name in ("train", "test", "val"))
+    with pytest.raises(CorpusError, match="test: '0' is in test, and trained on in an earlier corpus: name the held"):
+        merge([train, test], tmp_path / "out", skip_known=True)
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert merge([test, train, val], tmp_path / "out", skip_known=True) == 2
+    assert {r.split for r in Corpus(tmp_path / "out").records()} == {"test"}
+
+
 def test_split_writes_each_split_and_holds_out_the_same_images_everywhere(tmp_path):
     records = [record(f"{i}", None, split=["", "train", "val", "test"][i % 4]) for i in range(200)]
     counts = split(corpus(tmp_path / "in", records), tmp_path / "parts", val=0.2, test=0.1)

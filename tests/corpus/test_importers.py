@@ -253,6 +253,14 @@ def test_first_line_keeps_a_company_together(tmp_path):
     assert 8 <= Counter(chosen.values())["val"] / 2 <= 32
 
 
+def test_the_first_line_is_one_that_is_read(tmp_path):
+    """Words that nobody could read have one text, "###", in all pictures: they'd all go into one split."""
+    unread = {"bbox": [1, 2, 20, 20], "text": "###", "ignore": True}
+    rows = [row(f"images/{i}.jpg", [unread, {"bbox": [1, 2, 20, 20], "text": f"COMPANY {i}"}]) for i in range(40)]
+    chosen = splits(pack(tmp_path / "pack", *rows), tmp_path / "out", val_fraction=0.5, group="first-line")
+    assert 8 <= Counter(chosen.values())["val"] <= 32
+
+
 def test_a_picture_that_is_trained_on_first_and_held_out_later_is_reported_by_name(tmp_path):
     region = {"bbox": [1, 2, 20, 20], "caption": "x"}
     train = pack(tmp_path / "train", row("images/a.jpg", [region]), row("images/b.jpg", [region]))

@@ -5,6 +5,7 @@ Text images are read, others described: the paper reads documents, charts and re
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -142,8 +143,12 @@ class Stages:
 
     def _read(self, items: Sequence[Item]) -> list[Item]:
         """What the images say; those given are not changed, for they may turn out to be no text images."""
-        records = [replace(item.record, regions=[], caption=None) for item in items]
-        blank = [Item(record, item.picture, kind="text") for record, item in zip(records, items, strict=True)]
+        blank = []
+        for item in items:
+            own = item.record
+            replaced = Counter({"region-replaced": len(own.regions), "caption-replaced": int(bool(own.caption))})
+            record = replace(own, regions=[], caption=None)
+            blank.append(Item(record, item.picture, list(item.rejections), "text", item.changes + replaced))
         return self._apply(self._plan.ocr, blank)
 
     def _describe(self, items: Sequence[Item]) -> list[Item]:

@@ -301,31 +301,48 @@ def open_source(
     if not root.exists():
         raise CorpusError(f"{root} does not exist")
     with within(root, follow_links=follow_links):
-        return LinkedSource(_known(root, keep, name, licence), root, follow_links)
+        return LinkedSource(next(_known(root, keep, name, licence)), root, follow_links)
 
 
-def _known(root: Path, keep: bool, name: str, licence: str) -> ImageSource:
-    name = name or root.resolve().name
+def open_sources(src: str | Path, follow_links: bool = False) -> Iterator[ImageSource]:
+    """Every source at `src`, where `open_source` gives the first: Parquet, tars and pictures may lie side by side.
+
+    Raises:
+        CorpusError: as `open_source`.
+    """
+    root = Path(src)
+    if not root.exists():
+        raise CorpusError(f"{root} does not exist")
+    with within(root, follow_links=follow_links):
+        sources = list(_known(root, keep=False, name="", licence=""))
+    return (LinkedSource(source, root, follow_links) for source in sources)
+
+
+def _known(root: Path, keep: bool, name: str, licence: str) -> Iterator[ImageSource]:
     if (root / MANIFEST).exists():
         Corpus(root)
-        return CorpusSource(root, keep, licence)
+        yield CorpusSource(root, keep, licence, name)
+        return
+    name = name or root.resolve().name
     if keep:
         raise CorpusError(f"{root} is no corpus, so it has no boxes to keep")
     if root.is_file():
         for kind in (ParquetSource, TarSource):
             if root.name.lower().endswith(kind.suffixes):
-                return kind(root.parent, name.partition(".")[0], licence, root.name)
+                yield kind(root.parent, name.partition(".")[0], licence, root.name)
+                return
         raise CorpusError(f"{root} is neither Parquet nor a tar; pictures are given as a folder")
     if any((root / file).exists() for file in ("dataset_dict.json", "state.json")):
-        return DatasetSource(root, name, licence)
-    for kind in (ParquetSource, TarSource):
-        if any(kind.names(root)):
-            return kind(root, name, licence)
+        yield DatasetSource(root, name, licence)
+        return
+    packed = [kind for kind in (ParquetSource, TarSource) if any(kind.names(root))]
+    yield from (kind(root, name, licence) for kind in packed)
     kinds = Counter(kind for _, kind in listing(root))
-    if not kinds["picture"]:
+    if kinds["picture"] or (packed and kinds["unsupported"]):
+        yield FolderSource(root, name, licence)
+    elif not packed:
         others = f" ({kinds['unsupported']} pictures in formats that are not read)" if kinds["unsupported"] else ""
         raise CorpusError(f"{root} holds no picture, Parquet file, tar, data set or corpus{others}")
-    return FolderSource(root, name, licence)
 
 
 @dataclass(frozen=True)
@@ -362,24 +379,29 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class CorpusSource:
-    """An existing corpus, with its regions or without."""
+    """An existing corpus, with its regions or without; a `name` goes in front of its ids, which stay each its own."""
 
     root: Path
     keep: bool
     licence: str
+    name: str = ""
 
     def files(self) -> Iterator[Listed]:
         yield InputFile(MANIFEST, len(_corpus(self.root)), sha256(self.root / MANIFEST))
 
     def identify(self, file: str, index: int) -> tuple[str, str]:
         record = _corpus(self.root)[index]
-        return record.id, record.uri
+        return self._id(record), record.uri
+
+    def _id(self, record: RegionImage) -> str:
+        return f"{self.name}/{record.id}" if self.name else record.id
 
     def read(self, file: str, index: int) -> RegionImage:
         corpus = _corpus(self.root)
         corpus.check_shard(corpus.shard_of(index))
         record = corpus[index]
-        record = replace(record, licence=self.licence or record.licence)
+        source, licence = self.name or record.source, self.licence or record.licence
+        record = replace(record, id=self._id(record), source=source, licence=licence)
         return record if self.keep else replace(record, regions=[], caption=None)
 
 

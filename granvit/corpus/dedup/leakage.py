@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from granvit.corpus.annotate.base import InputFile
-from granvit.corpus.annotate.sources import open_source
+from granvit.corpus.annotate.sources import open_source, open_sources
 from granvit.corpus.check import Refused, Rejection
 from granvit.corpus.dedup.copy_search import CopyFinder
 from granvit.corpus.dedup.perceptual_hash import (
@@ -35,7 +35,6 @@ from granvit.corpus.dedup.perceptual_hash import (
     store_fingerprints,
 )
 from granvit.corpus.derive import write_part
-from granvit.corpus.importers.image_folder import pictures
 from granvit.corpus.layout import MANIFEST, CorpusError
 from granvit.corpus.store import Corpus
 from granvit.files import open_regular, read_regular, write_text
@@ -44,11 +43,13 @@ from granvit.regions import RegionImage
 # A list of names: RefCOCO's have a few MB.
 _LONGEST_LIST = 1 << 30
 
+_COCO_DIGITS = 12
 LISTS = (".txt", ".json", ".jsonl", ".txt.gz", ".json.gz", ".jsonl.gz")
 
 # In the order of preference: a file name says more than a number.
 _NAME_FIELDS = ("file_name", "img_path", "image_path", "image", "uri", "image_id", "id")
-_COCO_NUMBER = re.compile(r"(?:^|\D)(\d{12})$")
+# REFER's names have an annotation's number behind COCO's, which begin with six zeros; photos' dates do not.
+_COCO_NUMBER = re.compile(r"(?:^|\D)(\d{12}$|0{6}\d{6}(?=_\d+$))")
 
 
 @dataclass
@@ -72,8 +73,9 @@ class BenchmarkImages:
 
 def keys(name: str) -> set[str]:
     """What an image of this file name or id may be called in a list: its COCO number, or the name without folder and
-    ending. COCO's numbers are the twelve digits at the end of "COCO_train2014_000000123456.jpg" and
-    "000000123456.jpg"; a name of fewer digits, like "1.jpg", is a name."""
+    ending. COCO's numbers are the twelve digits at the end of "COCO_train2014_000000123456.jpg",
+    "000000123456.jpg" and RefCOCO's "COCO_train2014_000000123456_16.jpg"; a name of fewer digits, like "1.jpg", is a
+    name."""
     stem = PurePosixPath(name.replace("\\", "/")).name
     stem = stem.rpartition(".")[0] or stem
     number = _COCO_NUMBER.search(stem)
@@ -82,6 +84,8 @@ def keys(name: str) -> set[str]:
 
 def load_benchmarks(places: Iterable[Path], workers: int = 0) -> BenchmarkImages:
     """The images of benchmarks, each a corpus, a folder of pictures, Parquet or tars with pictures, or lists of names.
+
+    Pictures, Parquet and tars may lie side by side in a folder; texts beside them are not taken for lists.
 
     A list is a text file with a name or number on each line, JSON lines, or JSON: an array, or an object with an array
     "images", as COCO has. Names stand in the field file_name, img_path, image_path, image, uri, image_id or id,
@@ -120,23 +124,29 @@ def _lists(place: Path) -> list[Path]:
         raise CorpusError(f"{place} does not exist")
     if not place.is_dir():
         return [place] if place.name.lower().endswith(LISTS) else []
-    if (place / MANIFEST).exists() or any(pictures(place)):
+    lists = sorted(file for file in place.iterdir() if file.name.lower().endswith(LISTS))
+    if not lists or (place / MANIFEST).exists():
         return []
-    return sorted(file for file in place.iterdir() if file.name.lower().endswith(LISTS))
+    try:
+        open_source(place, follow_links=True)
+    except CorpusError:
+        return lists
+    return []  # beside pictures of whatever kind a text is more likely a licence than a list
 
 
 def _records(place: Path, found: BenchmarkImages) -> Iterator[RegionImage]:
-    source = open_source(place, follow_links=True)
-    for file in source.files():
-        if isinstance(file, Rejection):
-            found.problems.append((file.uri, file.reason))
-        if not isinstance(file, InputFile):
-            continue
-        for index in range(file.images):
-            try:
-                yield source.read(file.name, index)
-            except Refused as refused:
-                found.problems.append((f"{file.name}#{index}", refused.reason))
+    for source in open_sources(place, follow_links=True):
+        for file in source.files():
+            if isinstance(file, Rejection):
+                found.problems.append((file.uri, file.reason))
+            # What one source leaves out is no picture, or another one's.
+            if not isinstance(file, InputFile):
+                continue
+            for index in range(file.images):
+                try:
+                    yield source.read(file.name, index)
+                except Refused as refused:
+                    found.problems.append((f"{file.name}#{index}", refused.reason))
 
 
 def _unpacked(file: Path) -> bytes:
@@ -152,7 +162,7 @@ def _unpacked(file: Path) -> bytes:
 
 def _read_list(file: Path, listed: dict[str, str]) -> None:
     try:
-        text = _unpacked(file).decode()
+        text = _unpacked(file).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise CorpusError(f"{file}: {error}") from error
     kind = file.name.lower().removesuffix(".gz").rpartition(".")[2]
@@ -160,7 +170,7 @@ def _read_list(file: Path, listed: dict[str, str]) -> None:
         name = _name(entry)
         if name is None:
             raise CorpusError(f"{file}: entry {number} has none of the fields {', '.join(_NAME_FIELDS)}")
-        for key in {f"coco:{int(name)}"} if name.isdecimal() else keys(name):
+        for key in {f"coco:{int(name)}"} if name.isdecimal() and len(name) <= _COCO_DIGITS else keys(name):
             listed.setdefault(key, name)
 
 

@@ -105,4 +105,4 @@ def _region_row(region: Region) -> dict[str, Any]:
         "text_by": region.text_by,
         "ignore": region.ignore,
     }
-    return {name: value for name, value in row.items() if value not in (None, [], False)}
+    return {name: value for name, value in row.items() if value is not None and value is not False and value != []}

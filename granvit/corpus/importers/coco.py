@@ -17,6 +17,7 @@ from granvit.corpus.importers.base import (
     ambiguous_ids,
     as_flag,
     as_id,
+    as_number,
     as_polygon,
     as_size,
     as_split,
@@ -33,6 +34,7 @@ from granvit.regions import Region, RegionImage
 
 _Entry = TypeVar("_Entry")
 
+_LICENCES = "licenses"
 _PREFIX = "instances_"
 _IN_IMAGE_FOLDER = "_annotations.coco.json"
 
@@ -64,7 +66,8 @@ def read(
 
     Boxes: x, y, width, height in pixels. The category's name becomes the text, unless there is a transcription,
     ``"attributes": {"text"}``, as annotation tools write it; ``iscrowd`` becomes ignore; an outline of one polygon is
-    kept. Masks of several polygons or of run lengths, keypoints and further attributes are left out and counted.
+    kept, and "score", in [0, 1]. An image's "license" becomes its terms, by its name in "licenses", unless `licence`
+    names them. Masks of several polygons or of run lengths, keypoints and further attributes are left out and counted.
     Tables are joined by the value of their ids, "1" being 1; an id that several entries have is "ambiguous-id", as is
     what refers to it. Terms: COCO's annotations are CC BY 4.0, its photos under their Flickr licences.
 
@@ -186,7 +189,7 @@ def read_tables(
                 regions=regions,
                 uri=uri,
                 source=source,
-                licence=licence,
+                licence=licence or reader.licence(image),
                 caption=(caption_of or {}).get(key),
                 split=split,
             )
@@ -227,6 +230,19 @@ class _Annotations:
             if self._names.setdefault(key, names) != names:
                 self._unclear.add(key)
         self._ambiguous = ambiguous_ids((as_id(row.get("id")), row) for row in self.tables["annotations"])
+        stated = [(as_id(row.get("id")), row) for row in self.tables[_LICENCES]]
+        unclear = ambiguous_ids(stated)
+        self._licences: dict[Hashable, str] = {
+            key: _terms(row) for key, row in stated if key is not None and key not in unclear
+        }
+
+    def licence(self, image: dict[str, Any]) -> str:
+        """The terms of an image, "" where it states none. In a file that lists none, the number says nothing."""
+        if image.get("license") is None or not self.tables[_LICENCES]:
+            return ""
+        key = as_id(image["license"])
+        self.left_out["licence of an image that is not listed, or several times"] += key not in self._licences
+        return self._licences.get(key, "")
 
     def regions(self, annotations: list[dict[str, Any]]) -> list[Region]:
         """The regions of one image's annotations, refused ones among them."""
@@ -254,6 +270,7 @@ class _Annotations:
             box=stated_sides(annotation.get("bbox")),
             text=text,
             kind="text" if is_text else "object",
+            score=None if annotation.get("score") is None else as_number(annotation["score"]),
             alternatives=others,
             polygon=self._polygon(annotation.get("segmentation")),
             ignore=ignore,
@@ -276,18 +293,26 @@ class _Annotations:
         return None
 
 
+def _terms(licence: dict[str, Any]) -> str:
+    return " ".join((as_text(licence.get("name")) or as_text(licence.get("url"))).split())
+
+
 def load_tables(
     file: Path, names: tuple[str, ...] = ("images", "annotations", "categories"), encoding: str = ""
 ) -> dict[str, list[dict[str, Any]]]:
-    """The lists of objects of these `names` in a JSON file; an entry that is no object counts as one without fields.
+    """The lists of objects of these `names` in a JSON file, and of "licenses", which may be absent.
+
+    An entry that is no object counts as one without fields.
 
     Raises:
         CorpusError: there are no such lists.
     """
     data = read_json(file, encoding)
     tables = {}
-    for name in names:
+    for name in (*names, _LICENCES):
         entries = data.get(name) if isinstance(data, dict) else None
+        if name == _LICENCES and not isinstance(entries, list):
+            entries = []
         if not isinstance(entries, list):
             raise CorpusError(f"{file}: not in COCO's format: {name!r} should be a list of objects")
         tables[name] = [entry if isinstance(entry, dict) else {} for entry in entries]

@@ -7,11 +7,11 @@ shown is checked, and not kept: a record's picture is shown before the first que
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from granvit.corpus.check import UNKNOWN_SIZE, Refused, Rejection, UnreadConversation, shown
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, UnreadConversation, shown
 from granvit.corpus.importers.base import Found, as_split, as_text, read_image
 from granvit.regions import Conversation, RegionImage, Role, Turn
 
@@ -52,7 +52,8 @@ def conversation_in(entry: dict[str, Any], pictured: bool) -> Conversation:
     An entry's "system" becomes the first turn.
     """
     try:
-        turns = next((entry[name] for name in TURNS if entry.get(name) is not None), None)
+        stated = [entry[name] for name in TURNS if entry.get(name) is not None]
+        turns = next((turns for turns in stated if turns != []), stated[0] if stated else None)
         if not isinstance(turns, list):
             raise Refused("missing-field", f"{' or '.join(TURNS)} should be a list, got {shown(turns)}")
         system = entry.get("system")
@@ -60,6 +61,12 @@ def conversation_in(entry: dict[str, Any], pictured: bool) -> Conversation:
         return first + read_turns(turns, pictured)
     except Refused as refused:
         return UnreadConversation(refused)
+
+
+def beside(entry: dict[str, Any], names: Sequence[str], where: str) -> Iterator[LeftOut]:
+    """The fields of these `names` that go unread since an earlier one says something already."""
+    stated = [name for name in names if entry.get(name) not in (None, "", [])]
+    yield from (LeftOut(f"field {name!r} beside {stated[0]!r}", 1, where) for name in stated[1:])
 
 
 def read_turns(turns: list[Any], pictured: bool) -> Conversation:

@@ -15,6 +15,7 @@ from granvit.corpus.importers.conversations import (
     OTHER_MEDIA,
     PICTURES,
     TURNS,
+    beside,
     conversation_in,
     entry_of,
     pictured_record,
@@ -52,14 +53,17 @@ def read(
     as many conversations; an entry without a picture becomes a record of a conversation alone. What is refused, and
     ShareGPT's other names of the fields: see the importer sharegpt.
 
-    Boxes become regions. A question with one box in it, answered in words, gives a region with the answer as its text.
-    An answer that is one box gives a region with the phrase asked for as its text, which is what follows the question's
-    colon. The same box and text give one region. The answer to this project's question for a caption becomes the
-    caption. A conversation that holds nothing else is not kept beside them: training asks these questions itself.
-    Every other conversation is kept whole, its boxes the text that they are; they give regions too, and those that
-    belong to no one phrase are refused as "empty-text", boxes that can't be read as "bad-box". Entries that the
-    exporter marks as conversations give no regions. All regions become objects: the layout doesn't tell transcriptions
-    from captions.
+    Boxes become regions. A question for what is in a box, answered in words, gives a region with the answer as its
+    text. It is one if, beside its one box, it has nothing but words of such a request: "Please provide a short
+    description for this region:", "What is in", "Read the text in", or no word at all. With any other word, as in
+    "What colour is" or "How many people", or with "Is" or "Does" in front, it asks for something else. An answer that
+    is one box gives a region with the phrase asked for as its text, which is what follows the question's colon. The
+    same box and text give one region. The answer to this project's question for a caption becomes the caption. A
+    conversation that holds nothing else is not kept beside them: training asks these questions itself. Every other
+    conversation is kept whole, its boxes the text that they are; they give regions too, and those that belong to no
+    one phrase are refused as "empty-text", boxes that can't be read as "bad-box". Entries that the exporter marks as
+    conversations give no regions. Other fields are counted and not read. All regions become objects: the layout
+    doesn't tell transcriptions from captions.
 
     Boxes: text, written as `coordinates` says (see `granvit.coordinates`). What they are relative to is nowhere written
     down, so where there are some, `frame` must say it: "image" (0 to 1 of width and height) or "canvas" (of the picture
@@ -83,6 +87,7 @@ def read(
         except Refused as refused:
             yield Rejection(refused.reason, "", where, None, refused.detail, conversations=1)
             continue
+        yield from _unread(entry, where)
         conversation = conversation_in(entry, name is not None)
         if name is None:
             yield text_record(f"{source}/{where}", conversation, source, licence, split)
@@ -167,10 +172,36 @@ def _boxes_of(question: str, answer: str, codec: Codec) -> Iterator[tuple[str, s
     mentioned = [written for written in mentioned if codec.decode(written)]
     if _BOX.fullmatch(answer) and not certain:
         yield answer, question.partition(":")[2].strip()
-    elif len(certain or asked) == 1 and not mentioned:
+    elif len(certain or asked) == 1 and not mentioned and _asks_for_content(question):
         yield (certain or asked)[0], answer
     else:
-        yield from ((written, "") for written in asked + mentioned)
+        yield from ((written, "") for written in (certain or asked) + mentioned)
+
+
+# What a request for the content of a box names, and the words that may stand around it.
+_REQUESTS = frozenset("describe description caption read transcribe transcription what".split())
+_AROUND = frozenset(
+    """
+    a an and area are at be bounding box brief by can concise contained contains content contents coordinate coordinates
+    could defined depicted detailed display displayed displays do does following for generate give given go here how i
+    image in indicated inside into is it located marked me more no normalized object objects of one part phrase photo
+    picture please provide provided region regions s say says section see seen sentence short show shown shows single
+    specific specified tell text than that the there these this to unique us visible will with within word words would
+    write written you your
+    """.split()
+)
+_YES_OR_NO = ("is", "are", "do", "does")
+
+
+def _asks_for_content(question: str) -> bool:
+    """Whether a question with a box in it asks for what is in the box, as the importer's docstring has it."""
+    words = re.findall(r"[^\W_]+", _BOX.sub(" ", question).casefold())
+    if not words:
+        return True
+    others = set(words) - _REQUESTS
+    # Of numbers, as in "no more than 10 words".
+    plain = all(word in _AROUND or word.isdecimal() for word in others)
+    return plain and len(others) < len(set(words)) and words[0] not in _YES_OR_NO
 
 
 def entries(file: Path) -> Iterator[Any]:
@@ -190,7 +221,12 @@ def entries(file: Path) -> Iterator[Any]:
     yield from (row for _, row in json_lines(file))
 
 
-_KNOWN = {*TURNS, *PICTURES, *OTHER_MEDIA, "system", "id"}
+_KNOWN = {*TURNS, *PICTURES, *OTHER_MEDIA, "system", "id", MARK}
+
+
+def _unread(entry: dict[str, Any], where: str) -> Iterator[LeftOut]:
+    yield from (LeftOut(f"field {shown(key)}", 1, where) for key in entry if key not in _KNOWN)
+    yield from beside(entry, TURNS, where)
 
 
 @importer("sharegpt", without_regions=True)
@@ -228,7 +264,7 @@ def read_sharegpt(
         except Refused as refused:
             yield Rejection(refused.reason, "", where, None, refused.detail, conversations=1)
             continue
-        yield from (LeftOut(f"field {shown(key)}", 1, where) for key in entry if key not in _KNOWN)
+        yield from _unread(entry, where)
         conversation = conversation_in(entry, name is not None)
         if name is None:
             yield text_record(f"{source}/{where}", conversation, source, licence, split)

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from granvit import image_limits
-from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection
+from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, shown
 from granvit.corpus.importers.base import (
     MAX_FILE_BYTES,
     Found,
     as_box,
+    as_id,
     as_sides,
     as_split,
     as_text,
@@ -28,7 +29,13 @@ from granvit.corpus.importers.base import (
     read_image,
     read_regions,
 )
-from granvit.corpus.importers.conversations import TURNS, cauldron_turns, conversation_in, text_record
+from granvit.corpus.importers.conversations import (
+    TURNS,
+    beside,
+    cauldron_turns,
+    conversation_in,
+    text_record,
+)
 from granvit.corpus.importers.image_folder import FileKind, listing
 from granvit.corpus.layout import CorpusError
 from granvit.errors import GranvitError
@@ -179,8 +186,9 @@ def read(
     the rounds of one; a row without a picture is then a record of its conversation alone; and "objects", regions as
     detection sets have them: ``{"bbox": [...], "category": [...]}``, or a list of ``{"bbox", "category"}``. A category
     is a name, or a number of a ClassLabel, whose names `datasets` keeps in the file; a number without names is refused
-    as "unknown-category". Other columns are counted and not read. Files named ``train-00000-of-00009.parquet``, or in a
-    folder ``train``, are of that split, unless `split` names one.
+    as "unknown-category". Other columns are counted and not read, as is a second column of captions or conversations
+    where a row has both, and the caption of a row without a picture. Files named ``train-00000-of-00009.parquet``, or
+    in a folder ``train``, are of that split, unless `split` names one.
 
     Boxes: x, y, width, height in pixels, as in COCO and in most sets of the hub; with `box_format` "xyxy", the two
     corners. A corpus of this project needs no import. Terms: the table's own; state them with `licence`.
@@ -215,6 +223,8 @@ def read(
                 if said and row[pictures] in (None, []) and not _entries(row.get(_OBJECTS)):
                     id = f"{source}/{as_text(row.get('id')) or uri}"
                     yield text_record(id, said[0], source, licence, split or _split(name))
+                    yield LeftOut("captions of rows without a picture", len(_captions(row)), uri)
+                    yield from _beside(row, uri)
                     continue
                 captions = _captions(row)
                 record = RegionImage(
@@ -237,6 +247,7 @@ def read(
                 continue
             yield record
             yield LeftOut("further captions of a picture", max(0, len(captions) - 1), uri)
+            yield from _beside(row, uri)
 
 
 def _is_table(name: str, kind: FileKind) -> bool:
@@ -268,9 +279,17 @@ def _categories(metadata: dict[bytes, bytes]) -> list[str]:
     """The names of the objects' categories, by number; none where the file has none."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"][_OBJECTS]
-        return _class_names(features)
+        return _class_names(_label_feature(features))
     except (KeyError, TypeError, ValueError, RecursionError):
         return []
+
+
+def _label_feature(feature: Any) -> Any:
+    """Of the features of the objects that of the labels which `_entries` reads: others may be class labels too."""
+    if isinstance(feature, dict) and (name := next((name for name in _LABELS if name in feature), None)):
+        return feature[name]
+    inner = list(feature.values()) if isinstance(feature, dict) else feature if isinstance(feature, list) else []
+    return next((found for part in inner if (found := _label_feature(part)) is not None), None)
 
 
 def _class_names(feature: Any) -> list[str]:
@@ -297,9 +316,17 @@ def _picture(value: Any, folder: Path) -> bytes:
 
 def _conversations(row: dict[str, Any], pictured: bool) -> list[Conversation]:
     """The conversation of a row, if it has one: in its place one that the gate refuses where it cannot be read."""
-    if row.get(_TEXTS) is not None:
-        return [cauldron_turns(row[_TEXTS], pictured)]
-    return [conversation_in(row, pictured)] if any(row.get(name) is not None for name in TURNS) else []
+    stated = [name for name in (_TEXTS, *TURNS) if row.get(name) is not None]
+    first = next((name for name in stated if row[name] != []), stated[0] if stated else None)
+    if first is None:
+        return []
+    return [cauldron_turns(row[_TEXTS], pictured) if first == _TEXTS else conversation_in(row, pictured)]
+
+
+def _beside(row: dict[str, Any], uri: str) -> Iterator[LeftOut]:
+    """The columns of a row that say what another one says that is read."""
+    yield from beside(row, _CAPTIONS, uri)
+    yield from beside(row, (_TEXTS, *TURNS), uri)
 
 
 def _captions(row: dict[str, Any]) -> list[str]:
@@ -331,10 +358,11 @@ def _entries(objects: Any) -> list[tuple[Any, Any]]:
 def _regions(objects: Any, categories: list[str], box_format: BoxFormat) -> list[Region]:
     def region(entry: tuple[Any, Any]) -> Region:
         written, label = entry
-        if isinstance(label, int) and not isinstance(label, bool):
-            if not 0 <= label < len(categories):
-                raise Refused("unknown-category", f"number {label} of {len(categories)} names in the file")
-            label = categories[label]
+        # pandas makes floats of numbers with gaps, and NaN of the gaps, which are then no category.
+        if isinstance(label, int | float) and (number := as_id(label)) is not None:
+            if not (isinstance(number, int) and 0 <= number < len(categories)):
+                raise Refused("unknown-category", f"number {shown(label)} of {len(categories)} names in the file")
+            label = categories[number]
         return Region(as_sides(written) if box_format == "xywh" else as_box(written), as_text(label))
 
     return read_regions(_entries(objects), region)

@@ -220,7 +220,7 @@ def _split(record: RegionImage, val_fraction: float, group: Group) -> str:
         return record.split
     key = record.id
     if group == "first-line":
-        first = next((r.text for r in record.regions if r.kind == "text"), key)
+        first = next((r.text for r in record.regions if r.kind == "text" and not r.ignore), key)
         key = " ".join(first.casefold().split())
     draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return "val" if draw < val_fraction else "train"

@@ -139,7 +139,8 @@ def read_sroie(
 
     Where there is a folder ``key/`` or ``entities/`` with ``*.json`` or ``*.txt`` of the same names, each an object
     ``{"company", "date", "address", "total"}``, every field that has a value becomes a conversation that asks for it
-    in a short answer, as VQA tables' questions do; one that is no text is refused as "bad-field".
+    in a short answer, as VQA tables' questions do; one that is no text is refused as "bad-field", other fields are
+    counted.
 
     Boxes: the four corners in pixels, of which the upright hull is taken; corners that are no upright rectangle
     are kept as polygon. Texts are upper-case whatever is printed. Terms: SROIE is offered for research.
@@ -173,9 +174,9 @@ def read_sroie(
             lines = read_lines(files[0], encoding)
             count = len(lines)
             record = _record(src, uri, [_sroie_region(line) for line in lines], source, licence, split)
-            record.conversations, lacking = _fields(src, stem)
+            record.conversations, left_out = _fields(src, stem, encoding)
             yield record
-            yield LeftOut("fields without a value", lacking, uri)
+            yield from (LeftOut(what, count, uri) for what, count in left_out.items())
         except Refused as refused:
             yield Rejection(refused.reason, f"{source}/{uri}", uri, None, refused.detail, count)
     for file in (file for files in files_of.values() for file in files):
@@ -192,31 +193,33 @@ _QUESTIONS = {
 }
 
 
-def _fields(src: Path, stem: str) -> tuple[list[Conversation], int]:
-    """The fields of a receipt as conversations, and how many have no value; none where no file states any."""
+def _fields(src: Path, stem: str, encoding: str) -> tuple[list[Conversation], Counter[str]]:
+    """The fields of a receipt as conversations, and what of them is not asked for; none where no file states any."""
     places = [src / folder / f"{stem}{ending}" for folder in ("key", "entities") for ending in (".json", ".txt")]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        return [], 0
+    files = [place for place in places if place.is_file()]
+    left_out = Counter({"further files of a receipt's fields": max(0, len(files) - 1)})
+    if not files:
+        return [], left_out
+    file = files[0]
     try:
-        stated = json.loads(read_text(file))
+        stated = json.loads(read_text(file, encoding))
         if not isinstance(stated, dict):
             raise Refused("bad-field", f"{file.name} is no object of fields")
     except (ValueError, RecursionError) as error:
-        return [UnreadConversation(Refused("bad-field", f"{file.name}: {error}"))], 0
+        return [UnreadConversation(Refused("bad-field", f"{file.name}: {error}"))], left_out
     except Refused as refused:
-        return [UnreadConversation(refused)], 0
+        return [UnreadConversation(refused)], left_out
+    left_out["fields that are not asked for"] = len(stated.keys() - _QUESTIONS.keys())
     conversations: list[Conversation] = []
-    lacking = 0
     for field, question in _QUESTIONS.items():
         value = stated.get(field)
         if value is None or (isinstance(value, str) and not value.strip()):
-            lacking += 1
+            left_out["fields without a value"] += 1
         elif isinstance(value, str):
             conversations.append([Turn("user", ask_short(question)), Turn("assistant", value.strip())])
         else:
             conversations.append(UnreadConversation(Refused("bad-field", f"{field} of {file.name} is no text")))
-    return conversations, lacking
+    return conversations, left_out
 
 
 def _sroie_region(line: str) -> Region:

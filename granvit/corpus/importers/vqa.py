@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,8 @@ class _Table:
     split: str = ""
 
 
+_ORDER = {"test": 0, "val": 1}
+
 _DOCVQA = _Table("docvqa", ("*_v1*.json",), "data", "image", "question", "answers", ("", "images"), split="data_split")
 _INFOVQA = _Table(
     "infovqa",
@@ -88,8 +89,10 @@ def docvqa(
 
     "image" is relative to `images`, by default the folder of the file or its images/. All questions of a page make one
     record, each a conversation that asks for a short answer; of several right answers the first is learned, the others
-    are counted. The split is a row's "data_split", or the first word of the file's name, unless `split` names one. A
-    row that cannot be read is refused, with its picture where that is not known: "bad-field", "no-answer".
+    are counted. The split is a row's "data_split", or stated by the file's or its folder's name, unless `split` names
+    one; a page of several splits belongs to test before val before train. A folder without such files may hold several
+    that have some, such as train/ and val/, each with its pictures: all are read. A row that cannot be read is refused,
+    with its picture where that is not known: "bad-field", "no-answer".
 
     Boxes: none. Terms: DocVQA's, see docvqa.org; state them with `licence`.
 
@@ -134,8 +137,9 @@ def chartqa(
 ) -> Iterator[Found]:
     """`src` is a folder with train_human.json and train_augmented.json, ``[{"imgname", "query", "label"}]``.
 
-    Pictures are in `images`, or png/ beside the files. The split is the first word of the file's name. Otherwise as
-    docvqa. Boxes: none. Terms: GPL-3.0 as its repository states, charts of four websites.
+    Or the data set's root, whose train/, val/ and test/ are such folders. Pictures are in `images`, or png/ beside the
+    files. The split is the first word of the file's name. Otherwise as docvqa. Boxes: none. Terms: GPL-3.0 as its
+    repository states, charts of four websites.
 
     Raises:
         CorpusError: as docvqa.
@@ -144,10 +148,8 @@ def chartqa(
 
 
 def _read(table: _Table, src: Path, images: Path | None, source: str, licence: str, split: str) -> Iterator[Found]:
-    said_of: dict[tuple[str, str], list[Conversation]] = {}
-    place = src.parent if src.is_file() else src
+    said_of: dict[tuple[Path, str, str], list[Conversation]] = {}
     for file in [src] if src.is_file() else _files(table, src):
-        place = file.parent
         for number, row in enumerate(_rows(table, file)):
             where = f"{file.name}:{number}"
             try:
@@ -156,24 +158,26 @@ def _read(table: _Table, src: Path, images: Path | None, source: str, licence: s
             except Refused as refused:
                 yield Rejection(refused.reason, "", where, None, refused.detail, conversations=1)
                 continue
-            said = said_of.setdefault((part, name), [])
+            said = said_of.setdefault((file.parent, part, name), [])
             try:
                 answer, others = _answer(row, table)
                 said.append([Turn("user", ask_short(_text(row, table.question))), Turn("assistant", answer)])
                 yield LeftOut("further right answers of a question", others, where)
             except Refused as refused:
                 said.append(UnreadConversation(refused))
-    if not said_of:
-        return
-    root = picture_root(images, place, table.folders, (name for _, name in said_of))
-    for (part, name), conversations in said_of.items():
-        yield pictured_record(root, name, conversations, source, licence, part)
+    roots = {
+        folder: picture_root(images, folder, table.folders, (name for at, _, name in said_of if at == folder))
+        for folder in dict.fromkeys(folder for folder, _, _ in said_of)
+    }
+    # Of a picture in two splits the first one counts: it stays held out.
+    for folder, part, name in sorted(said_of, key=lambda key: _ORDER.get(key[1], len(_ORDER))):
+        yield pictured_record(roots[folder], name, said_of[folder, part, name], source, licence, part)
 
 
 def _files(table: _Table, folder: Path) -> list[Path]:
-    """The files of a folder, or right below it where it holds none; all in one folder, since their pictures are."""
-    for at in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        if files := sorted(set(chain.from_iterable(at.glob(pattern) for pattern in table.files))):
+    """The files of a folder, or, where it holds none, those right below it: ChartQA has a folder for each split."""
+    for places in ([folder], sorted(path for path in folder.iterdir() if path.is_dir())):
+        if files := sorted({file for at in places for pattern in table.files for file in at.glob(pattern)}):
             return files
     raise CorpusError(f"{folder} holds none of {', '.join(table.files)}")
 
@@ -205,6 +209,6 @@ def _answer(row: dict[str, Any], table: _Table) -> tuple[str, int]:
 
 
 def _split(file: Path) -> str:
-    """The split that a file's name states: the first of its words that is one."""
-    words = file.stem.replace(".", "_").split("_")
+    """The split that a file's name states, the first of its words that is one, or else its folder's name."""
+    words = [*file.stem.replace(".", "_").split("_"), file.parent.name]
     return next((split for split in map(as_split, words) if split in ("train", "val", "test")), "")

@@ -270,10 +270,11 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "", enc
 
     Members that follow each other and have the same path up to the first dot are one sample: a picture, and beside it
     ``.json`` and ``.txt``, both optional. A JSON object with "regions" is in the layout of the importer jsonl ("image"
-    and the size may be absent, "id" may be there), conversations included, which may come without a picture; of any
-    other, such as img2dataset's, "caption" is read. The text file, in `encoding`, is a caption too, where the JSON has
-    none. Members of other endings are counted and not read. A sample whose files are in several places of a shard is
-    refused as "not-grouped"; a key that an earlier shard has too is distinguished by its shard's name.
+    and the size may be absent, "id" may be there); of any other, such as img2dataset's, "caption" is read. Of both
+    "conversations" and "qa" are read as there, and may come without a picture. The text file, in `encoding`, is a
+    caption too, where the JSON has none. Members of other endings are counted and not read. A sample whose files are in
+    several places of a shard is refused as "not-grouped"; a key that an earlier shard has too is distinguished by its
+    shard's name.
 
     Shards are read in memory and never unpacked. Members whose path leads out of the archive, links and devices are
     refused as "unsafe-member". A shard that is cut off gives the samples in front of the damage but the last one, which
@@ -322,7 +323,7 @@ def _record(
         raise Refused("missing-image", f"the sample has only {', '.join(sorted(files))}")
     row = parse_object(files["json"]) if "json" in files else {}
     ours = "regions" in row
-    said = conversations_of(row) if ours else []
+    said = conversations_of(row)
     if not pictures:
         if not said:
             raise Refused("missing-image", f"the sample has only {', '.join(sorted(files))}")
@@ -353,9 +354,8 @@ def _parts_in(parts: Parts) -> tuple[int, int]:
         row = parse_object(unless_refused(parts.get("json", b"")))
     except Refused as refused:
         return refused.regions, 0
-    if not isinstance(row.get("regions"), list):
-        return 0, 0
-    return len(row["regions"]), len(conversations_of(row))
+    regions = row.get("regions")
+    return len(regions) if isinstance(regions, list) else 0, len(conversations_of(row))
 
 
 def _text(data: bytes, encoding: str) -> str:

@@ -172,6 +172,8 @@ def test_auto_routes_by_text_coverage(tmp_path, share, kind, text, inline):
     assert record.caption == (None if kind == "text" else "a dog")
     assert summary.counts.kinds == {"text" if kind == "text" else "natural": 4}
     assert ("odd-green" in summary.counts.reasons) == (kind == "text")
+    replaced = {"region-replaced": 4, "caption-replaced": 4}
+    assert +summary.counts.changes == (replaced if kind == "text" else {})
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,18 @@ def test_a_corpus_with_and_without_its_regions(tmp_path):
     assert (bare.regions, bare.caption, bare.id, bare.split) == ([], None, "x/1", "val")
 
 
+def test_a_name_goes_in_front_of_a_corpuss_ids(tmp_path):
+    """Which stay each its own, whatever sources the corpus is of."""
+    with CorpusWriter(tmp_path) as writer:
+        for source in ("x", "y"):
+            writer.write(RegionImage(f"{source}/1", png(1), 16, 12, [], "1.png", source, "CC0"))
+    source = open_source(tmp_path, name="mine")
+    found, _ = everything(source)
+    assert [id for id, *_ in found] == ["mine/x/1", "mine/y/1"]
+    ((file, index), _) = Listing(source, None).inputs(0)
+    assert (source.read(file, index).source, source.read(file, index).licence) == ("mine", "CC0")
+
+
 def test_a_place_with_nothing_in_it_is_reported(tmp_path):
     with pytest.raises(CorpusError, match="does not exist"):
         open_source(tmp_path / "gone")

@@ -1,10 +1,15 @@
 """Leakage: planted benchmark images are found whatever was done to them, by name too, and nothing else is."""
 
 import gzip
+import io
 import json
+import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.drawn import COPIES, corpus, cropped, jpeg, picture, record
 from helpers.paths import real_data
@@ -94,6 +99,8 @@ def test_blank_pictures_are_no_copies_of_each_other():
         ("COCO_train2014_000000580957.jpg", {"coco:580957"}),
         ("images/000000580957.jpg", {"coco:580957"}),
         ("coco_mix/images/coco_000000580957.jpg", {"coco:580957"}),
+        ("COCO_train2014_000000581857_16.jpg", {"coco:581857"}),  # REFER's, with the annotation's number
+        ("IMG_202301011234_16.jpg", {"name:img_202301011234_16"}),
         ("580957.jpg", {"name:580957"}),
         ("C:\\data\\A.B.PNG", {"name:a.b"}),
         ("1000000580957.jpg", {"name:1000000580957"}),
@@ -111,6 +118,8 @@ def lists(folder: Path) -> dict[str, bytes]:
         "rows.jsonl": (json.dumps(row) + "\n").encode(),
         "rows.jsonl.gz": gzip.compress((json.dumps(row) + "\n").encode()),
         "array.json": b"[7, 8]",
+        "marked.txt": b"\xef\xbb\xbf7\r\n",
+        "long.txt": b"1" * 5_000 + b"\n7\n",
         "instances.json": json.dumps({"images": [{"id": 1, "file_name": "000000000007.jpg"}]}).encode(),
     }
 
@@ -129,7 +138,45 @@ def test_a_list_matches_cocos_names_however_they_are_written(name, tmp_path):
 def test_a_folder_of_lists_is_read_whole(tmp_path):
     for name, data in lists(tmp_path).items():
         (tmp_path / name).write_bytes(data)
-    assert load_benchmarks([tmp_path]).listed.keys() == {"coco:7", "coco:8", "name:y"}
+    assert load_benchmarks([tmp_path]).listed.keys() == {
+        "coco:7", "coco:8", "name:y", f"name:{'1' * 5_000}"
+    }  # fmt: skip
+
+
+def packed(folder: Path, kind: str) -> Path:
+    """A folder that holds the picture 1 in a file of this kind, and a licence."""
+    folder.mkdir()
+    data = jpeg(picture(1))
+    if kind == "tar":
+        with tarfile.open(folder / "a.tar", "w") as tar:
+            info = tarfile.TarInfo("1.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"image": [{"bytes": data, "path": None}]}), folder / "a.parquet")
+    else:
+        rows = {"image": [{"bytes": data, "path": None}]}
+        datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()})).save_to_disk(folder)
+    (folder / "LICENSE.txt").write_text("This benchmark is CC BY 4.0")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "datasets"])
+def test_a_text_beside_packed_pictures_is_no_list(kind, tmp_path):
+    benchmarks = load_benchmarks([packed(tmp_path / "bench", kind)])
+    assert (len(benchmarks.names), benchmarks.listed, benchmarks.problems) == (1, {}, [])
+    source = corpus(tmp_path / "corpus", [record("a", jpeg(picture(1)))])
+    assert [leak.how for leak in find_leaks(source, benchmarks).leaks] == ["file"]
+
+
+def test_pictures_of_every_kind_in_a_folder_are_compared(tmp_path):
+    folder = packed(tmp_path / "bench", "tar")
+    packed(folder / "more", "parquet")
+    (folder / "more/2.jpg").write_bytes(jpeg(picture(2)))
+    (folder / "3.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    benchmarks = load_benchmarks([folder])
+    assert sorted(name.rpartition("/")[2] for name in benchmarks.names) == ["1.jpg", "2.jpg", "a.parquet:0"]
+    assert benchmarks.problems == [("3.heic", "unsupported-format")]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ RECORDS = [
             Region((F32, 2, 300.25, 100.125), "red car: the left one", score=0.5, alternatives=["a car"]),
             Region((10, 2, 30, 100), "EXIT, 3 €", "text", text_by="ocr:x", polygon=[10, 3, 30, 2, 30, 99, 10, 100]),
             Region((50, 50, 90, 90), "", "text", ignore=True),
-            Region((200, 10, 300, 60), "text"),
+            Region((200, 10, 300, 60), "text", score=0.0),
             Region((200, 110, 300, 160), "red car: the left one", "text"),
         ],
     ),
@@ -160,6 +160,8 @@ def test_everything_that_the_layout_holds_comes_back(tmp_path, name):
         )  # fmt: skip
         assert [plain(r) for r in after.regions] == [plain(r) for r in before.regions]
         assert [r.polygon for r in after.regions] == [r.polygon for r in before.regions]
+        assert [r.score for r in after.regions] == [r.score for r in before.regions]
+        assert after.licence == before.licence
         if name == "webdataset":
             assert (after.id, after.regions, after.source) == (before.id, before.regions, before.source or "export")
 

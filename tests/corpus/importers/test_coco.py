@@ -327,3 +327,30 @@ def test_a_picture_in_the_files_of_two_splits_is_held_out(tmp_path):
 )  # fmt: skip
 def test_the_split_is_in_the_name_of_the_file(name, split):
     assert split_named(name) == split
+
+
+def test_scores_and_terms(tmp_path):
+    root = coco(tmp_path / "coco")
+    file = root / "annotations/instances_val2017.json"
+    tables = json.loads(file.read_text())
+    tables["licenses"] = [
+        {"id": 1, "name": "CC BY\n4.0", "url": "x"}, {"id": "2", "url": "https://example.org/by"},
+        {"id": 3, "name": "a"}, {"id": 3, "name": "b"}, 7,
+    ]  # fmt: skip
+    scores, terms = (0.5, 0, 1.5, None, None, "high"), (1.0, 2, 3, 4, None)
+    for annotation, score in zip(tables["annotations"], scores, strict=True):
+        annotation["score"] = score
+    tables["images"] = [
+        {"id": n, "file_name": f"{n:012d}.jpg", "license": term} for n, term in zip(range(139, 144), terms, strict=True)
+    ]
+    for number in range(139, 144):
+        save(root / f"val2017/{number:012d}.jpg")
+    file.write_text(json.dumps(tables))
+    (root / "annotations/captions_val2017.json").unlink()
+    records, refused = bring("coco", root, tmp_path / "out")
+    assert [r.licence for r in records] == ["CC BY 4.0", "https://example.org/by", "", "", ""]
+    assert [r.score for r in records[0].regions] == [0.5, 0]
+    left_out = Corpus(tmp_path / "out").manifest["meta"]["left_out"]
+    assert left_out["licence of an image that is not listed, or several times"] == 2
+    records, _ = bring("coco", root, tmp_path / "named", licence="mine")
+    assert {r.licence for r in records} == {"mine"}

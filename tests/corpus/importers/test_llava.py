@@ -6,8 +6,8 @@ import pytest
 from helpers.importing import bring, save
 
 from granvit.corpus.importers import import_corpus
-from granvit.corpus.store import CorpusError
-from granvit.questions import GLOBAL
+from granvit.corpus.store import Corpus, CorpusError
+from granvit.questions import ABOUT_BOX, BBOX2CAPTION, GLOBAL
 from granvit.regions import Region, RegionImage, Turn
 
 DESCRIBE = "Please provide a short description for this region: "
@@ -75,6 +75,72 @@ def test_what_boxes_are_relative_to_is_said_by_the_caller(tmp_path, frame, coord
         bring("llava", src, tmp_path / "other", coordinates=coordinates)
     with pytest.raises(CorpusError, match="unknown coordinate codec 'pixels'"):
         bring("llava", src, tmp_path / "other", frame=frame, coordinates="pixels")
+
+
+BOX = "[0.25, 0.5, 0.75, 0.75]"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Please provide a short description for this region: [0.25,0.5,0.75,0.75].",  # LLaVA-1.5, of RefCOCO and VG
+        BOX.join(BBOX2CAPTION),
+        BOX,
+        f"Describe {BOX}",
+        f"Describe the region {BOX} in one short sentence.",
+        f"What is in {BOX}?",
+        f"What's in the area {BOX}?",
+        f"What does the text in {BOX} say?",
+        f"What is written inside {BOX}?",
+        f"Can you provide a description for the region {BOX} in the image?",
+        f"Caption this box: {BOX}",
+        f"Please read the text in {BOX}.",
+        f"How would you describe the area {BOX}?",
+    ],
+)
+def test_a_question_for_the_content_of_a_box_gives_its_text(tmp_path, question):
+    [got], _ = bring("llava", llava(tmp_path, entry((question, "a dog"))), tmp_path / "out", frame="image")
+    assert (got.regions, got.conversations) == ([Region((10, 10, 30, 15), "a dog")], [])
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (f"Is the person in {BOX} wearing a hat?", "Yes"),
+        (f"Is there an object in {BOX}?", "Yes"),
+        (f"Does the caption in {BOX} describe the picture?", "No"),
+        (f"How many apples are in {BOX}?", "3"),
+        (f"What colour is the object in {BOX}?", "Red"),
+        (f"Describe the man left of {BOX}.", "He is tall."),
+        (f"Why is {BOX} here?", "To be eaten."),
+        (f"Answer in French: is {BOX} a cat?", "Non"),
+        ("What is it?" + BOX.join(ABOUT_BOX), "x"),
+    ],
+)
+def test_a_question_for_something_else_stays_a_conversation(tmp_path, question, answer):
+    src = llava(tmp_path, entry((question, answer)))
+    [got], refused = bring("llava", src, tmp_path / "out", frame="image")
+    assert (got.regions, got.conversations) == ([], [said(question, answer)])
+    assert [(r.reason, r.region) for r in refused] == [("empty-text", 0)]
+
+
+def test_llavas_own_mixture(tmp_path):
+    """Wordings of the 665k entries: regions where they ask for nothing else, and all that is said where they do."""
+    asked = f"What is the relation of {BOX} to the wall?"
+    src = llava(
+        tmp_path,
+        entry((DESCRIBE + "[0.25,0.5,0.75,0.75].", "dog"), (FIND + "white cup", "[0.5,0.5,0.75,1.0]")),
+        entry((DESCRIBE + "[0.0,0.5,0.5,0.75].", "cat"), (asked, "It leans on it.")),
+        entry(("Provide a one-sentence caption for the provided image.", "A room.")),
+    )
+    [got], _ = bring("llava", src, tmp_path / "out", frame="image")
+    assert [(r.text, r.box) for r in got.regions] == [
+        ("dog", (10, 10, 30, 15)), ("white cup", (20, 10, 30, 20)), ("cat", (0, 10, 20, 15)),
+    ]  # fmt: skip
+    assert got.conversations == [
+        said(DESCRIBE + "[0.0,0.5,0.5,0.75].", "cat", asked, "It leans on it."),
+        said("Provide a one-sentence caption for the provided image.", "A room."),
+    ]
 
 
 def test_boxes_that_cannot_be_used(tmp_path):
@@ -236,6 +302,17 @@ def test_what_a_picture_is_shown_for(tmp_path):
     assert pictured.conversations == [said("What does <image> mean?", "Ho")]
     assert alone.conversations == [said(long, "Ho")]
     assert import_corpus("sharegpt", src, tmp_path / "again").left_out == {"field 'tools'": 1}
+
+
+@pytest.mark.parametrize("importer", ["llava", "sharegpt"])
+def test_fields_that_are_not_read_are_counted(tmp_path, importer):
+    good = {"image": "vg/VG_100K/2.jpg", "messages": [USER, ANSWER]}
+    turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
+    src = llava(tmp_path, good | {"conversations": turns, "model": ""}, good | {"conversations": []})
+    summary = import_corpus(importer, src, tmp_path / "out")
+    assert summary.left_out == {"field 'model'": 1, "field 'messages' beside 'conversations'": 1}
+    [got] = Corpus(tmp_path / "out")
+    assert got.conversations == [said("x", "y"), said("Hi", "Ho")]
 
 
 def test_boxes_are_text_to_sharegpt(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from helpers.importing import bring, picture, save
 
 from granvit.corpus.importers import import_corpus, parquet
-from granvit.corpus.store import CorpusError
+from granvit.corpus.store import Corpus, CorpusError
 from granvit.regions import Turn
 
 PICTURE = picture()
@@ -126,6 +126,29 @@ def test_a_category_without_a_name_is_no_text(tmp_path):
     assert refused == [("unknown-category", 1), ("unknown-category", 2), ("bad-box", 0)]
     with pytest.raises(CorpusError, match="none of 4 regions could be used.*unknown-category 4"):
         (tmp_path / "unnamed").mkdir()
+        detection(tmp_path / "unnamed", objects)
+
+
+def test_numbers_are_named_by_their_own_class_label(tmp_path):
+    """Other columns of an object may be class labels too, and come first."""
+    names = {"occluded": ["yes", "no"], "category": ["cat", "dog"]}
+    labels = {name: {"feature": {"names": each, "_type": "ClassLabel"}} for name, each in names.items()}
+    for number, features in enumerate((labels, {"feature": labels, "_type": "Sequence"}, [labels])):
+        objects = [{"occluded": [0], "bbox": [[1.0, 2.0, 10.0, 5.0]], "category": [1]}]
+        info = json.dumps({"info": {"features": {"objects": features}}})
+        rows = pa.table({"image": [PICTURE], "objects": objects}).replace_schema_metadata({"huggingface": info})
+        pq.write_table(rows, tmp_path / f"{number}.parquet")
+        [record], _ = bring("parquet", tmp_path / f"{number}.parquet", tmp_path / f"out{number}")
+        assert [r.text for r in record.regions] == ["dog"]
+
+
+def test_numbers_that_pandas_made_floats_of(tmp_path):
+    objects = [{"bbox": [[1.0, 2.0, 9.0, 7.0]] * 5, "category": [1.0, 2.0, 0.5, float("nan"), None]}]
+    regions, refused = detection(tmp_path, objects, ["cat", "dog"])
+    assert regions == [[((1.0, 2.0, 10.0, 9.0), "dog")]]
+    assert refused == [("unknown-category", 1), ("unknown-category", 2), ("empty-text", 3), ("empty-text", 4)]
+    (tmp_path / "unnamed").mkdir()
+    with pytest.raises(CorpusError, match="unknown-category 3"):
         detection(tmp_path / "unnamed", objects)
 
 
@@ -301,3 +324,25 @@ def test_one_picture_and_conversations(tmp_path):
     assert (alone.id, alone.conversations, alone.text_only) == ("train-0/b", [said("Hi", "Ho")], True)
     left_out = import_corpus("parquet", tmp_path / "train-0.parquet", tmp_path / "again").left_out
     assert left_out == {"column 'data_source'": 2}
+
+
+def test_what_stands_beside_what_is_read_is_counted(tmp_path):
+    first, second = ([{"role": r, "content": f"{r} {n}"} for r in ("user", "assistant")] for n in (1, 2))
+    cauldron = [{"user": "What?", "assistant": "A field."}]
+    rows = [
+        {"image": SHOWN, "caption": "short", "text": "much longer", "conversations": first, "messages": second},
+        {"image": None, "caption": "of nothing", "conversations": [], "messages": second},
+        {"image": SHOWN, "text": "alone", "texts": cauldron, "messages": first},
+        {"image": SHOWN, "texts": [], "messages": second},
+    ]
+    names = ("image", "caption", "text", "conversations", "messages", "texts")
+    pq.write_table(pa.Table.from_pylist([{n: row.get(n) for n in names} for row in rows]), tmp_path / "a.parquet")
+    summary = import_corpus("parquet", tmp_path / "a.parquet", tmp_path / "out")
+    assert summary.left_out == {
+        "field 'text' beside 'caption'": 1, "field 'messages' beside 'conversations'": 1,
+        "field 'messages' beside 'texts'": 1, "captions of rows without a picture": 1,
+    }  # fmt: skip
+    records = [(r.caption, [talk[1].text for talk in r.conversations]) for r in Corpus(tmp_path / "out")]
+    assert records == [
+        ("short", ["assistant 1"]), (None, ["assistant 2"]), ("alone", ["A field."]), (None, ["assistant 2"])
+    ]  # fmt: skip

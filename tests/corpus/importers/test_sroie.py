@@ -116,6 +116,26 @@ def test_fields_of_a_receipt_are_asked_for(tmp_path):
     assert [r.reason for r in refused].count("bad-field") == 2 and len(first.regions) == 1
 
 
+def test_fields_are_in_the_encoding_of_the_lines(tmp_path):
+    src = sroie(tmp_path / "raw")
+    (src / "key").mkdir()
+    (src / "key/000.json").write_bytes('{"company": "CAFÉ"}'.encode("latin-1"))
+    (first, _), _ = bring("sroie", src, tmp_path / "out", encoding="latin-1")
+    assert [said[1].text for said in first.conversations] == ["CAFÉ"]
+    (first, _), refused = bring("sroie", src, tmp_path / "other")
+    assert first.conversations == [] and ("bad-encoding", 0) in [(r.reason, r.conversation) for r in refused]
+
+
+def test_fields_that_are_not_asked_for_are_counted(tmp_path):
+    src = sroie(tmp_path / "raw")
+    for folder, content in (("key", '{"company": "A", "tax": "1", "phone": ""}'), ("entities", '{"company": "B"}')):
+        (src / folder).mkdir()
+        (src / folder / "000.json").write_text(content)
+    assert import_corpus("sroie", src, tmp_path / "out").left_out == {
+        "further files of a receipt's fields": 1, "fields that are not asked for": 2, "fields without a value": 3,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("content", ["[1]", "{", "no json", "[" * 100_000])
 def test_a_damaged_file_of_fields_costs_the_fields_alone(tmp_path, content):
     src = sroie(tmp_path / "raw")

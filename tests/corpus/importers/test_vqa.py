@@ -72,6 +72,38 @@ def test_chartqa_is_a_folder_of_two_files(tmp_path):
     assert refused == []
 
 
+def test_all_splits_of_chartqas_root_are_read(tmp_path):
+    """The same picture in two of them stays held out; each folder has pictures of its own."""
+    for split in ("train", "val", "test"):
+        for name in (f"{split}.png", "both.png") if split != "val" else ("val.png",):
+            save(tmp_path / f"root/{split}/png/{name}", (30 + len(split), 30))
+        row = {"imgname": f"{split}.png", "query": f"{split}?", "label": "3"}
+        both = [] if split == "val" else [row | {"imgname": "both.png"}]
+        (tmp_path / f"root/{split}/{split}_human.json").write_text(json.dumps([row, *both]))
+        (tmp_path / f"root/{split}/{split}_augmented.json").write_text("[]")
+    got, refused = bring("chartqa", tmp_path / "root", tmp_path / "out")
+    assert {r.uri: (r.split, r.width, r.conversations) for r in got} == {
+        "train.png": ("train", 35, [pair("train?", "3")]), "val.png": ("val", 33, [pair("val?", "3")]),
+        "test.png": ("test", 34, [pair("test?", "3")]), "both.png": ("test", 34, [pair("test?", "3")]),
+    }  # fmt: skip
+    assert [(r.reason, r.uri, r.conversations) for r in refused] == [("duplicate-id", "both.png", 1)]
+
+
+def test_the_folder_states_the_split_where_nothing_else_does(tmp_path):
+    for split in ("train", "val"):
+        save(tmp_path / f"dv/{split}/documents/{split}.png")
+        page = PAGE | {"image": f"documents/{split}.png"}
+        (tmp_path / f"dv/{split}/questions_v1.0.json").write_text(json.dumps({"data": [page]}))
+    got, refused = bring("docvqa", tmp_path / "dv", tmp_path / "out")
+    assert ({r.uri: r.split for r in got}, refused) == ({f"documents/{s}.png": s for s in ("train", "val")}, [])
+
+
+def test_a_page_of_two_files_is_not_trained_on(tmp_path):
+    src = docvqa(docvqa(tmp_path, PAGE), PAGE, name="val_v1.0_withQT.json")
+    [got], refused = bring("docvqa", src, tmp_path / "out")
+    assert got.split == "val" and [r.reason for r in refused] == ["duplicate-id"]
+
+
 def test_damaged_rows(tmp_path):
     src = docvqa(
         tmp_path,

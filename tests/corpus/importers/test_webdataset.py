@@ -234,3 +234,23 @@ def test_files_beside_the_shards_are_counted(tmp_path):
     assert (summary.images_written, summary.images_quarantined) == (1, 0)
     assert summary.left_out == {"files that macOS adds": 1, "files that are no shards": 1}
     assert "files that are no shards (b.tar.zst)" in str(summary)
+
+
+def test_conversations_need_no_regions(tmp_path):
+    talk = [[{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}]]
+    src = shard(
+        tmp_path / "a.tar",
+        ("0.jpg", PICTURE), ("0.json", {"conversations": talk, "qa": [{"question": "q", "answer": "a"}]}),
+        ("1.json", {"conversations": talk, "source": "talk"}),
+        ("2.jpg", b"no picture"), ("2.json", {"conversations": talk * 2}),
+        ("3.jpg", PICTURE), ("3.json", {"caption": "kept", "conversations": [{"from": "human", "value": "x"}]}),
+        ("../4.jpg", PICTURE), ("../4.json", {"conversations": talk}),
+    )  # fmt: skip
+    records, refused = bring("webdataset", src, tmp_path / "out")
+    assert [(r.caption, [said[1].text for said in r.conversations]) for r in records] == [
+        (None, ["A dog.", "a"]), (None, ["A dog."]), ("kept", []),
+    ]  # fmt: skip
+    assert records[1].text_only
+    assert [(r.reason, r.conversation, r.conversations) for r in refused] == [
+        ("not-an-image", None, 2), ("bad-field", 0, 0), ("unsafe-member", None, 0)
+    ]  # fmt: skip
