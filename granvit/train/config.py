@@ -224,4 +224,4 @@ class CroppedSample(SampleConfig):
 
     crops: int = 0
     crop_size: int = 0
-    draw_crops: bool = field(default=False, metadata={NEWER: True})
+    draw_crops: bool = field(default=False, metadata={NEWER: True} | SELDOM)
