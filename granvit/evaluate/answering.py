@@ -81,7 +81,7 @@ class Journal:
         item.said = row["said"]
         item.found = tuple(row["found"]) if row.get("found") else None
         item.size = (row["size"][0], row["size"][1])
-        item.confidence = row["confidence"]
+        item.confidence = row.get("confidence")
         return True
 
     def write(self, items: Sequence[Item], tasks: dict[str, Task], shown: str) -> None:
