@@ -19,7 +19,7 @@ from torch import Tensor
 from granvit.coordinates import Box, Codec
 from granvit.errors import GranvitError
 from granvit.geometry import Boxes, View
-from granvit.model.packing import Branch, Sample
+from granvit.model.packing import Branch, Sample, SampleExtra
 from granvit.model.region_model import RegionModel
 from granvit.questions import Coded, Exchange, parse_box
 from granvit.regions import Region, RegionImage
@@ -198,18 +198,12 @@ class WordMapPrepare(Prepare):
         super().__init__(model, config)
         self.grids = GridMaker(model)
 
-    def _sample(
-        self,
-        record: RegionImage,
-        image: Image.Image | None,
-        view: View,
-        branches: list[Branch],
-        boxes: Boxes,
-        cropped: NDArray[np.int64],
-    ) -> Sample:
-        assert image is not None
-        sample = super()._sample(record, _covered(image, record, self.fill), view, branches, boxes, cropped)
-        return replace(sample, extra=self.grids(record, view))
+    def _decode(self, record: RegionImage) -> Image.Image | None:
+        image = super()._decode(record)
+        return None if image is None else _covered(image, record, self.fill)
+
+    def _extra(self, record: RegionImage, view: View, branches: list[Branch], boxes: Boxes) -> SampleExtra:
+        return self.grids(record, view)
 
 
 def _covered(image: Image.Image, record: RegionImage, fill: tuple[int, int, int]) -> Image.Image:

@@ -16,7 +16,7 @@ from granvit.errors import GranvitError
 from granvit.geometry import Boxes, TiledView, View
 from granvit.images import decode
 from granvit.model.dialog import Dialog
-from granvit.model.packing import Batch, Branch, Sample, pack
+from granvit.model.packing import Batch, Branch, Sample, SampleExtra, pack
 from granvit.model.region_model import RegionModel
 from granvit.questions import box_exchange, caption_exchange, global_exchange
 from granvit.regions import LEAST_VISIBLE, Region, RegionImage
@@ -120,8 +120,13 @@ class Prepare:
         return Sample(
             *(record.id, branches, shown, crops, crop_boxes, view),
             image_tokens=self._image_tokens(view),
+            extra=self._extra(record, view, branches, boxes),
             digests=tuple(hashlib.blake2b(canvas.tobytes(), digest_size=16).hexdigest() for canvas in hashed),
         )
+
+    def _extra(self, record: RegionImage, view: View, branches: list[Branch], boxes: Boxes) -> SampleExtra | None:
+        """What the stage wants of a sample besides, with `boxes` (image pixels) of the regions asked about."""
+        return None
 
     def _image_tokens(self, view: View) -> int | None:
         """Of a tiled view, whose number of tokens is its own."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,16 @@ def test_shared_stages_are_trained_once_and_again_only_where_they_are_missed(par
     shutil.rmtree(tmp_path / "shared")
     do_job(study, tuned, tmp_path, images, "cpu", keep=False)
     assert shared.exists() and find_result(tmp_path, tuned).curves["stage1"] == before["stage1"]
+
+
+def test_of_an_arm_that_teaches_no_answer_the_encoder_alone_is_measured(parts, tmp_path, monkeypatch):
+    contrasted = partial(by.stage_1_of, change=by.contrast)
+    study = tiny_study(parts, 1, (Arm("none", "", by.untrained), Arm("contrast", "", contrasted)))
+    monkeypatch.setattr("granvit.study.measures._answers", lambda *_: pytest.fail("it was asked"))
+    images = open_images(study, tmp_path, ())
+    for job in jobs(study, 1)[2:]:
+        do_job(study, job, tmp_path, images, "cpu", keep=False)
+        assert {"attention", "describe"} & find_result(tmp_path, job).tables.keys() == {"attention"}
 
 
 def test_a_job_of_equal_arithmetic_is_done_once_it_has_a_result(parts, tmp_path, monkeypatch):

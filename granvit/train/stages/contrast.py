@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from granvit.geometry import Boxes, View
 from granvit.model.contrast import contrast_loss, region_means, text_means
 from granvit.model.forward import project
-from granvit.model.packing import Batch, Branch, Sample
+from granvit.model.packing import Batch, Branch
 from granvit.model.region_model import RegionModel
 from granvit.regions import RegionImage
 from granvit.train.prepare import Prepare
@@ -66,19 +65,10 @@ class RegionBatch:
 class RegionPrepare(Prepare):
     """Samples with the boxes and texts of their regions, one for each question about a region."""
 
-    def _sample(
-        self,
-        record: RegionImage,
-        image: Image.Image | None,
-        view: View,
-        branches: list[Branch],
-        boxes: Boxes,
-        cropped: NDArray[np.int64],
-    ) -> Sample:
-        sample = super()._sample(record, image, view, branches, boxes, cropped)
+    def _extra(self, record: RegionImage, view: View, branches: list[Branch], boxes: Boxes) -> RegionTexts:
         end = self.dialog.end_token
         texts = [[token for token in branch.ids[branch.answer_start :] if token != end] for branch in branches]
-        return replace(sample, extra=RegionTexts(view.to_features(boxes).astype(np.float32), texts))
+        return RegionTexts(view.to_features(boxes).astype(np.float32), texts)
 
 
 class Contrast(Pretrain):
