@@ -2,6 +2,7 @@
 # make app [RUN=runs/demo]  a page to draw boxes on with the mouse, in an environment of its own (.venv-app)
 # make test                 lint and tests (without those marked slow or gpu)
 # make test-lowest          the tests with every dependency at its lower bound, in an environment of its own (.venv-lowest)
+# make test-app            the page's tests, in a real browser where Chromium is installed, in .venv-app
 # make fuzz [CASES=10000]   damaged data sets, corpora and checkpoints: nothing lost, no traceback
 # make bench                every speed comparison, each against its baseline
 # make kills                every writing command killed at every file operation and given again, and two at once
@@ -19,7 +20,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # A short spin before sleeping: on two idle cores the small model's steps are a fifth faster for it.
 export GOMP_SPINCOUNT = 100000
 
-.PHONY: demo app test test-lowest lint fuzz bench kills language docs clean
+.PHONY: demo app test test-app test-lowest lint fuzz bench kills language docs clean
 
 demo: .venv/core.stamp
 	$(BIN)/granvit demo $(if $(CORPUS),--out runs/own --corpus "$(CORPUS)",--out runs/demo)
@@ -38,6 +39,10 @@ test: lint
 
 test-lowest: .venv-lowest/stamp
 	.venv-lowest/bin/python $(TESTS)
+
+test-app: .venv-app/app.stamp
+	$(APP)/python -m pip install -q -c .venv-app/constraints.txt pytest playwright
+	$(APP)/python -m pytest -q tests/test_app.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

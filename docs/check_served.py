@@ -19,7 +19,8 @@ from PIL import Image
 
 from granvit.errors import GranvitError
 from granvit.export.card import line_break
-from granvit.predict import GranViT, ImageQuestions, open_picture
+from granvit.images import open_picture
+from granvit.predict import GranViT, ImageQuestions
 from granvit.questions import ask_box
 
 

@@ -11,11 +11,12 @@ import html
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Read when gradio is imported: the page tells nobody that it was opened.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -29,8 +30,10 @@ from PIL import Image
 from granvit.coordinates import Box
 from granvit.draw import colors_for, draw_boxes
 from granvit.errors import GranvitError
-from granvit.images import ImageError
-from granvit.predict import GranViT, open_picture
+from granvit.images import ImageError, open_picture
+
+if TYPE_CHECKING:
+    from granvit.predict import GranViT
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,26 @@ class Limits:
     queue: int = 16
 
 
-@dataclass
 class ServedModels:
     """The checkpoints that answer, by name, and what may be asked of them.
 
-    Boxes are xyxy pixels of the upright picture. One question is computed at a time, for any number of visitors.
+    They may still be loading when the first visitor comes, who then waits for an answer and not for the page. Boxes are
+    xyxy pixels of the upright picture. One question is computed at a time, for any number of visitors.
     """
 
-    models: dict[str, GranViT]
-    limits: Limits
-
-    def __post_init__(self) -> None:
+    def __init__(self, names: Sequence[str], limits: Limits):
+        self.names, self.limits = list(names), limits
+        self._loaded: Future[Mapping[str, GranViT]] = Future()
         self._turn = threading.Lock()
+
+    def serve(self, models: Mapping[str, GranViT]) -> None:
+        """The checkpoints are loaded: all of those that were named."""
+        self._loaded.set_result({name: models[name] for name in self.names})
+
+    @property
+    def models(self) -> Mapping[str, GranViT]:
+        """The checkpoints, by name; waits until they are there."""
+        return self._loaded.result()
 
     def describe(self, picture: Image.Image, boxes: Sequence[Box]) -> dict[str, list[str]]:
         """What each box holds, by the name of the checkpoint."""
@@ -131,20 +142,14 @@ def gradio_errors() -> Iterator[None]:
         raise gr.Error(html.escape(text[:1].upper() + text[1:]), print_exception=False) from error
 
 
-def build(
-    models: dict[str, GranViT],
-    limits: Limits = Limits(),  # noqa: B008
-    examples: Sequence[Path] = (),
-    notes: Sequence[str] = (),
-) -> gr.Blocks:
+def build(desk: ServedModels, examples: Sequence[Path] = (), notes: Sequence[str] = ()) -> gr.Blocks:
     """The page, ready to be launched.
 
     Args:
-        models: the checkpoints by the names to show; two or more are answered side by side.
+        desk: what answers; two or more checkpoints are answered side by side.
         examples: picture files that a visitor may start with.
         notes: what a visitor must know of the checkpoints, shown at the top.
     """
-    desk = ServedModels(models, limits)
     # Uploads that are ten minutes old are deleted; looked for every minute, and at the end.
     with gr.Blocks(title="granvit", delete_cache=(60, 600), analytics_enabled=False) as page:
         gr.Markdown("# granvit\nOpen a picture, draw boxes on it with the mouse, and ask what they hold.")
@@ -159,7 +164,7 @@ def build(
             with gr.Column():
                 _questions(desk, annotator)
         _api(desk)
-    page.queue(max_size=limits.queue, default_concurrency_limit=2)
+    page.queue(max_size=desk.limits.queue, default_concurrency_limit=2)
     return page
 
 
@@ -188,7 +193,7 @@ def _annotator(desk: ServedModels) -> Any:
 
 
 def _questions(desk: ServedModels, annotator: Any) -> None:
-    names = list(desk.models)
+    names = desk.names
     with gr.Tab("What is in the boxes"):
         with gr.Row():
             describe = gr.Button("Describe", variant="primary", elem_id="describe")
@@ -298,11 +303,12 @@ def _api(desk: ServedModels) -> None:
     """The questions as an HTTP API. Pictures travel as base64, so that no request names a file of the server's."""
 
     def opened(image: str) -> Image.Image:
+        encoded = image.partition(",")[2] if image.startswith("data:") else image
         try:
-            encoded = image.partition(",")[2] if image.startswith("data:") else image
-            return desk.open(base64.b64decode(encoded, validate=True))
+            data = base64.b64decode(encoded, validate=True)
         except ValueError as error:  # binascii.Error, and what is no ASCII
             raise GranvitError("image is not base64") from error
+        return desk.open(data)
 
     def describe(image: str, boxes: list[list[float]]) -> dict[str, list[str]]:
         with gradio_errors():

@@ -7,16 +7,23 @@ picture that leaves is RGB, EXIF-upright and of a reasonable size.
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from granvit import image_limits
 from granvit.errors import GranvitError
+from granvit.files import read_regular
+
+# A picture as callers have it: decoded, the bytes of a file, or the file.
+Picture = Image.Image | bytes | str | Path
 
 MIN_SIDE = 8
 # Pillow's own threshold for a suspected decompression bomb: where Pillow would only warn, we refuse.
 MAX_PIXELS = 89_478_485
+# No picture within these limits needs a larger file.
+_LARGEST_FILE = 1 << 30
 # Only what decodes inside Pillow: its EPS reader, for one, starts Ghostscript on the file.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
@@ -81,6 +88,23 @@ def decode(data: bytes) -> Image.Image:
     """
     with _open(data) as image:
         return upright_rgb(image)
+
+
+def open_picture(image: Picture) -> Image.Image:
+    """An EXIF-upright RGB picture from a path, the bytes of a file, or a PIL image: the same for all three.
+
+    Raises:
+        ImageError: the file is damaged or not a picture. OSError: it cannot be read.
+        GranvitError: the path leads to no regular file, or cannot be one.
+    """
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    if isinstance(image, bytes):
+        return decode(image)
+    try:
+        return decode(read_regular(Path(image), _LARGEST_FILE))
+    except UnicodeEncodeError:
+        raise GranvitError(f"{ascii(str(image))}: no file can have this name") from None
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

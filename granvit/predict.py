@@ -15,9 +15,8 @@ from PIL import Image
 
 from granvit.coordinates import Box
 from granvit.errors import GranvitError
-from granvit.files import read_regular
 from granvit.geometry import View, as_boxes, clip
-from granvit.images import decode, upright_rgb
+from granvit.images import Picture, open_picture
 from granvit.loading.devices import pick_device
 from granvit.loading.run_folder import checkpoint_of
 from granvit.model.generate import (
@@ -35,7 +34,6 @@ from granvit.questions import CAPTION2BBOX, ask_about, ask_box, ask_caption, ask
 if TYPE_CHECKING:
     from granvit.evaluate.attention import QueryMaps
 
-Picture = Image.Image | bytes | str | Path
 # What errors call a picture that has no name.
 UNNAMED = "the picture"
 
@@ -43,8 +41,6 @@ UNNAMED = "the picture"
 LONGEST_QUESTION = 4096
 # Canvases that are encoded at once; a picture, or a window of one, is one or, in tiles, several.
 _CANVASES = 64
-# No picture within the limits of `images` needs a larger file.
-_LARGEST_FILE = 1 << 30
 
 
 @dataclass
@@ -353,23 +349,6 @@ def check_questions(questions: Sequence[str]) -> None:
 def _check_unicode(what: str, text: str) -> None:
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise GranvitError(f"the {what} {ascii(text[:80])} is not valid Unicode")
-
-
-def open_picture(image: Picture) -> Image.Image:
-    """An EXIF-upright RGB picture from a path, the bytes of a file, or a PIL image: the same for all three.
-
-    Raises:
-        ImageError: the file is damaged or not a picture. OSError: it cannot be read.
-        GranvitError: the path leads to no regular file, or cannot be one.
-    """
-    if isinstance(image, Image.Image):
-        return upright_rgb(image)
-    if isinstance(image, bytes):
-        return decode(image)
-    try:
-        return decode(read_regular(Path(image), _LARGEST_FILE))
-    except UnicodeEncodeError:
-        raise GranvitError(f"{ascii(str(image))}: no file can have this name") from None
 
 
 def name_of(image: Picture) -> str:

@@ -19,8 +19,9 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 from helpers.tiny_model import make_model  # noqa: E402
 
 from granvit import app, predict  # noqa: E402
-from granvit.app import Limits, build  # noqa: E402
-from granvit.predict import GranViT, checked_boxes, open_picture  # noqa: E402
+from granvit.app import Limits, ServedModels, build  # noqa: E402
+from granvit.images import open_picture  # noqa: E402
+from granvit.predict import GranViT, checked_boxes  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -56,7 +57,9 @@ def served(models: dict[str, Any]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page = build(models, Limits(max_pixels=2_000_000, max_upload_mb=1))
+    desk = ServedModels(list(models), Limits(max_pixels=2_000_000, max_upload_mb=1))
+    desk.serve(models)
+    page = build(desk)
     page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, max_file_size="1mb")
     yield f"http://127.0.0.1:{port}"
     page.close()
@@ -369,7 +372,49 @@ def test_the_api_says_what_is_wrong(address: str, image: str, boxes: Any, senten
 
 def test_a_picture_is_opened_as_everywhere_else(tmp_path: Path) -> None:
     phone_photo(tmp_path / "phone.jpg", (30, 40), (5, 5, 20, 20))
-    from granvit.app import ServedModels
-
     data = (tmp_path / "phone.jpg").read_bytes()
-    assert np.array_equal(np.asarray(ServedModels({}, Limits()).open(data)), np.asarray(open_picture(data)))
+    assert np.array_equal(np.asarray(ServedModels([], Limits()).open(data)), np.asarray(open_picture(data)))
+
+
+@needs_browser
+def test_the_page_is_there_while_the_checkpoints_load(browser: Any, tmp_path: Path) -> None:
+    desk = ServedModels(["slow"], Limits())
+    page = build(desk)
+    _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    try:
+        tab = browser.new_page()
+        tab.goto(address)
+        painted((400, 300), (100, 60, 220, 200)).save(tmp_path / "plain.png")
+        upload(tab, tmp_path / "plain.png")
+        tab.get_by_role("tab", name="The whole picture").click()
+        tab.click("#caption")
+        time.sleep(1.0)
+        said = tab.inner_text("body")
+        assert "sees" not in said and "Error" not in said  # it waits
+        desk.serve({"slow": Echo("slow")})
+        assert rows(tab, "#captions", "sees") == [["slow", "<b>slow</b> sees 400 x 300"]]
+    finally:
+        page.close()
+
+
+def test_what_is_no_checkpoint_is_refused_before_there_is_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from granvit.cli.ask import App
+    from granvit.errors import GranvitError
+
+    monkeypatch.setattr(app, "build", lambda *_: pytest.fail("a page was made"))
+    with pytest.raises(GranvitError, match="granvit.json: no such file"):
+        App((tmp_path,), port=0).run()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GranvitError, match="run `granvit demo`"):
+        App(port=0).run()
+
+
+def test_a_checkpoint_that_turns_out_to_be_damaged_ends_the_program(tmp_path: Path) -> None:
+    from granvit.cli.ask import App
+    from granvit.errors import CheckpointError
+
+    (tmp_path / "granvit.json").write_text('{"codec": "int1000"}')
+    with pytest.raises(CheckpointError, match="config.json"):
+        App((tmp_path,), port=0).run()

@@ -13,9 +13,9 @@ from PIL import Image
 
 from granvit import predict
 from granvit.errors import CheckpointError, GranvitError
-from granvit.images import ImageError
+from granvit.images import ImageError, open_picture
 from granvit.model.generate import Said
-from granvit.predict import GranViT, ImageQuestions, checked_boxes, open_picture
+from granvit.predict import GranViT, ImageQuestions, checked_boxes
 from granvit.questions import ask_about as written_about
 from granvit.questions import ask_box, ask_caption, ask_global
 

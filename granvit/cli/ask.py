@@ -14,7 +14,7 @@ import tyro
 from PIL import Image
 from tyro.conf import Positional
 
-from granvit.cli.ask_pictures import DEFAULT_MODEL, AskCommand, Row, drawn_note, load_model
+from granvit.cli.ask_pictures import DEFAULT_MODEL, AskCommand, Row, check_made, drawn_note, load_model
 from granvit.errors import GranvitError
 from granvit.loading.devices import Device
 from granvit.questions import ask_global
@@ -287,13 +287,21 @@ class App:
             import gradio_image_annotation  # noqa: F401
         except ModuleNotFoundError as error:
             raise GranvitError(f'the page needs the extra app: pip install -e ".[app]" ({error})') from error
-        from granvit.app import Limits, build, example_pictures
+        from granvit.app import Limits, ServedModels, build, example_pictures
+        from granvit.loading.run_folder import checkpoint_of
+        from granvit.model.provenance import read_sources
+        from granvit.model.settings import read_settings
 
-        models = {name: load_model(path, self.device) for name, path in _named(self.checkpoints).items()}
-        limits = Limits(self.max_pixels, self.max_upload_mb, self.max_questions, self.queue)
+        folders = _named(self.checkpoints)
+        sources = {}
+        for name, path in folders.items():  # what is no checkpoint is refused before there is a page
+            check_made(path)
+            read_settings(checkpoint_of(path))
+            sources[name] = read_sources(checkpoint_of(path))
+        desk = ServedModels(list(folders), Limits(self.max_pixels, self.max_upload_mb, self.max_questions, self.queue))
         with tempfile.TemporaryDirectory(prefix="granvit-app-") as folder:
-            notes = [f"{name} {note}" for name, model in models.items() if (note := drawn_note(model.model.sources))]
-            page = build(models, limits, example_pictures(Path(folder)), notes)
+            notes = [f"{name} {note}" for name in folders if (note := drawn_note(sources[name]))]
+            page = build(desk, example_pictures(Path(folder)), notes)
             try:
                 page.launch(
                     server_name=self.host,
@@ -303,9 +311,16 @@ class App:
                     max_file_size=f"{self.max_upload_mb}mb",
                     allowed_paths=[folder],
                     show_error=True,
+                    prevent_thread_lock=True,
                 )
             except OSError as error:  # gradio's own words about a port that is taken
                 raise GranvitError(f"--port {self.port}: {error}") from error
+            try:
+                # torch and the models take as long as all the rest: the page is there meanwhile.
+                desk.serve({name: load_model(path, self.device) for name, path in folders.items()})
+                page.block_thread()
+            finally:
+                page.close(verbose=False)
         return 0
 
 

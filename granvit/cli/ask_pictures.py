@@ -26,14 +26,19 @@ _PICTURES = 16
 _PIXELS = 1 << 26
 
 
+def check_made(model: Path) -> None:
+    """Says how to make the demo's checkpoint where that is meant and not there."""
+    if model == DEFAULT_MODEL and not model.exists():
+        raise GranvitError(f"{model} is not there yet: run `granvit demo`, or name a checkpoint with --model")
+
+
 def load_model(model: Path, device: Device) -> GranViT:
     from transformers.utils.logging import disable_progress_bar
 
     from granvit.predict import GranViT
 
     disable_progress_bar()
-    if model == DEFAULT_MODEL and not model.exists():
-        raise GranvitError(f"{model} is not there yet: run `granvit demo`, or name a checkpoint with --model")
+    check_made(model)
     loaded = GranViT.load(model, pick_device(device))
     if note := drawn_note(loaded.model.sources):
         print(f"note: {model} {note}", file=sys.stderr)
@@ -172,7 +177,7 @@ def _groups(command: AskCommand, files: Sequence[Path]) -> Iterator[list[tuple[P
 
 def _opened(command: AskCommand, file: Path) -> Image.Image | _Problem:
     """The upright picture of a file, or why it cannot be asked about."""
-    from granvit.predict import open_picture
+    from granvit.images import open_picture
 
     try:
         picture = open_picture(file)

@@ -58,8 +58,8 @@ class Attend:
 
     def run(self) -> int:
         from granvit.evaluate.attention_page import write_picture
-        from granvit.images import ImageError
-        from granvit.predict import checked_boxes, open_picture
+        from granvit.images import ImageError, open_picture
+        from granvit.predict import checked_boxes
 
         if not self.model:
             raise GranvitError("give at least one --model DIR")

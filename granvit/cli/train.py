@@ -99,7 +99,7 @@ class Train:
         self._check_corpus()
         recipe = self.recipe
         if FROM_INIT in (recipe.encoder, recipe.language) and self.init is not None:
-            from granvit.model.region_model import read_settings
+            from granvit.model.settings import read_settings
 
             recipe = replace(recipe, settings=read_settings(checkpoint_of(self.init)))
         out = self.out or Path("runs") / self.recipe.name
@@ -272,7 +272,7 @@ class Transfer:
         Raises:
             CheckpointError: the source is no granvit checkpoint.
         """
-        from granvit.model.region_model import read_settings
+        from granvit.model.settings import read_settings
 
         checkpoint = checkpoint_of(self.source)
         given = {

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from granvit.errors import GranvitError
 from granvit.geometry import View
-from granvit.predict import GranViT, ImageQuestions, open_picture
+from granvit.images import open_picture
+from granvit.predict import GranViT, ImageQuestions
 
 # What lmms-eval's own models take where a task names no limit.
 _LONGEST = 1024

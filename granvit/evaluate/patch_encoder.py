@@ -25,7 +25,8 @@ from granvit.loading.run_folder import checkpoint_of
 from granvit.model.encoders import load_encoder
 from granvit.model.families import ENCODERS, HOLDERS, family_of
 from granvit.model.forward import normalise
-from granvit.model.region_model import SETTINGS_FILE, RegionModel
+from granvit.model.region_model import RegionModel
+from granvit.model.settings import SETTINGS_FILE
 
 # What `load_encoder` makes a square tower of.
 _KNOWN = {*ENCODERS, *HOLDERS, "siglip2_vision_model"}

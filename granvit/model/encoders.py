@@ -17,7 +17,8 @@ from granvit.errors import GranvitError
 from granvit.loading.models import LoadError, build, image_settings, load, load_model, read_settings_of
 from granvit.model.adapter import is_adapter
 from granvit.model.families import ENCODERS, HOLDERS, SIGLIP, Family, body_of, canvas_of, family_of, patch_of
-from granvit.model.region_model import SETTINGS_FILE, RegionModel
+from granvit.model.region_model import RegionModel
+from granvit.model.settings import SETTINGS_FILE
 
 log = logging.getLogger(__name__)
 

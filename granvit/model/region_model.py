@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,8 @@ from granvit.model.dialog import OWN_TEMPLATES, Dialog
 from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of
 from granvit.model.forward import Llava, arrange, encode, mosaic, normalise, project
 from granvit.model.provenance import Sources, read_sources, write_sources
-from granvit.model.settings import Settings
+from granvit.model.settings import SETTINGS_FILE, Settings, read_settings
 
-SETTINGS_FILE = "granvit.json"
 # More than any language model is shown; what computes positions could be given any number.
 _MOST_IMAGE_TOKENS = 65_536
 
@@ -315,33 +313,6 @@ def check_parts(model: RegionModel, folder: Path) -> None:
             f"{folder}/config.json: image_token_index is {config.image_token_index}, the tokenizer has {image_token} "
             f"for {processor.image_token!r}"
         )
-
-
-def read_settings(folder: Path) -> Settings:
-    """What a checkpoint's `granvit.json` says.
-
-    Raises:
-        CheckpointError: it is missing, unreadable, or holds a setting that does not exist.
-    """
-    path = folder / SETTINGS_FILE
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file; is this a granvit checkpoint?")
-    try:
-        content = read_json(path)
-        if unknown := content.keys() - {field.name for field in fields(Settings)}:
-            raise CheckpointError(f"{path}: unknown setting {sorted(unknown)[0]!r}")
-        if odd := [name for name, value in content.items() if not isinstance(value, str)]:
-            raise CheckpointError(f"{path}: {odd[0]} is {content[odd[0]]!r}, not a text")
-        settings = Settings(**content)
-        get_codec(settings.codec)
-        _ = settings.shapes  # raises where they are not written as they should be
-    except CheckpointError:
-        raise
-    except GranvitError as error:
-        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    if settings.frame not in ("image", "canvas") or settings.fit not in ("letterbox", "squash"):
-        raise CheckpointError(f"{path}: unknown frame {settings.frame!r} or fit {settings.fit!r}")
-    return settings
 
 
 def _check_reading(folder: Path, config: LlavaConfig | LlavaNextConfig) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
-from granvit.errors import GranvitError
+from granvit.coordinates import get_codec
+from granvit.errors import CheckpointError, GranvitError
 from granvit.geometry import Fit, Frame, Shape
+
+# The one file of a checkpoint that only this package reads.
+SETTINGS_FILE = "granvit.json"
 
 # Of exported weights.
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -56,3 +61,32 @@ class Settings:
     def to_json(self) -> dict[str, str]:
         """As `granvit.json` has them: without `tiles` where there are none, as before there were any."""
         return {name: value for name, value in asdict(self).items() if value or name != "tiles"}
+
+
+def read_settings(folder: Path) -> Settings:
+    """What a checkpoint's `granvit.json` says.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, or holds a setting that does not exist.
+    """
+    from granvit.loading.checkpoint_files import read_json  # with the libraries of weights and tokenizers
+
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file; is this a granvit checkpoint?")
+    try:
+        content = read_json(path)
+        if unknown := content.keys() - {field.name for field in fields(Settings)}:
+            raise CheckpointError(f"{path}: unknown setting {sorted(unknown)[0]!r}")
+        if odd := [name for name, value in content.items() if not isinstance(value, str)]:
+            raise CheckpointError(f"{path}: {odd[0]} is {content[odd[0]]!r}, not a text")
+        settings = Settings(**content)
+        get_codec(settings.codec)
+        _ = settings.shapes  # raises where they are not written as they should be
+    except CheckpointError:
+        raise
+    except GranvitError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    if settings.frame not in ("image", "canvas") or settings.fit not in ("letterbox", "squash"):
+        raise CheckpointError(f"{path}: unknown frame {settings.frame!r} or fit {settings.fit!r}")
+    return settings

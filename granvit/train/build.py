@@ -23,7 +23,8 @@ from granvit.model.assemble import assemble
 from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
 from granvit.model.provenance import Sources, joined, read_sources
-from granvit.model.region_model import SETTINGS_FILE, RegionModel
+from granvit.model.region_model import RegionModel
+from granvit.model.settings import SETTINGS_FILE
 from granvit.train.feed import Records
 from granvit.train.recipes.base import FROM_INIT, NAMED_PARTS, EmbeddedCorpus, Recipe
 from granvit.train.recipes.saved import read_stage

@@ -24,7 +24,8 @@ from granvit.errors import GranvitError
 from granvit.loading.checkpoint_files import read_json
 from granvit.model.adapter import BASE, CONFIG, LANGUAGE, PREFIX, PROJECTOR, TOWER, WEIGHTS, weights_of
 from granvit.model.provenance import PROVENANCE_FILE, write_sources
-from granvit.model.region_model import SETTINGS_FILE, RegionModel
+from granvit.model.region_model import RegionModel
+from granvit.model.settings import SETTINGS_FILE
 from granvit.train.config import Lora
 
 

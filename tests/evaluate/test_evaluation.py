@@ -21,7 +21,8 @@ from granvit.evaluate.evaluation_report import chosen, markdown, write_report
 from granvit.evaluate.items import EvalImage, EvalSet, Item, Task
 from granvit.evaluate.scoring import Scores, score
 from granvit.geometry import View
-from granvit.predict import GranViT, ImageQuestions, open_picture
+from granvit.images import open_picture
+from granvit.predict import GranViT, ImageQuestions
 from granvit.questions import ask_box
 
 TASKS = [

@@ -16,8 +16,7 @@ from granvit.loading.chat_template import check_template
 from granvit.loading.models import LoadError, load, load_model
 from granvit.loading.run_folder import checkpoint_of
 from granvit.model.dialog import OWN_TEMPLATES
-from granvit.model.region_model import SETTINGS_FILE, read_settings
-from granvit.model.settings import Settings
+from granvit.model.settings import SETTINGS_FILE, Settings, read_settings
 
 
 def settings_of(model: str) -> tuple[str, Settings | None]:

@@ -22,7 +22,8 @@ from granvit.errors import CheckpointError, GranvitError
 from granvit.files import read_json
 from granvit.loading.models import LoadError, build, load
 from granvit.model.packing import Batch, unpack
-from granvit.model.region_model import RegionModel, check_parts, read_settings, stock_classes
+from granvit.model.region_model import RegionModel, check_parts, stock_classes
+from granvit.model.settings import read_settings
 from granvit.train import rng
 from granvit.train.build import reopen, stage_of
 from granvit.train.config import on_cpu
