@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
 from granvit.files import staged_folder, write_text
 from granvit.images import as_plain_file
-from granvit.regions import SPLITS, RegionImage
+from granvit.regions import SPLITS, Region, RegionImage
 
 
 @dataclass
@@ -33,6 +33,7 @@ class ExportSummary:
         images, regions, conversations: how many were written.
         without_picture: how many of the images are conversations alone.
         skipped: images, regions and conversations that were not, and questions that could not be asked, by reason.
+        not_kept: of how many regions or images the layout has no place for a field, by its name.
     """
 
     images: int = 0
@@ -40,6 +41,7 @@ class ExportSummary:
     conversations: int = 0
     without_picture: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    not_kept: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         lines = [f"images   {self.images} written", f"regions  {self.regions} written"]
@@ -47,7 +49,8 @@ class ExportSummary:
             lines.append(f"conversations  {self.conversations} written")
         if self.without_picture:
             lines[0] += f" ({self.without_picture} without a picture, conversations alone)"
-        return "\n".join(lines + [f"  left out  {count:>7}  {reason}" for reason, count in self.skipped.most_common()])
+        lines += [f"  left out  {count:>7}  {reason}" for reason, count in self.skipped.most_common()]
+        return "\n".join(lines + [f"  not kept  {count:>7}  {name}" for name, count in self.not_kept.most_common()])
 
 
 class Exporter(Protocol):
@@ -68,13 +71,31 @@ _Writer = TypeVar("_Writer", bound=Callable[..., ExportSummary])
 
 # Layouts that have a place for conversations without a picture.
 TEXT_ONLY: set[str] = set()
+# What a region or an image may have that not every layout has a place for, and when it has it.
+_OF_REGIONS: dict[str, Callable[[Region], bool]] = {
+    "score": lambda region: region.score is not None,
+    "alternatives": lambda region: bool(region.alternatives),
+    "polygon": lambda region: region.polygon is not None,
+    "box_by": lambda region: region.box_by != "human",
+    "text_by": lambda region: region.text_by != "human",
+}
+_OF_IMAGES: dict[str, Callable[[RegionImage], bool]] = {
+    "source": lambda record: bool(record.source),
+    "licence": lambda record: bool(record.licence),
+}
+# Which of these a layout has a place for.
+KEEPS: dict[str, frozenset[str]] = {}
 
 
-def exporter(name: str, *, text_only: bool = False) -> Callable[[_Writer], _Writer]:
-    """Enter the decorated function into `EXPORTERS`, and into `TEXT_ONLY` if that is said."""
+def exporter(name: str, *, text_only: bool = False, keeps: Collection[str]) -> Callable[[_Writer], _Writer]:
+    """Enter the decorated function into `EXPORTERS`, and into `TEXT_ONLY` if that is said.
+
+    `keeps` are those fields of `Region` and `RegionImage` the layout has a place for which not every layout has.
+    """
 
     def register(writer: _Writer) -> _Writer:
         EXPORTERS[name] = writer
+        KEEPS[name] = frozenset(keeps)
         if text_only:
             TEXT_ONLY.add(name)
         return writer
@@ -174,10 +195,12 @@ def export_corpus(
     writer = _exporter(name, options)
     source = Corpus(corpus)
     with staged_folder(out, partial(_refuse_foreign_files, overwrite=overwrite)) as folder:
-        pictureless = ExportSummary()
+        seen = ExportSummary()
         records = tqdm(source, total=len(source), unit=" images", disable=not progress)
-        summary = writer(_usable(records, name in TEXT_ONLY, pictureless), folder, **options)
-        summary.skipped += pictureless.skipped
+        usable = _usable(records, name in TEXT_ONLY, seen)
+        summary = writer(_watched(usable, KEEPS[name], seen), folder, **options)
+        summary.skipped += seen.skipped
+        summary.not_kept += seen.not_kept
         if not summary.images:
             why = ", ".join(f"{reason}: {count}" for reason, count in summary.skipped.most_common())
             raise CorpusError(f"{source.path}: nothing to export as {name} ({why})")
@@ -216,6 +239,15 @@ def _usable(records: Iterator[RegionImage], text_only: bool, left_out: ExportSum
             left_out.skipped["images without picture bytes"] += 1
 
 
+def _watched(records: Iterator[RegionImage], keeps: Collection[str], summary: ExportSummary) -> Iterator[RegionImage]:
+    """The records, counting in `summary` what they have that the layout has no place for."""
+    for record in records:
+        summary.not_kept.update(name for name, has in _OF_IMAGES.items() if name not in keeps and has(record))
+        for region in record.regions:
+            summary.not_kept.update(name for name, has in _OF_REGIONS.items() if name not in keeps and has(region))
+        yield record
+
+
 def _write_receipt(file: Path, name: str, options: dict[str, Any], summary: ExportSummary) -> None:
     receipt = {
         "format": f"granvit-export {name}",
@@ -224,5 +256,6 @@ def _write_receipt(file: Path, name: str, options: dict[str, Any], summary: Expo
         "regions": summary.regions,
         "conversations": summary.conversations,
         "left_out": dict(summary.skipped),
+        "not_kept": dict(summary.not_kept),
     }
     write_text(file, json.dumps(receipt, indent=1, ensure_ascii=False) + "\n")

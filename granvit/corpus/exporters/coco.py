@@ -25,15 +25,15 @@ class _Part:
     captions: JsonRows
 
 
-@exporter("coco")
+@exporter("coco", keeps=("score", "polygon", "licence"))
 def write(records: Iterable[RegionImage], out: Path) -> ExportSummary:
     """``annotations/instances_train.json``, ``annotations/captions_train.json`` and ``train/00000001.jpg``.
 
     One part per split, "all" for images without one. Categories are the objects' texts, each different one a
     category, numbered as they come; all parts have the same. Regions of text are of the category "text", with
     ``"attributes": {"text": ...}``. Ignored regions have ``iscrowd`` 1. Scores are kept as "score", a polygon as
-    "segmentation"; an image's "name" is its id in the corpus. Conversations have no place there, and are counted. The
-    importer coco reads it back.
+    "segmentation"; an image's "name" is its id in the corpus. Conversations, other texts of a region, and who made
+    box and text have no place there, and are counted. The importer coco reads it back.
 
     Boxes: x, y, width, height in pixels, from 0, unrounded; "area" is that of the box.
     """

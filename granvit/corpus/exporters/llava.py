@@ -21,7 +21,7 @@ _PICTURES = "images"
 _SPEAKERS: dict[Role, str] = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
-@exporter("llava", text_only=True)
+@exporter("llava", text_only=True, keeps=())
 def write(
     records: Iterable[RegionImage],
     out: Path,

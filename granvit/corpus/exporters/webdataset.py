@@ -26,7 +26,11 @@ class _Shards:
     number: int = 0
 
 
-@exporter("webdataset", text_only=True)
+@exporter(
+    "webdataset",
+    text_only=True,
+    keeps=("score", "alternatives", "polygon", "box_by", "text_by", "source", "licence"),
+)
 def write(records: Iterable[RegionImage], out: Path, *, samples_per_shard: int = 1_000) -> ExportSummary:
     """``train-00000.tar`` ... with ``00000001.jpg`` (``.png``, ``.webp``) and ``00000001.json`` for each image.
 

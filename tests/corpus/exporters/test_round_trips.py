@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -164,6 +165,21 @@ def test_everything_that_the_layout_holds_comes_back(tmp_path, name):
         assert after.licence == before.licence
         if name == "webdataset":
             assert (after.id, after.regions, after.source) == (before.id, before.regions, before.source or "export")
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("coco", {"source": 1, "alternatives": 1, "text_by": 1}),
+        ("llava", {"source": 1, "licence": 1, "score": 2, "alternatives": 1, "polygon": 1, "text_by": 1}),
+        ("webdataset", {}),
+    ],
+)
+def test_what_a_layout_has_no_place_for_is_counted(tmp_path, name, lost):
+    summary = export_corpus(name, store(tmp_path / "corpus", *RECORDS), tmp_path / "export")
+    assert summary.not_kept == lost
+    assert json.loads((tmp_path / "export/export.json").read_text())["not_kept"] == lost
+    assert all(re.search(rf"not kept +{count}  {field}", str(summary)) for field, count in lost.items())
 
 
 @pytest.mark.parametrize("frame", ["image", "canvas"])
