@@ -1,6 +1,7 @@
 """Can a language model look up, by its box, what a picture holds? Asked with the picture written out in words.
 
     python benchmarks/lookup.py DIR [--codecs int1000 decimal] [--objects 2 4] [--images 40]
+    python benchmarks/lookup.py DIR --states [--codecs int1000 decimal] [--questions 1200]
 
 Stage 1 keeps the language model frozen, so the encoder can only say things that this model knows how to look up. Here
 it gets the best that an encoder could say: in place of the picture a line for each region, its box in the codec and its
@@ -9,6 +10,11 @@ of their boxes (Caption2Bbox), the likeliest is that of the region that is asked
 
 A model near chance has no link between the digits of a box and a place in its context. Stage 1 must then make that link
 out of the features alone, which takes far more pictures than it takes with a model that looks up readily.
+
+`--states` asks for the half of the link that needs no picture: does the model know, where it begins to answer, which
+box it was asked about? Of a third of the questions the box is predicted from the state there, by a ridge regression on
+the others; printed is the explained variance of each side, layer by layer. Where it is high, an encoder has something
+to match its patches to.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
@@ -84,13 +91,57 @@ def pictures(count: int, objects: int) -> list[RegionImage]:
     return found[:count]
 
 
+@torch.no_grad()
+def answer_states(model: RegionModel, boxes: NDArray[np.float64], codec: Codec) -> Tensor:
+    """The states (N, layers + 1, hidden) that the first answer token is predicted from, of N relative boxes (N, 4)."""
+    dialog, language = model.dialog, model.llava.model.language_model
+    branches = dialog.branches([caption_exchange(box, "x", codec) for box in boxes])
+    states = []
+    for branch in branches:
+        ids = torch.tensor([dialog.prefix(0) + branch.ids[: branch.answer_start]])
+        layers = language(input_ids=ids, output_hidden_states=True).hidden_states
+        states.append(torch.stack([layer[0, -1] for layer in layers]))
+    return torch.stack(states).float()
+
+
+def explained(states: Tensor, wanted: Tensor, ridge: float = 300.0) -> NDArray[np.float64]:
+    """The explained variance (D,) of `wanted` (N, D) by linear maps of states (N, hidden), on the last third of both.
+
+    `ridge` is the weight of the penalty where states and targets have unit variance.
+    """
+    learned = 2 * len(states) // 3
+    states = (states - states[:learned].mean(0)) / (states[:learned].std(0) + 1e-6)
+    wanted = (wanted - wanted[:learned].mean(0)) / wanted[:learned].std(0)
+    known = states[:learned]
+    weights = torch.linalg.solve(known.T @ known + ridge * torch.eye(known.shape[1]), known.T @ wanted[:learned])
+    left = (states[learned:] @ weights - wanted[learned:]).square().mean(0)
+    return np.asarray((1 - left / wanted[learned:].var(0)).tolist())
+
+
+def print_states(language: str, codecs: Sequence[str], questions: int) -> None:
+    rng = np.random.default_rng(0)
+    sides = rng.uniform(0.1, 0.4, (questions, 2))
+    corners = rng.uniform(0, 1 - sides)
+    boxes = np.concatenate([corners, corners + sides], axis=1)
+    print(f"{'codec':10}{'layer':>6}{'x1':>8}{'y1':>8}{'x2':>8}{'y2':>8}")
+    for name in codecs:
+        states = answer_states(assemble(nano_encoder(), language, Settings(name)), boxes, get_codec(name))
+        for layer in range(0, states.shape[1], 3):
+            found = explained(states[:, layer], torch.from_numpy(boxes).float())
+            print(f"{name:10}{layer:>6}" + "".join(f"{max(0.0, value):>8.2f}" for value in found), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("language", help="a language model: a folder, a hub name or a GGUF file")
     parser.add_argument("--codecs", nargs="+", default=["int1000", "decimal"])
     parser.add_argument("--objects", type=int, nargs="+", default=[2, 4], help="regions of a picture")
     parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--states", action="store_true", help="what its states say of the box, in place of the above")
+    parser.add_argument("--questions", type=int, default=1200, help="of --states")
     options = parser.parse_args()
+    if options.states:
+        return print_states(options.language, options.codecs, options.questions)
     print(f"{'codec':10}{'regions':>8}{'chance':>9}  {'Bbox2Caption':24}{'Caption2Bbox':24}")
     for name in options.codecs:
         codec = get_codec(name)
