@@ -35,6 +35,7 @@ from granvit.corpus.dedup.perceptual_hash import (
     store_fingerprints,
 )
 from granvit.corpus.derive import write_part
+from granvit.corpus.importers.image_folder import listing
 from granvit.corpus.layout import MANIFEST, CorpusError
 from granvit.corpus.store import Corpus
 from granvit.files import open_regular, read_regular, write_text
@@ -42,6 +43,10 @@ from granvit.regions import RegionImage
 
 # A list of names: RefCOCO's have a few MB.
 _LONGEST_LIST = 1 << 30
+
+# Pictures in these are not compared.
+_UNREAD_ARCHIVES = (".zip", ".7z", ".rar", ".tar.zst", ".tar.bz2", ".tar.xz", ".tbz2", ".txz")
+UNREAD_ARCHIVE = "archive-not-read"
 
 _COCO_DIGITS = 12
 LISTS = (".txt", ".json", ".jsonl", ".txt.gz", ".json.gz", ".jsonl.gz")
@@ -135,6 +140,9 @@ def _lists(place: Path) -> list[Path]:
 
 
 def _records(place: Path, found: BenchmarkImages) -> Iterator[RegionImage]:
+    if place.is_dir() and not (place / MANIFEST).exists():
+        archives = (name for name, _ in listing(place) if name.lower().endswith(_UNREAD_ARCHIVES))
+        found.problems += [(name, UNREAD_ARCHIVE) for name in archives]
     for source in open_sources(place, follow_links=True):
         for file in source.files():
             if isinstance(file, Rejection):

@@ -16,7 +16,7 @@ from helpers.paths import real_data
 from PIL import Image
 
 from granvit.corpus.dedup.copy_search import CopyFinder
-from granvit.corpus.dedup.leakage import find_leaks, keys, load_benchmarks, write_without
+from granvit.corpus.dedup.leakage import UNREAD_ARCHIVE, find_leaks, keys, load_benchmarks, write_without
 from granvit.corpus.dedup.perceptual_hash import thumbnail
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
@@ -174,9 +174,12 @@ def test_pictures_of_every_kind_in_a_folder_are_compared(tmp_path):
     packed(folder / "more", "parquet")
     (folder / "more/2.jpg").write_bytes(jpeg(picture(2)))
     (folder / "3.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    for archive in ("val.zip", "more/test.TAR.zst"):
+        (folder / archive).write_bytes(b"pictures, perhaps")
     benchmarks = load_benchmarks([folder])
     assert sorted(name.rpartition("/")[2] for name in benchmarks.names) == ["1.jpg", "2.jpg", "a.parquet:0"]
-    assert benchmarks.problems == [("3.heic", "unsupported-format")]
+    unread = {("3.heic", "unsupported-format"), *((name, UNREAD_ARCHIVE) for name in ("val.zip", "more/test.TAR.zst"))}
+    assert set(benchmarks.problems) == unread and len(benchmarks.problems) == 3
 
 
 @pytest.mark.parametrize(
