@@ -291,16 +291,26 @@ def hub_answers() -> bool:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Within, the library prints errors alone."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextmanager
 def _as_load_error(name: str | Path, cls: Any | None, folder: Path) -> Iterator[None]:
     """Whatever goes wrong inside is an error of the checkpoint: a `LoadError` that names the file where it can.
 
     The library's own warnings are not printed: what they warn of, a token beyond the vocabulary or a weight that is
     missing, is checked here and reported in one line.
     """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        yield
+        with quiet():
+            yield
     except LoadError:
         raise
     except BaseException as error:
@@ -316,8 +326,6 @@ def _as_load_error(name: str | Path, cls: Any | None, folder: Path) -> Iterator[
         if cls is AutoProcessor:  # of several files: its tokenizer's, or its own
             load(AutoTokenizer, name)
         raise LoadError(where, f"cannot be loaded as {cls.__name__}: {one_line(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def one_line(error: BaseException, longest: int = 400) -> str:

@@ -26,7 +26,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from granvit.coordinates import get_codec
 from granvit.errors import GranvitError
 from granvit.loading.chat_template import check_template
-from granvit.loading.models import build
+from granvit.loading.models import build, quiet
 from granvit.model.dialog import OWN_TEMPLATES, template_for
 from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.families import body_of, canvas_of, family_of, patch_of, registers_of
@@ -85,7 +85,8 @@ def assemble(
         tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(IMAGE_TOKEN, special=True)]})
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:  # never shrink: real checkpoints pad their vocabulary
-        model.resize_token_embeddings(len(tokenizer))
+        with quiet():  # no words about how the image token's embedding starts: no question reads it
+            model.resize_token_embeddings(len(tokenizer))
     config_class, model_class, _ = stock_classes(settings)
     config = config_class(
         vision_config=vision,
