@@ -14,9 +14,9 @@ from granvit.cli.corpus_common import fail, status_of, warn
 from granvit.corpus import derive
 from granvit.corpus.curate.curation import Curation, curate
 from granvit.corpus.curate.filters import Preset, with_preset
-from granvit.corpus.dedup.leakage import SIMILARITY, find_leaks, load_benchmarks, write_without
+from granvit.corpus.dedup.leakage import SIMILARITY, find_leaks, ids_beside, load_benchmarks, write_without
 from granvit.corpus.derive import Tiling, tile
-from granvit.corpus.layout import CURATION, CorpusError
+from granvit.corpus.layout import CURATION, MANIFEST, CorpusError
 from granvit.corpus.store import Corpus
 from granvit.files import locked
 from granvit.regions import Kind
@@ -223,11 +223,20 @@ class Leakage:
     overwrite: bool = False
     """Replace the corpus at OUT once the new one is complete."""
 
+    def _check_report(self) -> None:
+        """Refuses a report in place of what is read."""
+        for file in (self.report, ids_beside(self.report)):
+            for given in (self.corpus, *self.against):
+                place = given.resolve()
+                if file.resolve() == place or (place / MANIFEST).exists() and file.resolve().parent == place:
+                    raise CorpusError(f"--report {self.report}: {file} is, or lies in, {given}; name another file")
+
     def run(self) -> int:
         """Exit status: 0 whatever was found, or 1 when nothing could be compared or written."""
         if not 0 < self.similarity <= 1:
             return fail(f"--similarity is {self.similarity}, it must be above 0 and at most 1")
         try:
+            self._check_report()
             corpus = Corpus(self.corpus)
             benchmarks = load_benchmarks(self.against, self.workers)
             for name, reason in benchmarks.problems[:SHOWN_LEAKS]:

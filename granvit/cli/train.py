@@ -18,7 +18,7 @@ from granvit.geometry import Fit, Frame
 from granvit.loading.run_folder import checkpoint_of
 from granvit.ranges import check_ranges
 from granvit.train.config import SELDOM, CachingLoop, Lora, SampleConfig
-from granvit.train.recipes.base import FROM_INIT, Recipe
+from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.paper import transfer
 from granvit.train.stages.config import AdaptConfig
 
@@ -98,10 +98,8 @@ class Train:
     def run(self) -> int:
         self._check_corpus()
         recipe = self.recipe
-        if FROM_INIT in (recipe.encoder, recipe.language) and self.init is not None:
-            from granvit.model.settings import read_settings
-
-            recipe = replace(recipe, settings=read_settings(checkpoint_of(self.init)))
+        if self.init is not None:
+            recipe = self._of_init(recipe, self.init)
         out = self.out or Path("runs") / self.recipe.name
         return train_into(
             out, recipe, self.corpus, self.held_out, init=self.init, resume=self.resume, device=self.device
@@ -110,6 +108,22 @@ class Train:
     @property
     def resumes(self) -> bool:
         return self.resume
+
+    def _of_init(self, recipe: Recipe, init: Path) -> Recipe:
+        """The recipe with the settings of the model that it goes on from; others that were asked for are refused."""
+        from granvit.cli.recipes import RECIPES
+        from granvit.model.settings import read_settings
+
+        settings = read_settings(checkpoint_of(init))
+        usual = RECIPES[recipe.name]() if recipe.name in RECIPES else recipe
+        for name, value in vars(recipe.settings).items():
+            if value not in (getattr(settings, name), getattr(usual.settings, name)):
+                kept = getattr(settings, name)
+                raise GranvitError(f"--settings.{name} {value}: a model that --init names keeps its own, {kept!r}")
+        for name in ("canvas", "encoder", "language"):
+            if (value := getattr(recipe, name)) != getattr(usual, name):
+                raise GranvitError(f"--{name} {value}: a model that --init names keeps its own")
+        return replace(recipe, settings=settings)
 
     def _check_corpus(self) -> None:
         if self.corpus and self.embedded_corpus:

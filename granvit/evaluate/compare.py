@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from granvit.bootstrap import DRAWS, interval
+from granvit.bootstrap import interval
 from granvit.errors import GranvitError
 from granvit.evaluate.items import Item, Task
 from granvit.evaluate.scoring import SCORERS, Table, by_image, draws
@@ -110,8 +110,9 @@ def _of_task(task: Task, first: list[Item], second: list[Item], seed: int) -> tu
         # The same seed and length: both tables are drawn alike.
         drawn_a, drawn_b = draws(measure, a, seed), draws(measure, b, seed)
         drawn = drawn_b - drawn_a if len(drawn_a) and len(drawn_b) else np.empty(0)
-        limits = _interval(drawn[~np.isnan(drawn)], len(images))
-        differences.append(Difference(task.name, name, len(first), len(images), value_a, value_b, *limits))
+        counting = int((a.any(1) | b.any(1)).sum())  # of an image that adds nothing to either, nothing is known
+        limits = _interval(drawn[~np.isnan(drawn)], counting)
+        differences.append(Difference(task.name, name, len(first), counting, value_a, value_b, *limits))
     return differences, notes
 
 
@@ -121,7 +122,7 @@ def _interval(drawn: Table, images: int) -> tuple[float, float, float] | tuple[N
         return None, None, None
     low, high = interval(drawn)
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return low, high, float(min(1.0, max(2 * (tail + 1) / (DRAWS + 1), 2.0 ** (1 - images))))
+    return low, high, float(min(1.0, max(2 * (tail + 1) / (len(drawn) + 1), 2.0 ** (1 - images))))
 
 
 def as_table(differences: Sequence[Difference]) -> str:

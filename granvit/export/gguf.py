@@ -245,6 +245,8 @@ def _add(writer: GGUFWriter, name: str, tensor: Tensor, precision: Precision) ->
     elif name == "v.patch_embd.weight" and kind is GGMLQuantizationType.BF16:
         kind = GGMLQuantizationType.F32
     data = tensor.detach().to(torch.float32).cpu().contiguous().numpy()
+    if kind is GGMLQuantizationType.F16 and np.abs(data).max(initial=0) > np.finfo(np.float16).max:
+        raise ExportError(f"--precision float16: {name} holds a number too large for it; bfloat16 has room")
     if kind is GGMLQuantizationType.BF16:
         writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
     else:

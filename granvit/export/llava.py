@@ -20,7 +20,7 @@ from granvit.errors import ExportError
 from granvit.export.card import ExportSource, read_source, write_card
 from granvit.export.older_names import for_older, name_rope
 from granvit.files import refuse_non_empty, staged_folder
-from granvit.loading.models import hub_answers, load, one_line
+from granvit.loading.models import LoadError, check_finite, hub_answers, load, one_line
 from granvit.model.adapter import is_adapter, root_of, write_adapter
 from granvit.model.assemble import save_encoder
 from granvit.model.region_model import RegionModel, stock_classes
@@ -136,6 +136,10 @@ def _check_written(model: RegionModel, folder: Path) -> None:
 def _make_public(model: RegionModel, precision: Precision) -> None:
     """Weights in the precision asked for, and a config that says what servers look for and no path of this machine."""
     llava = model.llava.to(getattr(torch, precision))
+    try:
+        check_finite(llava, precision)
+    except LoadError as error:
+        raise ExportError(f"--precision {error}: too large a number for it; bfloat16 has room") from error
     config = llava.config
     config.architectures = [stock_classes(model.settings)[1].__name__]
     # The class with a head, which is what vLLM looks up.

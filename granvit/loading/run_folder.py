@@ -9,6 +9,8 @@ from granvit.files import sha256
 
 # The last stage's model; the resolved recipe; which corpora it was trained on.
 CHECKPOINT, RECIPE, DATA = "checkpoint", "recipe.json", "data.json"
+# What adapters belong to, where a run begins with parts.
+BASE = "base"
 # What came of it, for people.
 REPORT = "report.html"
 # Of a model's folder what decides its answers: settings, weights, chat template.

@@ -93,6 +93,8 @@ class LanguageWarmup(AnsweringStage):
     def _mixed(self, words: Tensor, image: Tensor, unclear: Tensor) -> Tensor:
         """Embeddings of grid entries, (K, hidden): each word of each image mixed with two others of the batch."""
         embeddings: Tensor = self.model.get_input_embeddings().weight
+        if not len(words):  # a batch of pictures without regions
+            return embeddings[words]
         pairs, which = torch.unique(torch.stack([image, words]), dim=1, return_inverse=True)
         others = words[torch.randint(len(words), (2, pairs.shape[1]), device=words.device)]
         doubt = (unclear[pairs[0]] * torch.rand(pairs.shape[1], device=words.device))[:, None]

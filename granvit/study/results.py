@@ -140,12 +140,24 @@ def read_result(path: Path) -> Result:
         tables[name] = _table(both, count, f"{path}: damaged: tables.{name}")
     curves: Any = {
         stage: {
-            metric: [(int(s), float(v)) for s, v in points]
+            metric: _curve(points, f"{path}: damaged: curves.{stage}.{metric}")
             for metric, points in checked_field(objects["curves"], stage, dict, path, "curves.").items()
         }
         for stage in objects["curves"]
     }
+    numbers = {f"numbers.{name}": value for name, value in objects["numbers"].items()}
+    numbers |= {f"cost.{name}": value for name, value in objects["cost"].items() if name != "steps"}
+    for name, value in numbers.items():
+        if type(value) not in (int, float):
+            raise GranvitError(f"{path}: damaged: {name} is {json.dumps(value)[:60]}, not a number")
     return Result(**texts, seed=seed, tables=tables, **{**objects, "curves": curves})
+
+
+def _curve(points: Any, where: str) -> list[tuple[int, float]]:
+    try:
+        return [(int(step), float(value)) for step, value in points]
+    except (ValueError, TypeError) as error:
+        raise GranvitError(f"{where}: pairs of step and value are expected ({error})") from error
 
 
 def _table(columns: list[list[Any]], count: int, where: str) -> np.ndarray:

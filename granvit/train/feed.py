@@ -265,7 +265,8 @@ class Feed:
                 in_a_row = 0
                 if item.left_out:
                     rejected.append(_Rejected(item.id, LEFT_OUT, item.left_out))
-            if in_a_row >= min(sum(self._sizes), MAX_REJECTED_IN_A_ROW):
+            # Many times all there is: what was not asked by chance is rejected too, and may be asked the next time.
+            if in_a_row >= min(max(10 * sum(self._sizes), 1_000), MAX_REJECTED_IN_A_ROW):
                 reasons = dict(Counter(r.reason for r in rejected))
                 raise DataError(f"{in_a_row} records in a row were rejected, the last {item.id!r}: {reasons}")
         return self._collate(samples), position, rejected

@@ -41,6 +41,10 @@ def make_optimizer(
     if not trainable:
         raise GranvitError(f"nothing trains in stage {stage.name!r}: no parameter requires a gradient")
     for pattern in multipliers:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise GranvitError(f"loop.optimizer_groups: {pattern!r} is no regular expression ({error})") from error
         if not any(re.search(pattern, name) for name in trainable):
             raise GranvitError(f"no trainable parameter of stage {stage.name!r} matches {pattern!r}")
     muons = {p for block in blocks_of(stage) for p in block.parameters() if p.ndim == 2} if kind == "muon" else set()

@@ -50,6 +50,9 @@ class Prepare:
             self.crops, self.crop_size, self.draw_crops = config.crops, config.crop_size, config.draw_crops
         if self.crop_size % model.patch:
             raise GranvitError(f"sample.crop_size {self.crop_size} is not a multiple of the patch, {model.patch} px")
+        smallest, largest = config.window_side
+        if smallest > largest:
+            raise GranvitError(f"sample.window_side: the smallest, {smallest}, is larger than the largest, {largest}")
         prefix = len(self.dialog.prefix(model.tokens_of(model.largest_view)))
         if config.max_tokens is not None and config.max_tokens <= prefix:
             upto = "up to " if model.settings.tiles else ""
@@ -234,10 +237,13 @@ class Prepare:
 
 
 def _mirrored(record: RegionImage, image: Image.Image | None) -> tuple[RegionImage, Image.Image | None]:
-    """The record seen in a mirror; as it is where it holds text, or words that would no longer be true."""
-    said = (turn.text for conversation in record.conversations for turn in conversation)
-    words = " ".join([record.caption or "", *(region.text for region in record.regions), *said])
-    if any(region.kind == "text" for region in record.regions) or _SIDES.search(words):
+    """The record seen in a mirror; as it is where it holds text, or words that would no longer be true.
+
+    Numbers in a conversation may be a box, or what is written in the picture.
+    """
+    said = " ".join(turn.text for conversation in record.conversations for turn in conversation)
+    words = " ".join([record.caption or "", *(region.text for region in record.regions), said])
+    if any(region.kind == "text" for region in record.regions) or _SIDES.search(words) or re.search(r"\d", said):
         return record, image
     regions = [
         replace(region, box=(record.width - region.box[2], region.box[1], record.width - region.box[0], region.box[3]))

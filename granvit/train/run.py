@@ -28,14 +28,15 @@ from torch import Tensor
 from granvit.corpus.store import Corpus, ShardCheck, Subset
 from granvit.errors import CheckpointError, GranvitError
 from granvit.files import locked, read_json, staged_folder, write_text
-from granvit.loading.run_folder import CHECKPOINT, DATA, RECIPE
+from granvit.loading.checkpoint_files import LoadError
+from granvit.loading.run_folder import BASE, CHECKPOINT, DATA, RECIPE
 from granvit.model.adapter import is_adapter
 from granvit.model.forward import compiled, recomputed
 from granvit.model.provenance import joined
 from granvit.model.region_model import RegionModel
 from granvit.train import identity
 from granvit.train.build import build_model, earlier_folders, learned_from, provenance_of
-from granvit.train.checkpoint import of_another_run
+from granvit.train.checkpoint import latest, of_another_run
 from granvit.train.config import CachingLoop, feed_workers, on_cpu
 from granvit.train.feature_cache import FeatureCache
 from granvit.train.feed import Feed, Records
@@ -50,7 +51,7 @@ from granvit.train.stages.config import LanguageConfig, RunContext, StageConfig
 from granvit.train.validation import Validation
 
 # The folders of what a stage leaves besides its model (`Stage.finish`), and of what a run's adapters belong to.
-ALONE, BASE = "alone", "base"
+ALONE = "alone"
 
 OnStage = Callable[[str, RegionModel, TrainResult | None], None]
 
@@ -102,7 +103,11 @@ def _run_recipe(
         raise GranvitError(f"{run_dir} holds a run; name another folder, or resume it")
     data = _data_facts(sources)
     recipe = recipe.resolved(sum(len(records) for records, _ in sources), state.num_processes)
-    _check_finished(recipe, data, run_dir, state.num_processes)
+    try:
+        weights = None if init is None else Base.of(Path(init)).digest
+    except LoadError as error:
+        raise CheckpointError(str(error)) from error
+    _check_begun(recipe, data, run_dir, state.num_processes, weights)
     model = RegionModel.load(init) if init is not None else build_model(recipe)
     place = None if init is None else Path(init)
     for stage in recipe.stages:
@@ -112,7 +117,7 @@ def _run_recipe(
     if source is not None and state.is_main_process:
         print(f"language model: dequantised from {source}")
     if state.is_main_process:  # only now: what can't begin leaves no folder
-        recipe.save(run_dir / RECIPE, state.num_processes, init)
+        recipe.save(run_dir / RECIPE, state.num_processes, init, weights)
         write_text(run_dir / DATA, json.dumps(data, indent=1) + "\n")
     earlier = [] if init is not None else earlier_folders(recipe)
     if on_stage is not None and state.is_main_process:
@@ -129,11 +134,11 @@ def _run_recipe(
             result = run_stage(stage, recipe, model, run_dir / stage.folder, sources, **options)
             model.sources = joined(model.sources, learned_from(sources))
             kept = set(model.llava.state_dict()) if base is None else trained_names(model.llava)
-            weights = whole_tensors({k: v for k, v in model.llava.state_dict().items() if k in kept})
+            trained = whole_tensors({k: v for k, v in model.llava.state_dict().items() if k in kept})
             if state.is_main_process and base is not None:
-                _publish_adapter(stage, model, done, weights, base)
+                _publish_adapter(stage, model, done, trained, base)
             elif state.is_main_process:
-                _publish(model, done, weights)
+                _publish(model, done, trained)
         state.wait_for_everyone()
         if result is not None and (is_sharded(model.llava) or is_adapter(done)):
             # Shards stay shards, and adapters beside their base: the next stage begins with a whole model.
@@ -191,22 +196,29 @@ def _data_facts(sources: Sequence[tuple[Records, float]]) -> list[dict[str, Any]
     return facts
 
 
-def _check_finished(recipe: Recipe, data: list[dict[str, Any]], run_dir: Path, processes: int) -> None:
-    """Refuses a run folder whose finished stages, which would be taken as they are, are another run's."""
-    finished = [stage.folder for stage in recipe.stages if (run_dir / stage.folder / "model").exists()]
-    if not finished:
+def _check_begun(
+    recipe: Recipe, data: list[dict[str, Any]], run_dir: Path, processes: int, init_weights: str | None
+) -> None:
+    """Refuses a run folder whose stages, which would be taken as they are or gone on with, are another run's."""
+    folders = {stage.folder: run_dir / stage.folder for stage in recipe.stages}
+    begun = [name for name, folder in folders.items() if (folder / "model").exists() or latest(folder) is not None]
+    if not begun:
         return
     path = run_dir / RECIPE
     try:
         before, its_processes = read_run(path)
-        its_data = read_json(run_dir / DATA, CheckpointError)
+        its_data, its_facts = (read_json(run_dir / name, CheckpointError) for name in (DATA, RECIPE))
     except (OSError, GranvitError) as error:
         raise of_another_run(str(error)) from error
-    now = identity.of_stages(recipe, finished, processes)
-    if difference := identity.difference(identity.of_stages(before, finished, its_processes), now):
+    now = identity.of_stages(recipe, begun, processes)
+    if difference := identity.difference(identity.of_stages(before, begun, its_processes), now):
         raise of_another_run(f"{path}: {difference}")
     if its_data != data:
-        raise of_another_run(f"{run_dir / 'data.json'}: {', '.join(finished)} was trained on other corpora or weights")
+        raise of_another_run(f"{run_dir / DATA}: {', '.join(begun)} was trained on other corpora or weights")
+    # Runs of before this was written down name a folder alone.
+    its_weights = its_facts.get("init_weights", init_weights if its_facts.get("init") else None)
+    if its_weights != init_weights:
+        raise of_another_run(f"{path}: {', '.join(begun)} went on from another model (init: {its_facts.get('init')})")
 
 
 def run_stage(

@@ -32,6 +32,14 @@ def test_a_difference_that_holds_for_every_image_is_certain():
     assert reported.p == pytest.approx(2 / 1001) and reported.questions == reported.images == 50
 
 
+def test_images_that_add_nothing_to_a_measure_lend_it_no_certainty():
+    """Of 40 texts two have words: by ROUGE-L no more is known than two images tell."""
+    wordless = [Item(f"w{i}", "t", (9, 9), ["!"], said="!", key=f"w{i}") for i in range(38)]
+    differences, _ = compare(TASKS, wordless + answers([0, 0]), wordless + answers([1, 1]))
+    reported = next(d for d in differences if d.measure == "rouge_l")
+    assert reported.images == 2 and reported.p >= 0.5
+
+
 def test_equal_answers_differ_by_nothing():
     reported = exact(answers([0, 1] * 20), answers([0, 1] * 20))
     assert (reported.difference, reported.low, reported.high, reported.p) == (0, 0, 0, 1)

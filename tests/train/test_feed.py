@@ -238,7 +238,7 @@ def test_rejected_samples_are_skipped_counted_and_listed_once(tmp_path):
 
 
 def test_a_corpus_that_is_rejected_whole_stops_the_run():
-    with pytest.raises(DataError, match="23 records in a row were rejected.*no regions"):
+    with pytest.raises(DataError, match="1000 records in a row were rejected.*no regions"):
         next(feed(prepare=Prepare(reject=tuple(f"r{i}" for i in range(23)))))
 
 

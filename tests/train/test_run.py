@@ -265,6 +265,47 @@ def test_init_starts_from_a_checkpoint(done, parts, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"recipe.json", "data.json", "stage2", "checkpoint"}
 
 
+def test_another_model_to_go_on_from_is_another_run(done, parts, tmp_path):
+    """Finished or under way: what it began with is told by its weights, not by its place."""
+    recipe = replace(tiny_recipe(parts, steps=1), stages=tiny_recipe(parts, steps=1).stages[1:])
+    start = shutil.copytree(done[0] / "checkpoint", tmp_path / "start")
+    run_recipe(recipe, tmp_path / "run", SOURCES, init=start, device="cpu")
+    moved = shutil.copytree(start, tmp_path / "moved")
+    run_recipe(recipe, tmp_path / "run", SOURCES, init=moved, device="cpu")
+    facts = (tmp_path / "run/recipe.json").read_bytes()
+    for folder in (done[0] / "stage1/model", None):
+        with pytest.raises(CheckpointError, match="stage2 went on from another model.*choose another --out"):
+            run_recipe(recipe, tmp_path / "run", SOURCES, init=folder, device="cpu")
+    shutil.rmtree(tmp_path / "run/stage2/model")  # as if it had been stopped in its last step
+    with pytest.raises(CheckpointError, match="stage2 went on from another model"):
+        run_recipe(recipe, tmp_path / "run", SOURCES, init=done[0] / "stage1/model", device="cpu")
+    assert (tmp_path / "run/recipe.json").read_bytes() == facts
+
+
+def test_a_stage_under_way_is_not_gone_on_with_on_other_data(parts, tmp_path):
+    """As many pictures, and other texts: nothing but the corpus's checksum tells them apart."""
+    recipe = tiny_recipe(parts, steps=1)
+    corpora = [synthesize(tmp_path / f"c{seed}", 8, seed, 64, 0.0, "train") for seed in (1, 2)]
+    run_recipe(recipe, tmp_path / "run", [(corpora[0], 1.0)], device="cpu")
+    shutil.rmtree(tmp_path / "run/stage2/model")
+    shutil.rmtree(tmp_path / "run/stage1/model")
+    kept = {name: (tmp_path / "run" / name).read_bytes() for name in ("recipe.json", "data.json")}
+    with pytest.raises(CheckpointError, match="data.json: stage1, stage2 was trained on other corpora"):
+        run_recipe(recipe, tmp_path / "run", [(corpora[1], 1.0)], device="cpu")
+    with pytest.raises(CheckpointError, match="stage1.loop.lr was"):
+        recipe.stages[0].loop.lr *= 2
+        run_recipe(recipe, tmp_path / "run", [(corpora[0], 1.0)], device="cpu")
+    assert kept == {name: (tmp_path / "run" / name).read_bytes() for name in kept}
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "base", "../esc", "a/b", "."])
+def test_a_stage_is_not_called_as_what_a_run_keeps(parts, name):
+    stages = tiny_recipe(parts).stages
+    stages[0] = replace(stages[0], name=name)
+    with pytest.raises(GranvitError, match="no stage can be called"):
+        replace(tiny_recipe(parts), stages=stages)
+
+
 def test_init_from_what_is_no_checkpoint_is_named(parts, tmp_path):
     for folder in (tmp_path / "nowhere", parts / "language"):
         with pytest.raises(CheckpointError, match=str(folder)):

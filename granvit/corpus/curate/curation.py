@@ -245,6 +245,7 @@ def _choose(
         # Beside what is written, not in the system's folder: what a killed run leaves is cleared by the next one.
         with tempfile.TemporaryDirectory(dir=unfinished) as folder:
             file = _fingerprints(corpus, passed, fingerprints, Path(folder), workers)
+            file.check_holds(passed.rows)
             entries = np.searchsorted(file.rows, passed.rows)
             problems = (file.problems.get(i) for i in entries.tolist())
             report.without_fingerprint.update(problem for problem in problems if problem not in (None, NO_PICTURE))

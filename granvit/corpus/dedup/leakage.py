@@ -49,6 +49,8 @@ _UNREAD_ARCHIVES = (".zip", ".7z", ".rar", ".tar.zst", ".tar.bz2", ".tar.xz", ".
 UNREAD_ARCHIVE = "archive-not-read"
 
 _COCO_DIGITS = 12
+# Numbers of fewer digits are many a file's name.
+_LEAST_NAME = 6
 LISTS = (".txt", ".json", ".jsonl", ".txt.gz", ".json.gz", ".jsonl.gz")
 
 # In the order of preference: a file name says more than a number.
@@ -178,7 +180,11 @@ def _read_list(file: Path, listed: dict[str, str]) -> None:
         name = _name(entry)
         if name is None:
             raise CorpusError(f"{file}: entry {number} has none of the fields {', '.join(_NAME_FIELDS)}")
-        for key in {f"coco:{int(name)}"} if name.isdecimal() and len(name) <= _COCO_DIGITS else keys(name):
+        found = keys(name)
+        if name.isdecimal() and len(name) <= _COCO_DIGITS:
+            # COCO's number; a long one may be the name of a file as well, as Flickr30k's are.
+            found = {f"coco:{int(name)}"} | (found if len(name.lstrip("0")) >= _LEAST_NAME else set())
+        for key in found:
             listed.setdefault(key, name)
 
 
@@ -207,6 +213,18 @@ def _name(entry: Any) -> str | None:
 # From which agreement an image counts as a copy. Of 1,814 photos (benchmarks/leakage.py) all others stay below 0.15,
 # and more than 99 of 100 copies that were cropped by a tenth, halved, mirrored and recompressed reach it.
 SIMILARITY = 0.4
+
+
+def ids_beside(report: Path) -> Path:
+    """The file of ids beside a report.
+
+    Raises:
+        CorpusError: that is the report itself.
+    """
+    ids = report.with_suffix(".txt")
+    if ids == report:
+        raise CorpusError(f"{report}: the ids alone go to this file; name the report otherwise, such as leakage.json")
+    return ids
 
 
 @dataclass(frozen=True)
@@ -263,7 +281,7 @@ class LeakageReport:
 
     def write(self, path: Path) -> Path:
         """Write the numbers to `path` and, beside it, the ids alone, one on each line. Returns the second file."""
-        ids = path.with_suffix(".txt")
+        ids = ids_beside(path)
         texts = {
             path: json.dumps(self.to_json(), indent=1, ensure_ascii=False),
             ids: "".join(f"{i}\n" for i in self.ids),

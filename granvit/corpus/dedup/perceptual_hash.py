@@ -231,6 +231,12 @@ class FingerprintFile:
                 if found != field.type:
                     raise CorpusError(f"{path}: column {field.name!r} is {found}, not {field.type}; remove the file")
             table = pq.read_table(path, columns=["row", "sha256", "hash", "problem"])
+            groups = pq.read_metadata(path)
+            place = schema.get_field_index("thumb")
+            for group in range(groups.num_row_groups):
+                counted = groups.row_group(group).column(place).statistics
+                if counted is not None and counted.null_count:
+                    raise CorpusError(f"{path}: column 'thumb' has gaps; remove the file")
         except (OSError, pa.ArrowException) as error:
             raise CorpusError(f"{path}: {error}") from error
         for name, column in zip(table.column_names, table.columns, strict=True):
@@ -243,8 +249,18 @@ class FingerprintFile:
             raise CorpusError(f"{path}: column 'row' does not name images of the corpus in order; remove the file")
         self.problems: dict[int, str] = {i: p for i, p in enumerate(table["problem"].to_pylist()) if p is not None}
 
+    def check_holds(self, rows: NDArray[np.int64]) -> None:
+        """Raises a CorpusError unless the images at these places, ascending, all have a row."""
+        if missing := len(np.setdiff1d(rows, self.rows, assume_unique=True)):
+            raise CorpusError(f"{self.path}: {missing} images that are needed are not in it; remove the file")
+
     def batches(self, corpus: Corpus) -> Iterator[Batch]:
-        """The fingerprints of a whole corpus in order, with its records but without their pictures."""
+        """The fingerprints of a whole corpus in order, with its records but without their pictures.
+
+        Raises:
+            CorpusError: the file has those of some images alone.
+        """
+        self.check_holds(np.arange(len(corpus)))
         records = corpus.records()
         start = 0
         with pq.ParquetFile(self.path) as file:

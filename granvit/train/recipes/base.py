@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from granvit.corpus.synthetic.scenes import OBJECTS
 from granvit.corpus.synthetic.wordings import Style
 from granvit.errors import GranvitError
 from granvit.files import write_text
+from granvit.loading.run_folder import BASE, CHECKPOINT
 from granvit.model.settings import Settings
 from granvit.ranges import OF_RECIPES, check_ranges
 from granvit.train.config import SELDOM
@@ -91,6 +93,9 @@ class Recipe:
     def __post_init__(self) -> None:
         check_ranges(self, OF_RECIPES)
         folders = [stage.folder for stage in self.stages]
+        for folder in folders:
+            if folder in (CHECKPOINT, BASE) or not re.fullmatch(r"\w[\w.-]*", folder):
+                raise GranvitError(f"recipe {self.name!r}: no stage can be called {folder!r}, which names its folder")
         if len(set(folders)) != len(folders):
             raise GranvitError(f"recipe {self.name!r}: two stages are called the same ({', '.join(folders)})")
 
@@ -98,10 +103,11 @@ class Recipe:
         """The recipe with every stage's steps and micro-batches as numbers (`StageConfig.resolved`)."""
         return replace(self, stages=[stage.resolved(images, processes) for stage in self.stages])
 
-    def save(self, path: Path, processes: int, init: Path | str | None = None) -> None:
+    def save(self, path: Path, processes: int, init: Path | str | None = None, weights: str | None = None) -> None:
         """The resolved recipe as JSON, beside the run it made: also on how many processes it runs, and what it went
-        on from in place of its parts."""
+        on from in place of its parts, with what tells its `weights` from others."""
         facts = {**self.facts(), "processes": processes, "init": None if init is None else str(init)}
+        facts |= {} if weights is None else {"init_weights": weights}
         write_text(path, json.dumps(facts, indent=2) + "\n")
 
     def pretrained_parts(self) -> list[str]:

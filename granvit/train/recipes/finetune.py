@@ -17,7 +17,7 @@ from __future__ import annotations
 from granvit.questions import Task
 from granvit.train.config import ConversationSample, LoopConfig
 from granvit.train.recipes.base import FROM_INIT, Recipe
-from granvit.train.recipes.paper import REGIONS, SETTINGS
+from granvit.train.recipes.paper import LONGEST_ANSWER, REGIONS, SETTINGS
 from granvit.train.stages.config import FinetuneConfig
 
 QUESTIONS: dict[Task, float] = {"global": 1.0, "bbox2caption": 1.0, "caption2bbox": 1.0}
@@ -26,7 +26,7 @@ QUESTIONS: dict[Task, float] = {"global": 1.0, "bbox2caption": 1.0, "caption2bbo
 def finetuning() -> FinetuneConfig:
     """Conversations and all three questions; projector and language model learn."""
     return FinetuneConfig(
-        ConversationSample(QUESTIONS, max_regions=REGIONS, max_tokens=4096),
+        ConversationSample(QUESTIONS, max_regions=REGIONS, max_answer=LONGEST_ANSWER, max_tokens=4096),
         LoopConfig(steps=0, accumulate=0, batch_size=4, lr=2e-5, warmup_steps=30, save_every=500),
         images_per_step=128,
     )

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from granvit.model.settings import Settings
+from granvit.questions import Task
 from granvit.train.config import CachingLoop, CroppedSample, LoopConfig, SampleConfig
 from granvit.train.recipes.base import Recipe
 from granvit.train.stages.config import AdaptConfig, PretrainConfig
@@ -30,6 +31,8 @@ LANGUAGE = "Qwen/Qwen2.5-1.5B-Instruct"
 LARGER_LANGUAGE = "Qwen/Qwen2.5-7B-Instruct"
 SETTINGS = Settings(codec="decimal", frame="image", fit="letterbox")
 REGIONS = 16
+# Tokens: the captions of whole images are paragraphs.
+LONGEST_ANSWER = 256
 
 Loop = TypeVar("Loop", bound=LoopConfig)
 
@@ -41,14 +44,21 @@ def _loop(kind: type[Loop]) -> Loop:
 
 def pretraining() -> PretrainConfig:
     """Stage 1: Global and Bbox2Caption through the frozen language model, and localized self-distillation."""
-    questions = CroppedSample({"global": 1.0, "bbox2caption": 1.0}, max_regions=REGIONS, crops=REGIONS, draw_crops=True)
-    return PretrainConfig(questions, _loop(LoopConfig), distill_weight=1.0, alpha=0.9)
+    sample = CroppedSample(
+        {"global": 1.0, "bbox2caption": 1.0},
+        max_regions=REGIONS,
+        max_answer=LONGEST_ANSWER,
+        crops=REGIONS,
+        draw_crops=True,
+    )
+    return PretrainConfig(sample, _loop(LoopConfig), distill_weight=1.0, alpha=0.9)
 
 
 def adaptation() -> AdaptConfig:
     """Stage 2: Global and Caption2Bbox, the encoder frozen."""
-    questions = SampleConfig({"global": 1.0, "bbox2caption": 0.0, "caption2bbox": 1.0}, max_regions=REGIONS)
-    return AdaptConfig(questions, _loop(CachingLoop))
+    questions: dict[Task, float] = {"global": 1.0, "bbox2caption": 0.0, "caption2bbox": 1.0}
+    sample = SampleConfig(questions, max_regions=REGIONS, max_answer=LONGEST_ANSWER)
+    return AdaptConfig(sample, _loop(CachingLoop))
 
 
 def transfer() -> AdaptConfig:

@@ -16,6 +16,9 @@ from granvit.train.stages.config import KINDS, StageConfig
 
 Config = TypeVar("Config")
 
+# What a recipe's file says besides of the model that the run went on from.
+STARTED_FROM = ("init", "init_weights")
+
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe of a run's recipe.json, ready to be given back to `granvit train`.
@@ -41,7 +44,8 @@ def read_run(path: Path) -> tuple[Recipe, int]:
         raise GranvitError(f"{path}: cannot be read: {error.strerror}") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("stages"), list):
         raise GranvitError(f"{path}: not the recipe of a run: stages is missing")
-    facts.pop("init", None)
+    for name in STARTED_FROM:
+        facts.pop(name, None)
     processes = facts.pop("processes", 1)
     if type(processes) is not int or processes < 1:
         raise GranvitError(f"{path}: processes is {processes!r}, expected a positive number")

@@ -15,6 +15,7 @@ from helpers.drawn import COPIES, corpus, cropped, jpeg, picture, record
 from helpers.paths import real_data
 from PIL import Image
 
+from granvit.cli.corpus_derive import Leakage
 from granvit.corpus.dedup.copy_search import CopyFinder
 from granvit.corpus.dedup.leakage import UNREAD_ARCHIVE, find_leaks, keys, load_benchmarks, write_without
 from granvit.corpus.dedup.perceptual_hash import thumbnail
@@ -133,6 +134,27 @@ def test_a_list_matches_cocos_names_however_they_are_written(name, tmp_path):
     expected = names[:2] + (["y"] if name == "ids.txt" else [])
     assert report.ids == expected and all(leak.how == "name" for leak in report.leaks)
     assert find_leaks(source, load_benchmarks([tmp_path / name])).images == 5
+
+
+@pytest.mark.parametrize("content", [b"1007129816\n36979\n", b'[{"image_id": 1007129816}, {"image_id": 36979}]'])
+def test_a_long_number_is_a_file_name_too(content, tmp_path):
+    """Flickr30k calls its pictures by numbers, and its lists give the numbers alone."""
+    file = tmp_path / ("test.txt" if content[:1] == b"1" else "test.json")
+    file.write_bytes(content)
+    source = corpus(tmp_path / "corpus", [record(n, None) for n in ("1007129816.jpg", "36979.jpg", "000000036979.jpg")])
+    assert find_leaks(source, load_benchmarks([file])).ids == ["1007129816.jpg", "000000036979.jpg"]
+
+
+@pytest.mark.parametrize("report", ["bench.json", "leaks.txt", "corpus/manifest.json", "bench.txt"])
+def test_a_report_never_takes_the_place_of_what_is_read(report, tmp_path, capsys):
+    source = corpus(tmp_path / "corpus", [record("a", jpeg(picture(1)))])
+    listed = tmp_path / "bench.txt"
+    listed.write_text("a.jpg\n")
+    before = (source.path / "manifest.json").read_bytes()
+    assert Leakage(source.path, (listed,), report=tmp_path / report).run() == 1
+    assert "name the report otherwise" in (said := capsys.readouterr().err) or "name another file" in said
+    assert listed.read_text() == "a.jpg\n" and (source.path / "manifest.json").read_bytes() == before
+    assert not (tmp_path / "leaks.txt").exists() and not (tmp_path / "bench.json").exists()
 
 
 def test_a_folder_of_lists_is_read_whole(tmp_path):
