@@ -2,7 +2,7 @@
 # make app [RUN=runs/demo]  a page to draw boxes on with the mouse, in an environment of its own (.venv-app)
 # make test                 lint and tests (without those marked slow or gpu)
 # make test-lowest          the tests with every dependency at its lower bound, in an environment of its own (.venv-lowest)
-# make test-app            the page's tests, in a real browser where Chromium is installed, in .venv-app
+# make test-app             the page's tests, in a real browser where Chromium is installed, in .venv-app
 # make fuzz [CASES=10000]   damaged data sets, corpora and checkpoints: nothing lost, no traceback
 # make bench                every speed comparison, each against its baseline
 # make kills                every writing command killed at every file operation and given again, and two at once

@@ -339,6 +339,24 @@ def read_json(path: Path, error: type[GranvitError] = GranvitError) -> Any:
     return value
 
 
+def check_replaceable(option: str, path: Path, field: str) -> None:
+    """Refuses to write a JSON file in place of any that the same command did not write, which has `field`.
+
+    Raises:
+        GranvitError: the name has another ending, or what is there is something else; `option` begins the message.
+    """
+    if path.suffix.lower() != ".json":
+        raise GranvitError(f"{option} {path}: the name must end in .json")
+    if not path.exists():
+        return
+    try:
+        content = read_json(path)
+    except GranvitError:
+        content = None
+    if not isinstance(content, dict) or field not in content:
+        raise GranvitError(f"{option} {path}: what is there is something else; name another file")
+
+
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number")
 

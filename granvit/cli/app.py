@@ -240,6 +240,7 @@ def parse(args: Sequence[str]) -> Any:
     if named[1:] in (["train"], ["assemble"], ["plan"]) and left[:1] == [CONFIG] and len(left) > 1:
         module = "plan" if named[1] == "plan" else "train"
         command = _with_recipe(_class_at(f"{module}.{named[1].capitalize()}"), _recipe_of(Path(left[1])))
+        command.config = Path(left[1])
         return _parse_one(command, [*named, *left[:2]], left[2:])
     # Help is asked for, or there is no such command: which names there are is all that is needed.
     app = SubcommandApp()

@@ -16,9 +16,10 @@ from granvit.corpus.curate.curation import Curation, curate
 from granvit.corpus.curate.filters import Preset, with_preset
 from granvit.corpus.dedup.leakage import SIMILARITY, find_leaks, ids_beside, load_benchmarks, write_without
 from granvit.corpus.derive import Tiling, tile
-from granvit.corpus.layout import CURATION, MANIFEST, CorpusError
+from granvit.corpus.layout import CURATION, CorpusError
 from granvit.corpus.store import Corpus
-from granvit.files import locked
+from granvit.errors import GranvitError
+from granvit.files import check_replaceable, locked
 from granvit.regions import Kind
 
 
@@ -76,6 +77,9 @@ class Split:
             return fail(str(error))
         for name, count in images.items():
             print(f"{self.out / name}: {count} images")
+        for name, share in (("val", self.val), ("test", self.test)):
+            if share and not images.get(name):
+                warn(f"--{name} {share} chose none of these images: give a larger share")
         return 0
 
 
@@ -223,20 +227,14 @@ class Leakage:
     overwrite: bool = False
     """Replace the corpus at OUT once the new one is complete."""
 
-    def _check_report(self) -> None:
-        """Refuses a report in place of what is read."""
-        for file in (self.report, ids_beside(self.report)):
-            for given in (self.corpus, *self.against):
-                place = given.resolve()
-                if file.resolve() == place or (place / MANIFEST).exists() and file.resolve().parent == place:
-                    raise CorpusError(f"--report {self.report}: {file} is, or lies in, {given}; name another file")
-
     def run(self) -> int:
         """Exit status: 0 whatever was found, or 1 when nothing could be compared or written."""
         if not 0 < self.similarity <= 1:
             return fail(f"--similarity is {self.similarity}, it must be above 0 and at most 1")
         try:
-            self._check_report()
+            check_replaceable("--report", self.report, "leaks")
+            if (ids := ids_beside(self.report)).exists() and not self.report.exists():
+                return fail(f"--report {self.report}: the ids go to {ids}, which is there; name another file")
             corpus = Corpus(self.corpus)
             benchmarks = load_benchmarks(self.against, self.workers)
             for name, reason in benchmarks.problems[:SHOWN_LEAKS]:
@@ -254,7 +252,7 @@ class Leakage:
                 )
                 ids = report.write(self.report)
             kept = write_without(corpus, report.ids, self.out, self.overwrite) if self.out else 0
-        except CorpusError as error:
+        except GranvitError as error:
             return fail(str(error))
         known = f"{len(benchmarks.names)} pictures" + (f", {len(benchmarks.listed)} names" if benchmarks.listed else "")
         print(f"{report.images} images compared with {known}: {len(report.ids)} are benchmark images")

@@ -177,6 +177,8 @@ class Show:
         """Exit status: 0, or 1 when there is nothing to show."""
         from granvit.corpus.audit.sheet import write_sheet
 
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            return fail(f"--out {self.out}: a page is written, so the name must end in .html")
         try:
             corpus = Corpus(self.corpus)
             chosen = sample(corpus, self.count, self.seed, self.per_source)

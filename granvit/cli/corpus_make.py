@@ -113,6 +113,8 @@ class Import:
         except CorpusError as error:
             return fail(str(error))
         print(f"{out}\n{summary}")
+        if self.val_fraction and not summary.splits["val"]:
+            warn(f"--val-fraction {self.val_fraction} chose none of these images: give a larger share")
         if summary.reasons:
             print(f"see {out / QUARANTINE}")
         return 0

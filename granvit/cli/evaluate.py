@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 from granvit.cli.ask import check_window, load_model
 from granvit.errors import GranvitError
-from granvit.files import locked, write_text
+from granvit.files import check_replaceable, locked, write_text
 from granvit.loading.devices import Device
 
 if TYPE_CHECKING:
@@ -198,6 +198,8 @@ class Loss:
         from granvit.corpus.store import Corpus
         from granvit.evaluate.losses import as_table, held_out_losses, to_json
 
+        if self.out is not None:
+            check_replaceable("--out", self.out, "losses")
         for name, number in (("limit", self.limit), ("batch", self.batch)):
             if number is not None and number < 1:
                 raise GranvitError(f"--{name} {number}: at least one is needed")
@@ -232,9 +234,11 @@ class Compare:
         from granvit.evaluate.compare import as_table, compare, compare_means
         from granvit.evaluate.evaluation import has_answers, read_means, read_scores
 
+        if self.out is not None:
+            check_replaceable("--out", self.out, "differences")
         if has_answers(self.first) and has_answers(self.second):
-            (scores, ours), (_, theirs) = read_scores(self.first), read_scores(self.second)
-            differences, notes = compare(scores["tasks"], ours, theirs)
+            (scores, ours), (others, theirs) = read_scores(self.first), read_scores(self.second)
+            differences, notes = compare(scores["tasks"] | others["tasks"], ours, theirs)
         else:
             differences, notes = compare_means(read_means(self.first), read_means(self.second))
         print(as_table(differences))

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 from granvit.cli.ask import Boxes, parse_box_option
 from granvit.cli.ask_pictures import drawn_note
 from granvit.errors import GranvitError
-from granvit.files import locked, write_text
+from granvit.files import check_replaceable, locked, write_text
 from granvit.loading.devices import Device, pick_device
 from granvit.loading.run_folder import checkpoint_of
 
@@ -148,6 +148,8 @@ class Probe:
     def run(self) -> int:
         if self.limit < 1:
             raise GranvitError(f"--limit {self.limit}: at least one image is needed")
+        if self.out is not None:
+            check_replaceable("--out", self.out, "rows")
         with nullcontext() if self.out is None else locked(self.out):
             return self._probe()
 

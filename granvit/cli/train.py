@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -13,9 +13,9 @@ import tyro
 from tyro.conf import Positional
 
 from granvit.errors import CheckpointError, GranvitError
-from granvit.files import locked, refuse_non_empty, staged_folder
+from granvit.files import locked, read_json, refuse_non_empty, staged_folder
 from granvit.geometry import Fit, Frame
-from granvit.loading.run_folder import checkpoint_of
+from granvit.loading.run_folder import DATA, checkpoint_of
 from granvit.ranges import check_ranges
 from granvit.train.config import SELDOM, CachingLoop, Lora, SampleConfig
 from granvit.train.recipes.base import Recipe
@@ -79,6 +79,9 @@ EvalFlags = Annotated[HeldOut, tyro.conf.arg(name="")]
 class Train:
     """Train a recipe. Every setting of it can be overridden; the resolved recipe is saved with the run."""
 
+    # The recipe.json of a run, where its recipe is given back.
+    config: ClassVar[Path | None] = None
+
     recipe: Recipe
     corpus: tuple[str, ...] = ()
     """Corpus folders, each DIR or DIR=WEIGHT; their training images are mixed. The recipe's embedded corpus if none."""
@@ -109,13 +112,17 @@ class Train:
     def resumes(self) -> bool:
         return self.resume
 
+    @property
+    def _usual(self) -> Recipe:
+        """The recipe before anything was changed on the command line."""
+        make = next(each.default_factory for each in fields(self) if each.name == "recipe")
+        return self.recipe if make is MISSING else make()
+
     def _of_init(self, recipe: Recipe, init: Path) -> Recipe:
         """The recipe with the settings of the model that it goes on from; others that were asked for are refused."""
-        from granvit.cli.recipes import RECIPES
         from granvit.model.settings import read_settings
 
-        settings = read_settings(checkpoint_of(init))
-        usual = RECIPES[recipe.name]() if recipe.name in RECIPES else recipe
+        settings, usual = read_settings(checkpoint_of(init)), self._usual
         for name, value in vars(recipe.settings).items():
             if value not in (getattr(settings, name), getattr(usual.settings, name)):
                 kept = getattr(settings, name)
@@ -130,12 +137,31 @@ class Train:
             raise GranvitError("--corpus and --embedded-corpus exclude each other")
         if self.corpus or self.embedded_corpus:
             return
+        if self.config is not None and (images := _images_of_its_own(self.config, self._usual)):
+            raise GranvitError(
+                f"the run of {self.config} learned from {images:,} images of corpora that a recipe does not name: name "
+                "them with --corpus DIR, or say --embedded-corpus if drawn shapes are what you want"
+            )
         foreign = [str(self.init)] if self.init is not None else self.recipe.pretrained_parts()
         if foreign:
             raise GranvitError(
                 f"{' and '.join(foreign)} would be trained on the drawn shapes of the embedded corpus: name pictures "
                 "with --corpus DIR, or say --embedded-corpus if that is what you want"
             )
+
+
+def _images_of_its_own(config: Path, recipe: Recipe) -> int:
+    """How many images the run of a recipe.json learned from that were not the recipe's drawn ones; 0 if not known."""
+    data = config.parent / DATA
+    if not data.exists():
+        return 0
+    sources = read_json(data)
+    if not isinstance(sources, list) or not all(isinstance(each, dict) for each in sources):
+        raise GranvitError(f"{data}: damaged: a list of objects is expected")
+    images = [each.get("images") for each in sources]
+    if not all(type(number) is int for number in images):
+        raise GranvitError(f"{data}: damaged: images is not a whole number")
+    return 0 if images == [recipe.corpus.train] else sum(images)
 
 
 def train_into(

@@ -69,7 +69,10 @@ def held_out_part(corpus: Corpus) -> Subset:
     """
     _, held_out = _parts(corpus)
     if not len(held_out):
-        raise CorpusError(f'{corpus.path}: no image is held out; give some the split "val" when you import it')
+        raise CorpusError(
+            f"{corpus.path}: no image is held out; import it with --val-fraction, or use `corpus split --val`, with a "
+            "share that chooses some"
+        )
     return held_out
 
 

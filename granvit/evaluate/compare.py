@@ -93,6 +93,7 @@ def compare_means(first: Means, second: Means) -> tuple[list[Difference], list[s
         raise GranvitError("no task was scored in both")
     notes = ["means alone: intervals and p need the single answers, in the folder that `granvit eval --out` writes"]
     counts = {task: (int(ours["count"]), int(second[task]["count"])) for task, ours in first.items() if task in second}
+    notes += [f"{task}: in one of them only" for task in sorted(first.keys() ^ second.keys())]
     notes += [f"{task}: of {a:,} questions in A, of {b:,} in B" for task, (a, b) in counts.items() if a != b]
     return differences, notes
 

@@ -124,7 +124,7 @@ def _check_config(path: Path, config: dict[str, Any]) -> tuple[int, float]:
     if type(rank) is not int or not 1 <= rank <= _LARGEST_RANK:
         raise LoadError(path, f"r is {json.dumps(rank)[:60]}, not a whole number from 1 to {_LARGEST_RANK:,}")
     if type(alpha) not in (int, float) or not 0 < alpha <= 1e6:  # type: ignore[operator]
-        raise LoadError(path, f"lora_alpha is {json.dumps(alpha)[:60]}, not a number above 0, up to a million")
+        raise LoadError(path, f"lora_alpha is {json.dumps(alpha)[:60]}, not a positive number of at most a million")
     return rank, float(alpha)  # type: ignore[arg-type]
 
 

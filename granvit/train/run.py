@@ -50,7 +50,7 @@ from granvit.train.stages.base import AnsweringStage
 from granvit.train.stages.config import LanguageConfig, RunContext, StageConfig
 from granvit.train.validation import Validation
 
-# The folders of what a stage leaves besides its model (`Stage.finish`), and of what a run's adapters belong to.
+# The folder of what a stage leaves besides its model (`Stage.finish`).
 ALONE = "alone"
 
 OnStage = Callable[[str, RegionModel, TrainResult | None], None]

@@ -223,6 +223,33 @@ def test_train_a_recipe_with_overrides_on_mixed_corpora(granvit, tiny, tmp_path)
     assert status == 1 and err.endswith("seed was 0 there and is 3 in this run (choose another --out to train anew)\n")
 
 
+def test_a_recipe_given_back_wants_the_corpora_that_it_does_not_name(granvit, tiny, tmp_path):
+    status, _, _ = granvit("train", "tiny", "--corpus", "more", "--out", tmp_path / "run")
+    again = ["train", "--config", tmp_path / "run/recipe.json", "--out", tmp_path / "again"]
+    status, _, err = granvit(*again)
+    assert status == 1 and "name them with --corpus DIR" in err and err.count("\n") == 1
+    assert not (tmp_path / "again").exists()
+    assert granvit(*again, "--corpus", "more")[0] == 0
+    assert stored_weights(tmp_path / "again") == stored_weights(tmp_path / "run")
+
+
+def test_init_keeps_its_own_settings_and_parts(granvit, tiny, tmp_path):
+    assert granvit("train", "tiny", "--corpus", "more", "--out", tmp_path / "run")[0] == 0
+    command = ["train", "tiny", "--init", tmp_path / "run", "--corpus", "more", "--out", tmp_path / "next"]
+    for flag, value in (("settings.codec", "int1000"), ("settings.fit", "squash"), ("canvas", "320"), ("encoder", "x")):
+        status, _, err = granvit(*command, f"--{flag}", value)
+        assert status == 1 and f"--{flag} {value}: a model that --init names keeps its own" in err
+    assert not (tmp_path / "next").exists()
+    assert granvit(*command)[0] == 0
+    # Given back, the recipe may go on from a model with parts that nobody named on the command line.
+    config = ["train", "--config", tmp_path / "run/recipe.json", "--init", tmp_path / "run"]
+    assert granvit(*config, "--corpus", "more", "--out", tmp_path / "third")[0] == 0
+
+
+def stored_weights(run):
+    return (run / "checkpoint/model.safetensors").read_bytes()
+
+
 def test_a_pretrained_model_learns_drawn_shapes_only_where_that_is_said(granvit, tiny, tmp_path):
     """The parts of `tiny` are somebody's checkpoints; so is any --init."""
     for args in (["tiny"], ["nano", "--init", "model"], ["paper"]):
@@ -272,6 +299,33 @@ def test_an_evaluation_goes_on_where_it_was_and_is_compared(granvit, tmp_path, m
     assert status == 0 and "| read | cer |" in out and "| +0.0 | +0.0 to +0.0 | 1.000 |" in out
     reported = json.loads((tmp_path / "c.json").read_text())["differences"]
     assert {row["p"] for row in reported} == {1, None}  # of one image alone there is none
+    assert (
+        granvit("compare", tmp_path / "a", tmp_path / "a", "--out", tmp_path / "c.json")[0] == 0
+    )  # its own is replaced
+    scores = (tmp_path / "a/scores.json").read_bytes()
+    status, _, err = granvit("compare", tmp_path / "a", tmp_path / "a", "--out", tmp_path / "a/scores.json")
+    assert status == 1 and "scores.json: what is there is something else" in err
+    assert (tmp_path / "a/scores.json").read_bytes() == scores
+    # What one of the two was asked alone is said, whichever it is.
+    assert granvit("eval", "model", "--corpus", "corpus", "--tasks", "read", "--out", tmp_path / "b")[0] == 0
+    for pair in (("a", "b"), ("b", "a")):
+        assert "note: describe: " in granvit("compare", *(tmp_path / name for name in pair))[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "said"),
+    [
+        (("corpus", "show", "corpus"), "annotations.jsonl", "the name must end in .html"),
+        (("loss", "model", "--corpus", "corpus"), "recipe.json", "what is there is something else"),
+        (("probe", "model", "--corpus", "corpus"), "recipe.json", "what is there is something else"),
+        (("probe", "model", "--corpus", "corpus"), "notes.txt", "the name must end in .json"),
+    ],
+)
+def test_what_somebody_else_wrote_is_not_written_over(granvit, tmp_path, command, file, said):
+    (tmp_path / file).write_text('{"mine": 1}')
+    status, out, err = granvit(*command, "--out", tmp_path / file)
+    assert status == 1 and said in out + err
+    assert (tmp_path / file).read_text() == '{"mine": 1}'
 
 
 def test_average_precision_says_what_kind_there_is(granvit, tmp_path):

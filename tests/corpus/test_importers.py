@@ -12,6 +12,7 @@ from helpers.paths import real_data
 from PIL import Image
 
 from granvit import images
+from granvit.cli.corpus_derive import Split
 from granvit.cli.corpus_make import Import, Verify
 from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.importers import IMPORTERS, import_corpus
@@ -241,6 +242,16 @@ def test_val_fraction_is_deterministic_and_leaves_test_images_alone(tmp_path):
     assert 15 <= counts["val"] <= 45
     more = splits(src, tmp_path / "d", val_fraction=0.5)
     assert all(more[uri] == "val" for uri, split in chosen.items() if split == "val")
+
+
+def test_splits_are_in_the_summary_and_none_held_out_is_said(tmp_path, capsys):
+    src = pack(tmp_path / "pack", *[receipt(i, "A") for i in range(3)])
+    summary = import_corpus("jsonl", src, tmp_path / "a", val_fraction=0.9)
+    assert summary.splits["val"] and f"{summary.splits['val']} val" in str(summary)
+    assert Import("jsonl", (src, tmp_path / "b"), val_fraction=1e-9).run() == 0
+    assert "--val-fraction 1e-09 chose none of these images" in capsys.readouterr().err
+    assert Split(tmp_path / "b", tmp_path / "parts", val=1e-9).run() == 0
+    assert "--val 1e-09 chose none of these images" in capsys.readouterr().err
 
 
 def test_first_line_keeps_a_company_together(tmp_path):

@@ -40,6 +40,17 @@ def test_images_that_add_nothing_to_a_measure_lend_it_no_certainty():
     assert reported.images == 2 and reported.p >= 0.5
 
 
+def test_a_task_of_one_evaluation_alone_is_said():
+    boxes = [Item("img0", "b", (9, 9), [[0, 0, 5, 5]], said="", key="box")]
+    alone = "b: 1 questions were answered in one evaluation only, and are left out"
+    for first, second in ((answers([1, 0]), answers([1, 1]) + boxes), (answers([1, 0]) + boxes, answers([1, 1]))):
+        assert alone in compare(TASKS, first, second)[1]
+    means = {"t": {"exact": 0.5, "count": 2}}
+    more = means | {"b": {"iou": 0.5, "count": 1}}
+    for first, second in ((means, more), (more, means)):
+        assert "b: in one of them only" in compare_means(first, second)[1]
+
+
 def test_equal_answers_differ_by_nothing():
     reported = exact(answers([0, 1] * 20), answers([0, 1] * 20))
     assert (reported.difference, reported.low, reported.high, reported.p) == (0, 0, 0, 1)

@@ -103,6 +103,15 @@ def test_the_tensors_that_the_loader_asks_for_and_no_others(model, exported):
     assert found["v.blk.0.ffn_up.weight"].shape.tolist() == [32, 48]
 
 
+def test_what_float16_cannot_hold_is_refused(tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.llava.model.multi_modal_projector.linear_2.weight[0, 0] = 1e5
+    with pytest.raises(ExportError, match=r"--precision float16: mm.2.weight .* bfloat16"):
+        write_mmproj(model, tmp_path / "a.gguf", "a", "float16")
+    write_mmproj(model, tmp_path / "b.gguf", "b", "bfloat16")
+
+
 def test_halves_keep_vectors_and_positions_whole(model, tmp_path):
     for precision, kind in (("float16", GGMLQuantizationType.F16), ("bfloat16", GGMLQuantizationType.BF16)):
         write_mmproj(model, tmp_path / "a.gguf", "a", precision)

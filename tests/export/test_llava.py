@@ -266,6 +266,18 @@ def test_transformers_4_57_and_the_card_give_the_same_logits_answers_and_boxes(t
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", ["llava", "encoder"])
+def test_what_float16_cannot_hold_is_refused(checkpoint, tmp_path, form):
+    model = RegionModel.load(checkpoint)
+    with torch.no_grad():
+        next(iter(model.llava.model.vision_tower.parameters())).view(-1)[0] = 1e5
+    model.save(tmp_path / "source")
+    with pytest.raises(ExportError, match="--precision float16: weight .* is not finite.*bfloat16 has room"):
+        export(tmp_path / "source", tmp_path / "out", form, precision="float16")
+    assert not (tmp_path / "out").exists()
+    export(tmp_path / "source", tmp_path / "out", form, precision="bfloat16")
+
+
 def test_a_config_that_servers_read_and_no_path_of_this_machine(checkpoint, tmp_path):
     config = json.loads((checkpoint / "config.json").read_text())
     config["text_config"]["_name_or_path"] = str(tmp_path / "secret")

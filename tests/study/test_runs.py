@@ -235,6 +235,9 @@ def test_a_result_of_other_settings_is_refused_by_name(whole, parts):
         ('"sums":[', '"sums":["x",', "tables"),
         ('"tables"', '"tabels"', "tables is missing"),
         ("{", "", "damaged"),
+        ('"curves": {', '"curves": {"s": {"loss": [5]}, ', "curves.s.loss"),
+        ('"numbers": {', '"numbers": {"odd": "x", ', "numbers.odd"),
+        ('"cost": {', '"cost": {"odd": "x", ', "cost.odd"),
     ],
 )
 def test_a_damaged_result_is_named(whole, tmp_path, old, new, message):

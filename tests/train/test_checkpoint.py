@@ -216,6 +216,8 @@ def test_groups_decay_matrices_only_and_follow_the_multipliers():
     }
     with pytest.raises(ValueError, match="projector"):
         make_optimizer(stage, 0.01, 0.1, (0.9, 0.99), {"projector": 2.0})
+    with pytest.raises(ValueError, match=r"optimizer_groups: 'proj\(' is no regular expression"):
+        make_optimizer(stage, 0.01, 0.1, (0.9, 0.99), {"proj(": 2.0})
     with pytest.raises(ValueError, match="nothing trains"):
         make_optimizer(stage.requires_grad_(False), 0.01, 0.1, (0.9, 0.99), {})
 

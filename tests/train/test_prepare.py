@@ -15,7 +15,7 @@ from granvit.geometry import View
 from granvit.model.attention import bucket
 from granvit.nano.symbolic import SymbolicPrepare, WordMapPrepare
 from granvit.questions import box_exchange, caption_exchange, global_exchange
-from granvit.regions import Region, RegionImage
+from granvit.regions import Region, RegionImage, Turn
 from granvit.train.config import CroppedSample, SampleConfig
 from granvit.train.feed import Reject
 from granvit.train.prepare import Prepare, subphrase
@@ -343,6 +343,11 @@ def test_rows_that_hold_no_image_are_refused():
         prepare(max_tokens=12)
 
 
+def test_a_window_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="sample.window_side: the smallest, 2.0, is larger than the largest, 0.5"):
+        prepare(windows=1.0, window_side=(2.0, 0.5))
+
+
 def test_digests_tell_canvases_apart():
     made = Prepare(MODEL, SampleConfig(), digests=True)
     first, again = (ask(made, record(REGIONS), seed).digests for seed in (0, 1))
@@ -366,6 +371,10 @@ def test_mirrored_images_have_mirrored_boxes_and_text_stays():
     sided = [*objects, replace(objects[0], text="the LEFT star")]
     for reported in (record(sided), replace(record(objects), caption="a star, right of a circle")):
         assert np.array_equal(ask(mirrored, reported).pixels, ask(plain, reported).pixels)
+    # A box in an answer, or a number on a shirt, would be wrong there.
+    for answer, stays in (("[0.000, 0.250, 0.213, 0.500]", True), ("a player", False)):
+        talk = replace(record(objects), conversations=[[Turn("user", "Who?"), Turn("assistant", answer)]])
+        assert np.array_equal(ask(mirrored, talk).pixels, ask(plain, talk).pixels) == stays
     some = [ask(prepare(mirror=0.5), record(objects), seed).branches == found.branches for seed in range(30)]
     assert 5 < sum(some) < 25
 

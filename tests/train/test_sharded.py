@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,12 +17,13 @@ from helpers.tiny_model import collate, make_model, make_samples, whole_mask
 from helpers.tiny_recipe import save_parts, tiny_recipe
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.optim import AdamW
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from granvit.corpus.synthetic.synthesize import make
 from granvit.errors import CheckpointError
 from granvit.nano.config import EncoderWarmupConfig, WordMapSample
-from granvit.train import checkpoint
+from granvit.train import checkpoint, optimizer
 from granvit.train.config import LoopConfig
 from granvit.train.parallel import shard
 from granvit.train.run import run_recipe
@@ -148,7 +151,13 @@ def test_a_killed_rank_ends_the_run_which_goes_on_as_if_it_had_not(single, tmp_p
     assert_same_curves(tmp_path, single)
 
 
+# Adam divides by the gradient's size: where that is nearly zero, its step is made of rounding, which differs by CPU.
+# With a larger epsilon it follows the gradient there.
+_STEADY = partial(AdamW, eps=1e-3)
+
+
 @whole_mask()
+@patch.object(optimizer, "AdamW", _STEADY)
 def train_recipe(run_dir: Path, parts: Path, batch_size: int, parallel: str) -> None:
     """Both stages of the tiny recipe as this rank's part of a run."""
     recipe = tiny_recipe(parts)

@@ -216,15 +216,8 @@ SIMILARITY = 0.4
 
 
 def ids_beside(report: Path) -> Path:
-    """The file of ids beside a report.
-
-    Raises:
-        CorpusError: that is the report itself.
-    """
-    ids = report.with_suffix(".txt")
-    if ids == report:
-        raise CorpusError(f"{report}: the ids alone go to this file; name the report otherwise, such as leakage.json")
-    return ids
+    """The file of ids beside a report."""
+    return report.with_suffix(".txt")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from granvit.corpus.check import Refused, Rejection, shown
+from granvit.corpus.check import LeftOut, Refused, Rejection, shown
 from granvit.corpus.importers import parquet
 from granvit.corpus.importers.base import (
     MAX_FILE_BYTES,
@@ -131,6 +132,10 @@ def _skip(text: str, at: int) -> int:
 
 ANNOTATIONS = "annotations.jsonl"
 _REQUIRED = ("image", "width", "height", "regions")
+_LINE_FIELDS = CONVERSATION_FIELDS | {*_REQUIRED, "id", "source", "split", "licence", "caption"}
+_REGION_FIELDS = frozenset(
+    ("bbox", "text", "caption", "kind", "score", "box_by", "text_by", "captions", "polygon", "ignore")
+)
 
 
 @importer("jsonl", without_regions=True)
@@ -145,8 +150,9 @@ def read(
     `short_answers` is on. A line without a picture is a record of its conversations. A region: ``{"bbox": [x1, y1, x2,
     y2], "caption" or "text"}``, optional "kind" ("object" or "text"; by default "text" where there is a "text"),
     "captions" (all that are right, kept as alternatives), "polygon", "ignore", "score", "box_by", "text_by". Other keys
-    are not read. A size that is null, 0 or -1 is not known. A value of another type than its field's costs its region,
-    or its picture, as "bad-field". Lines that are not UTF-8 are in `encoding`.
+    are counted as left out, and so is a "caption" beside a "text". A size that is null, 0 or -1 is not known. A value
+    of another type than its field's costs its region, or its picture, as "bad-field". Lines that are not UTF-8 are in
+    `encoding`.
 
     Boxes: absolute pixels of the upright image, right and bottom edges exclusive. Terms: the pack's own; state
     them with `licence`.
@@ -167,6 +173,7 @@ def read(
             if row.keys() & CONVERSATION_FIELDS:
                 said = conversations_of(row, ask_short if short_answers else None)
             yield _record(row, said, f"{file.name}:{number}", file.parent, source, licence)
+            yield from left_out_of(row, f"{file.name}:{number}")
         except Refused as refused:
             where, many = f"{file.name}:{number}", len(said)
             detail = f"line {number}: {refused.detail}"
@@ -242,6 +249,16 @@ def region_of(row: Any) -> Region:
         polygon=as_polygon(row.get("polygon")),
         ignore=as_flag("ignore", row.get("ignore")),
     )
+
+
+def left_out_of(row: dict[str, Any], where: str) -> Iterator[LeftOut]:
+    """What a line states, and its regions, that is not read; `row` has passed as a record."""
+    found = Counter(f"field {shown(name)}" for name in row.keys() - _LINE_FIELDS)
+    for region in row.get("regions") or ():
+        if isinstance(region, dict):
+            found.update(f"field {shown(name)} of a region" for name in region.keys() - _REGION_FIELDS)
+            found["caption beside the text of a region"] += bool(region.get("text") and region.get("caption"))
+    yield from (LeftOut(what, count, where) for what, count in found.items() if count)
 
 
 def _name(row: dict[str, Any], field: str) -> str:

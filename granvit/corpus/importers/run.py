@@ -16,7 +16,7 @@ from granvit.corpus.importers.base import WITHOUT_REGIONS, Found, check_encoding
 from granvit.corpus.layout import QUARANTINE, CorpusError
 from granvit.corpus.store import CorpusWriter
 from granvit.links import read_within
-from granvit.regions import RegionImage
+from granvit.regions import SPLITS, RegionImage
 
 Group = Literal["id", "first-line"]
 
@@ -49,6 +49,7 @@ class ImportSummary:
     conversations_quarantined: int = 0
     conversations_with_image: int = 0
     without_picture: int = 0
+    splits: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -65,6 +66,8 @@ class ImportSummary:
             lines.append(f"conversations  {self.conversations_written} of {self.conversations_seen} written")
             if self.conversations_with_image:
                 lines[-1] += f" ({self.conversations_with_image} went with their quarantined image)"
+        if named := [f"{self.splits[name]} {name}" for name in SPLITS if name and self.splits[name]]:
+            lines.append(f"splits   {', '.join(named)}")
         lines += [f"  quarantined  {count:>7}  {reason}" for reason, count in self.reasons.most_common()]
         lines += [f"  kept, but    {count:>7}  {change}" for change, count in self.changes.most_common() if count]
         for what, count in self.left_out.most_common():
@@ -207,6 +210,7 @@ def _take(
         held_out.add(item.id)
     summary.changes += checked.changes
     summary.images_written += 1
+    summary.splits[split] += 1
     summary.regions_written += len(checked.record.regions)
     summary.regions_quarantined += sum(rejection.region is not None for rejection in checked.rejections)
     summary.conversations_written += len(checked.record.conversations)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Self
+from typing import Any, Self
 
 from granvit import image_limits
 from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, shown
@@ -31,7 +31,7 @@ from granvit.corpus.importers.base import (
 from granvit.corpus.importers.conversations import conversations_of
 from granvit.corpus.importers.image_folder import HEAD_BYTES, LEFT_OUT, chosen, kind_of
 from granvit.corpus.importers.image_folder import SUFFIXES as PICTURES
-from granvit.corpus.importers.jsonl import region_of, text_only
+from granvit.corpus.importers.jsonl import left_out_of, region_of, text_only
 from granvit.corpus.layout import CorpusError
 from granvit.errors import GranvitError
 from granvit.files import open_regular
@@ -303,7 +303,11 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "", enc
             unique = f"{shard.name.partition('.')[0]}/{key}" if key in seen else key
             uri = f"{shard.name}:{key}"
             try:
-                yield _record(uri, unique, parts, source, source or name, licence, split, encoding)
+                files = {ending: unless_refused(content) for ending, content in parts.items()}
+                row = parse_object(files["json"]) if "json" in files else {}
+                yield _record(uri, unique, files, row, source, source or name, licence, split, encoding)
+                if "regions" in row:
+                    yield from left_out_of(row, uri)
             except Refused as refused:
                 regions, said = _parts_in(parts)
                 yield Rejection(refused.reason, "", uri, None, refused.detail, regions, conversations=said)
@@ -315,13 +319,19 @@ def read(src: Path, *, source: str = "", licence: str = "", split: str = "", enc
 
 
 def _record(
-    uri: str, key: str, parts: Parts, source: str, default: str, licence: str, split: str, encoding: str
+    uri: str,
+    key: str,
+    files: dict[str, bytes],
+    row: dict[str, Any],
+    source: str,
+    default: str,
+    licence: str,
+    split: str,
+    encoding: str,
 ) -> RegionImage:
-    files = {ending: unless_refused(content) for ending, content in parts.items()}
     pictures = [ending for ending in files if f".{ending}" in PICTURES]
     if not pictures and "json" not in files:
         raise Refused("missing-image", f"the sample has only {', '.join(sorted(files))}")
-    row = parse_object(files["json"]) if "json" in files else {}
     ours = "regions" in row
     said = conversations_of(row)
     if not pictures:

@@ -12,7 +12,7 @@ from granvit.corpus.synthetic.scenes import OBJECTS
 from granvit.corpus.synthetic.wordings import Style
 from granvit.errors import GranvitError
 from granvit.files import write_text
-from granvit.loading.run_folder import BASE, CHECKPOINT
+from granvit.loading.run_folder import BASE, CHECKPOINT, DATA, RECIPE, REPORT
 from granvit.model.settings import Settings
 from granvit.ranges import OF_RECIPES, check_ranges
 from granvit.train.config import SELDOM
@@ -24,6 +24,10 @@ from granvit.train.stages.config import StageConfig
 NAMED_PARTS: dict[str, str] = {}
 # In place of a part's name: the recipe goes on from a trained model alone, `--init`.
 FROM_INIT = "init"
+
+
+# What else a run's folder holds beside those of its stages.
+_OF_RUNS = (CHECKPOINT, BASE, DATA, RECIPE, REPORT)
 
 
 def cpu_precision() -> Literal["bf16", "fp32"]:
@@ -94,7 +98,7 @@ class Recipe:
         check_ranges(self, OF_RECIPES)
         folders = [stage.folder for stage in self.stages]
         for folder in folders:
-            if folder in (CHECKPOINT, BASE) or not re.fullmatch(r"\w[\w.-]*", folder):
+            if folder in _OF_RUNS or not re.fullmatch(r"\w[\w.-]*", folder):
                 raise GranvitError(f"recipe {self.name!r}: no stage can be called {folder!r}, which names its folder")
         if len(set(folders)) != len(folders):
             raise GranvitError(f"recipe {self.name!r}: two stages are called the same ({', '.join(folders)})")

@@ -133,8 +133,24 @@ def test_fingerprints_of_some_images_are_kept_by_their_rows(tmp_path):
     assert (stored.thumbs(np.array([0, 1])) == expected).all() and (stored.thumbs(np.array([1])) == expected[1:]).all()
     assert (stored.hashes[:2] == hashes(expected)[:, 0]).all()
     assert stored.sha256[1].tobytes() == hashlib.sha256(records[3].image).digest()
+    with pytest.raises(CorpusError, match="3 images that are needed are not in it"):
+        next(stored.batches(made))
+    with pytest.raises(CorpusError, match="1 images that are needed"):
+        stored.check_holds(np.array([1, 2, 3]))
+    stored.check_holds(np.array([1, 4]))
     with pytest.raises(CorpusError, match="not the fingerprints of"):
         fp.FingerprintFile(tmp_path / "some.parquet", corpus(tmp_path / "less", records[:3]))
+
+
+def test_a_gap_among_thumbnails_is_refused(tmp_path):
+    made = corpus(tmp_path / "corpus", [record(f"r{i}", jpeg(picture(i))) for i in range(3)])
+    fp.store_fingerprints(made, tmp_path / "f.parquet")
+    table = pq.read_table(tmp_path / "f.parquet")
+    place = table.schema.get_field_index("thumb")
+    gaps = pa.array([*table["thumb"].to_pylist()[:2], None], table.schema.field(place).type)
+    pq.write_table(table.set_column(place, table.schema.field(place), gaps), tmp_path / "f.parquet")
+    with pytest.raises(CorpusError, match="column 'thumb' has gaps"):
+        fp.FingerprintFile(tmp_path / "f.parquet", made)
 
 
 @pytest.mark.parametrize("rows", [[0, 5], [1, 0], [0, 0], [-1, 0]])

@@ -19,6 +19,15 @@ def pack(folder, *rows):
     return folder
 
 
+def test_what_is_not_read_is_counted(tmp_path):
+    """Fields of a line and of a region, and a caption in whose place a text is taken."""
+    both = {**BOX, "text": "EXIT", "label": "sign", "bbox": [1, 2, 21, 10]}
+    src = pack(tmp_path / "p", row(regions=[BOX, both], tags=["x"], id="1"))
+    summary = import_corpus("jsonl", src, tmp_path / "out")
+    expected = {"field 'tags'": 1, "field 'label' of a region": 1, "caption beside the text of a region": 1}
+    assert summary.left_out == expected and summary.splits == {"": 1}
+
+
 def row(**changes):
     return {"image": "a.jpg", "width": 40, "height": 30, "regions": [BOX]} | changes
 
