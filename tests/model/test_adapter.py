@@ -100,6 +100,7 @@ REFUSED = {
     "no rank": (lambda f: edit(f / CONFIG, r="gone"), "r is null, not a whole number from 1"),
     "a rank of text": (lambda f: edit(f / CONFIG, r="4"), 'r is "4", not a whole number'),
     "an endless rank": (lambda f: edit(f / CONFIG, r=10**30), "not a whole number from 1 to 65,536"),
+    "much alpha": (lambda f: edit(f / CONFIG, lora_alpha=2e6), "not a positive number of at most a million"),
     "no alpha": (lambda f: edit(f / CONFIG, lora_alpha=0), "lora_alpha is 0, not a positive number"),
     "another method": (lambda f: edit(f / CONFIG, peft_type="VERA"), "peft_type is 'VERA', only 'LORA' is read"),
     "DoRA": (lambda f: edit(f / CONFIG, use_dora=True), "use_dora is true: only plain LoRA is read"),

@@ -56,6 +56,14 @@ def test_the_encoder_warmup_trains_the_encoder_and_its_head_alone(model, rng):
     assert stage.head["score"].weight.grad.abs().sum() > 0
 
 
+def test_the_language_warmup_takes_pictures_without_regions(model, rng):
+    prepare = SymbolicPrepare(model, SampleConfig({"global": 1.0}))
+    corpus = LazySynthetic(2, seed=0, size=64, documents=0.0)
+    batch = prepare.collate([prepare(dataclasses.replace(corpus[i], regions=[]), rng) for i in range(2)])
+    (term,) = LanguageWarmup(model, noise=0.3, blur=1.0)(batch).values()
+    assert torch.isfinite(term.total) and batch.counts[term.count] > 0
+
+
 def test_a_second_encoder_warmup_goes_on_from_the_first_ones_head(model, tmp_path):
     first = EncoderWarmup(model)
     first.finish(tmp_path, write=True)

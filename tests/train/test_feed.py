@@ -237,6 +237,20 @@ def test_rejected_samples_are_skipped_counted_and_listed_once(tmp_path):
     assert len(list_.read_text().splitlines()) == 2
 
 
+def test_what_is_not_asked_by_chance_may_come_the_next_time():
+    """Nine times of ten nothing is asked of a picture: more of them in a row are left out than there are."""
+    refuses = np.random.default_rng(0)
+
+    class Seldom(Prepare):
+        def __call__(self, record, rng):
+            if refuses.random() < 0.9:
+                raise Reject("nothing to ask")
+            return super().__call__(record, rng)
+
+    stream = feed(prepare=Seldom())
+    assert len(take(stream, 12)) == 12 and stream.rejected["nothing to ask"] > 200
+
+
 def test_a_corpus_that_is_rejected_whole_stops_the_run():
     with pytest.raises(DataError, match="1000 records in a row were rejected.*no regions"):
         next(feed(prepare=Prepare(reject=tuple(f"r{i}" for i in range(23)))))

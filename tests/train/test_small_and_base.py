@@ -86,6 +86,7 @@ def test_base_from_the_raw_layouts_to_scores_and_an_export(published_parts, tmp_
     quick = [*short(2, steps=1), "--stages.0.sample.crop-size", 64]
     run("train", "base", *parts, "--corpus", *used, "--device", "cpu", *quick)
     recipe = json.loads((tmp_path / "runs/base/recipe.json").read_text())
+    assert {s["sample"]["max_answer"] for s in recipe["stages"]} == {256}, "paragraphs are not cut"
     assert [s["loop"]["optimizer_groups"] for s in recipe["stages"]] == [{"multi_modal_projector": 50.0}] * 2
     assert recipe["settings"]["codec"] == "decimal" and recipe["stages"][0]["distill_weight"] == 1.0
     stages = tmp_path / "runs/base/stage1/model", tmp_path / "runs/base/stage2/model"

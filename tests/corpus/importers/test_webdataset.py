@@ -217,6 +217,15 @@ def test_a_header_that_claims_gigabytes_is_not_read(tmp_path, kind):
     assert (len(records), [r.reason for r in refused]) == (1, ["damaged-tar"])
 
 
+def test_what_is_not_read_of_a_region_row_is_counted(tmp_path):
+    region = ROW["regions"][0] | {"caption": "a sign", "label": "sign"}
+    shard(tmp_path / "0.tar", ("0.jpg", PICTURE), ("0.json", ROW | {"image": "0.jpg", "tags": [], "regions": [region]}))
+    left_out = import_corpus("webdataset", tmp_path, tmp_path / "out").left_out
+    told = {name: n for name, n in left_out.items() if n}
+    expected = {"field 'tags'": 1, "field 'label' of a region": 1, "caption beside the text of a region": 1}
+    assert told == expected
+
+
 def test_a_caption_in_another_encoding(tmp_path):
     text = "收据".encode("gb18030")
     src = shard(tmp_path / "a.tar", ("0.jpg", PICTURE), ("0.txt", text), ("1.jpg", PICTURE), ("1.txt", b"plain"))
