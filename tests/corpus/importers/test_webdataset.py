@@ -219,8 +219,12 @@ def test_a_header_that_claims_gigabytes_is_not_read(tmp_path, kind):
 
 def test_what_is_not_read_of_a_region_row_is_counted(tmp_path):
     region = ROW["regions"][0] | {"caption": "a sign", "label": "sign"}
-    shard(tmp_path / "0.tar", ("0.jpg", PICTURE), ("0.json", ROW | {"image": "0.jpg", "tags": [], "regions": [region]}))
-    left_out = import_corpus("webdataset", tmp_path, tmp_path / "out").left_out
+    shard(
+        tmp_path / "wds/0.tar",
+        ("0.jpg", PICTURE),
+        ("0.json", ROW | {"image": "0.jpg", "tags": [], "regions": [region]}),
+    )
+    left_out = import_corpus("webdataset", tmp_path / "wds", tmp_path / "out").left_out
     told = {name: n for name, n in left_out.items() if n}
     expected = {"field 'tags'": 1, "field 'label' of a region": 1, "caption beside the text of a region": 1}
     assert told == expected
