@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
-from granvit.bootstrap import Estimate, ratios
+import granvit.bootstrap
+from granvit.bootstrap import Estimate, ratios, resampled_sums
 from granvit.errors import GranvitError
 from granvit.study.definition import Comparison
 from granvit.study.results import Result
-from granvit.study.statistics import Difference, answer, by_arm, compared, holm, of_arm, of_pair, p_value
+from granvit.study.statistics import Difference, answer, by_arm, compared, holm, of_arm, of_pair
 
 
 def result(arm, seed, hits, counts=None, digest="d", numbers=None):
@@ -30,11 +32,23 @@ def test_holm_steps_down():
     assert holm([]) == []
 
 
-def test_p_is_twice_the_lesser_side():
-    assert p_value(np.array([1.0, 2, 3, -1])) == pytest.approx(2 * (1 + 1) / 5)
-    assert p_value(np.ones(999)) == pytest.approx(0.002)
-    assert p_value(np.zeros(9)) == 1.0
-    assert p_value(np.array([])) is None
+def test_p_of_one_seed_is_twice_the_share_of_draws_beyond_zero():
+    hits = np.random.default_rng(0).normal(0.03, 0.2, 200)
+    found = of_pair([result("a", 0, np.zeros(200))], [result("b", 0, hits)], "describe")
+    beyond = (resampled_sums(np.stack([hits, np.ones(200)], 1))[:, 0] <= 0).mean()
+    assert found.p == pytest.approx(2 * beyond, abs=0.004) and 0.01 < found.p < 0.1
+
+
+def test_p_of_several_seeds_is_that_of_students_t():
+    """Where images do not differ: p of the paired t test."""
+    first, second = [0.2, 0.5, 0.6], [0.3, 0.65, 0.66]
+    runs = [[result(arm, n, [v] * 50) for n, v in enumerate(each)] for arm, each in (("a", first), ("b", second))]
+    assert of_pair(*runs, "describe").p == pytest.approx(ttest_rel(second, first).pvalue, rel=1e-3)
+
+
+def test_no_difference_at_all_has_a_p_of_one():
+    runs = [[result(arm, n, [v] * 50) for n, v in enumerate((0.2, 0.5))] for arm in "ab"]
+    assert of_pair(*runs, "describe").p == 1.0
 
 
 def test_one_seed_is_the_bootstrap_over_images():
@@ -48,14 +62,27 @@ def test_the_mean_is_over_seeds_and_not_over_questions():
     assert of_arm([few, many], "describe").value == 0.5
 
 
-def test_the_spread_of_seeds_is_that_of_their_mean():
-    """Without differences between images the draws' deviation is s / sqrt(n), s with n - 1."""
-    values = [0.2, 0.5, 0.6, 0.3, 0.9]
-    runs = [result("a", n, [v] * 50) for n, v in enumerate(values)]
-    found = of_arm(runs, "describe")
-    half = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values))
-    assert found.value == pytest.approx(0.5)
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.12)
+@pytest.mark.parametrize(("values", "quantile"), [([0.2, 0.5], 12.706), ([0.2, 0.5, 0.6], 4.303)])
+def test_the_interval_over_seeds_is_students(values, quantile):
+    """Where images do not differ: t s / sqrt(n) to both sides, s with n - 1; quantiles from a table."""
+    found = of_arm([result("a", n, [v] * 50) for n, v in enumerate(values)], "describe")
+    half = quantile * np.std(values, ddof=1) / np.sqrt(len(values))
+    assert found == pytest.approx((np.mean(values), np.mean(values) - half, np.mean(values) + half), rel=1e-3)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize(("of_seed", "of_image"), [(0.05, 0.1), (0.0, 0.3)])
+def test_intervals_hold_the_truth_as_often_as_they_say(seeds, of_seed, of_image, monkeypatch):
+    """Whatever differs most: 95 of 100 should; 4 deviations of 160 simulated studies below that is 88."""
+    monkeypatch.setattr(granvit.bootstrap, "DRAWS", 200)
+    rng = np.random.default_rng(seeds)
+    held = 0
+    for _ in range(160):
+        image = rng.normal(0, of_image, 40)
+        second = [result("b", seed, image + rng.normal(0, of_seed)) for seed in range(seeds)]
+        found = of_pair([result("a", seed, np.zeros(40)) for seed in range(seeds)], second, "describe")
+        held += found.estimate.low <= 0 <= found.estimate.high
+    assert held / 160 > 0.88
 
 
 def test_an_image_is_drawn_in_all_runs_at_once():
@@ -90,8 +117,8 @@ def test_different_images_are_not_compared():
 
 def test_numbers_that_are_no_ratio_are_drawn_over_seeds():
     runs = [result("a", n, [1, 0], numbers={"rank": v}) for n, v in enumerate((10.0, 12.0, 14.0))]
-    found = of_arm(runs, "rank")
-    assert found.value == 12 and 9 < found.low < 11 and 13 < found.high < 15
+    # t of two degrees of freedom, 4.303, times the standard error of 2 / sqrt(3).
+    assert of_arm(runs, "rank") == pytest.approx((12, 12 - 4.968, 12 + 4.968), rel=1e-3)
     assert of_arm(runs[:1], "rank") == (10.0, None, None)
 
 
