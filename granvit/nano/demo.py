@@ -25,7 +25,7 @@ from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano, nano_own
 from granvit.regions import RegionImage
 from granvit.sampling import evenly
-from granvit.train.build import embedded_corpora
+from granvit.train.build import counted, embedded_corpora
 from granvit.train.feed import Records
 from granvit.train.parallel import launch, processes_for
 from granvit.train.recipes.base import Recipe
@@ -95,7 +95,7 @@ def _corpora(recipe: Recipe, corpus: Path | str | None, limit: int) -> tuple[Sou
 
 
 def _count(sources: Sources) -> int:
-    return sum(len(records) for records, _ in sources)
+    return counted(sources)[0]
 
 
 def _work(out: Path, corpus: Path | str | None, recipe: Recipe, limit: int, start: float) -> None:
