@@ -20,7 +20,7 @@ from granvit.evaluate.held_out import HeldOutScores, held_out_share
 from granvit.evaluate.report import duration
 from granvit.evaluate.run_report import ask_commands, write_run_report
 from granvit.files import locked, write_text
-from granvit.loading.run_folder import REPORT
+from granvit.loading.run_folder import METRICS, REPORT
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano, nano_own
 from granvit.regions import RegionImage
@@ -121,8 +121,8 @@ def _report(
     seconds: float,
     train: int,
 ) -> None:
-    metrics = {**scores.metrics, "seconds": round(seconds, 1)}
-    write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    metrics = {**scores.metrics, "asked": scores.asked, "seconds": round(seconds, 1)}
+    write_text(out / METRICS, json.dumps(metrics, indent=2) + "\n")
     write_run_report(
         out,
         recipe,

@@ -223,6 +223,18 @@ def test_a_best_that_cannot_be_told_is_refused(tmp_path, parts, name, said):
         HeldOutScores(tmp_path, tiny_recipe(parts).stages, HELD_OUT, keep_best=name)
 
 
+def test_pictures_and_answers_of_the_same_names_are_other_questions(tmp_path, parts):
+    def asked(record):
+        return HeldOutScores(tmp_path, tiny_recipe(parts).stages, [record]).asked
+
+    first = HELD_OUT[0]
+    assert asked(first) == asked(replace(first))
+    reworded = replace(first, regions=[replace(region, text="something else") for region in first.regions])
+    moved = replace(first, regions=[replace(region, box=(1, 1, 30, 30)) for region in first.regions])
+    others = {asked(first), asked(replace(first, image=HELD_OUT[1].image)), asked(reworded), asked(moved)}
+    assert len(others) == 4
+
+
 def test_pictures_that_say_nothing_or_cannot_be_opened(tmp_path, parts):
     bare = replace(HELD_OUT[0], regions=[], caption=None)
     with pytest.raises(GranvitError, match="nothing to ask about 1 held-out pictures"):
