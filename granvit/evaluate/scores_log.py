@@ -158,7 +158,9 @@ def run_scores(folder: Path) -> RunScores | None:
     if place is None or not (log := read_log(place.run)):
         return None
     stages = _steps_of(place.run)
-    stage = place.stage or next(reversed(stages))
+    # A run that is being gone on with, by more stages than it had, still has the checkpoint of the last one that ended.
+    ended = [name for name in stages if (place.run / name / "model").exists()]
+    stage = place.stage or (ended or list(stages))[-1]
     mine = [one for one in log if one.stage == stage]
     of_it = [one for one in mine if (one.end if place.step is None else one.step == place.step)]
     last = (of_it or mine or log)[-1]
