@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -48,6 +48,9 @@ from granvit.sampling import evenly
 from granvit.train.stages.base import AnsweringStage, Stage
 from granvit.train.stages.config import StageConfig
 from granvit.train.validation import Validated
+
+if TYPE_CHECKING:
+    from granvit.train.loop import TrainResult
 
 _SHOWN, _REGIONS_SHOWN, _IN_TRACKERS = 12, 5, 4
 
@@ -130,11 +133,17 @@ class HeldOutScores:
         examples = self.examples([scored])[:_IN_TRACKERS]
         return Validated(values, drawn_examples(examples, self._stage) if examples else None)
 
-    def on_stage(self, name: str, model: RegionModel, _: object = None) -> None:
-        """Scores the model before the run, and after stages that were not scored while they trained (`run_recipe`)."""
+    def on_stage(self, name: str, model: RegionModel, result: TrainResult | None = None) -> None:
+        """Scores the model before the run, and after stages that were not scored while they trained (`run_recipe`).
+
+        The line of a stage that an earlier call trained has its last step that was scored, or 0: how far it went is in
+        the recipe.
+        """
         wanted = name in self._answering or (name == BEFORE and self._answering)
         if wanted and not any(one.stage == name and one.end for one in self.scored):
-            self._score(model, name, max((one.step for one in self.scored if one.stage == name), default=0), True)
+            steps = [one.step for one in self.scored if one.stage == name]
+            steps += [points[-1][0] for points in (result.history if result else {}).values()]
+            self._score(model, name, max(steps, default=0), True)
 
     # --- what the report takes ---------------------------------------------------------------------------------------
 
