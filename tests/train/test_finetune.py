@@ -134,12 +134,13 @@ def test_an_epoch_counts_what_a_stage_learns_from(tmp_path):
     for stage, steps in (
         (AdaptConfig(SampleConfig(EVERY), CachingLoop(**vars(loop))), 3),
         (FinetuneConfig(ConversationSample(EVERY), loop), 8),
+        (FinetuneConfig(ConversationSample(EVERY, conversations=0.0), loop, name="silent"), 3),
     ):
         assert stage.resolved(6, 1, text_only=10).loop.steps == steps
         make_model().save(tmp_path / "init")
         recipe = Recipe("tiny", FROM_INIT, FROM_INIT, make_model().settings, [stage])
-        run_recipe(recipe, tmp_path / stage.kind, [(corpus, 1.0)], init=tmp_path / "init", device="cpu")
-        rows = [json.loads(row) for row in (tmp_path / stage.kind / stage.kind / "history.jsonl").open()]
+        run_recipe(recipe, tmp_path / stage.folder, [(corpus, 1.0)], init=tmp_path / "init", device="cpu")
+        rows = [json.loads(row) for row in (tmp_path / stage.folder / stage.folder / "history.jsonl").open()]
         assert rows[-1]["step"] == steps
 
 

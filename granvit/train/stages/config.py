@@ -109,7 +109,8 @@ class StageConfig:
                 f"{self.folder}: {self.images_per_step} images per step are no whole number of batches of "
                 f"{loop.batch_size} on {processes} process(es); choose another loop.batch-size"
             )
-        seen = images + (text_only if isinstance(self.sample, ConversationSample) else 0)
+        talks = isinstance(self.sample, ConversationSample) and self.sample.conversations > 0
+        seen = images + (text_only if talks else 0)
         steps = loop.steps or max(1, math.ceil(self.epochs * seen / (accumulate * together)))
         return replace(self, loop=replace(loop, steps=steps, accumulate=accumulate))
 
