@@ -221,7 +221,8 @@ class Compare:
     """Compare two evaluations of the same questions: differences with intervals, paired image by image."""
 
     first: Annotated[Positional[Path], tyro.conf.arg(metavar="A")]
-    """What `granvit eval --out` wrote: the folder, or its scores.json. Or a run's metrics.json, for means alone."""
+    """What `granvit eval --out` wrote: the folder, or its scores.json. Or, for means alone, a run that was asked about
+    held-out pictures (its scores.jsonl, or the demo's metrics.json)."""
     second: Annotated[Positional[Path], tyro.conf.arg(metavar="B")]
     """The same of another checkpoint."""
     out: Path | None = None
@@ -231,16 +232,11 @@ class Compare:
         import json
         from dataclasses import asdict
 
-        from granvit.evaluate.compare import as_table, compare, compare_means
-        from granvit.evaluate.evaluation import has_answers, read_means, read_scores
+        from granvit.evaluate.compare import as_table, compare_places
 
         if self.out is not None:
             check_replaceable("--out", self.out, "differences")
-        if has_answers(self.first) and has_answers(self.second):
-            (scores, ours), (others, theirs) = read_scores(self.first), read_scores(self.second)
-            differences, notes = compare(scores["tasks"] | others["tasks"], ours, theirs)
-        else:
-            differences, notes = compare_means(read_means(self.first), read_means(self.second))
+        differences, notes = compare_places(self.first, self.second)
         print(as_table(differences))
         print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
         if self.out is not None:

@@ -24,9 +24,15 @@ class Export:
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights."""
     license: str | None = None
-    """An SPDX name for the model card, such as apache-2.0; the card says that none is stated if there is none."""
+    """For the model card: a licence that the hub knows, such as apache-2.0, or "other". Without it the card says that
+    none is stated."""
+    license_name: str | None = None
+    """What another licence is called."""
+    license_link: str | None = None
+    """Where the text of another licence is, https://..."""
     metrics: Path | None = None
-    """A scores.json that `granvit eval` wrote, for the model card; the run's own metrics.json by default."""
+    """A scores.json that `granvit eval` wrote, for the model card; by default what the run noted of this checkpoint in
+    its scores.jsonl, or in the demo's metrics.json."""
     push_to_hub: str | None = None
     """Upload the folder to the hub, under NAMESPACE/NAME; new repositories are private."""
 
@@ -42,6 +48,8 @@ class Export:
             self.format,
             precision=self.precision,
             licence=self.license,
+            licence_name=self.license_name,
+            licence_link=self.license_link,
             metrics=self.metrics,
         )
         for path in sorted(made.folder.iterdir()):

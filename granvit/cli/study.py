@@ -168,7 +168,9 @@ class Study:
             raise GranvitError(f"study {study.name} is of corpora of your own: name them with --corpus DIR")
         from granvit.corpus.derive import training_part
         from granvit.corpus.store import Corpus
+        from granvit.train.build import counted
 
         parts = [training_part(Corpus(folder)) for folder in self.corpus]
         shards = [[shard["sha256"] for shard in part.corpus.manifest["shards"]] for part in parts]
-        return Data(sum(len(part) for part in parts), shards)
+        images, text_only = counted([(part, 1.0) for part in parts])
+        return Data(images, shards, text_only)

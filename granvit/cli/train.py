@@ -179,7 +179,7 @@ def train_into(
     from transformers.utils.logging import disable_progress_bar
 
     from granvit.evaluate.run_report import ask_commands, write_run_report
-    from granvit.train.build import sources_of
+    from granvit.train.build import counted_words, sources_of
     from granvit.train.config import on_cpu
     from granvit.train.run import run_recipe
 
@@ -207,7 +207,7 @@ def train_into(
             facts={
                 "Corpus": ", ".join(corpora) or "the embedded one (drawn by granvit)",
                 "Started from": str(init or f"{recipe.encoder} and {recipe.language}"),
-                "Pictures": f"{sum(len(records) for records, _ in sources):,} to train on, "
+                "Pictures": f"{counted_words(sources)}, "
                 + (without or f"{len(scores.held_out if scores else []):,} held-out ones asked about"),
                 "Processes": str(PartialState().num_processes),
             },

@@ -289,6 +289,14 @@ class Corpus:
             for group in range(self._metadata(shard).num_row_groups):
                 yield from self._records(shard, group, self._read_group(shard, group, columns))
 
+    def without_image(self) -> set[int]:
+        """Which records are conversations about no image; of the files one column is read, and only if need be."""
+        if not self.manifest.get("conversations"):
+            return set()
+        groups = ((n, g) for n in range(self.shards) for g in range(self._metadata(n).num_row_groups))
+        widths = (width for n, g in groups for width in self._read_group(n, g, ["width"])["width"].to_pylist())
+        return {index for index, width in enumerate(widths) if width == 0}  # which no image may be
+
     @property
     def shards(self) -> int:
         """How many files hold the records."""

@@ -19,8 +19,11 @@ from granvit.errors import GranvitError
 from granvit.evaluate.answering import ANSWERS, Journal, answer_all, notes_of
 from granvit.evaluate.calibration import Calibration, calibration
 from granvit.evaluate.items import EvalSet, Item, Task
+from granvit.evaluate.scores_log import SCORES_LOG, run_scores
 from granvit.evaluate.scoring import SCORERS, Scores, score
 from granvit.files import atomic_file, open_regular, read_json, read_regular
+from granvit.loading.run_folder import METRICS, RECIPE
+from granvit.model.settings import SETTINGS_FILE
 from granvit.predict import GranViT
 from granvit.texts import has_words, in_other_scripts
 
@@ -185,7 +188,10 @@ def read_scores(place: Path) -> tuple[dict[str, Any], list[Item]]:
     if not has_answers(place):
         wanted = f"compared are the single answers, which the folder of `granvit eval --out` holds ({SCORES}, {ITEMS})"
         below = next((path.parent for path in sorted(folder.glob(f"*/{SCORES}"))), None)
-        raise GranvitError(f"{place}: no evaluation; {wanted}{'' if below is None else f': give {below}'}")
+        way = "" if below is None else f": give {below}"
+        if not way and any((folder / name).exists() for name in (RECIPE, SETTINGS_FILE)):
+            way = f": make one with granvit eval {folder} --corpus DIR --out {folder / 'eval'}"
+        raise GranvitError(f"{place}: no evaluation; {wanted}{way}")
     content, items = _read_tasks(folder / SCORES), _read_items(folder / ITEMS)
     located = {name for name, task in content["tasks"].items() if task.scorer == "boxes"}
     if any(item.box is None for item in items if item.task in located):
@@ -199,27 +205,49 @@ def has_answers(place: Path) -> bool:
     return (folder / SCORES).is_file() and (place.is_dir() or place.name in (SCORES, ITEMS))
 
 
-def read_means(place: Path) -> dict[str, dict[str, float]]:
-    """The scores by task and measure, each task with its "count" of questions: of an evaluation, or of a run's
-    metrics.json, of which the last stage's count.
+@dataclass(frozen=True)
+class Means:
+    """Scores without the single answers.
+
+    Attributes:
+        scores: by task and measure, each task with its "count" of questions.
+        asked: what tells the questions from others, where it is known.
+        note: what a reader must know; empty if nothing.
+    """
+
+    scores: dict[str, dict[str, float]]
+    asked: str | None = None
+    note: str = ""
+
+
+def read_means(place: Path) -> Means:
+    """The scores of an evaluation, of a run's checkpoint (`scores_log.run_scores`), or of the metrics.json of the demo,
+    of which the last stage's count.
 
     Raises:
-        GranvitError: `place` is missing, or neither.
+        GranvitError: `place` is missing, or none of these.
     """
     if has_answers(place):
         content, items = read_scores(place)
         asked = Counter(item.task for item in items)
-        return {task: {**_numbers(scores), "count": asked[task]} for task, scores in content["scores"].items()}
-    if not place.is_file():
+        means = {task: {**_numbers(scores), "count": asked[task]} for task, scores in content["scores"].items()}
+        return Means(means)
+    found = run_scores(place.parent if place.name == SCORES_LOG else place)
+    if found is not None:
+        means = {task: _numbers(scores) for task, scores in found.last.scores.items()}
+        return Means(means, found.last.asked, "" if found.exact else f"{place}: {found.told}")
+    file = place / METRICS if place.is_dir() and (place / METRICS).is_file() else place
+    if not file.is_file():
         read_scores(place)  # says what is missing, and what to give in its place
-    content = read_json(place)
+    content = read_json(file)
     if not isinstance(content, dict):
-        raise GranvitError(f"{place}: an object is expected")
+        raise GranvitError(f"{file}: an object is expected")
     stages = [scores for name, scores in content.items() if name != "baseline" and isinstance(scores, dict)]
     means = {task: _numbers(scores) for task, scores in (stages[-1] if stages else {}).items() if scores}
     if not means or not all("count" in scores for scores in means.values()):
-        raise GranvitError(f"{place}: neither an evaluation nor a run's metrics.json: no stage with scores and counts")
-    return means
+        raise GranvitError(f"{file}: neither an evaluation nor a run's {METRICS}: no stage with scores and counts")
+    told = content.get("asked")
+    return Means(means, told if isinstance(told, str) else None)
 
 
 def _numbers(scores: Any) -> dict[str, float]:

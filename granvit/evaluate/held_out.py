@@ -11,21 +11,34 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from granvit.coordinates import Box
 from granvit.corpus.derive import Tiled, Tiling, held_out_part, tiles_of
 from granvit.corpus.store import Corpus
-from granvit.errors import CheckpointError, GranvitError
+from granvit.errors import GranvitError
+from granvit.evaluate.items import Item
 from granvit.evaluate.measures import MEASURES
 from granvit.evaluate.region_tasks import MAX_REGIONS, TASKS, evaluate, region_images, region_tasks
 from granvit.evaluate.report import HEADLINES, Example, ExampleRegion, drawn_examples, duration, meaning_of
+from granvit.evaluate.scores_log import (
+    BEFORE,
+    BEST,
+    BEST_SCORE,
+    SCORES_LOG,
+    Answer,
+    Scored,
+    best_score,
+    box_of,
+    line_of,
+    read_log,
+)
 from granvit.evaluate.scoring import LESS_IS_BETTER
-from granvit.files import read_json, read_regular, staged_folder, write_text
+from granvit.files import staged_folder, write_text
 from granvit.images import ImageError, decode
 from granvit.model.region_model import RegionModel
 from granvit.page import percent
@@ -36,46 +49,10 @@ from granvit.train.stages.base import AnsweringStage, Stage
 from granvit.train.stages.config import StageConfig
 from granvit.train.validation import Validated
 
-SCORES_LOG, BEST, BEST_SCORE = "scores.jsonl", "best", "score.json"
-BEFORE = "before"
-_LARGEST_LOG = 1 << 30
+if TYPE_CHECKING:
+    from granvit.train.loop import TrainResult
+
 _SHOWN, _REGIONS_SHOWN, _IN_TRACKERS = 12, 5, 4
-
-
-class Answer(NamedTuple):
-    """What was said of a region of a picture that the report shows; `box` and `found` are xyxy pixels of the picture.
-
-    `found` is None where another thing was asked for than a box, or none was said.
-    """
-
-    id: str
-    task: str
-    box: Box
-    said: str
-    found: Box | None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One validation.
-
-    Attributes:
-        stage: the stage's folder, or "before".
-        step: after which of its steps; `end` says that it was the last.
-        asked: tells the questions from others.
-        scores, baseline: task -> metric -> value, of the model and of the best constant answer.
-        seconds: how long it took.
-        shown: answers about the pictures that the report shows.
-    """
-
-    stage: str
-    step: int
-    end: bool
-    asked: str
-    scores: dict[str, dict[str, float]]
-    baseline: dict[str, dict[str, float]]
-    seconds: float
-    shown: list[Answer]
 
 
 class HeldOutScores:
@@ -118,8 +95,7 @@ class HeldOutScores:
         items = [i for image in region_images(self.held_out, region_tasks(tasks), max_regions) for i in image.items]
         if not items:
             raise GranvitError(f"nothing to ask about {len(self.held_out)} held-out pictures: no region, no caption")
-        asked = [[record.id for record in self.held_out], sorted({item.key + item.task for item in items})]
-        self._asked = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        self._asked = _digest(self.held_out, items)
         if keep_best is not None:
             _check_score(keep_best, {item.task for item in items})
             if any(getattr(getattr(stage, "lora", None), "rank", None) for stage in stages):
@@ -157,11 +133,17 @@ class HeldOutScores:
         examples = self.examples([scored])[:_IN_TRACKERS]
         return Validated(values, drawn_examples(examples, self._stage) if examples else None)
 
-    def on_stage(self, name: str, model: RegionModel, _: object = None) -> None:
-        """Scores the model before the run, and after stages that were not scored while they trained (`run_recipe`)."""
+    def on_stage(self, name: str, model: RegionModel, result: TrainResult | None = None) -> None:
+        """Scores the model before the run, and after stages that were not scored while they trained (`run_recipe`).
+
+        The line of a stage that an earlier call trained has its last step that was scored, or 0: how far it went is in
+        the recipe.
+        """
         wanted = name in self._answering or (name == BEFORE and self._answering)
         if wanted and not any(one.stage == name and one.end for one in self.scored):
-            self._score(model, name, max((one.step for one in self.scored if one.stage == name), default=0), True)
+            steps = [one.step for one in self.scored if one.stage == name]
+            steps += [points[-1][0] for points in (result.history if result else {}).values()]
+            self._score(model, name, max(steps, default=0), True)
 
     # --- what the report takes ---------------------------------------------------------------------------------------
 
@@ -173,6 +155,11 @@ class HeldOutScores:
             if one.end:
                 found |= {one.stage: one.scores, "baseline": one.baseline}
         return found
+
+    @property
+    def asked(self) -> str:
+        """Tells these questions from others."""
+        return self._asked
 
     def curves(self, stage: str) -> dict[str, list[tuple[float, float]]]:
         """Of a stage that was scored more than once each task's main score, as (step, value) pairs."""
@@ -202,7 +189,7 @@ class HeldOutScores:
         for stage in sorted(self._answering):
             folder = self.out / stage / BEST
             if folder.exists() and self.keep_best is not None:
-                score = _best_score(folder)
+                score = best_score(folder)
                 found.append(f"{folder}: {score['score']} {percent(score['value'])} at step {score['step']}")
         return found
 
@@ -220,7 +207,7 @@ class HeldOutScores:
             return None
         shown = {(record.id, tuple(region.box)) for record, regions in self._shown for region in regions}
         answers = [
-            Answer(i.id, i.task, _box(i.box), i.said, None if i.found is None else _box(i.found))
+            Answer(i.id, i.task, box_of(i.box), i.said, None if i.found is None else box_of(i.found))
             for i in report.items
             if i.box is not None and (i.id, tuple(i.box)) in shown
         ]
@@ -236,7 +223,7 @@ class HeldOutScores:
         return scored
 
     def _write(self, log: list[Scored]) -> None:
-        write_text(self.out / SCORES_LOG, "".join(map(_line, log)))
+        write_text(self.out / SCORES_LOG, "".join(map(line_of, log)))
         self._log = log
 
     def _keep(self, model: RegionModel, scored: Scored, name: str) -> None:
@@ -247,13 +234,20 @@ class HeldOutScores:
         value, folder = scored.scores[task][metric], self.out / scored.stage / BEST
         sign = -1 if metric in LESS_IS_BETTER else 1
         if folder.exists():
-            before = _best_score(folder)
+            before = best_score(folder)
             if before["score"] == name and sign * before["value"] >= sign * value:
                 return
         with staged_folder(folder) as unfinished:
             model.save(unfinished)
             kept = {"score": name, "value": value, "step": scored.step}
             write_text(unfinished / BEST_SCORE, json.dumps(kept) + "\n")
+
+
+def _digest(records: Sequence[RegionImage], items: Sequence[Item]) -> str:
+    """Tells pictures and what is asked of them, with its right answers, from others that go by the same names."""
+    pictures = [[record.id, hashlib.sha256(record.image or b"").hexdigest()] for record in records]
+    asked = [[i.task, i.key, i.how, i.asked, i.truth, None if i.box is None else box_of(i.box)] for i in items]
+    return hashlib.sha256(json.dumps([pictures, asked]).encode()).hexdigest()[:16]
 
 
 def held_out_share(corpora: Sequence[Path | str], tile: int | None, limit: int) -> list[RegionImage]:
@@ -301,7 +295,7 @@ def _row(
     record: RegionImage, region: Region, said: dict[tuple[str, str, str, Box], Answer], stages: Sequence[str]
 ) -> ExampleRegion:
     describe, locate = ("describe", "locate") if region.kind == "object" else ("read", "locate_text")
-    box = _box(region.box)
+    box = box_of(region.box)
     described = {s: said.get((s, describe, record.id, box)) for s in stages}
     located = {s: said.get((s, locate, record.id, box)) for s in stages}
     return ExampleRegion(
@@ -310,11 +304,6 @@ def _row(
         {s: answer.said for s, answer in described.items() if answer},
         {s: answer.found for s, answer in located.items() if answer},
     )
-
-
-def _box(box: Sequence[float]) -> Box:
-    x1, y1, x2, y2 = map(float, box)
-    return (x1, y1, x2, y2)
 
 
 def _check_score(name: str, asked: set[str]) -> None:
@@ -326,48 +315,3 @@ def _check_score(name: str, asked: set[str]) -> None:
         raise GranvitError(
             f"--keep-best {name}: the held-out pictures ask nothing of {task}; of {', '.join(sorted(asked))}"
         )
-
-
-# --- the log ---------------------------------------------------------------------------------------------------------
-
-
-def _line(scored: Scored) -> str:
-    return json.dumps({**asdict(scored), "shown": [list(answer) for answer in scored.shown]}) + "\n"
-
-
-def read_log(out: Path) -> list[Scored]:
-    """The validations of a run.
-
-    Raises:
-        CheckpointError: a line is not what was written.
-    """
-    path = out / SCORES_LOG
-    if not path.exists():
-        return []
-    lines = read_regular(path, _LARGEST_LOG).splitlines()
-    return [_scored(path, number, line) for number, line in enumerate(lines, start=1)]
-
-
-def _scored(path: Path, number: int, line: bytes) -> Scored:
-    try:
-        row = json.loads(line)
-        row["shown"] = [Answer(i, t, _box(b), s, None if f is None else _box(f)) for i, t, b, s, f in row["shown"]]
-        scored = Scored(**row)
-        texts = [scored.stage, scored.asked, *(text for a in scored.shown for text in (a.id, a.task, a.said))]
-        tables = (scored.scores, scored.baseline)
-        values = [value for table in tables for scores in table.values() for value in scores.values()]
-        if not all(isinstance(text, str) for text in texts) or not isinstance(scored.end, bool):
-            raise ValueError("a text is none")
-        if not all(isinstance(value, int | float) for value in [scored.step, scored.seconds, *values]):
-            raise ValueError("a number is none")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: line {number} is not what was written ({error}): remove the file") from error
-    return scored
-
-
-def _best_score(folder: Path) -> dict[str, Any]:
-    path = folder / BEST_SCORE
-    found = read_json(path, CheckpointError) if path.exists() else None
-    if not isinstance(found, dict) or not isinstance(found.get("value"), int | float):
-        raise CheckpointError(f"{path}: not what was written: remove {folder}")
-    return {"score": str(found.get("score")), "value": float(found["value"]), "step": found.get("step")}

@@ -21,7 +21,7 @@ from granvit.model.region_model import RegionModel
 from granvit.questions import CONVERSATION, TASKS
 from granvit.regions import RegionImage
 from granvit.train.config import ConversationSample
-from granvit.train.feed import Reject
+from granvit.train.feed import Reject, lost
 from granvit.train.prepare import Prepare
 
 KINDS = (*TASKS, CONVERSATION)
@@ -52,7 +52,8 @@ def held_out_losses(
     progress: bool = True,
     total: int | None = None,
 ) -> tuple[dict[str, HeldOutLoss], dict[str, int]]:
-    """The losses of up to `limit` records by kind, "all" for all of them; and records that ask nothing, by reason.
+    """The losses of up to `limit` records by kind, "all" for all of them; and by reason what is not in them: records
+    that ask nothing, and of others what is cut.
 
     Each record is asked all that it can be: nothing is drawn but where it has more regions or conversations than
     `sample` allows, and that is the same every time.
@@ -83,9 +84,13 @@ def held_out_losses(
 def _samples(records: Iterable[RegionImage], prepare: Prepare, left_out: dict[str, int]) -> Iterator[Sample]:
     for record in records:
         try:
-            yield prepare(record, np.random.default_rng(0))
+            sample = prepare(record, np.random.default_rng(0))
         except Reject as reason:
             left_out[str(reason)] = left_out.get(str(reason), 0) + 1
+        else:
+            for what, count in lost(sample).items():
+                left_out[what] = left_out.get(what, 0) + count
+            yield sample
 
 
 def _batches(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from granvit.errors import CheckpointError
+from granvit.export.facts import ExportSource, KnownScores
+from granvit.export.licences import Licence
 from granvit.export.older_names import OLDEST
-from granvit.files import read_regular
 from granvit.loading.checkpoint_files import read_json
-from granvit.loading.run_folder import DATA, RECIPE, checkpoint_of
+from granvit.loading.run_folder import CHECKPOINT
 from granvit.model.adapter import BASE, CONFIG, is_adapter
 from granvit.model.dialog import CHATML, LLAMA3
+from granvit.model.provenance import drawn_alone
 from granvit.model.region_model import RegionModel, stock_classes
 from granvit.page import percent
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
@@ -43,55 +42,18 @@ _TASKS = {
 _LANGUAGE_FROZEN = ("stage1", "encoder")
 # What llama.cpp calls the chat templates that are written here.
 _TEMPLATES = {CHATML: "chatml", LLAMA3: "llama3"}
-# Of the facts of an evaluation those that say nothing of whose machine it ran on.
-_CIRCUMSTANCES = ("Benchmarks", "Limit", "Reading")
-_LARGEST = 100_000_000  # bytes
-
-
-@dataclass(frozen=True)
-class ExportSource:
-    """What is exported, and what is known of how it came about.
-
-    Attributes:
-        checkpoint: the folder with the weights.
-        recipe, data, metrics: contents of recipe.json, data.json and the metrics file; None where there is none.
-    """
-
-    checkpoint: Path
-    recipe: dict[str, Any] | None = None
-    data: list[dict[str, Any]] | None = None
-    metrics: dict[str, Any] | None = None
-
-
-def read_source(folder: Path, metrics: Path | None = None) -> ExportSource:
-    """A run folder with its facts, or a bare checkpoint; `metrics` replaces the run's own metrics.json.
-
-    Raises:
-        CheckpointError: a file that is there cannot be read.
-    """
-    checkpoint = checkpoint_of(folder)
-    scores = _read(metrics or folder / "metrics.json", dict)
-    if metrics is not None and scores is None:
-        raise CheckpointError(f"{metrics}: no such file")
-    if checkpoint == folder:
-        return ExportSource(folder, metrics=scores)
-    return ExportSource(checkpoint, _read(folder / RECIPE, dict), _read(folder / DATA, list), scores)
-
-
-def _read(path: Path, kind: type) -> Any:
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(read_regular(path, _LARGEST))
-    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8, and endless numbers
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, kind):
-        raise CheckpointError(f"{path}: expected a JSON {'object' if kind is dict else 'array'}")
-    return content
+# So many of the sources that it learned from are named.
+_SOURCES_NAMED = 20
 
 
 def write_card(
-    path: Path, model: RegionModel, source: ExportSource, form: str, name: str, licence: str | None, left_out: list[str]
+    path: Path,
+    model: RegionModel,
+    source: ExportSource,
+    form: str,
+    name: str,
+    licence: Licence | None,
+    left_out: list[str],
 ) -> None:
     """Write README.md for an export of the form "llava", "encoder", "gguf" or "adapter"."""
     settings, vision, text = model.settings, model.llava.config.vision_config, model.llava.config.text_config
@@ -132,9 +94,14 @@ def write_card(
         batches=[_batch(recipe, stage["loop"]) for stage in recipe["stages"]] if recipe else [],
         oldest=OLDEST,
         parts={part: _public(recipe[part]) for part in ("encoder", "language")} if recipe else {},
+        init=_public(recipe["init"]) if recipe and recipe.get("init") is not None else "",
         data=source.data,
-        scores=_rows(source.metrics or {}),
-        circumstances={k: v for k, v in (source.metrics or {}).get("facts", {}).items() if k in _CIRCUMSTANCES},
+        sources=None if model.sources is None else sorted(model.sources)[:_SOURCES_NAMED],
+        more_sources=max(0, len(model.sources or ()) - _SOURCES_NAMED),
+        drawn=drawn_alone(model.sources),
+        scores=_rows(source.scores) if source.scores else [],
+        told=source.scores.told if source.scores else "",
+        circumstances=source.scores.circumstances if source.scores else {},
         left_out=left_out,
         fits=_fits(recipe, text) if form == "gguf" else None,
         template=_TEMPLATES.get(model.processor.chat_template),
@@ -196,30 +163,26 @@ def line_break(model: RegionModel) -> bool:
 
 
 def _public(part: str) -> str:
-    """A part's name for others to read: of a path of this machine, only its end."""
-    return Path(part).name if Path(part).is_absolute() or Path(part).exists() else part
+    """A part's name for others to read: of a path of this machine its end, of a run's checkpoint the run's name."""
+    path = Path(part)
+    if not path.is_absolute() and not path.exists():
+        return part
+    return path.parent.name if path.name == CHECKPOINT and path.parent.name else path.name
 
 
-def _rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Score with its interval, score before training and best constant answer of each task and metric.
+def _rows(known: KnownScores) -> list[dict[str, str]]:
+    """Score with its interval, score before training and best constant answer of each task and metric."""
 
-    Both layouts are read: scores.json of `granvit eval` ("scores", "intervals", "baseline"), and the demo's (columns
-    "before", "stage1", "stage2", "baseline").
-    """
-    last: dict[str, Any] = next((metrics[column] for column in ("scores", "stage2", "stage1") if column in metrics), {})
-
-    def beside(column: str, task: str, metric: str) -> Any:
-        return metrics.get(column, {}).get(task, {}).get(metric)
+    def beside(table: Mapping[str, Mapping[str, Any]], task: str, metric: str) -> Any:
+        return table.get(task, {}).get(metric)
 
     rows = []
-    for task, scores in last.items():
+    for task, scores in known.values.items():
         for metric, value in scores.items():
             if metric == "count":
                 continue
-            interval, others = (
-                beside("intervals", task, metric),
-                (beside(c, task, metric) for c in ("before", "baseline")),
-            )
+            interval = beside(known.intervals, task, metric)
+            others = (beside(table, task, metric) for table in (known.before, known.baseline))
             before, constant = ("–" if v is None else percent(v) for v in others)
             rows.append(
                 {

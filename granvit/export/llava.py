@@ -17,7 +17,9 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from granvit.errors import ExportError
-from granvit.export.card import ExportSource, read_source, write_card
+from granvit.export.card import write_card
+from granvit.export.facts import ExportSource, read_source
+from granvit.export.licences import licence_of
 from granvit.export.older_names import for_older, name_rope
 from granvit.files import refuse_non_empty, staged_folder
 from granvit.loading.models import LoadError, check_finite, hub_answers, load, one_line
@@ -59,6 +61,8 @@ def export(
     *,
     precision: Precision = "float32",
     licence: str | None = None,
+    licence_name: str | None = None,
+    licence_link: str | None = None,
     metrics: Path | None = None,
 ) -> Exported:
     """Write a run's model for other programs, with a model card; `out` is whole or absent.
@@ -68,15 +72,17 @@ def export(
         form: "llava" for transformers and vLLM, "encoder" for any other stack, "gguf" for llama.cpp; in these LoRA is
             merged. "adapter" for peft: what a run with LoRA trained, apart from its base.
         precision: of the weights.
-        licence: an SPDX name for the card; the card says that none is stated where it is None.
-        metrics: a scores.json that `granvit eval` wrote; the run's own metrics.json where it is None.
+        licence: one that the hub knows, such as "apache-2.0", for the card; the card says that none is stated where it
+            is None. "other" is any other, with `licence_name` and the address of its text, `licence_link`.
+        metrics: a scores.json that `granvit eval` wrote; where it is None the scores that the run noted of its
+            checkpoint (`granvit.export.facts`).
 
     Raises:
-        CheckpointError: the source is damaged or no granvit checkpoint.
-        ExportError: the stock classes would not do what the model was trained to do.
+        CheckpointError: the source is damaged or no granvit checkpoint, or `metrics` holds no scores.
+        ExportError: the stock classes would not do what the model was trained to do, or the hub knows no such licence.
         GranvitError: `out` holds something. BusyError: another process writes there.
     """
-    out = Path(out)
+    out, stated = Path(out), licence_of(licence, licence_name, licence_link)
     with staged_folder(out, refuse_non_empty) as folder:
         found = read_source(Path(source), metrics)
         if form == "adapter" and not is_adapter(found.checkpoint):
@@ -85,7 +91,7 @@ def export(
         check_stock(model, found.checkpoint)
         _make_public(model, precision)
         left_out = _write(model, found, folder, out.resolve().name, form, precision)
-        write_card(folder / "README.md", model, found, form, out.resolve().name, licence, left_out)
+        write_card(folder / "README.md", model, found, form, out.resolve().name, stated, left_out)
     return Exported(out, left_out)
 
 

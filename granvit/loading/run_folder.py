@@ -11,8 +11,8 @@ from granvit.files import sha256
 CHECKPOINT, RECIPE, DATA = "checkpoint", "recipe.json", "data.json"
 # What adapters belong to, where a run begins with parts.
 BASE = "base"
-# What came of it, for people.
-REPORT = "report.html"
+# What came of it, for people; and the scores of the demo.
+REPORT, METRICS = "report.html", "metrics.json"
 # Of a model's folder what decides its answers: settings, weights, chat template.
 _DECIDING = (".json", ".safetensors", ".gguf", ".jinja")
 

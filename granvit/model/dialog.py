@@ -115,9 +115,15 @@ class Dialog:
             return []
         texts = [self._asked(exchange.question) for exchange in exchanges]
         ids = self.plain.encode([*texts, *(self._written(exchange.answer) for exchange in exchanges)])
-        answers = [[*answer, self.end_token][:max_answer] for answer in ids[len(texts) :]]
+        answers = [[*answer, self.end_token] for answer in ids[len(texts) :]]
         return [
-            Branch(question + answer, len(question), exchange.task, stem=self._stem(question, exchange.task))
+            Branch(
+                question + answer[:max_answer],
+                len(question),
+                exchange.task,
+                stem=self._stem(question, exchange.task),
+                cut=max_answer is not None and len(answer) > max_answer,
+            )
             for question, answer, exchange in zip(ids, answers, exchanges, strict=False)
         ]
 
@@ -147,10 +153,12 @@ class Dialog:
                 tokens += next(ids)
                 answers.append((start, len(tokens) + 1))  # the next question's first token ends this answer
             tokens.append(self.end_token)
-            if most is not None and len(tokens) > most:
+            cut = most is not None and len(tokens) > most
+            if cut:
                 tokens = tokens[:most]
-                answers = [(start, min(end, most)) for start, end in answers if start < most]
-            found.append(Branch(tokens, answers[0][0] if answers else len(tokens), CONVERSATION, answers))
+                answers = [(start, min(end, len(tokens))) for start, end in answers if start < len(tokens)]
+            start = answers[0][0] if answers else len(tokens)
+            found.append(Branch(tokens, start, CONVERSATION, answers, cut=cut))
         return found
 
     def _turns(self, turns: Conversation, pictured: bool) -> list[str]:

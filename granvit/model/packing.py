@@ -43,6 +43,7 @@ class Branch:
         answers: where the answers of a conversation lie in `ids`, (start, end) of each; empty where there is one alone,
             which goes on to the end.
         stem: so many of its first tokens, fewer than stand before the answer, are those of all questions of its kind.
+        cut: whether its end is missing, because it was longer than allowed.
     """
 
     ids: list[int]
@@ -50,6 +51,7 @@ class Branch:
     task: str
     answers: Sequence[tuple[int, int]] = ()
     stem: int = 0
+    cut: bool = False
 
     @property
     def predicted(self) -> Sequence[tuple[int, int]]:
@@ -178,7 +180,7 @@ class Batch:
         return {
             "answer_tokens": int((self.labels != IGNORE).sum()),
             "crops": 0 if self.crops is None else len(self.crops),
-            "images": len(self.ids),
+            "images": len(self.ids) - self.text_only,
             "branches": len(self.tasks),
             "tokens": int((self.block_ids >= 0).sum()),
         }

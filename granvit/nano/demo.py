@@ -20,12 +20,12 @@ from granvit.evaluate.held_out import HeldOutScores, held_out_share
 from granvit.evaluate.report import duration
 from granvit.evaluate.run_report import ask_commands, write_run_report
 from granvit.files import locked, write_text
-from granvit.loading.run_folder import REPORT
+from granvit.loading.run_folder import METRICS, REPORT
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano, nano_own
 from granvit.regions import RegionImage
 from granvit.sampling import evenly
-from granvit.train.build import embedded_corpora
+from granvit.train.build import counted, embedded_corpora
 from granvit.train.feed import Records
 from granvit.train.parallel import launch, processes_for
 from granvit.train.recipes.base import Recipe
@@ -95,7 +95,7 @@ def _corpora(recipe: Recipe, corpus: Path | str | None, limit: int) -> tuple[Sou
 
 
 def _count(sources: Sources) -> int:
-    return sum(len(records) for records, _ in sources)
+    return counted(sources)[0]
 
 
 def _work(out: Path, corpus: Path | str | None, recipe: Recipe, limit: int, start: float) -> None:
@@ -121,8 +121,8 @@ def _report(
     seconds: float,
     train: int,
 ) -> None:
-    metrics = {**scores.metrics, "seconds": round(seconds, 1)}
-    write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    metrics = {**scores.metrics, "asked": scores.asked, "seconds": round(seconds, 1)}
+    write_text(out / METRICS, json.dumps(metrics, indent=2) + "\n")
     write_run_report(
         out,
         recipe,

@@ -67,6 +67,26 @@ def _names(records: Records) -> Sources:
     return frozenset(whole.manifest["images_by_source"]) if isinstance(whole, Corpus) else None
 
 
+def counted(sources: Sequence[tuple[Records, float]]) -> tuple[int, int]:
+    """How many records of these have an image, and how many are conversations about none."""
+    text_only = sum(_text_only(records) for records, _ in sources)
+    return sum(len(records) for records, _ in sources) - text_only, text_only
+
+
+def counted_words(sources: Sequence[tuple[Records, float]]) -> str:
+    """The same for people."""
+    images, text_only = counted(sources)
+    return f"{images:,} to train on" + (f" and {text_only:,} conversations without one" if text_only else "")
+
+
+def _text_only(records: Records) -> int:
+    if isinstance(records, Subset):
+        return len(records.corpus.without_image().intersection(records.indices))
+    if isinstance(records, Corpus):
+        return len(records.without_image())
+    return sum(record.text_only for record in records) if isinstance(records, list | tuple) else 0
+
+
 def earlier_folders(recipe: Recipe) -> list[Path]:
     """Where parts of that name keep what stages go on from (`RunContext.earlier`); none for stock checkpoints."""
     for name in (recipe.language, recipe.encoder):

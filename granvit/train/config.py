@@ -181,7 +181,7 @@ class SampleConfig:
         windows: the chance that a part of the image is shown in place of the whole (for small text).
         window_kind: parts are shown only of images with regions of this kind, around one of them; None shows any.
         window_side: the part's side, smallest and largest, in canvas sides.
-        max_answer: answers are cut after so many tokens.
+        max_answer: answers are cut after so many tokens, and counted at the end of the run.
         max_tokens: images share rows of at most so many tokens (best fit); of an image with more some questions are
             drawn anew each time, and the rest are counted as left out. None gives each image a row of its own.
     """
@@ -204,7 +204,7 @@ class ConversationSample(SampleConfig):
     Attributes:
         conversations: the chance of each conversation.
         max_conversations: at most so many of a record, drawn anew each time.
-        max_conversation: a conversation is cut after so many tokens.
+        max_conversation: a conversation is cut after so many tokens, and counted as answers are.
     """
 
     conversations: float = 1.0

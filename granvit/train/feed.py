@@ -32,6 +32,7 @@ logging.getLogger("absl").addFilter(lambda record: "jax profiler" not in record.
 import grain  # noqa: E402
 
 from granvit.model.packing import Batch, Sample  # noqa: E402
+from granvit.questions import CONVERSATION  # noqa: E402
 from granvit.regions import RegionImage  # noqa: E402
 
 # So many refusals in a row mean that the corpus and the stage do not fit, not that a few records are bad.
@@ -67,6 +68,15 @@ Collate = Callable[[list[Sample]], Batch]
 
 
 LEFT_OUT = "questions left out: longer than a row (sample.max_tokens) or than sample.max_conversation"
+# Of what is asked the ends that are not learned.
+CUT_ANSWER = "ends of answers: longer than sample.max_answer tokens"
+CUT_CONVERSATION = "ends of conversations: longer than sample.max_conversation tokens"
+
+
+def lost(sample: Sample) -> dict[str, int]:
+    """What of a record its sample lacks, by reason: questions, and ends of answers and of conversations."""
+    cut = Counter(CUT_CONVERSATION if b.task == CONVERSATION else CUT_ANSWER for b in sample.branches if b.cut)
+    return {**({LEFT_OUT: sample.left_out} if sample.left_out else {}), **cut}
 
 
 # 2^64 over the golden ratio: multiples of it scatter evenly (Fibonacci hashing).
@@ -121,7 +131,7 @@ class RankShard(grain.transforms.DatasetSelectionMap):
 
 @dataclass
 class _Rejected:
-    """A record that is not used, or so many of its questions."""
+    """A record that is not used, or so many of its questions or of their ends."""
 
     id: str
     reason: str
@@ -160,7 +170,7 @@ class Feed:
     of a source comes up exactly once per epoch. Rejected records are skipped and the batch filled with the next.
 
     Attributes:
-        rejected: how many samples were rejected, by reason; under `LEFT_OUT` how many questions of others.
+        rejected: how many samples were rejected, by reason; besides how much of the others is missing (`lost`).
         quarantine: a JSON-lines file that lists each of these records once (id, reason), or None.
     """
 
@@ -263,8 +273,7 @@ class Feed:
             else:
                 samples.append(item)
                 in_a_row = 0
-                if item.left_out:
-                    rejected.append(_Rejected(item.id, LEFT_OUT, item.left_out))
+                rejected += [_Rejected(item.id, reason, count) for reason, count in lost(item).items()]
             # Many times all there is: what was not asked by chance is rejected too, and may be asked the next time.
             if in_a_row >= min(max(10 * sum(self._sizes), 1_000), MAX_REJECTED_IN_A_ROW):
                 reasons = dict(Counter(r.reason for r in rejected))

@@ -35,7 +35,7 @@ from granvit.model.forward import compiled, recomputed
 from granvit.model.provenance import joined
 from granvit.model.region_model import RegionModel
 from granvit.train import identity
-from granvit.train.build import build_model, earlier_folders, learned_from, provenance_of
+from granvit.train.build import build_model, counted, earlier_folders, learned_from, provenance_of
 from granvit.train.checkpoint import latest, of_another_run
 from granvit.train.config import CachingLoop, feed_workers, on_cpu
 from granvit.train.feature_cache import FeatureCache
@@ -102,7 +102,8 @@ def _run_recipe(
     if not resume and (run_dir / RECIPE).exists():
         raise GranvitError(f"{run_dir} holds a run; name another folder, or resume it")
     data = _data_facts(sources)
-    recipe = recipe.resolved(sum(len(records) for records, _ in sources), state.num_processes)
+    images, text_only = counted(sources)
+    recipe = recipe.resolved(images, state.num_processes, text_only)
     try:
         weights = None if init is None else Base.of(Path(init)).digest
     except LoadError as error:

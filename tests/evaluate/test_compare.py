@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from granvit.errors import GranvitError
-from granvit.evaluate.compare import as_table, compare, compare_means
-from granvit.evaluate.evaluation import read_means
+from granvit.evaluate.compare import as_table, compare, compare_means, compare_places
+from granvit.evaluate.evaluation import Evaluation, Means, read_means, write_scores
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.scoring import SCORERS
+from granvit.evaluate.scores_log import Scored, line_of
+from granvit.evaluate.scoring import SCORERS, score
 
 TASKS = {"t": Task("t", "texts"), "b": Task("b", "boxes")}
 RNG = np.random.default_rng(0)
@@ -45,8 +46,8 @@ def test_a_task_of_one_evaluation_alone_is_said():
     alone = "b: 1 questions were answered in one evaluation only, and are left out"
     for first, second in ((answers([1, 0]), answers([1, 1]) + boxes), (answers([1, 0]) + boxes, answers([1, 1]))):
         assert alone in compare(TASKS, first, second)[1]
-    means = {"t": {"exact": 0.5, "count": 2}}
-    more = means | {"b": {"iou": 0.5, "count": 1}}
+    means = Means({"t": {"exact": 0.5, "count": 2}})
+    more = Means(means.scores | {"b": {"iou": 0.5, "count": 1}})
     for first, second in ((means, more), (more, means)):
         assert "b: in one of them only" in compare_means(first, second)[1]
 
@@ -124,7 +125,7 @@ def test_means_alone_are_compared_without_interval_and_p(tmp_path):
         scores = {s: {"t": {"exact": v + shift, "count": count}} for s, v in stages.items()}
         (tmp_path / f"{name}.json").write_text(json.dumps({**scores, "seconds": 3.5}))
     first, second = read_means(tmp_path / "a.json"), read_means(tmp_path / "b.json")
-    assert first == {"t": {"exact": 0.25, "count": 50}}
+    assert first == Means({"t": {"exact": 0.25, "count": 50}})
     (reported,), notes = compare_means(first, second)
     assert (reported.task, reported.measure, reported.first, reported.second) == ("t", "exact", 0.25, 0.75)
     assert (reported.low, reported.high, reported.p) == (None, None, None)
@@ -143,4 +144,108 @@ def test_what_holds_no_means_is_named(tmp_path, content):
 
 def test_means_without_a_common_task_are_refused():
     with pytest.raises(GranvitError, match="no task"):
-        compare_means({"a": {"exact": 0.5, "count": 1}}, {"b": {"exact": 0.5, "count": 1}})
+        compare_means(Means({"a": {"exact": 0.5, "count": 1}}), Means({"b": {"exact": 0.5, "count": 1}}))
+
+
+# --- what else differs -----------------------------------------------------------------------------------------------
+
+
+def evaluation(folder, items, task=TASKS["t"], notes=(), **facts):
+    folder.mkdir()
+    tasks = {task.name: task}
+    scores = {task.name: score(task, [item for item in items if item.task == task.name])}
+    write_scores(Evaluation(facts, tasks, scores, notes=list(notes), items=items), folder)
+    return folder
+
+
+def test_settings_that_differ_are_told(tmp_path):
+    wide = replace(TASKS["t"], window=200, longest=48)
+    first = evaluation(tmp_path / "a", answers([1, 0]), Corpus="one", Boxes="loc:16", Machine="mine")
+    second = evaluation(
+        tmp_path / "b", answers([1, 1]), wide, ["t: 2 were too long"], Corpus="one", Boxes="int1000", Limit="2 images"
+    )
+    _, notes = compare_places(first, second)
+    assert notes[:5] == [
+        "Limit: not stated in A, 2 images in B",
+        "Boxes: loc:16 in A, int1000 in B",
+        "t: window is none in A, 200 in B",
+        "t: longest is 32 in A, 48 in B",
+        "of B alone: t: 2 were too long",
+    ]
+    assert not {note for note in compare_places(first, first)[1] if " in A" in note or "alone:" in note}
+
+
+def test_a_task_that_was_scored_in_two_ways_is_refused(tmp_path):
+    first = evaluation(tmp_path / "a", answers([1, 0]))
+    second = evaluation(tmp_path / "b", answers([1, 0]), replace(TASKS["t"], scorer="reading"))
+    with pytest.raises(GranvitError, match="t: scored as texts in A and as reading in B"):
+        compare_places(first, second)
+
+
+def test_a_key_that_several_questions_share_is_left_out_and_told():
+    """Whichever of them came last would have stood for all."""
+    doubled = answers([1, 1, 1]) + [replace(item, said="") for item in answers([1])]
+    for first, second in ((doubled, answers([1, 1, 1])), (answers([1, 1, 1]), doubled)):
+        differences, notes = compare(TASKS, first, second)
+        assert notes == ["t: 1 keys stand for several questions, and are left out: '0'"]
+        assert differences[0].questions == 2 and differences[0].difference == 0
+
+
+@pytest.mark.parametrize("change", [{"id": "else"}, {"size": (8, 9)}, {"options": ["a"]}, {"kind": "k"}])
+def test_a_question_about_something_else_is_refused(change):
+    other = [replace(item, **change) for item in answers([1] * 3)]
+    with pytest.raises(GranvitError, match="t: question '0' is not the same in both"):
+        compare(TASKS, answers([1] * 3), other)
+
+
+def test_questions_in_other_words_are_told():
+    other = [replace(item, asked="What is it?") for item in answers([1] * 3)]
+    assert compare(TASKS, answers([1] * 3), other)[1] == ["t: 3 questions were asked in other words"]
+
+
+def test_means_of_other_questions_are_refused_and_of_unknown_ones_told(tmp_path):
+    scores = {"stage1": {"t": {"exact": 0.5, "count": 4}}}
+    for name, asked in (("a", {"asked": "abc"}), ("b", {"asked": "abc"}), ("c", {"asked": "else"}), ("old", {})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps({**scores, **asked}))
+    same = compare_places(tmp_path / "a", tmp_path / "b" / "metrics.json")[1]
+    assert same == [
+        "means alone: intervals and p need the single answers, in the folder that `granvit eval --out` writes"
+    ]
+    with pytest.raises(GranvitError, match="A and B were asked other questions, .* granvit eval --out"):
+        compare_places(tmp_path / "a", tmp_path / "c")
+    unknown = "it is not known whether both were asked the same questions: {} does not say"
+    assert unknown.format("B") in compare_places(tmp_path / "a", tmp_path / "old")[1]
+    answered = evaluation(tmp_path / "eval", answers([1, 0]))
+    assert unknown.format("A and B") in compare_places(answered, tmp_path / "old")[1]
+
+
+def trained(folder, value, asked="abc", end=True):
+    folder.mkdir()
+    stage = {"kind": "stage2", "name": "", "loop": {"steps": 9}}
+    (folder / "recipe.json").write_text(json.dumps({"stages": [{**stage, "name": "first"}, stage]}))
+    scores = {"t": {"exact": value, "count": 4.0}}
+    rows = [
+        Scored(*place, asked, scores, {}, 1.0, []) for place in (("before", 0, True), ("stage2", 9 if end else 6, end))
+    ]
+    (folder / "scores.jsonl").write_text("".join(map(line_of, rows)))
+    return folder
+
+
+def test_two_runs_are_compared_by_their_held_out_scores(tmp_path):
+    first, second = trained(tmp_path / "a", 0.25), trained(tmp_path / "b", 0.75)
+    for place in (second, second / "scores.jsonl"):
+        (reported,), notes = compare_places(first, place)
+        assert (reported.first, reported.second, reported.low) == (0.25, 0.75, None) and len(notes) == 1
+    with pytest.raises(GranvitError, match="A and B were asked other questions"):
+        compare_places(first, trained(tmp_path / "other", 0.5, asked="other"))
+    early = trained(tmp_path / "early", 0.5, end=False)
+    told = "4 questions, asked after step 6 of stage2, and not of this checkpoint, which is that after step 9 of stage2"
+    assert compare_places(first, early)[1][0] == f"{early}: {told}"
+
+
+def test_a_run_that_was_asked_nothing_is_told_what_to_do(tmp_path):
+    run = trained(tmp_path / "a", 0.25)
+    (run / "scores.jsonl").unlink()
+    with pytest.raises(GranvitError, match=f"make one with granvit eval {run} --corpus DIR --out {run}/eval$"):
+        compare_places(run, run)

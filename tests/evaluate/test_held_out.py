@@ -14,12 +14,15 @@ from granvit.corpus.store import CorpusWriter
 from granvit.corpus.synthetic.synthesize import make
 from granvit.errors import CheckpointError, GranvitError
 from granvit.evaluate import held_out
+from granvit.evaluate.compare import compare_places
 from granvit.evaluate.held_out import HeldOutScores, held_out_share, read_log
 from granvit.evaluate.region_tasks import Report
 from granvit.evaluate.run_report import write_run_report
+from granvit.export.facts import read_source
 from granvit.model.region_model import RegionModel
 from granvit.nano.recipes import nano_own
 from granvit.regions import Region, RegionImage
+from granvit.train.loop import TrainResult
 from granvit.train.run import run_recipe
 from granvit.train.stages.pretrain import Pretrain
 
@@ -221,6 +224,38 @@ def test_a_model_that_cannot_answer_goes_on_training(parts, tmp_path, monkeypatc
 def test_a_best_that_cannot_be_told_is_refused(tmp_path, parts, name, said):
     with pytest.raises(GranvitError, match=said):
         HeldOutScores(tmp_path, tiny_recipe(parts).stages, HELD_OUT, keep_best=name)
+
+
+def test_a_stage_that_is_scored_after_it_has_its_last_step(tmp_path, parts, whole):
+    scores = HeldOutScores(tmp_path, tiny_recipe(parts).stages, HELD_OUT[:1])
+    model = RegionModel.load(whole[0] / "scored" / "checkpoint")
+    scores.on_stage("stage1", model, TrainResult({"loss": [(3, 1.0), (7, 0.5)], "lr": [(7, 0.1)]}, 1.0, 0.0, 1.0))
+    assert [(one.stage, one.step, one.end) for one in read_log(tmp_path)] == [("stage1", 7, True)]
+
+
+def test_what_a_run_noted_of_its_checkpoint_is_found_for_its_card(whole):
+    folder = whole[0] / "scored"
+    last = read_log(folder)[-1]
+    found = read_source(folder).scores
+    assert found.values == last.scores and found.baseline == last.baseline
+    assert found.before == read_log(folder)[0].scores
+    questions = int(sum(scores["count"] for scores in last.scores.values()))
+    place = f"{questions:,} questions, asked after step {last.step} of {last.stage}, which is this checkpoint"
+    assert place in found.told and last.end
+    differences, notes = compare_places(folder, folder / "scores.jsonl")
+    assert {d.difference for d in differences} == {0} and len(notes) == 1
+
+
+def test_pictures_and_answers_of_the_same_names_are_other_questions(tmp_path, parts):
+    def asked(record):
+        return HeldOutScores(tmp_path, tiny_recipe(parts).stages, [record]).asked
+
+    first = HELD_OUT[0]
+    assert asked(first) == asked(replace(first))
+    reworded = replace(first, regions=[replace(region, text="something else") for region in first.regions])
+    moved = replace(first, regions=[replace(region, box=(1, 1, 30, 30)) for region in first.regions])
+    others = {asked(first), asked(replace(first, image=HELD_OUT[1].image)), asked(reworded), asked(moved)}
+    assert len(others) == 4
 
 
 def test_pictures_that_say_nothing_or_cannot_be_opened(tmp_path, parts):

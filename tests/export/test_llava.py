@@ -25,7 +25,8 @@ from granvit import predict
 from granvit.cli.export import Export
 from granvit.corpus.synthetic.scenes import layout
 from granvit.errors import CheckpointError, GranvitError
-from granvit.export.card import read_source, write_card
+from granvit.export.card import write_card
+from granvit.export.facts import read_source
 from granvit.export.llava import ExportError, check_stock, export
 from granvit.geometry import View
 from granvit.images import decode
@@ -344,100 +345,6 @@ def test_other_features_are_refused(monkeypatch):
 
 
 # --- the card --------------------------------------------------------------------------------------------------------
-
-RECIPE = {
-    "name": "tiny",
-    "encoder": "/home/me/encoder",
-    "language": "nobody/language",
-    "seed": 3,
-    "processes": 1,
-    "stages": [
-        {
-            "kind": "stage1",
-            "name": "",
-            "loop": {"steps": 1200, "batch_size": 8, "accumulate": 4, "lr": 1e-5},
-            "sample": {"questions": {"global": 0.2, "bbox2caption": 1.0}},
-        }
-    ],
-}
-DEMO = {
-    "before": {"locate": {"acc50": 0.1, "parse_rate": 0.5, "count": 1234.0}},
-    "baseline": {"locate": {"acc50": 0.04}},
-    "stage1": {"locate": {"acc50": 0.2, "parse_rate": 0.9, "count": 1234.0}},
-    "stage2": {"locate": {"acc50": 0.3333, "parse_rate": 0.95, "count": 1234.0}},
-    "seconds": 12.0,
-}
-EVAL = {
-    "facts": {"Model": "/home/me/run", "Limit": "100 images of each"},
-    "scores": {**DEMO["stage2"], "refcoco-testA": {"acc50": 0.5, "count": 10}},
-    "intervals": {"locate": {"acc50": [0.3, 0.4]}},
-    "baseline": DEMO["baseline"],
-}
-
-
-def test_the_card_states_the_images_of_a_step_over_all_processes_and_every_weight(tmp_path):
-    model = make_model("llama")  # whose head is a matrix of its own
-    run = run_folder(tmp_path / "run", model)
-    for processes, stated in ((2, "64"), (1, "32"), (None, "32 a process")):
-        facts = {name: value for name, value in {**RECIPE, "processes": processes}.items() if value is not None}
-        (run / "recipe.json").write_text(json.dumps(facts))
-        card = (export(run, tmp_path / str(processes)).folder / "README.md").read_text()
-        assert f"| stage1 | 1,200 | {stated} | 1e-05 |" in card
-    weights = load_file(tmp_path / "2/model.safetensors")
-    language = sum(w.numel() for n, w in weights.items() if n.startswith("language_model.")) / 1e6
-    encoder = sum(w.numel() for n, w in weights.items() if n.startswith("vision_tower.")) / 1e6
-    assert f"32 wide, {language:.1f} M parameters" in card and f"32 wide, {encoder:.1f} M parameters" in card
-    layers = {n.split("layers.")[1].split(".")[0] for n in weights if "language_model.model.layers." in n}
-    assert f"| Language model | llama, {len(layers)} layers," in card
-
-
-def run_folder(folder, model):
-    model.save(folder / "checkpoint")
-    (folder / "recipe.json").write_text(json.dumps(RECIPE))
-    (folder / "data.json").write_text(json.dumps([{"images": 5000, "weight": 0.5, "shards": ["ab" * 32] * 5}]))
-    (folder / "metrics.json").write_text(json.dumps(DEMO))
-    return folder
-
-
-def test_the_card_tells_recipe_data_scores_and_licence(model, tmp_path):
-    run = run_folder(tmp_path / "run", model)
-    (tmp_path / "eval.json").write_text(json.dumps(EVAL))
-    export(run, tmp_path / "a", licence="apache-2.0")
-    export(run, tmp_path / "b", "encoder", metrics=tmp_path / "eval.json")
-    card, other = ((tmp_path / name / "README.md").read_text() for name in "ab")
-    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
-    assert "Recipe `tiny`: encoder `encoder`, language model `nobody/language`, seed 3." in card
-    assert "| stage1 | 1,200 | 32 | 1e-05 | global, bbox2caption |" in card
-    assert "| 5,000 | 0.5 | abababababab abababababab abababababab and 2 more |" in card
-    assert "| find what a phrase describes | Acc@0.5 | 1,234 | 33.3% | 10.0% | 4.0% |" in card
-    assert "| find what a phrase describes | answers that are a box | 1,234 | 95.0% | 50.0% | – |" in card
-    assert "None is stated" not in card and "fall into 16 bins" in card
-    assert "/home/me" not in card + other and "\n\n\n\n" not in card + other
-    assert "| find what a phrase describes | Acc@0.5 | 1,234 | 33.3% (30.0% to 40.0%) | – | 4.0% |" in other
-    assert "| refcoco-testA | Acc@0.5 | 10 | 50.0% | – | – |" in other
-    assert "None is stated" in other and "\n\nLimit: 100 images of each.\n\n| Task" in other
-    assert other.startswith("---\nlibrary_name: transformers\npipeline_tag: image-feature-extraction\n")
-
-
-def test_the_card_of_a_bare_checkpoint_says_what_is_not_known(checkpoint, tmp_path):
-    export(checkpoint, tmp_path / "out")
-    card = (tmp_path / "out/README.md").read_text()
-    for unknown in ("No recipe was found", "Nothing is recorded", "No scores were found", "None is stated"):
-        assert unknown in card
-
-
-@pytest.mark.parametrize("name", ["recipe.json", "data.json", "metrics.json"])
-@pytest.mark.parametrize(("content", "said"), [("{", "not readable as JSON"), ("3", "expected a JSON")])
-def test_damaged_facts_are_named(model, tmp_path, name, content, said):
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / name).write_text(content)
-    with pytest.raises(CheckpointError, match=f"{re.escape(str(tmp_path / name))}: {said}"):
-        read_source(tmp_path)
-
-
-def test_scores_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match="eval.json: no such file"):
-        read_source(tmp_path, tmp_path / "eval.json")
 
 
 def code_of(folder):

@@ -20,7 +20,7 @@ from granvit.corpus.annotate.caption_local import LocalModel
 from granvit.corpus.annotate.detect_models import load_detector
 from granvit.errors import CheckpointError, GranvitError
 from granvit.evaluate.patch_encoder import load_patch_encoder
-from granvit.export.card import read_source
+from granvit.export.facts import read_source
 from granvit.loading import models as loading
 from granvit.loading.checkpoint_files import LoadError, check_folder, read_json
 from granvit.loading.models import image_settings, load, load_model
@@ -128,7 +128,7 @@ from granvit.corpus.annotate.ocr_networks import NetworkDetector, NetworkRecogni
 from granvit.errors import GranvitError
 from granvit.evaluate.patch_encoder import load_patch_encoder
 from granvit.loading.models import load, load_model
-from granvit.export.card import read_source
+from granvit.export.facts import read_source
 from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
 from granvit.predict import GranViT

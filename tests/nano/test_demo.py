@@ -58,7 +58,7 @@ def test_the_embedded_demo_leaves_report_metrics_and_checkpoint(here, parts, cap
     assert {p.name for p in out.iterdir()} >= {"report.html", "metrics.json", "checkpoint", "recipe.json"}
 
     metrics = scores(out)
-    assert set(metrics) == {*STAGES, "baseline", "seconds"} and metrics["seconds"] > 0
+    assert set(metrics) == {*STAGES, "baseline", "asked", "seconds"} and metrics["seconds"] > 0
     for stage in STAGES:
         assert {"rouge_l", "exact"} <= metrics[stage]["describe"].keys()
         assert {"acc50", "miou", "parse_rate"} <= metrics[stage]["locate"].keys()

@@ -1,6 +1,7 @@
 """Fine-tuning: what a record's conversations become, a run from a checkpoint, and the loss it is held to."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from helpers.tiny_recipe import SOURCES
 
 from granvit.cli.app import main
 from granvit.cli.evaluate import Loss
-from granvit.corpus.store import CorpusWriter
+from granvit.corpus.store import Corpus, CorpusWriter, Subset
 from granvit.corpus.synthetic.synthesize import make
 from granvit.errors import GranvitError
 from granvit.evaluate.losses import held_out_losses
@@ -20,18 +21,18 @@ from granvit.evaluate.region_tasks import region_images, region_tasks
 from granvit.model.forward import answer_logits, project
 from granvit.model.packing import IGNORE
 from granvit.model.region_model import RegionModel
-from granvit.questions import SHORT_ANSWER, TASKS
+from granvit.questions import SHORT_ANSWER, TASKS, global_exchange
 from granvit.regions import RegionImage, Turn
-from granvit.train.build import build_model
-from granvit.train.config import ConversationSample, LoopConfig, SampleConfig
+from granvit.train.build import build_model, counted, counted_words
+from granvit.train.config import CachingLoop, ConversationSample, LoopConfig, SampleConfig
 from granvit.train.debug.first_batch import draw_batch
-from granvit.train.feed import LEFT_OUT, Feed, Reject
+from granvit.train.feed import CUT_ANSWER, CUT_CONVERSATION, LEFT_OUT, Feed, Reject, lost
 from granvit.train.prepare import Prepare
-from granvit.train.recipes.base import FROM_INIT
+from granvit.train.recipes.base import FROM_INIT, Recipe
 from granvit.train.recipes.finetune import finetune
 from granvit.train.recipes.saved import read_stage
 from granvit.train.run import run_recipe
-from granvit.train.stages.config import FinetuneConfig
+from granvit.train.stages.config import AdaptConfig, FinetuneConfig
 
 EVERY = dict.fromkeys(TASKS, 1.0)
 
@@ -116,6 +117,82 @@ def test_the_feed_mixes_them_and_the_first_batch_is_drawn():
         assert list(feed.rejected.values()) != [] and LEFT_OUT not in feed.rejected
     picture = draw_batch(model, batch)
     assert picture.width > 400 and picture.height > 400
+
+
+def test_an_epoch_counts_what_a_stage_learns_from(tmp_path):
+    """Stages 1 and 2 leave conversations without an image out: an epoch is of the images alone."""
+    records = [seen(n) for n in range(6)] + [alone(f"a{n}") for n in range(10)]
+    with CorpusWriter(tmp_path / "corpus", rows_per_shard=5) as writer:
+        for record in records:
+            writer.write(record)
+    corpus = Corpus(tmp_path / "corpus")
+    assert corpus.without_image() == set(range(6, 16))
+    assert counted([(corpus, 1.0)]) == counted([(records, 1.0)]) == (6, 10)
+    assert counted([(Subset(corpus, [0, 5, 6, 7, 15]), 1.0), (corpus, 1.0)]) == (8, 13)
+    assert counted_words([(corpus, 1.0)]) == "6 to train on and 10 conversations without one"
+    loop = LoopConfig(steps=0, batch_size=2, first_batch=False, trackers=())
+    for stage, steps in (
+        (AdaptConfig(SampleConfig(EVERY), CachingLoop(**vars(loop))), 3),
+        (FinetuneConfig(ConversationSample(EVERY), loop), 8),
+        (FinetuneConfig(ConversationSample(EVERY, conversations=0.0), loop, name="silent"), 3),
+    ):
+        assert stage.resolved(6, 1, text_only=10).loop.steps == steps
+        make_model().save(tmp_path / "init")
+        recipe = Recipe("tiny", FROM_INIT, FROM_INIT, make_model().settings, [stage])
+        run_recipe(recipe, tmp_path / stage.folder, [(corpus, 1.0)], init=tmp_path / "init", device="cpu")
+        rows = [json.loads(row) for row in (tmp_path / stage.folder / stage.folder / "history.jsonl").open()]
+        assert rows[-1]["step"] == steps
+
+
+def test_conversations_without_an_image_are_no_images_a_second():
+    model = make_model()
+    prepare = Prepare(model, ConversationSample(EVERY))
+    batch = prepare.collate([prepare(record, np.random.default_rng(0)) for record in (seen(0), alone("a"), alone("b"))])
+    assert (batch.counts["images"], len(batch.ids)) == (1, 3)
+
+
+def test_ends_that_are_cut_are_counted():
+    model = make_model()
+    records = [seen(0, talk("What?", "a star " * 30)), seen(1, talk("What?", "tea"))]
+    limits = {"max_answer": 4, "max_conversation": 40}
+    whole, prepare = (Prepare(model, ConversationSample(EVERY, **said)) for said in ({"max_answer": 4096}, limits))
+    samples = [prepare(record, np.random.default_rng(0)) for record in records]
+    longer = [prepare_one(whole, record) for record in records]
+    cut = Counter(
+        CUT_CONVERSATION if long.task == "conversation" else CUT_ANSWER
+        for sample, all_of in zip(samples, longer, strict=True)
+        for short, long in zip(sample.branches, all_of.branches, strict=True)
+        if len(short.ids) < len(long.ids)
+    )
+    assert cut[CUT_CONVERSATION] == 1 < cut[CUT_ANSWER]
+    assert sum((Counter(lost(sample)) for sample in samples), Counter()) == cut
+    assert not any(lost(sample) for sample in longer)
+    with Feed([(records, 1.0)], prepare, prepare.collate, batch_size=2, seed=0) as feed:
+        next(feed)
+        assert feed.rejected == cut
+        state = feed.state()
+        next(feed)
+    with Feed([(records, 1.0)], prepare, prepare.collate, batch_size=2, seed=0) as again:
+        again.restore(state)
+        assert again.rejected == cut
+        next(again)
+        assert again.rejected == feed.rejected == cut + cut
+    _, left_out = held_out_losses(model, records, sample=ConversationSample(EVERY, **limits), progress=False)
+    assert left_out == cut
+
+
+def test_an_answer_that_just_fits_is_not_cut():
+    """With the token that ends it."""
+    dialog, exchange = make_model().dialog, global_exchange("a star")
+    whole = dialog.branch(exchange)
+    length = len(whole.ids) - whole.answer_start
+    assert dialog.branch(exchange, length) == whole and not whole.cut
+    short = dialog.branch(exchange, length - 1)
+    assert short.cut and short.ids == whole.ids[:-1]
+
+
+def prepare_one(prepare, record):
+    return prepare(record, np.random.default_rng(0))
 
 
 def parts(tmp_path):

@@ -18,7 +18,7 @@ from granvit.cli.app import main
 from granvit.corpus.synthetic.synthesize import make, synthesize
 from granvit.errors import CheckpointError, GranvitError
 from granvit.evaluate.losses import held_out_losses
-from granvit.export.card import read_source
+from granvit.export.facts import read_source
 from granvit.model.region_model import RegionModel
 from granvit.predict import GranViT
 from granvit.train import checkpoint, identity

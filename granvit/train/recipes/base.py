@@ -103,9 +103,9 @@ class Recipe:
         if len(set(folders)) != len(folders):
             raise GranvitError(f"recipe {self.name!r}: two stages are called the same ({', '.join(folders)})")
 
-    def resolved(self, images: int, processes: int) -> Recipe:
+    def resolved(self, images: int, processes: int, text_only: int = 0) -> Recipe:
         """The recipe with every stage's steps and micro-batches as numbers (`StageConfig.resolved`)."""
-        return replace(self, stages=[stage.resolved(images, processes) for stage in self.stages])
+        return replace(self, stages=[stage.resolved(images, processes, text_only) for stage in self.stages])
 
     def save(self, path: Path, processes: int, init: Path | str | None = None, weights: str | None = None) -> None:
         """The resolved recipe as JSON, beside the run it made: also on how many processes it runs, and what it went

@@ -66,7 +66,8 @@ class StageConfig:
         answers: whether the model answers questions about pictures after the stage, and can be scored.
         sample: what is asked, and what of an image is shown.
         loop: how the stage is trained.
-        epochs: how often each image is seen; counts where `loop.steps` is 0.
+        epochs: how often each image is seen, and where the stage learns from conversations without an image, each of
+            these; counts where `loop.steps` is 0.
         images_per_step: the global batch, over all processes; counts where `loop.accumulate` is 0, so that a recipe
             stays the same on any number of GPUs.
         name: the stage's folder and its name in tables; the kind where empty.
@@ -91,8 +92,12 @@ class StageConfig:
         """The stage's folder in a run, unique in its recipe."""
         return self.name or self.kind
 
-    def resolved(self, images: int, processes: int) -> Self:
+    def resolved(self, images: int, processes: int, text_only: int = 0) -> Self:
         """The same stage with its steps and micro-batches as numbers, for a corpus and a number of processes.
+
+        Args:
+            images: records with an image.
+            text_only: records without one; a stage that leaves them out does not count them.
 
         Raises:
             GranvitError: so many processes cannot share `images_per_step` evenly.
@@ -104,7 +109,9 @@ class StageConfig:
                 f"{self.folder}: {self.images_per_step} images per step are no whole number of batches of "
                 f"{loop.batch_size} on {processes} process(es); choose another loop.batch-size"
             )
-        steps = loop.steps or max(1, math.ceil(self.epochs * images / (accumulate * together)))
+        talks = isinstance(self.sample, ConversationSample) and self.sample.conversations > 0
+        seen = images + (text_only if talks else 0)
+        steps = loop.steps or max(1, math.ceil(self.epochs * seen / (accumulate * together)))
         return replace(self, loop=replace(loop, steps=steps, accumulate=accumulate))
 
     def facts(self) -> dict[str, Any]:
