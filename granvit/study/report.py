@@ -108,6 +108,7 @@ def verdicts(summary: Summary) -> str:
         for answer, words in (
             ("holds", "hold"),
             ("does not hold", "do not hold"),
+            ("no large gain", "show no large gain"),
             ("cannot be told", "cannot be told at this size"),
         )
     )
@@ -122,7 +123,7 @@ def _question_row(question: Any) -> dict[str, str]:
     return {
         "question": comparison.question,
         "answer": question.answer,
-        "kind": {"holds": "holds", "does not hold": "not", "cannot be told": "open"}[question.answer],
+        "kind": {"holds": "holds", "cannot be told": "open"}.get(question.answer, "not"),
         "sentence": question.sentence,
         "arms": f"{comparison.second} less {comparison.first}",
         "measure": MEASURES[comparison.measure].title,

@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 # The error of an interval, and of a family of tests by Holm's correction.
 LEVEL = 0.05
 
-Answer = Literal["holds", "does not hold", "cannot be told"]
+Answer = Literal["holds", "does not hold", "no large gain", "cannot be told"]
 
 
 @dataclass(frozen=True)
@@ -180,20 +180,22 @@ def compared(comparisons: Sequence[Comparison], results: Mapping[str, Sequence[R
 def answer(comparison: Comparison, difference: Difference, more_is_better: bool = True) -> Answer:
     """What the difference says of the claim.
 
-    "better" holds where the second arm is better and Holm's p is below 0.05; it does not hold where it is worse by that
-    test, or where the interval ends below `margin`: no gain that would matter. "not worse" holds where the interval
-    ends above -margin, and does not where it lies below 0 by the test. Anything else cannot be told: of one seed
-    nothing can.
+    "better" holds where the second arm is better and Holm's p is below 0.05, and does not where it is worse by that
+    test. Where neither is so and the interval ends below `margin` there is "no large gain", which does not refute one
+    of less. "not worse" holds where the interval ends above -margin, and does not where it lies below 0 by the test.
+    Anything else cannot be told: of one seed nothing can.
     """
     found = difference.estimate
     if found is None or found.low is None or found.high is None or difference.seeds < 2:
         return "cannot be told"
     low, high = (found.low, found.high) if more_is_better else (-found.high, -found.low)
     certain = difference.adjusted is not None and difference.adjusted < LEVEL
-    gained, lost = certain and low > 0, certain and high < 0
-    if comparison.claim == "better":
-        return "holds" if gained else "does not hold" if lost or high < comparison.margin else "cannot be told"
-    return "holds" if low > -comparison.margin else "does not hold" if lost else "cannot be told"
+    better = comparison.claim == "better"
+    if (certain and low > 0) if better else low > -comparison.margin:
+        return "holds"
+    if certain and high < 0:
+        return "does not hold"
+    return "no large gain" if better and high < comparison.margin else "cannot be told"
 
 
 def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -12,7 +12,7 @@ from granvit.bootstrap import Estimate
 from granvit.study.definition import MEASURES, Arm, Comparison, Study
 from granvit.study.jobs import Job
 from granvit.study.results import Result
-from granvit.study.statistics import LEVEL, Answer, Difference, answer, by_arm, compared, of_arm, to_json
+from granvit.study.statistics import Answer, Difference, answer, by_arm, compared, of_arm, to_json
 
 Curve = list[tuple[int, float]]
 
@@ -139,17 +139,16 @@ def _sentence(comparison: Comparison, difference: Difference, said: Answer) -> s
     size = f"{measure.title} {signed(found, measure.percent)}, {counted(difference.seeds, 'seed')}"
     if found.low is None or difference.seeds < 2:
         return f"Cannot be told from one seed: {size}."
+    margin = f"{100 * comparison.margin:g} points" if measure.percent else f"{comparison.margin:g}"
     why = {
         ("better", "holds"): "Yes",
-        ("better", "does not hold"): "No gain that would matter in training of this length",
+        ("better", "does not hold"): "No, it is the other way round",
+        ("better", "no large gain"): f"No gain of {margin} in training of this length; less is not refuted",
         ("better", "cannot be told"): "Cannot be told at this size",
-        ("not worse", "holds"): "Yes, it costs less than would matter",
+        ("not worse", "holds"): f"Yes, it costs less than {margin}",
         ("not worse", "does not hold"): "No, it costs something",
         ("not worse", "cannot be told"): "Cannot be told at this size",
     }[comparison.claim, said]
-    certain = difference.adjusted is not None and difference.adjusted < LEVEL
-    if said == "does not hold" and comparison.claim == "better" and certain:
-        why = "No, it is the other way round"
     return f"{why}: {size}."
 
 
