@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import LoggerType
 from helpers.tiny_recipe import SOURCES, save_parts, tiny_recipe
 from safetensors.torch import load_file
 
@@ -350,3 +351,30 @@ def test_init_from_a_foreign_checkpoint_is_named(done, parts, tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
     with pytest.raises(CheckpointError, match="config.json: model_type is 'blip'"):
         run_recipe(tiny_recipe(parts), tmp_path / "run", SOURCES, init=folder, device="cpu")
+
+
+# --- trackers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tracker", "said"),
+    [
+        ("tensorbord", "stage2: loop.trackers 'tensorbord': known are tensorboard, wandb"),
+        ("wandb", 'stage2: loop.trackers wandb: the package is not installed: pip install "granvit[wandb]"'),
+    ],
+)
+def test_a_tracker_that_would_get_no_curves_is_refused_before_anything_is_trained(
+    parts, tmp_path, monkeypatch, tracker, said
+):
+    """Accelerate leaves out, without a word, those that are not installed: here all but TensorBoard."""
+    there = [LoggerType.TENSORBOARD]
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: there)
+    recipe = tiny_recipe(parts)
+    recipe.stages[1].loop.trackers = ("tensorboard", tracker)
+    with pytest.raises(GranvitError) as error:
+        run_recipe(recipe, tmp_path / "run", SOURCES, device="cpu")
+    assert str(error.value) == said
+    assert not (tmp_path / "run" / "stage1").exists()
+    there += [LoggerType.WANDB]
+    if tracker == "wandb":
+        recipe.stages[1].check()
