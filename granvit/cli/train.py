@@ -16,7 +16,7 @@ from granvit.errors import CheckpointError, GranvitError
 from granvit.files import locked, read_json, refuse_non_empty, staged_folder
 from granvit.geometry import Fit, Frame
 from granvit.loading.run_folder import DATA, checkpoint_of
-from granvit.ranges import check_ranges
+from granvit.ranges import OF_RECIPES, check_ranges
 from granvit.train.config import SELDOM, CachingLoop, Lora, SampleConfig
 from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.paper import transfer
@@ -310,8 +310,9 @@ class Transfer:
         """Stage 2 alone, from the source's encoder and the new language model.
 
         Raises:
-            CheckpointError: the source is no granvit checkpoint.
+            CheckpointError: the source is no granvit checkpoint. GranvitError: a number is out of its range.
         """
+        check_ranges(self, OF_RECIPES)  # by the flags of this command; a recipe's have other names
         from granvit.model.settings import read_settings
 
         checkpoint = checkpoint_of(self.source)
