@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from granvit.errors import GranvitError
 from granvit.files import sha256
 
 # The last stage's model; the resolved recipe; which corpora it was trained on.
@@ -21,6 +22,19 @@ def checkpoint_of(folder: Path | str) -> Path:
     """The checkpoint of a run's folder; any other folder is one itself."""
     inner = Path(folder) / CHECKPOINT
     return inner if inner.is_dir() else Path(folder)
+
+
+def named_checkpoint(name: Path | str) -> Path | str:
+    """Where a part is named, in a folder or on the hub: of a run's folder the checkpoint, any other name as it is.
+
+    Raises:
+        GranvitError: the run has not come to a checkpoint.
+    """
+    if not str(name) or not (Path(name) / RECIPE).is_file():
+        return name
+    if (checkpoint := checkpoint_of(name)) != Path(name):
+        return checkpoint
+    raise GranvitError(f"{name}: a run that has not finished, so there is no {name}/{CHECKPOINT} yet")
 
 
 def checkpoint_id(folder: Path) -> str:

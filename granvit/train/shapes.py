@@ -22,9 +22,11 @@ from transformers import (
 from granvit.coordinates import get_codec
 from granvit.errors import GranvitError
 from granvit.loading.models import LoadError, build, load
+from granvit.loading.run_folder import named_checkpoint
 from granvit.model.assemble import assemble
 from granvit.model.encoders import Encoder
 from granvit.model.families import ENCODERS, HOLDERS, LANGUAGES
+from granvit.model.languages import refuse_whole
 from granvit.model.region_model import RegionModel
 from granvit.train.build import build_model
 from granvit.train.recipes.base import NAMED_PARTS, Recipe
@@ -97,13 +99,14 @@ def planned_model(recipe: Recipe) -> RegionModel:
     """
     if recipe.encoder in NAMED_PARTS or recipe.language in NAMED_PARTS:
         return build_model(recipe)
-    encoder = _config_of(recipe.encoder)
+    encoder = _config_of(str(named_checkpoint(recipe.encoder)))
     if encoder.model_type in HOLDERS:
         encoder = encoder.vision_config
     if encoder.model_type not in ENCODERS:
         raise GranvitError(f"{recipe.encoder}: no plan for encoders of type {encoder.model_type!r}")
     if recipe.canvas is not None:
         encoder.image_size = recipe.canvas
+    refuse_whole(recipe.language)
     language = _config_of(recipe.language)
     if language.model_type not in LANGUAGES:
         raise GranvitError(f"{recipe.language}: no plan for language models of type {language.model_type!r}")

@@ -21,6 +21,7 @@ from granvit.train.build import build_model
 from granvit.train.checkpoint import latest
 from granvit.train.prepare import Prepare, SampleConfig
 from granvit.train.run import run_recipe
+from granvit.train.shapes import planned_model
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.pretrain import Pretrain
 
@@ -105,6 +106,27 @@ def test_the_parts_come_from_the_folders_that_the_recipe_names(done, parts):
     torch.testing.assert_close(before[f"vision_tower.vision_model.{name}"], there, rtol=0, atol=0)
     name = "layers.1.mlp.up_proj.weight"
     torch.testing.assert_close(before[f"language_model.model.{name}"], language[f"model.{name}"], rtol=0, atol=0)
+
+
+def test_a_runs_folder_is_its_encoder_and_no_language_model(done, parts):
+    """Named as a part: a run is meant by its checkpoint, as with every other command."""
+    folder, reported = done
+    model = build_model(replace(tiny_recipe(parts), encoder=str(folder)))
+    trained = changed(stored(folder / "checkpoint"), weights_of(model))
+    assert trained and "vision_tower" not in trained
+    assert planned_model(replace(tiny_recipe(parts), encoder=str(folder))).canvas == model.canvas
+    for wrong in (folder, folder / "checkpoint"):
+        for made in (build_model, planned_model):
+            with pytest.raises(GranvitError) as error:
+                made(replace(tiny_recipe(parts), language=str(wrong)))
+            assert str(error.value).startswith(f"{wrong}: a whole granvit model, and a language model alone is wanted")
+
+
+@pytest.mark.parametrize("part", ["encoder", "language"])
+def test_a_run_without_a_checkpoint_is_told_as_one(parts, tmp_path, part):
+    tiny_recipe(parts).save(tmp_path / "recipe.json", 1)
+    with pytest.raises(GranvitError, match="a run that has not finished, so there is no .*/checkpoint yet"):
+        build_model(replace(tiny_recipe(parts), **{part: str(tmp_path)}))
 
 
 def test_a_run_repeats_itself(done, parts, tmp_path):
