@@ -82,7 +82,7 @@ def _numbers(value: Any, flag: str, name: tuple[str, ...]) -> Iterator[tuple[str
     elif is_dataclass(value):
         for setting in fields(value):
             part, typed = getattr(value, setting.name), setting.name.replace("_", "-")
-            if setting.name in _unnamed(type(value)):
+            if setting.name in _unnamed(value.__class__):
                 inner = flag
             else:
                 inner = f"{flag}.{typed}" if flag else typed
@@ -96,7 +96,7 @@ def _numbers(value: Any, flag: str, name: tuple[str, ...]) -> Iterator[tuple[str
 
 
 @cache
-def _unnamed(kind: type) -> frozenset[str]:
+def _unnamed(kind: Any) -> frozenset[str]:
     """The settings of a dataclass whose own settings the command line shows without a prefix."""
     hints = get_type_hints(kind, include_extras=True)
     marks = {setting.name: getattr(hints[setting.name], "__metadata__", ()) for setting in fields(kind)}

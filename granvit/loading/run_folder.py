@@ -14,6 +14,8 @@ CHECKPOINT, RECIPE, DATA = "checkpoint", "recipe.json", "data.json"
 BASE = "base"
 # What came of it, for people.
 REPORT = "report.html"
+# What a model's folder holds, be it an adapter's, and a run's does not; the recipe may lie in both.
+_MODELS = ("config.json", "adapter_config.json")
 # Of a model's folder what decides its answers: settings, weights, chat template.
 _DECIDING = (".json", ".safetensors", ".gguf", ".jinja")
 
@@ -30,9 +32,10 @@ def named_checkpoint(name: Path | str) -> Path | str:
     Raises:
         GranvitError: the run has not come to a checkpoint.
     """
-    if not str(name) or not (Path(name) / RECIPE).is_file():
+    folder = Path(name)
+    if not str(name) or not (folder / RECIPE).is_file() or any((folder / file).exists() for file in _MODELS):
         return name
-    if (checkpoint := checkpoint_of(name)) != Path(name):
+    if (checkpoint := checkpoint_of(folder)) != folder:
         return checkpoint
     raise GranvitError(f"{name}: a run that has not finished, so there is no {name}/{CHECKPOINT} yet")
 
