@@ -203,7 +203,7 @@ def train_into(
             model,
             scores,
             title=f"{recipe.name}: {out.name}",
-            summary="What the run learned from, how it went, and what it answers about pictures it never trained on.",
+            summary=_summary(asked=scores is not None),
             facts={
                 "Corpus": ", ".join(corpora) or "the embedded one (drawn by granvit)",
                 "Started from": str(init or f"{recipe.encoder} and {recipe.language}"),
@@ -217,6 +217,13 @@ def train_into(
     for best in scores.best() if scores is not None else []:
         print(f"best: {best}")
     return 0
+
+
+def _summary(asked: bool) -> str:
+    """What the report holds, in a sentence."""
+    if not asked:
+        return "What the run learned from and how it went. What it answers was not asked: see Pictures below."
+    return "What the run learned from, how it went, and what it answers about pictures it never trained on."
 
 
 def _scores(out: Path, recipe: Recipe, corpora: Sequence[str], wanted: HeldOut) -> tuple[HeldOutScores | None, str]:
