@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +51,7 @@ class Quantiles:
         Raises:
             ValueError: no number was counted.
         """
-        counted: Counter[float] | Counter[int] = self._bins if self._exact is None else self._exact
+        counted: Mapping[Any, int] = self._bins if self._exact is None else self._exact
         places = sorted(counted)
         if not places:
             raise ValueError("no number was counted")
