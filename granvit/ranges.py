@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from granvit.errors import GranvitError
-from granvit.questions import Task
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -88,6 +87,8 @@ def _numbers(value: Any, flag: str, name: tuple[str, ...]) -> Iterator[tuple[str
                 inner = f"{flag}.{typed}" if flag else typed
             yield from _numbers(part, inner, (*name, setting.name))
     elif isinstance(value, Mapping):
+        from granvit.questions import Task  # here, because help is shown without NumPy
+
         for key, part in value.items():  # tasks have flags of their own; other keys, such as sources, are words
             yield from _numbers(part, f"{flag}.{key}" if key in get_args(Task) else f"{flag} {key}", name)
     elif isinstance(value, list | tuple):
