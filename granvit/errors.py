@@ -25,3 +25,8 @@ def in_one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
+
+
+def flag(setting: str) -> str:
+    """A setting as it is typed on the command line."""
+    return f"--{setting.replace('_', '-')}"

@@ -229,8 +229,6 @@ class Leakage:
 
     def run(self) -> int:
         """Exit status: 0 whatever was found, or 1 when nothing could be compared or written."""
-        if not 0 < self.similarity <= 1:
-            return fail(f"--similarity is {self.similarity}, it must be above 0 and at most 1")
         try:
             check_replaceable("--report", self.report, "leaks")
             if (ids := ids_beside(self.report)).exists() and not self.report.exists():

@@ -45,6 +45,21 @@ def _layouts() -> str:
     return "\n".join(["The layout.", *lines])
 
 
+def _of_some(option: str, said: str) -> str:
+    """The help of an option behind the names of the layouts that take it, or all but some."""
+    takers = {name for name, reader in IMPORTERS.items() if option in inspect.signature(reader).parameters}
+    others = IMPORTERS.keys() - takers
+    named = f"all but {', '.join(sorted(others))}" if len(others) < len(takers) else ", ".join(sorted(takers))
+    return f"{named}: {said}"
+
+
+_SPLIT = _of_some("split", "the split that SRC is, where the data does not say.")
+_IMAGES = _of_some("images", "the folder of the pictures, where they are not beside the annotations.")
+_ENCODING = _of_some(
+    "encoding", "what the text files are written in, where it is not UTF-8: gb18030, cp1251, shift_jis, latin-1."
+)
+
+
 @dataclass
 class Import:
     """Make a corpus from images and regions in a public layout.
@@ -65,12 +80,9 @@ class Import:
     """The data set's name, where the layout's own is not right."""
     licence: str | None = None
     """The terms of the data, recorded with every image."""
-    split: Literal["train", "val", "test"] | None = None
-    """The split that SRC is, where the layout does not say."""
-    images: Path | None = None
-    """The folder of the pictures, where the layout has annotations apart from them and they are not beside them."""
-    encoding: str | None = None
-    """What the text files are written in, where it is not UTF-8: gb18030, cp1251, shift_jis, latin-1."""
+    split: Annotated[Literal["train", "val", "test"] | None, tyro.conf.arg(help=_SPLIT)] = None
+    images: Annotated[Path | None, tyro.conf.arg(help=_IMAGES)] = None
+    encoding: Annotated[str | None, tyro.conf.arg(help=_ENCODING)] = None
     captions: Path | None = None
     """coco: a captions JSON file, where it is not beside the instances."""
     instances: Path | None = None

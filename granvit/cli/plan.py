@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from granvit.errors import GranvitError
 from granvit.train.recipes.base import Recipe
+
+if TYPE_CHECKING:
+    from granvit.train.workload import Workload
 
 
 @dataclass
@@ -16,7 +20,7 @@ class Plan:
 
     recipe: Recipe
     corpus: tuple[str, ...] = ()
-    """Corpus folders, for their numbers of images and regions and their size; or say these yourself:"""
+    """Corpus folders, each DIR or DIR=WEIGHT, for what their records have and their size; or say that yourself:"""
     images: float | None = None
     """How many images; 29.51e6 is Gran-29M."""
     regions: float = 6.22
@@ -27,6 +31,12 @@ class Plan:
     """Of a global caption."""
     region_tokens: int = 12
     """Of a region's text."""
+    conversations: float = 0.0
+    """Conversations of an image, in the mean."""
+    conversation_tokens: int = 300
+    """Of a conversation, questions and answers."""
+    init: Path | None = None
+    """The run or checkpoint that training would start from, not from parts."""
     gpus: int = 8
     """How many GPUs."""
     gpu: Literal["h100", "h200", "a100-80", "a100-40", "l40s", "rtx4090"] = "h100"
@@ -39,33 +49,28 @@ class Plan:
     """Print JSON."""
 
     def run(self) -> int:
-        from granvit.train.plan import DEVICES, Workload, plan, table
+        from granvit.train.plan import DEVICES, plan, table
 
-        images, regions, kilobytes = self._corpus()
-        if not 0 < self.mfu <= 1 or self.gpus < 1 or images < 1 or regions <= 0:
-            raise GranvitError("--mfu is a share in (0, 1], --gpus and --images are at least 1, --regions above 0")
-        workload = Workload(images, regions, self.caption_tokens, self.region_tokens, kilobytes)
-        planned = plan(self.recipe, workload, DEVICES[self.gpu], self.gpus, self.mfu, self.price)
+        if not 0 < self.mfu <= 1:
+            raise GranvitError(f"--mfu {self.mfu}: must be above 0 and at most 1")
+        for name, number in (("gpus", self.gpus), ("images", self.images)):
+            if number is not None and number < 1:
+                raise GranvitError(f"--{name} {number:g}: must be at least 1")
+        place = (DEVICES[self.gpu], self.gpus, self.mfu, self.price)
+        planned = plan(self.recipe, self._workload(), *place, init=self.init)
         print(json.dumps(planned.facts(), indent=2) if self.json else "\n".join(table(planned)))
         return 0
 
-    def _corpus(self) -> tuple[int, float, float]:
-        """Images, regions of each, kilobytes of each."""
+    def _workload(self) -> Workload:
+        from granvit.train.build import sources_of
+        from granvit.train.workload import Workload, workload_of
+
+        lengths = (self.caption_tokens, self.region_tokens)
         if self.corpus and self.images is not None:
             raise GranvitError("--corpus and --images exclude each other")
-        if not self.corpus:
-            if self.images is None:
-                raise GranvitError("say what is trained on: --corpus DIR, or --images N --regions R")
-            return round(self.images), self.regions, self.kilobytes
-        from granvit.corpus.derive import training_part
-        from granvit.corpus.layout import SHARDS
-        from granvit.corpus.store import Corpus
-
-        images = regions = size = 0
-        for folder in self.corpus:
-            corpus = Corpus(folder)
-            share = len(training_part(corpus)) / len(corpus)
-            images += len(training_part(corpus))
-            regions += round(share * corpus.manifest["regions"])
-            size += round(share * sum(path.stat().st_size for path in corpus.path.glob(SHARDS)))
-        return images, regions / images, size / images / 1e3
+        if self.corpus:
+            return workload_of(sources_of(self.recipe, self.corpus), *lengths, self.conversation_tokens)
+        if self.images is None:
+            raise GranvitError("say what is trained on: --corpus DIR, or --images N --regions R")
+        talks = (self.conversations, self.conversation_tokens)
+        return Workload(round(self.images), self.regions, *lengths, self.kilobytes, *talks)

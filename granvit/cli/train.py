@@ -16,7 +16,7 @@ from granvit.errors import CheckpointError, GranvitError
 from granvit.files import locked, read_json, refuse_non_empty, staged_folder
 from granvit.geometry import Fit, Frame
 from granvit.loading.run_folder import DATA, checkpoint_of
-from granvit.ranges import check_ranges
+from granvit.ranges import OF_RECIPES, check_ranges
 from granvit.train.config import SELDOM, CachingLoop, Lora, SampleConfig
 from granvit.train.recipes.base import Recipe
 from granvit.train.recipes.paper import transfer
@@ -203,7 +203,7 @@ def train_into(
             model,
             scores,
             title=f"{recipe.name}: {out.name}",
-            summary="What the run learned from, how it went, and what it answers about pictures it never trained on.",
+            summary=_summary(asked=scores is not None),
             facts={
                 "Corpus": ", ".join(corpora) or "the embedded one (drawn by granvit)",
                 "Started from": str(init or f"{recipe.encoder} and {recipe.language}"),
@@ -217,6 +217,13 @@ def train_into(
     for best in scores.best() if scores is not None else []:
         print(f"best: {best}")
     return 0
+
+
+def _summary(asked: bool) -> str:
+    """What the report holds, in a sentence."""
+    if not asked:
+        return "What the run learned from and how it went. What it answers was not asked: see Pictures below."
+    return "What the run learned from, how it went, and what it answers about pictures it never trained on."
 
 
 def _scores(out: Path, recipe: Recipe, corpora: Sequence[str], wanted: HeldOut) -> tuple[HeldOutScores | None, str]:
@@ -310,8 +317,9 @@ class Transfer:
         """Stage 2 alone, from the source's encoder and the new language model.
 
         Raises:
-            CheckpointError: the source is no granvit checkpoint.
+            CheckpointError: the source is no granvit checkpoint. GranvitError: a number is out of its range.
         """
+        check_ranges(self, OF_RECIPES)  # by the flags of this command; a recipe's have other names
         from granvit.model.settings import read_settings
 
         checkpoint = checkpoint_of(self.source)

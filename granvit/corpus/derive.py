@@ -174,7 +174,7 @@ def split(
         CorpusError: the shares make no sense, or `out` holds anything else than splits that may be replaced.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise CorpusError(f"the shares must be at least 0 and less than 1 together, got val {val} and test {test}")
+        raise CorpusError(f"--val {val} --test {test}: shares must be at least 0 and together less than 1")
     if Path(os.path.realpath(corpus.path)).is_relative_to(os.path.realpath(out)):
         raise CorpusError(f"{out} holds {corpus.path}, which it would replace: choose another folder")
     meta = {"split": {"val": val, "test": test}, "of": str(corpus.path), "before": corpus.manifest["meta"]}

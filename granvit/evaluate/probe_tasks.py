@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -23,6 +23,8 @@ Task = Literal["label", "attribute", "is-text", "read"]
 # A class, a word or a letter must stand on so many training regions; of classes and words, the most frequent are taken.
 SEEN_OFTEN = {"label": 10, "attribute": 20, "read": 2}
 MOST_TARGETS = 500
+# A word's score from fewer held-out images than these is one picture's luck, of which no draw tells the spread.
+LEAST_IMAGES = 3
 # Steps along a line of text; a line needs one for each letter and one more between equal neighbours.
 READING_STEPS = 48
 _FUNCTION_WORDS = frozenset(
@@ -140,22 +142,58 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], image: Seq
 
 
 def mean_average_precision(scores: Floats, truth: NDArray[np.bool_], image: Sequence[int]) -> Score:
-    """The mean over V words of the average precision.
+    """The mean over words of the average precision, of the words that stand on `LEAST_IMAGES` images or more.
 
-    That is the mean, over the questions that have the word, of the precision among all questions that score as high or
-    higher; scores that tell nothing get the word's share of the questions.
+    Which words these are is fixed by all questions together: a draw without a word leaves its value as it is, else easy
+    words would count more in some draws than in others. Of a word on c images the draws spread sqrt((c - 1) / c) times
+    too little, as a deviation does that is divided by c and not c - 1; that is made good word by word.
 
     Args:
-        scores, truth: (N, V). A word that stands on no question drawn is left out of the mean.
+        scores, truth: (N, V).
+    """
+    at = np.asarray(image)
+    images = images_of(truth, image)
+    counted = images >= LEAST_IMAGES
+    spread = np.sqrt(images[counted] / (images[counted] - 1))
+    precisions = average_precisions(scores[:, counted], truth[:, counted], image)
+    whole_1v = precisions(np.ones((1, at.max() + 1)))
+
+    def score(weights: Floats) -> Floats:
+        if not counted.any():
+            return np.full(len(weights), np.nan)
+        drawn_kv = precisions(weights)
+        changes = np.where(np.isnan(drawn_kv), 0.0, drawn_kv - whole_1v)
+        means: Floats = (whole_1v + spread * changes).mean(1)
+        return means
+
+    return score
+
+
+def images_of(truth: NDArray[np.bool_], image: Sequence[int]) -> NDArray[np.int64]:
+    """On how many images each word stands, (V,); `truth` (N, V) says on which questions, `image` of which images."""
+    found = np.zeros((max(image) + 1, truth.shape[1]), dtype=bool)
+    np.logical_or.at(found, np.asarray(image), truth)
+    counts: NDArray[np.int64] = found.sum(0)
+    return counts
+
+
+def average_precisions(scores: Floats, truth: NDArray[np.bool_], image: Sequence[int]) -> Callable[[Floats], Floats]:
+    """The average precision of each word, of weights (K, images): (K, V).
+
+    That is the mean, over the questions that have the word, of the precision among all questions that score as high or
+    higher; scores that tell nothing get the word's share of the questions. NaN where no question with the word counts.
+
+    Args:
+        scores, truth: (N, V).
     """
     at = np.asarray(image)
 
-    def score(weights: Floats) -> Floats:
+    def precisions(weights: Floats) -> Floats:
         w_kn = weights[:, at]
         columns = [_average_precision(s, t, w_kn) for s, t in zip(scores.T, truth.T, strict=True)]
-        return _mean_of_known(np.stack(columns, axis=1))
+        return np.stack(columns, axis=1) if columns else np.empty((len(weights), 0))
 
-    return score
+    return precisions
 
 
 def _average_precision(score_n: Floats, truth_n: NDArray[np.bool_], w_kn: Floats) -> Floats:
@@ -170,22 +208,28 @@ def _average_precision(score_n: Floats, truth_n: NDArray[np.bool_], w_kn: Floats
     return np.divide((right_kn * precision).sum(1), positives, out=np.full(len(w_kn), np.nan), where=positives > 0)
 
 
-def _mean_of_known(values_kv: Floats) -> Floats:
-    known = ~np.isnan(values_kv)
-    counts = known.sum(1)
-    sums = np.where(known, values_kv, 0).sum(1)
-    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+def with_intervals(
+    scores: Sequence[Score], images: int, centred: bool = False
+) -> tuple[list[Estimate | None], list[Estimate | None]]:
+    """Each score with its 95 % interval, and its difference to the first on the same draws (None for the first).
 
-
-def with_intervals(scores: Sequence[Score], images: int) -> tuple[list[Estimate | None], list[Estimate | None]]:
-    """Each score with its 95 % interval, and its difference to the first on the same draws (None for the first)."""
+    Args:
+        centred: move the draws so that their mean is the score. Of few questions with a word, those drawn twice lift
+            the average precision, so that the draws' mean lies above the score: what the bootstrap estimates the bias
+            to be (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 10). Taken from the draws and not
+            from the score, that leaves the score as it is, within its interval. The interval is of what the same words
+            would score in the mean on other held-out images, as many as here.
+    """
     drawn = resampled_sums(np.eye(images)) if images > 1 else np.empty((0, images))
     weights = np.concatenate([np.ones((1, images)), drawn])
     values = [score(weights) for score in scores]
-    changes: list[Estimate | None] = [_interval(v - values[0]) for v in values]
-    return [_interval(v) for v in values], [None, *changes[1:]]
+    changes: list[Estimate | None] = [_interval(v - values[0], centred, (-1.0, 1.0)) for v in values]
+    return [_interval(v, centred, (0.0, 1.0)) for v in values], [None, *changes[1:]]
 
 
-def _interval(values: Floats) -> Estimate | None:
+def _interval(values: Floats, centred: bool, possible: tuple[float, float]) -> Estimate | None:
     draws = values[1:]
-    return estimate(float(values[0]), draws[~np.isnan(draws)])
+    draws = draws[~np.isnan(draws)]
+    if centred and len(draws):
+        draws = np.clip(draws + (values[0] - draws.mean()), *possible)
+    return estimate(float(values[0]), draws)

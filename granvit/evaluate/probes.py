@@ -7,6 +7,7 @@ can tell from them, held-out images decide.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -22,11 +23,13 @@ from granvit.bootstrap import Estimate
 from granvit.errors import GranvitError
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.evaluate.probe_tasks import (
+    LEAST_IMAGES,
     READING_STEPS,
     Question,
     Questions,
     Score,
     Task,
+    images_of,
     mean_average_precision,
     probe_questions,
     ratio,
@@ -191,8 +194,8 @@ class Row:
 class ProbeReport:
     """Scores of all encoders on one task.
 
-    `left_out` counts held-out regions without a usable target; `targets` are the classes, words or letters. `rates`
-    holds the learning rate that won, by encoder and head.
+    `left_out` counts held-out regions without a usable target, and words that too few of them have; `targets` are the
+    classes, words or letters. `rates` holds the learning rate that won, by encoder and head.
     """
 
     task: Task
@@ -252,7 +255,7 @@ def probe(
     that tell nothing get).
 
     Raises:
-        ValueError: too few regions in either part for the task.
+        GranvitError: too few regions in either part for the task.
     """
     train_images, scored_images = list(islice(iter(train), limit)), list(islice(iter(held_out), limit))
     raw = probe_questions(task, train_images, max_regions, seed)
@@ -265,6 +268,12 @@ def probe(
             f"{task}: {len(training.items)} regions of {len(train_images)} images to train on and {len(scored.items)} "
             f"of {len(scored_images)} to score on are too few"
         )
+    if task == "attribute":
+        on = images_of(_truth(scored.items, targets), [q.image for q in scored.items])
+        rare = int((on < LEAST_IMAGES).sum())
+        if rare == len(targets):
+            raise GranvitError(f"attribute: none of {rare} words stands on {LEAST_IMAGES} of the images to score on")
+        scored.left_out += Counter({f"words on fewer than {LEAST_IMAGES} of these images": rare})
     report = ProbeReport(
         task,
         targets,
@@ -383,7 +392,7 @@ def _rows(
     image = [number[q.image] for q in scored.items]
 
     def row(metric: str, scores: Sequence[Score], majority: Score, less_is_better: bool = False) -> Row:
-        found, changes = with_intervals([*scores, majority], len(number))
+        found, changes = with_intervals([*scores, majority], len(number), centred=task == "attribute")
         by_name = dict(zip(names, found, strict=False))
         return Row(head, metric, less_is_better, by_name, dict(zip(names, changes, strict=False)), found[-1])
 

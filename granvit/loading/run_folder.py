@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from granvit.errors import GranvitError
 from granvit.files import sha256
 
 # The last stage's model; the resolved recipe; which corpora it was trained on.
@@ -13,6 +14,8 @@ CHECKPOINT, RECIPE, DATA = "checkpoint", "recipe.json", "data.json"
 BASE = "base"
 # What came of it, for people; and the scores of the demo.
 REPORT, METRICS = "report.html", "metrics.json"
+# What a model's folder holds, be it an adapter's, and a run's does not; the recipe may lie in both.
+_MODELS = ("config.json", "adapter_config.json")
 # Of a model's folder what decides its answers: settings, weights, chat template.
 _DECIDING = (".json", ".safetensors", ".gguf", ".jinja")
 
@@ -21,6 +24,20 @@ def checkpoint_of(folder: Path | str) -> Path:
     """The checkpoint of a run's folder; any other folder is one itself."""
     inner = Path(folder) / CHECKPOINT
     return inner if inner.is_dir() else Path(folder)
+
+
+def named_checkpoint(name: Path | str) -> Path | str:
+    """Where a part is named, in a folder or on the hub: of a run's folder the checkpoint, any other name as it is.
+
+    Raises:
+        GranvitError: the run has not come to a checkpoint.
+    """
+    folder = Path(name)
+    if not str(name) or not (folder / RECIPE).is_file() or any((folder / file).exists() for file in _MODELS):
+        return name
+    if (checkpoint := checkpoint_of(folder)) != folder:
+        return checkpoint
+    raise GranvitError(f"{name}: a run that has not finished, so there is no {name}/{CHECKPOINT} yet")
 
 
 def checkpoint_id(folder: Path) -> str:

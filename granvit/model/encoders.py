@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 
 from granvit.errors import GranvitError
 from granvit.loading.models import LoadError, build, image_settings, load, load_model, read_settings_of
+from granvit.loading.run_folder import named_checkpoint
 from granvit.model.adapter import is_adapter
 from granvit.model.families import ENCODERS, HOLDERS, SIGLIP, Family, body_of, canvas_of, family_of, patch_of
 from granvit.model.region_model import RegionModel
@@ -57,7 +58,7 @@ class Encoder:
 
 
 def load_encoder(name: str | Path, canvas: int | None = None) -> Encoder:
-    """A vision tower: the tower alone, or out of a CLIP-like pair, an InternVL, a LLaVA, a granvit checkpoint.
+    """A vision tower: the tower alone, or out of a CLIP-like pair, an InternVL, a LLaVA, a granvit checkpoint or run.
 
     SigLIP2 NaFlex becomes SigLIP at one square size, which computes the same of square pictures.
 
@@ -69,6 +70,7 @@ def load_encoder(name: str | Path, canvas: int | None = None) -> Encoder:
     Raises:
         ValueError: there is no such checkpoint, it is of no known family, lacks weights, or cannot take this canvas.
     """
+    name = named_checkpoint(name)
     if is_adapter(name) and (Path(name) / SETTINGS_FILE).exists():
         model = RegionModel.load(name)
         images, tower = model.processor.image_processor, model.llava.model.vision_tower

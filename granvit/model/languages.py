@@ -18,7 +18,9 @@ from transformers import (
 from granvit.errors import GranvitError
 from granvit.loading.gguf_file import gguf_of, read_gguf, tokenizer_of
 from granvit.loading.models import LoadError, load, load_gguf, load_model, read_settings_of
+from granvit.loading.run_folder import named_checkpoint
 from granvit.model.families import LANGUAGES
+from granvit.model.settings import SETTINGS_FILE
 
 
 def load_language(
@@ -30,12 +32,13 @@ def load_language(
     `dequantized_from`.
 
     Raises:
-        ValueError: there is no such checkpoint, it is of another architecture, lacks weights, or attends within a
-            sliding window, which packed questions would not respect.
+        ValueError: there is no such checkpoint, it is a run or a whole granvit model, of another architecture, lacks
+            weights, or attends within a sliding window, which packed questions would not respect.
     """
     if isinstance(language, tuple):
         _check(language[0].config, type(language[0]).__name__)
         return language
+    refuse_whole(language)
     if (path := gguf_of(language)) is not None:
         return _load_gguf(path)
     try:
@@ -46,6 +49,19 @@ def load_language(
         ) from error
     _check(config, language)
     return load_model(AutoModelForCausalLM, language, dtype=torch.float32), _load_tokenizer(language)
+
+
+def refuse_whole(language: str | Path) -> None:
+    """Refuses a run or a granvit checkpoint in a language model's place.
+
+    Raises:
+        GranvitError: it is one; the message says what takes those.
+    """
+    folder = named_checkpoint(language)
+    if str(folder) and (Path(folder) / SETTINGS_FILE).exists():
+        raise GranvitError(
+            f"{language}: a whole granvit model, and a language model alone is wanted here; --init goes on from a run"
+        )
 
 
 def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -21,6 +21,7 @@ class _WarmupConfig(StageConfig):
     answers: ClassVar[bool] = False
 
     def check(self) -> None:
+        super().check()
         if self.loop.parallel == "fsdp":
             raise GranvitError(
                 f"{self.folder}: loop.parallel is ddp for the presets' own parts, which fit on any machine"

@@ -19,6 +19,7 @@ from granvit.corpus.synthetic.scenes import SOURCES
 from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
 from granvit.errors import GranvitError
 from granvit.files import locked
+from granvit.loading.run_folder import named_checkpoint
 from granvit.model.assemble import assemble
 from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
@@ -49,7 +50,7 @@ def build_model(recipe: Recipe) -> RegionModel:
             return model
     encoder = load_encoder(recipe.encoder, recipe.canvas)
     model = assemble(encoder, load_language(recipe.language), recipe.settings, recipe.seed)
-    inner = Path(recipe.encoder)
+    inner = Path(named_checkpoint(recipe.encoder))
     if (inner / SETTINGS_FILE).exists():  # the encoder of a checkpoint of ours, in a transfer
         model.sources = read_sources(inner)
     return model

@@ -17,6 +17,8 @@ from granvit.train.identity import CUT, FREE, NEWER
 
 # Marks settings that only the whole help shows (`--help-all`).
 SELDOM = {"seldom": True}
+# Where curves can go -> what pip installs for it.
+TRACKERS = {"tensorboard": "tensorboard", "wandb": '"granvit[wandb]"'}
 
 
 def _factors(words: list[str]) -> dict[str, float]:
@@ -76,7 +78,7 @@ class LoopConfig:
         log_every: steps per line of the history.
         save_every: steps between checkpoints; 0 saves at the end only.
         save_keep: how many checkpoints remain.
-        trackers: "tensorboard", "wandb".
+        trackers: where the curves go: "tensorboard", "wandb" (the extra wandb), both or none.
         parallel: a process holds a whole model ("ddp"), or its share of weights and optimizer ("fsdp", not with muon).
         gradient_checkpointing: of which parts only the blocks' inputs are kept for the backward pass, "encoder" and
             "language"; less memory for a third more arithmetic there.
@@ -110,6 +112,23 @@ class LoopConfig:
     workers: int | None = field(default=None, metadata=FREE | SELDOM)
     timing: bool = field(default=True, metadata=FREE | SELDOM)
     first_batch: bool = field(default=True, metadata=FREE | SELDOM)
+
+    def check(self, where: str) -> None:
+        """Refuses trackers that would get no curves, before anything is trained; `where` begins the message.
+
+        Raises:
+            GranvitError: one is unknown, or its package is missing; the message names it.
+        """
+        # The list by which Accelerate goes, which leaves out the others without a word.
+        from accelerate.tracking import get_available_trackers
+
+        installed = {tracker.value for tracker in get_available_trackers()} if self.trackers else set()
+        for tracker in self.trackers:
+            if tracker not in TRACKERS:
+                raise GranvitError(f"{where}: loop.trackers {tracker!r}: known are {', '.join(TRACKERS)}")
+            if tracker not in installed:
+                way = f"pip install {TRACKERS[tracker]}"
+                raise GranvitError(f"{where}: loop.trackers {tracker}: the package is not installed: {way}")
 
 
 @dataclass

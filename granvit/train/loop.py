@@ -92,7 +92,7 @@ def train(
         NonFiniteLoss: after writing what takes the step again to `run_dir/nonfinite`.
         CheckpointError: the newest checkpoint is damaged, or of another recipe.
         FeedError: a sample could not be read or prepared.
-        GranvitError: `resume` is off and `run_dir` holds a run.
+        GranvitError: `resume` is off and `run_dir` holds a run; a tracker is unknown or not installed.
         ValueError: feed and config do not fit together, or nothing trains.
     """
     return _Run(stage, feed, config, Path(run_dir), device, recipe or {}, provenance or {}, validation).train(resume)
@@ -112,6 +112,7 @@ class _Run:
         provenance: Mapping[str, Any],
         validation: Validation | None,
     ):
+        config.check(stage.name)
         self.accelerator = Accelerator(
             cpu=on_cpu(device),
             mixed_precision="no",  # autocast is entered below: Accelerate would patch the stage's forward

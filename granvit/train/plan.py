@@ -8,29 +8,29 @@ counted, such as the MFU or the length of captions, is assumed, and `Plan.assume
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from granvit.errors import GranvitError
+from granvit.loading.run_folder import checkpoint_of
 from granvit.model.forward import recomputed
 from granvit.model.packing import Batch, Branch, Sample, pack
 from granvit.model.region_model import RegionModel
-from granvit.train.config import CroppedSample
+from granvit.model.settings import read_settings
+from granvit.train.config import ConversationSample, CroppedSample
 from granvit.train.fake import fake_passes
 from granvit.train.recipes.base import Recipe
 from granvit.train.shapes import planned_model
 from granvit.train.stages.base import AnsweringStage
 from granvit.train.stages.config import AdaptConfig, FinetuneConfig, PretrainConfig, StageConfig
 from granvit.train.timing import peak_of
+from granvit.train.workload import Asked, Workload
 
-# Tokens of a question and of its answer, coordinates as three decimals. The questions are the paper's, the answers'
-# lengths assumed (`Workload`); a global answer is a paragraph.
-GLOBAL, BBOX2CAPTION, CAPTION2BBOX = 28, 68, 45
-BOX = 30
 # What a chat template puts before the image.
 BEFORE = 20
 # The share of a GPU's memory that a step may take; the rest is the allocator's and the libraries'.
@@ -65,30 +65,13 @@ DEVICES = {
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What is trained on.
-
-    Attributes:
-        images: how many.
-        regions: of an image, in the mean.
-        caption_tokens: of a global caption. region_tokens: of a region's text.
-        kilobytes: of an image on the disk, its regions included.
-    """
-
-    images: int
-    regions: float
-    caption_tokens: int = 150
-    region_tokens: int = 12
-    kilobytes: float = 150.0
-
-
-@dataclass(frozen=True)
 class StagePlan:
     """One stage. Bytes and FLOPs; `flops` is of one image, by section of the step.
 
     Attributes:
         state: weights, gradients and AdamW's moments on a GPU.
-        activations: of one image more in a micro-batch, at the recipe's `max_regions` questions.
+        usable: the share of the corpus's records that have what the stage asks for.
+        activations: of one image more in a micro-batch, with as many questions as an image can have there.
         largest: images of the largest micro-batch that fits; 0 where not one does.
         sent: what a GPU sends (and receives) for each optimizer step.
         reads: of the corpus, all GPUs together, bytes per second.
@@ -109,6 +92,7 @@ class StagePlan:
     sent: float
     checkpoint: float
     reads: float
+    usable: float = 1.0
     cheaper: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -156,46 +140,82 @@ class Plan:
         stages = [
             {**asdict(stage), "flops_per_image": stage.flops_per_image, "hours": stage.hours} for stage in self.stages
         ]
-        return {**asdict(self), **derived, "stages": stages}
+        workload = asdict(self.workload)
+        del workload["records"]
+        workload |= {"captioned": self.workload.captioned, "without_picture": self.workload.without_picture}
+        return {**asdict(self), "workload": workload, **derived, "stages": stages}
 
 
 def plan(
-    recipe: Recipe, workload: Workload, device: Device, gpus: int, mfu: float = 0.4, price: float | None = None
+    recipe: Recipe,
+    workload: Workload,
+    device: Device,
+    gpus: int,
+    mfu: float = 0.4,
+    price: float | None = None,
+    init: Path | None = None,
 ) -> Plan:
     """What the stages of `recipe` take on `gpus` of `device`.
 
     Args:
         mfu: the share of the device's peak that a step reaches.
         price: of one GPU for an hour.
+        init: the run or checkpoint that the recipe goes on from, in place of its parts.
 
     Raises:
-        GranvitError: a stage is none of the paper's, or a part's shapes are not to be had.
+        GranvitError: a stage is none of the paper's, or finds nothing to ask; or a part's shapes are not to be had.
     """
-    assumed = [
+    recipe = recipe.resolved(workload.images - workload.text_only, gpus, workload.text_only)
+    if init is not None:
+        recipe = replace(recipe, settings=read_settings(checkpoint_of(init)))
+    stages = [_plan_stage(recipe, number, workload, device, gpus, mfu, init) for number in range(len(recipe.stages))]
+    return Plan(recipe.name, device, gpus, mfu, price, workload, stages, _assumed(recipe, workload, mfu))
+
+
+def _assumed(recipe: Recipe, workload: Workload, mfu: float) -> list[str]:
+    """What is not counted, as parts of a sentence."""
+    found = [
         f"an MFU of {mfu:.0%}",
         f"captions of {workload.caption_tokens} tokens, region texts of {workload.region_tokens}",
-        f"each image has {workload.regions:g} regions",
     ]
-    recipe = recipe.resolved(workload.images, gpus)
-    stages = [_plan_stage(recipe, number, workload, device, gpus, mfu) for number in range(len(recipe.stages))]
-    return Plan(recipe.name, device, gpus, mfu, price, workload, stages, assumed)
+    if not workload.records:
+        found.append(f"each image has {workload.regions:g} regions and a caption")
+    talks = any(isinstance(stage.sample, ConversationSample) for stage in recipe.stages)
+    if talks and workload.conversations:
+        found.append(f"conversations of {workload.conversation_tokens} tokens, half of them answers")
+    elif talks:
+        found.append("no conversations (--conversations says how many an image has)")
+    for stage in recipe.stages:
+        sample, cut = stage.sample, workload.lengths(stage.sample)
+        if cut["global"][1] < workload.caption_tokens or cut["bbox2caption"][1] < workload.region_tokens:
+            found.append(f"{stage.folder} cuts them at {sample.max_answer} (sample.max_answer)")
+        if sample.subphrases:
+            found.append(f"{stage.folder}: each text of a region has parts that name it alone (sample.subphrases)")
+        if sample.windows:
+            found.append(f"{stage.folder}: parts of images show as much as whole ones (sample.windows)")
+    return found
 
 
-def _plan_stage(recipe: Recipe, number: int, workload: Workload, device: Device, gpus: int, mfu: float) -> StagePlan:
+def _plan_stage(
+    recipe: Recipe, number: int, workload: Workload, device: Device, gpus: int, mfu: float, init: Path | None
+) -> StagePlan:
     config = recipe.stages[number]
     if not isinstance(config, PretrainConfig | AdaptConfig | FinetuneConfig):
         raise GranvitError(f"{config.folder}: a plan knows the paper's stages, not {config.kind!r}")
     config = replace(config, smoothing=0.0)  # which changes no shape, and reads values
-    model = planned_model(recipe)
+    model = planned_model(recipe, init)
     stage = config.build(model).train()
+    prefix = prefix_of(model)
+    asked = workload.mean(config.sample, prefix, config.folder)
     parts = _flops(stage, config, model, workload)
     every = {id(p): p for p in stage.parameters()}.values()
     everything, trained = (sum(p.numel() for p in some) for some in (every, [p for p in every if p.requires_grad]))
     kept = trained if stage.adapters else everything
     loop = config.loop
-    tokens = _tokens(config, model, workload)
+    tokens = _mean(config, model, workload, asked, lambda batch: {"tokens": float(batch.counts["tokens"])})["tokens"]
     cheaper = _cheaper(stage, config, model, workload, math.fsum(parts.values()))
-    batches = [model_batch(config, model, workload, config.sample.max_regions, images) for images in _MICRO_BATCHES]
+    most = workload.most(config.sample, prefix)
+    batches = [model_batch(config, model, workload, most, images) for images in _MICRO_BATCHES]
     fewer, more = peaks(stage, config, batches, gpus)
     activations = (more - fewer) / (_MICRO_BATCHES[1] - _MICRO_BATCHES[0])
     state = (4.0 * everything + 12.0 * trained) / (gpus if loop.parallel == "fsdp" else 1)
@@ -221,6 +241,7 @@ def _plan_stage(recipe: Recipe, number: int, workload: Workload, device: Device,
         sent=sent * (gpus - 1) / gpus,
         checkpoint=4.0 * kept + 8.0 * trained,
         reads=together / seconds * workload.kilobytes * 1e3,
+        usable=asked.usable,
         cheaper={f"stages.{number}.{setting}": flops for setting, flops in cheaper.items()},
     )
 
@@ -241,35 +262,57 @@ def _cheaper(
     return {setting: flops for setting, flops in found.items() if flops < whole}
 
 
+def prefix_of(model: RegionModel) -> int:
+    """Tokens that stand before an image's questions, its own among them."""
+    return BEFORE + model.tokens_of(model.largest_view)
+
+
 def _flops(stage: AnsweringStage, config: StageConfig, model: RegionModel, workload: Workload) -> dict[str, float]:
-    """Of one image, by section; between whole numbers of regions in proportion."""
-    regions = min(workload.regions, config.sample.max_regions)
-    few, more = (
-        stage.step_flops.parts(model_batch(config, model, workload, n)) for n in (int(regions), int(regions) + 1)
-    )
-    return {name: few[name] + (regions % 1) * (more[name] - few[name]) for name in few}
+    """Of one image in the mean, by section."""
+    asked = workload.mean(config.sample, prefix_of(model), config.folder)
+    return _mean(config, model, workload, asked, stage.step_flops.parts)
 
 
-def _tokens(config: StageConfig, model: RegionModel, workload: Workload) -> float:
-    """Of an image's row: the prefix and all its questions and answers."""
-    return float(
-        model_batch(config, model, workload, round(min(workload.regions, config.sample.max_regions))).counts["tokens"]
-    )
+def _mean(
+    config: StageConfig,
+    model: RegionModel,
+    workload: Workload,
+    asked: Asked,
+    measure: Callable[[Batch], dict[str, float]],
+) -> dict[str, float]:
+    """What `measure` finds of an image in the mean. Questions do not see each other, so each adds its own."""
+
+    def of(counts: dict[str, float], crops: float = 0, picture: float = 1.0) -> dict[str, float]:
+        return measure(model_batch(config, model, workload, Asked(counts, crops, picture)))
+
+    once, twice = of({"global": 1}), of({"global": 2})
+    picture = {name: 2 * once[name] - twice[name] for name in once}  # of which nothing is asked
+    found = {name: asked.picture * picture[name] for name in picture}
+    added = [(count, of({kind: 1}), picture) for kind, count in asked.counts.items() if count]
+    added += [(asked.crops, of({"global": 1}, crops=1), once)] if asked.crops else []
+    nothing = dict.fromkeys(picture, 0.0)
+    added += [(asked.apart, of({"conversation": 1}, picture=0.0), nothing)] if asked.apart else []
+    for count, with_it, without in added:
+        for name in found:
+            found[name] += count * (with_it[name] - without[name])
+    return found
 
 
-def model_batch(config: StageConfig, model: RegionModel, workload: Workload, regions: int, images: int = 1) -> Batch:
-    """`images` alike, each of so many regions with the questions of a stage; texts are counts, pixels are shapes."""
-    asked = config.sample.questions
-    lengths = [(GLOBAL, workload.caption_tokens)] * math.ceil(asked.get("global", 0.0))
-    lengths += [(BBOX2CAPTION, workload.region_tokens)] * round(asked.get("bbox2caption", 0.0) * regions)
-    lengths += [(CAPTION2BBOX, BOX)] * round(asked.get("caption2bbox", 0.0) * regions)
-    branches = [Branch([2] * (question + answer), question, "global") for question, answer in lengths]
-    crops = min(config.sample.crops, regions) if isinstance(config.sample, CroppedSample) else 0
+def model_batch(config: StageConfig, model: RegionModel, workload: Workload, asked: Asked, images: int = 1) -> Batch:
+    """`images` alike, each with these whole numbers of questions; texts are counts, pixels are shapes."""
+    lengths = workload.lengths(config.sample)
+    branches = []
+    for kind, count in asked.counts.items():
+        question, answer = lengths[kind]
+        branches += [Branch([2] * (question + answer), question, kind) for _ in range(int(count))]
     view, side = model.largest_view, model.canvas  # of tiles: nobody knows the pictures' shapes
-    samples = [Sample(f"{i}", branches, view=view) for i in range(images)]
+    alone = not asked.picture
+    samples = [Sample(f"{i}", branches, view=None if alone else view, text_only=alone) for i in range(images)]
     batch = pack(samples, [1] * BEFORE + [0] * model.tokens_of(view), 0, 3)
+    if alone:
+        return batch
     batch.pixels = torch.empty(images * view.count, side, side, 3, dtype=torch.uint8, device="meta")
-    if crops:
+    if crops := int(asked.crops):
         crop = config.sample.crop_size or side if isinstance(config.sample, CroppedSample) else side
         batch.crops = torch.empty(images * crops, crop, crop, 3, dtype=torch.uint8, device="meta")
         batch.crop_boxes = torch.tensor([[0.0, 0.0, side / 2, side / 2]]).expand(images * crops, 4).contiguous()
@@ -302,8 +345,12 @@ def peaks(
 def table(planned: Plan) -> list[str]:
     """The plan as lines of Markdown."""
     device, work = planned.device, planned.workload
+    each = f"{work.images:,} images, {work.regions:g} regions each"
+    each += f", {work.captioned:.0%} with a caption" if work.records else ""
+    each += f", {work.conversations:g} conversations each" if work.conversations else ""
+    each += f", {work.without_picture:.0%} without a picture" if work.without_picture else ""
     lines = [
-        f"{planned.recipe}: {work.images:,} images, {work.regions:g} regions each, on {planned.gpus} x {device.name}",
+        f"{planned.recipe}: {each}, on {planned.gpus} x {device.name}",
         "",
         "| stage | parameters | train | tokens/image | TFLOP/image | images/s per GPU | steps | hours | GPU-days |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -332,6 +379,8 @@ def table(planned: Plan) -> list[str]:
         shares = ", ".join(f"{name} {part / whole:.0%}" for name, part in stage.flops.items() if part)
         lines.append(f"{stage.name}: {shares} of the arithmetic.")
         lines += [f"  --{setting} would take {flops / whole:.0%} of it." for setting, flops in stage.cheaper.items()]
+        if stage.usable < 0.9995:
+            lines.append(f"  It asks {stage.usable:.1%} of the records something, again for those that it passes over.")
         if not stage.largest:
             loop = f"--stages.{number}.loop"
             lines.append(

@@ -104,6 +104,8 @@ def _run_recipe(
     data = _data_facts(sources)
     images, text_only = counted(sources)
     recipe = recipe.resolved(images, state.num_processes, text_only)
+    for stage in recipe.stages:
+        stage.check()
     try:
         weights = None if init is None else Base.of(Path(init)).digest
     except LoadError as error:
@@ -112,7 +114,6 @@ def _run_recipe(
     model = RegionModel.load(init) if init is not None else build_model(recipe)
     place = None if init is None else Path(init)
     for stage in recipe.stages:
-        stage.check()
         stage.prepare(model)  # what doesn't fit the model is reported now, not after hours of another stage
     source = getattr(model.llava.config.text_config, "dequantized_from", None)
     if source is not None and state.is_main_process:

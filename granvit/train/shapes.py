@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ from transformers import (
 from granvit.coordinates import get_codec
 from granvit.errors import GranvitError
 from granvit.loading.models import LoadError, build, load
+from granvit.loading.run_folder import checkpoint_of, named_checkpoint
 from granvit.model.assemble import assemble
 from granvit.model.encoders import Encoder
 from granvit.model.families import ENCODERS, HOLDERS, LANGUAGES
+from granvit.model.languages import refuse_whole
 from granvit.model.region_model import RegionModel
 from granvit.train.build import build_model
-from granvit.train.recipes.base import NAMED_PARTS, Recipe
+from granvit.train.recipes.base import FROM_INIT, NAMED_PARTS, Recipe
 
 
 def _siglip(width: int, inner: int, layers: int, heads: int, side: int, patch: int) -> SiglipVisionConfig:
@@ -86,27 +89,41 @@ def published(name: str) -> Any:
     return type(SHAPES[name]).from_dict(SHAPES[name].to_dict())
 
 
-def planned_model(recipe: Recipe) -> RegionModel:
+def planned_model(recipe: Recipe, init: Path | None = None) -> RegionModel:
     """The recipe's model as shapes alone, on the device "meta".
 
     Shipped and from-scratch parts are small and made as they are; of others the config is read, from a folder, the hub,
-    or the table of published shapes. Words are those of a small tokenizer: only how many there are counts here.
+    or the table of published shapes. Words are those of a small tokenizer: only how many there are counts here. With
+    `init` it is the model of that run or checkpoint.
 
     Raises:
         GranvitError: a part's config is neither in a folder, nor on the hub, nor in the table.
     """
+    if init is not None:
+        whole = load(AutoConfig, checkpoint_of(init))
+        return _joined(whole.vision_config, whole.text_config, recipe)
+    if FROM_INIT in (recipe.encoder, recipe.language):
+        raise GranvitError(
+            f"{recipe.name} goes on from a trained model: name it with --init RUN, or its parts with --encoder and "
+            "--language"
+        )
     if recipe.encoder in NAMED_PARTS or recipe.language in NAMED_PARTS:
         return build_model(recipe)
-    encoder = _config_of(recipe.encoder)
+    encoder = _config_of(str(named_checkpoint(recipe.encoder)))
     if encoder.model_type in HOLDERS:
         encoder = encoder.vision_config
     if encoder.model_type not in ENCODERS:
         raise GranvitError(f"{recipe.encoder}: no plan for encoders of type {encoder.model_type!r}")
     if recipe.canvas is not None:
         encoder.image_size = recipe.canvas
+    refuse_whole(recipe.language)
     language = _config_of(recipe.language)
     if language.model_type not in LANGUAGES:
         raise GranvitError(f"{recipe.language}: no plan for language models of type {language.model_type!r}")
+    return _joined(encoder, language, recipe)
+
+
+def _joined(encoder: Any, language: Any, recipe: Recipe) -> RegionModel:
     tokenizer = _tokenizer(recipe)
     language.eos_token_id, language.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     with torch.device("meta"):

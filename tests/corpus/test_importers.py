@@ -12,6 +12,7 @@ from helpers.paths import real_data
 from PIL import Image
 
 from granvit import images
+from granvit.cli import main
 from granvit.cli.corpus_derive import Split
 from granvit.cli.corpus_make import Import, Verify
 from granvit.corpus.check import read_quarantine, verify
@@ -112,7 +113,7 @@ def test_jsonl_bad_lines_are_named_by_their_number(tmp_path):
         b"[1, 2]": "not-json",
         b'{"image": "caf\xe9.jpg"}': "not-json",
         b"[" * 100_000: "not-json",
-        json.dumps({k: v for k, v in row().items() if k != "width"}).encode(): "missing-field",
+        json.dumps({k: v for k, v in row().items() if k != "regions"}).encode(): "missing-field",
         json.dumps({**row(), "regions": None}).encode(): "bad-field",
         json.dumps(row(width="forty")).encode(): "bad-field",
         json.dumps(row(image=7)).encode(): "bad-field",
@@ -302,7 +303,10 @@ def test_wrong_calls_are_refused_before_anything_is_written(tmp_path):
     src = pack(tmp_path / "pack", row())
     for call, message in (
         (dict(name="yolo", src=src), "unknown importer 'yolo': use one of chartqa, coco, .*jsonl"),
-        (dict(name="jsonl", src=src, images=src), "'jsonl' has no option 'images'"),
+        (
+            dict(name="jsonl", src=src, images=src),
+            "'jsonl' does not take --images; it takes --encoding, --licence, --short-an",
+        ),
         (dict(name="jsonl", src=[src, tmp_path / "nowhere"]), "nowhere does not exist"),
         (dict(name="jsonl", src=src, val_fraction=1.0), "val_fraction"),
     ):
@@ -314,6 +318,27 @@ def test_wrong_calls_are_refused_before_anything_is_written(tmp_path):
 def test_every_importer_states_layout_boxes_and_terms():
     for reader in IMPORTERS.values():
         assert all(word in reader.__doc__ for word in ("`src`", "oxes", "Terms"))
+
+
+def test_the_help_names_the_layouts_that_take_an_option_and_others_refuse_it(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["corpus", "import", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for option, of in (
+        (
+            "--split {None,train,val,test}",
+            "all but flickr30k_entities, jsonl, lvis, objects365, refcoco, visual_genome:",
+        ),
+        ("--images {None}|PATH", "all but docbank, funsd, grit, image_folder, jsonl, parquet, sroie, voc, webdataset:"),
+        ("--encoding {None}|STR", "coco, docbank, flickr30k_entities, funsd, icdar, jsonl, sroie, voc, webdataset:"),
+    ):
+        assert f"{option} {of}" in shown
+    with pytest.raises(SystemExit):
+        main(
+            ["corpus", "import", "jsonl", str(pack(tmp_path / "pack", row())), str(tmp_path / "out"), "--split", "val"]
+        )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("granvit: the layout 'jsonl' does not take --split; it takes --encoding,")
 
 
 def test_commands(tmp_path, capsys):

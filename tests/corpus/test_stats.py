@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from granvit.corpus import stats
+from granvit.corpus.quantiles import Quantiles
 from granvit.corpus.stats import GRID, Frequent, Histogram, Statistics
 from granvit.regions import Region, RegionImage
 
@@ -66,6 +67,39 @@ def test_quantiles_are_close():
     histogram.add(np.random.default_rng(0).random(50_000))
     assert histogram.quantile(0.5) == pytest.approx(0.5, abs=0.01)
     assert histogram.quantile(0.05) == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("skew", [0.2, 1.0, 3.0])
+def test_quantiles_of_skewed_numbers_are_within_one_percent(share, skew):
+    """Of numbers that lie in two or three of the bins, as sides of pictures and boxes do."""
+    numbers = 500 * np.exp(skew * np.random.default_rng(1).standard_normal(50_000))
+    histogram = Histogram(stats.SIDE_EDGES)
+    for part in np.array_split(numbers, 7):
+        histogram.add(part)
+    true = float(np.quantile(numbers, share, method="inverted_cdf"))
+    assert histogram.quantile(share) == pytest.approx(true, rel=0.01001)
+
+
+def test_the_median_of_whole_numbers_is_exact_and_memory_is_bounded():
+    histogram = Histogram(stats.SIDE_EDGES)
+    histogram.add([640] * 60 + [1000] * 40)
+    assert (histogram.quantile(0.05), histogram.quantile(0.5), histogram.quantile(0.95)) == (640, 640, 1000)
+    counted = Quantiles()
+    for exponent in range(-9, 9):
+        counted.add(10.0**exponent * np.random.default_rng(exponent + 9).random(20_000))
+    assert counted._exact is None and len(counted._bins) < 3_000
+
+
+def test_quantiles_do_not_depend_on_the_order_and_know_zero_and_less():
+    numbers = np.concatenate([[0.0] * 2_000, -np.geomspace(1, 100, 3_000), np.geomspace(1, 9, 5_000)])
+    one, other = Quantiles(), Quantiles()
+    one.add(numbers)
+    for part in np.array_split(np.random.default_rng(0).permutation(numbers), 9):
+        other.add(part)
+    for share in (0.0, 0.1, 0.3, 0.4, 0.5, 0.9, 1.0):
+        true = float(np.quantile(numbers, share, method="inverted_cdf"))
+        assert one.at(share) == other.at(share) == pytest.approx(true, rel=0.01001, abs=0)
 
 
 def test_frequent_texts_survive_a_flood_of_others():

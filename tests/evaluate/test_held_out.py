@@ -10,6 +10,7 @@ import torch
 from helpers.tiny_recipe import SOURCES, save_parts, shorten_answers, tiny_recipe
 from safetensors.torch import load_file
 
+from granvit.cli.train import HeldOut, train_into
 from granvit.corpus.store import CorpusWriter
 from granvit.corpus.synthetic.synthesize import make
 from granvit.errors import CheckpointError, GranvitError
@@ -330,3 +331,14 @@ def test_a_run_without_scores_has_a_report_too(whole, parts):
         out, tiny_recipe(parts), model, None, title="", summary="", facts={}, commands={}
     ).read_text()
     assert "<h2>Training curves" in page and "held-out pictures" not in page.lower()
+
+
+@pytest.mark.parametrize("asked", [0, 2])
+def test_a_report_promises_answers_only_where_something_was_asked(parts, tmp_path, monkeypatch, asked):
+    monkeypatch.chdir(tmp_path)
+    held_out = HeldOut(eval_images=asked, eval_regions=1)
+    train_into(tmp_path / "run", tiny_recipe(parts, 1), (), held_out, resume=True, device="cpu")
+    page = (tmp_path / "run/report.html").read_text()
+    assert ("about pictures it never trained on" in page) == bool(asked)
+    assert ("What it answers was not asked: see Pictures below." in page) == (not asked)
+    assert ("no held-out ones asked about (--eval-images 0)" in page) == (not asked)

@@ -11,8 +11,8 @@ from granvit.corpus.synthetic.scenes import encode
 from granvit.evaluate import probes
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.evaluate.probe_tasks import (
+    average_precisions,
     ctc_steps,
-    mean_average_precision,
     probe_questions,
     ratio,
     usable,
@@ -158,12 +158,12 @@ def test_the_same_seed_teaches_the_same_head():
 def test_average_precision_by_hand():
     scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
     truth = np.array([[True, False], [False, False], [True, False], [False, True]])
-    score = mean_average_precision(scores, truth, [0, 0, 1, 1])
+    precisions = average_precisions(scores, truth, [0, 0, 1, 1])
     first, second = (1 + 2 / 3) / 2, 1.0
     # The second row of weights draws the second image twice and the first never: only its two questions count.
-    np.testing.assert_allclose(score(np.array([[1.0, 1.0], [0.0, 2.0]])), [(first + second) / 2, (1 + 1) / 2])
-    nothing = mean_average_precision(np.zeros((4, 2)), truth, [0, 0, 1, 1])
-    np.testing.assert_allclose(nothing(np.array([[1.0, 1.0]])), [(0.5 + 0.25) / 2])
+    np.testing.assert_allclose(precisions(np.array([[1.0, 1.0], [0.0, 2.0]])), [[first, second], [1, 1]])
+    nothing = average_precisions(np.zeros((4, 2)), truth, [0, 0, 1, 1])
+    np.testing.assert_allclose(nothing(np.array([[1.0, 1.0]])), [[0.5, 0.25]])
 
 
 def test_counting_an_image_twice_is_having_it_twice():
@@ -171,8 +171,8 @@ def test_counting_an_image_twice_is_having_it_twice():
     scores, truth = rng.normal(size=(12, 3)), rng.random((12, 3)) < 0.4
     image = np.repeat(range(4), 3)
     again = np.concatenate([np.arange(12), np.arange(3, 6)])
-    twice = mean_average_precision(scores[again], truth[again], [*image, 9, 9, 9])(np.ones((1, 10)))
-    assert mean_average_precision(scores, truth, image)(np.array([[1.0, 2.0, 1.0, 1.0]])) == pytest.approx(twice)
+    twice = average_precisions(scores[again], truth[again], [*image, 9, 9, 9])(np.ones((1, 10)))
+    assert average_precisions(scores, truth, image)(np.array([[1.0, 2.0, 1.0, 1.0]])) == pytest.approx(twice)
 
 
 def test_differences_are_drawn_together():

@@ -297,6 +297,11 @@ def test_tensorboard_has_every_step_once_after_a_resume(tmp_path):
     assert "regions_per_second" in events.Tags()["scalars"]
 
 
+def test_a_tracker_that_is_not_known_is_one_line(tmp_path):
+    with pytest.raises(GranvitError, match="loop.trackers 'mlflow': known are tensorboard, wandb"):
+        run(tmp_path, config=replace(CONFIG, trackers=("mlflow",)))
+
+
 class LlavaStage(Stage):
     """Answer tokens through a stock LLaVA with random weights."""
 

@@ -6,10 +6,16 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from helpers.tiny_recipe import save_parts, tiny_recipe
 
 from granvit.cli.app import main, parse
+from granvit.corpus.store import CorpusWriter
+from granvit.corpus.synthetic.synthesize import make
+from granvit.train.build import build_model
 from granvit.train.plan import DEVICES
 from granvit.train.shapes import published
 
@@ -40,6 +46,16 @@ PAPER = ("paper", "--images", "1e6", "--regions", "6", "--gpus", "8")
 BLOCKS = 2
 
 
+def captions(folder: Path) -> Path:
+    """A corpus of captions alone."""
+    if not (folder / "captions").exists():
+        with CorpusWriter(folder / "captions") as writer:
+            for i in range(12):
+                writer.write(replace(make(i, seed=1, size=64, documents=0.0), regions=[], split="train"))
+            writer.write(replace(make(12, seed=1, size=64, documents=0.0), split="val"))
+    return folder / "captions"
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of the paper's models, and of a SigLIP2-base and a SmolLM2 of a few blocks."""
@@ -56,6 +72,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     parse(["corpus", "draw", str(folder / "corpus"), "--count", "12"]).run()
     both = [word for n in (0, 1) for word in (f"--stages.{n}.loop.gradient-checkpointing", "language")]
     spread = [word for n in (0, 1) for word in (f"--stages.{n}.loop.parallel", "fsdp")]
+    short = [word for n in (0, 1) for word in (f"--stages.{n}.sample.max-answer", "50")]
+    build_model(tiny_recipe(save_parts(folder / "parts"))).save(folder / "run" / "checkpoint")
+    numbers = ["--images", "1e6", "--regions", "6", "--conversations", "2"]
+    finetune = ["finetune", "--init", str(folder / "run"), *numbers]
     return made(
         paper=[*PAPER, "--price", "2", "--json"],
         plain=[*small, "--json"],
@@ -66,6 +86,12 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         sixteen_as_text=sixteen,
         lora=[*small, "--stages.1.lora.rank", "16", "--json"],
         two_crops=[*sixteen, "--stages.0.sample.crops", "2", "--json"],
+        few_words=[*small, *short, "--json"],
+        captions=["nano", "--corpus", str(captions(folder)), "--gpus", "1", "--json"],
+        captions_as_text=["nano", "--corpus", str(captions(folder)), "--gpus", "1"],
+        finetune=[*finetune, "--json"],
+        finetune_as_text=finetune,
+        no_talk=[*finetune, "--conversations", "0", "--json"],
         nano=["nano", "--corpus", str(folder / "corpus"), "--gpus", "1", "--json"],
     )
 
@@ -157,6 +183,9 @@ def test_a_shipped_recipe_and_the_corpus_of_a_run_can_be_planned(plans: dict[str
         (["paper", "--images", "10", "--encoder", "no/such-encoder"], "no/such-encoder"),
         (["nano-language", "--images", "10"], "not 'warmup'"),
         (["paper", "--images", "256", "--gpus", "7"], "images per step"),
+        (["paper", "--images", "0"], "--images 0: must be at least 1"),
+        (["finetune", "--images", "256"], "name it with --init RUN, or its parts with --encoder and --language"),
+        (["finetune", "--images", "256", "--init", "none"], "none/granvit.json: no such file"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(
@@ -182,3 +211,32 @@ def test_lora_trains_little_and_keeps_as_much(plans: dict[str, dict[str, object]
     assert small["parameters"] == whole["parameters"] + BLOCKS * block
     assert small["checkpoint"] == 12.0 * small["trained"] < whole["checkpoint"] / 10
     assert small["state"] < whole["state"] and small["flops"]["backward"] < whole["flops"]["backward"]
+
+
+def test_answers_that_training_cuts_are_counted_as_cut(plans: dict[str, dict[str, object]]) -> None:
+    """A caption of 150 tokens of which 50 are learned."""
+    for whole, cut in zip(stages(plans["plain"]), stages(plans["few_words"]), strict=True):
+        assert float(whole["tokens"]) - float(cut["tokens"]) == pytest.approx(100)  # type: ignore[arg-type]
+        assert cut["flops"]["backward"] < whole["flops"]["backward"]  # type: ignore[index]
+    assert any("cuts them at 50" in said for said in plans["few_words"]["assumed"])  # type: ignore[attr-defined]
+
+
+def test_a_corpus_of_captions_is_planned_without_regions(
+    plans: dict[str, dict[str, object]], texts: dict[str, str]
+) -> None:
+    planned = plans["captions"]
+    assert planned["workload"]["regions"] == 0 and planned["workload"]["images"] == 12  # type: ignore[index]
+    assert all(stage["flops"]["teacher"] == 0 for stage in stages(planned))  # type: ignore[index]
+    assert "12 images, 0 regions each, 100% with a caption, on 1 x" in texts["captions_as_text"]
+    for stage, with_regions in zip(stages(planned), stages(plans["nano"]), strict=True):
+        assert stage["activations"] < with_regions["activations"]  # type: ignore[operator]
+
+
+def test_finetuning_is_planned_from_a_run_with_its_conversations(
+    plans: dict[str, dict[str, object]], texts: dict[str, str]
+) -> None:
+    [talk], [none] = stages(plans["finetune"]), stages(plans["no_talk"])
+    assert talk["name"] == "finetune" and float(talk["tokens"]) - float(none["tokens"]) == pytest.approx(600)  # type: ignore[arg-type]
+    assert "2 conversations each" in texts["finetune_as_text"]
+    assert any("conversations of 300 tokens" in said for said in plans["finetune"]["assumed"])  # type: ignore[attr-defined]
+    assert any("no conversations" in said for said in plans["no_talk"]["assumed"])  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import LoggerType
 from helpers.tiny_recipe import SOURCES, save_parts, tiny_recipe
 from safetensors.torch import load_file
 
@@ -20,6 +21,7 @@ from granvit.train.build import build_model
 from granvit.train.checkpoint import latest
 from granvit.train.prepare import Prepare, SampleConfig
 from granvit.train.run import run_recipe
+from granvit.train.shapes import planned_model
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.pretrain import Pretrain
 
@@ -104,6 +106,27 @@ def test_the_parts_come_from_the_folders_that_the_recipe_names(done, parts):
     torch.testing.assert_close(before[f"vision_tower.vision_model.{name}"], there, rtol=0, atol=0)
     name = "layers.1.mlp.up_proj.weight"
     torch.testing.assert_close(before[f"language_model.model.{name}"], language[f"model.{name}"], rtol=0, atol=0)
+
+
+def test_a_runs_folder_is_its_encoder_and_no_language_model(done, parts):
+    """Named as a part: a run is meant by its checkpoint, as with every other command."""
+    folder, reported = done
+    model = build_model(replace(tiny_recipe(parts), encoder=str(folder)))
+    trained = changed(stored(folder / "checkpoint"), weights_of(model))
+    assert trained and "vision_tower" not in trained
+    assert planned_model(replace(tiny_recipe(parts), encoder=str(folder))).canvas == model.canvas
+    for wrong in (folder, folder / "checkpoint"):
+        for made in (build_model, planned_model):
+            with pytest.raises(GranvitError) as error:
+                made(replace(tiny_recipe(parts), language=str(wrong)))
+            assert str(error.value).startswith(f"{wrong}: a whole granvit model, and a language model alone is wanted")
+
+
+@pytest.mark.parametrize("part", ["encoder", "language"])
+def test_a_run_without_a_checkpoint_is_told_as_one(parts, tmp_path, part):
+    tiny_recipe(parts).save(tmp_path / "recipe.json", 1)
+    with pytest.raises(GranvitError, match="a run that has not finished, so there is no .*/checkpoint yet"):
+        build_model(replace(tiny_recipe(parts), **{part: str(tmp_path)}))
 
 
 def test_a_run_repeats_itself(done, parts, tmp_path):
@@ -350,3 +373,30 @@ def test_init_from_a_foreign_checkpoint_is_named(done, parts, tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
     with pytest.raises(CheckpointError, match="config.json: model_type is 'blip'"):
         run_recipe(tiny_recipe(parts), tmp_path / "run", SOURCES, init=folder, device="cpu")
+
+
+# --- trackers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tracker", "said"),
+    [
+        ("tensorbord", "stage2: loop.trackers 'tensorbord': known are tensorboard, wandb"),
+        ("wandb", 'stage2: loop.trackers wandb: the package is not installed: pip install "granvit[wandb]"'),
+    ],
+)
+def test_a_tracker_that_would_get_no_curves_is_refused_before_anything_is_trained(
+    parts, tmp_path, monkeypatch, tracker, said
+):
+    """Accelerate leaves out, without a word, those that are not installed: here all but TensorBoard."""
+    there = [LoggerType.TENSORBOARD]
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: there)
+    recipe = tiny_recipe(parts)
+    recipe.stages[1].loop.trackers = ("tensorboard", tracker)
+    with pytest.raises(GranvitError) as error:
+        run_recipe(recipe, tmp_path / "run", SOURCES, device="cpu")
+    assert str(error.value) == said
+    assert not (tmp_path / "run" / "stage1").exists()
+    there += [LoggerType.WANDB]
+    if tracker == "wandb":
+        recipe.stages[1].check()

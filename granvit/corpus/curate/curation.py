@@ -78,12 +78,12 @@ class Curation:
         known = sorted(sources)
         for setting, given in (("caps", self.caps), ("weights", self.weights)):
             if unknown := sorted(set(given) - set(known)):
-                raise CorpusError(f"{setting}: there is no source {unknown[0]!r}, only {', '.join(map(repr, known))}")
+                raise CorpusError(f"--{setting}: there is no source {unknown[0]!r}, only {', '.join(map(repr, known))}")
             for name, value in given.items():
                 if not (math.isfinite(value) and value >= 0):
-                    raise CorpusError(f"{setting}: {name} is {value}, a number from 0 up is needed")
+                    raise CorpusError(f"--{setting} {name} {value}: must be at least 0")
         if not 0 < self.similarity <= 1:
-            raise CorpusError(f"similarity is {self.similarity}, it must be above 0 and at most 1")
+            raise CorpusError(f"--similarity {self.similarity}: must be above 0 and at most 1")
 
 
 @dataclass

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
+from granvit.errors import flag
 from granvit.files import staged_folder, write_text
 from granvit.images import as_plain_file
 from granvit.regions import SPLITS, Region, RegionImage
@@ -213,8 +214,8 @@ def _exporter(name: str, options: dict[str, Any]) -> Exporter:
         raise CorpusError(f"unknown exporter {name!r}: use one of {', '.join(sorted(EXPORTERS))}")
     known = inspect.signature(EXPORTERS[name]).parameters.keys() - {"records", "out"}
     if unknown := options.keys() - known:
-        has = f"it has {', '.join(sorted(known))}" if known else "it has none"
-        raise CorpusError(f"the exporter {name!r} has no option {min(unknown)!r}; {has}")
+        takes = ", ".join(flag(option) for option in sorted(known)) or "no option of its own"
+        raise CorpusError(f"the layout {name!r} does not take {flag(min(unknown))}; it takes {takes}")
     return EXPORTERS[name]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from granvit import image_limits, images
 from granvit.corpus.check import UNKNOWN_SIZE, LeftOut, Refused, Rejection, Unread, shown
 from granvit.corpus.layout import CorpusError
-from granvit.errors import GranvitError
+from granvit.errors import GranvitError, flag
 from granvit.files import is_inside, read_regular
 from granvit.geometry import View
 from granvit.links import LinkOutsideError
@@ -92,7 +92,8 @@ def get_importer(name: str, options: dict[str, Any]) -> Importer:
         raise CorpusError(f"unknown importer {name!r}: use one of {', '.join(sorted(IMPORTERS))}")
     known = inspect.signature(IMPORTERS[name]).parameters.keys() - {"src"}
     if unknown := options.keys() - known:
-        raise CorpusError(f"the importer {name!r} has no option {min(unknown)!r}; it has {', '.join(sorted(known))}")
+        takes = ", ".join(flag(option) for option in sorted(known))
+        raise CorpusError(f"the layout {name!r} does not take {flag(min(unknown))}; it takes {takes}")
     return IMPORTERS[name]
 
 

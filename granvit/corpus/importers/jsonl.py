@@ -131,9 +131,10 @@ def _skip(text: str, at: int) -> int:
 
 
 ANNOTATIONS = "annotations.jsonl"
-_REQUIRED = ("image", "width", "height", "regions")
-_LINE_FIELDS = CONVERSATION_FIELDS | {*_REQUIRED, "id", "source", "split", "licence", "caption"}
-_REGION_FIELDS = frozenset(
+# docs/corpus.md says of each field what it is; tests hold the two together.
+REQUIRED = ("image", "regions")
+LINE_FIELDS = CONVERSATION_FIELDS | {*REQUIRED, "width", "height", "id", "source", "split", "licence", "caption"}
+REGION_FIELDS = frozenset(
     ("bbox", "text", "caption", "kind", "score", "box_by", "text_by", "captions", "polygon", "ignore")
 )
 
@@ -144,15 +145,15 @@ def read(
 ) -> Iterator[Found]:
     """`src` is a folder with annotations.jsonl, or such a file; image paths are relative to it.
 
-    One JSON object per line: ``{"image", "width", "height", "regions": [...]}``, optional "source", "split", "licence",
+    One JSON object per line: ``{"image", "regions": [...]}``, optional "width", "height", "source", "split", "licence",
     "caption", "conversations", "qa". A conversation is a list of ``{"role", "content"}``, of user and assistant by
     turns; "qa" is a list of ``{"question", "answer"}``, each a conversation of its own, asked for a short answer where
     `short_answers` is on. A line without a picture is a record of its conversations. A region: ``{"bbox": [x1, y1, x2,
     y2], "caption" or "text"}``, optional "kind" ("object" or "text"; by default "text" where there is a "text"),
     "captions" (all that are right, kept as alternatives), "polygon", "ignore", "score", "box_by", "text_by". Other keys
-    are counted as left out, and so is a "caption" beside a "text". A size that is null, 0 or -1 is not known. A value
-    of another type than its field's costs its region, or its picture, as "bad-field". Lines that are not UTF-8 are in
-    `encoding`.
+    are counted as left out, and so is a "caption" beside a "text". Where a size is absent, null, 0 or -1 the picture's
+    own counts. A value of another type than its field's costs its region, or its picture, as "bad-field". Lines that
+    are not UTF-8 are in `encoding`.
 
     Boxes: absolute pixels of the upright image, right and bottom edges exclusive. Terms: the pack's own; state
     them with `licence`.
@@ -185,12 +186,12 @@ def _record(
 ) -> RegionImage:
     if said and row.get("image") is None:
         return text_only(row, said, where, source or _name(row, "source") or root.resolve().name, licence)
-    if missing := [name for name in _REQUIRED if name not in row]:
+    if missing := [name for name in REQUIRED if name not in row]:
         raise Refused("missing-field", ", ".join(missing))
     for name, kind in {"image": str, "regions": list}.items():
         if not isinstance(row[name], kind):
             raise Refused("bad-field", f"{name} should be {kind.__name__}, got {shown(row[name])}")
-    width, height = as_size(row["width"], row["height"])
+    width, height = as_size(row.get("width"), row.get("height"))
     source = source or _name(row, "source") or root.resolve().name
     return RegionImage(
         id=f"{source}/{row['image']}",
@@ -253,10 +254,10 @@ def region_of(row: Any) -> Region:
 
 def left_out_of(row: dict[str, Any], where: str) -> Iterator[LeftOut]:
     """What a line states, and its regions, that is not read; `row` has passed as a record."""
-    found = Counter(f"field {shown(name)}" for name in row.keys() - _LINE_FIELDS)
+    found = Counter(f"field {shown(name)}" for name in row.keys() - LINE_FIELDS)
     for region in row.get("regions") or ():
         if isinstance(region, dict):
-            found.update(f"field {shown(name)} of a region" for name in region.keys() - _REGION_FIELDS)
+            found.update(f"field {shown(name)} of a region" for name in region.keys() - REGION_FIELDS)
             found["caption beside the text of a region"] += bool(region.get("text") and region.get("caption"))
     yield from (LeftOut(what, count, where) for what, count in found.items() if count)
 

@@ -122,8 +122,9 @@ class StageConfig:
         """Refuses settings that do not go together.
 
         Raises:
-            GranvitError: the message names them.
+            GranvitError: the message names them, or the package that is missing.
         """
+        self.loop.check(self.folder)
 
     def prepare(self, model: RegionModel) -> Prepare:
         """What makes this stage's samples of records."""
@@ -156,6 +157,7 @@ class LanguageConfig(StageConfig):
         return facts
 
     def check(self) -> None:
+        super().check()
         self.lora.check(self.folder)
 
     def prepare(self, model: RegionModel) -> Prepare:
@@ -220,6 +222,7 @@ class ContrastConfig(StageConfig):
     alpha: float = 0.9
 
     def check(self) -> None:
+        super().check()
         if self.contrast_weight == self.distill_weight == 0:
             raise GranvitError(f"{self.folder}: contrast_weight and distill_weight are both 0: nothing would train")
         if dict(self.sample.questions) != {"bbox2caption": 1.0}:

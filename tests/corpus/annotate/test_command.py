@@ -47,7 +47,7 @@ def test_pages_become_a_corpus_of_text(tmp_path, monkeypatch, capsys):
     [
         (["--how", "detect"], "--detect.model"),
         (["--how", "keep"], "no corpus"),
-        (["--batch", "0"], "start at 1"),
+        (["--batch", "0"], "--batch 0: must be at least 1"),
     ],
 )
 def test_what_cannot_be_done_is_reported_in_one_line(tmp_path, capsys, flags, reported):

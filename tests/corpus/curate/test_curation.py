@@ -73,9 +73,9 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"caps": {"nope": 3}}, "caps: there is no source 'nope', only 'web'"),
-        ({"weights": {"web": -1.0}}, "weights: web is -1.0"),
-        ({"similarity": 1.5}, "similarity is 1.5"),
+        ({"caps": {"nope": 3}}, "--caps: there is no source 'nope', only 'web'"),
+        ({"weights": {"web": -1.0}}, "--weights web -1.0: must be at least 0"),
+        ({"similarity": 1.5}, "--similarity 1.5: must be above 0 and at most 1"),
     ],
 )
 def test_settings_that_make_no_sense(setting, message, tmp_path):

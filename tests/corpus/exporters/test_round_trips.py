@@ -337,7 +337,7 @@ def test_wrong_calls(tmp_path):
     corpus = store(tmp_path / "corpus", RECORDS[0])
     for options, message in (
         (dict(name="yolo"), "unknown exporter 'yolo': use one of coco, llava, webdataset"),
-        (dict(name="coco", frame="image"), "'coco' has no option 'frame'; it has none"),
+        (dict(name="coco", frame="image"), "'coco' does not take --frame; it takes no option of its own"),
         (dict(name="llava", frame="page"), "frame should be image or canvas"),
         (dict(name="llava", coordinates="pixels"), "unknown coordinate codec"),
         (dict(name="llava", questions_per_conversation=0), "at least 1"),

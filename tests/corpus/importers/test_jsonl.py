@@ -1,13 +1,16 @@
 """Values as people write them: taken where they can be meant in one way only, refused by name where not."""
 
 import json
+import re
 
 import pytest
 from helpers.importing import bring, save
+from helpers.paths import ROOT
 
 from granvit.corpus.check import Refused
 from granvit.corpus.importers import import_corpus
-from granvit.corpus.importers.jsonl import json_lines
+from granvit.corpus.importers.jsonl import LINE_FIELDS, REGION_FIELDS, json_lines
+from granvit.errors import GranvitError
 
 BOX = {"bbox": [1, 2, 20, 10], "caption": "a cup"}
 
@@ -102,3 +105,51 @@ def test_a_line_without_an_end_is_not_held_in_memory(tmp_path, monkeypatch):
     assert [n for n, _ in found] == [1, 2, 3]
     assert (found[0][1], found[2][1]) == ({"a": 1}, {"b": 2})
     assert isinstance(found[1][1], Refused) and found[1][1].reason == "too-large"
+
+
+# --- as documented ---------------------------------------------------------------------------------------------------
+
+DOCUMENTED = (ROOT / "docs/corpus.md").read_text()
+
+
+def documented(of: str) -> dict[str, str]:
+    """Field -> whether it is required, of the table whose first column is `of`."""
+    table = DOCUMENTED.partition(f"| {of} | | what it is |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = [line.split("|") for line in table.splitlines()]
+    return {name: row[2].strip() for row in rows for name in re.findall(r"`(\w+)`", row[1])}
+
+
+def test_the_fields_that_are_documented_are_those_that_are_read():
+    assert documented("field of a line").keys() == LINE_FIELDS
+    assert documented("field of a region").keys() == REGION_FIELDS
+
+
+def test_what_is_documented_as_required_is_and_the_rest_may_be_left_out_or_null(tmp_path):
+    """Of the documented example: a picture's own size counts where none is stated."""
+    line = json.loads(re.search(r"A line of `annotations.jsonl`:\n\n```json\n(.*?)```", DOCUMENTED, re.DOTALL)[1])
+    save(tmp_path / "p/images/a.jpg", (640, 480))
+    for number, (name, needed) in enumerate(documented("field of a line").items()):
+        without = [{k: v for k, v in line.items() if k != name}, {**line, name: None}]
+        (tmp_path / "p/annotations.jsonl").write_text("\n".join(json.dumps(row) for row in without))
+        if needed.startswith("required"):
+            summary = refusals(tmp_path, number)
+            assert summary == ["missing-field", "bad-field"], name
+            continue
+        records, refused = bring("jsonl", tmp_path / "p", tmp_path / f"out{number}")
+        assert [r.reason for r in refused] == ["duplicate-id"], name
+        assert (records[0].width, records[0].height) == (640, 480), name
+    regions = line["regions"][:1]
+    for number, (name, needed) in enumerate(documented("field of a region").items()):
+        one = {k: v for k, v in regions[0].items() if k != name}
+        kept = {**line, "regions": [one, *line["regions"][1:]]}
+        (tmp_path / "p/annotations.jsonl").write_text(json.dumps(kept))
+        [record], refused = bring("jsonl", tmp_path / "p", tmp_path / f"region{number}")
+        assert len(refused) == (name in regions[0] and "required" in needed), name
+
+
+def refusals(tmp_path, number):
+    """Why both lines are refused, of which no corpus is made."""
+    with pytest.raises(GranvitError):
+        import_corpus("jsonl", tmp_path / "p", tmp_path / f"out{number}")
+    quarantine = tmp_path / f"out{number}" / "quarantine.jsonl"
+    return [json.loads(row)["reason"] for row in quarantine.read_text().splitlines()]
