@@ -84,7 +84,8 @@ class Train:
 
     recipe: Recipe
     corpus: tuple[str, ...] = ()
-    """Corpus folders, each DIR or DIR=WEIGHT; their training images are mixed. The recipe's embedded corpus if none."""
+    """Corpus folders, each DIR or DIR=WEIGHT; their training images are mixed. If none, the
+    embedded corpus, of recipes whose parts are granvit's own."""
     embedded_corpus: bool = False
     """Train on the embedded corpus, drawn shapes, also where the model comes pretrained."""
     out: Path | None = None

@@ -180,8 +180,8 @@ def nano() -> Recipe:
                     warmup_steps=50,
                     weight_decay=0.02,
                     betas=(0.9, 0.98),
-                    # At five times the rate its output's RMS grew to 180 times that of word embeddings: stage 1 still
-                    # read well, but stage 2 hardly learned to locate (docs/method.md). So it is 13 times.
+                    # At five times the rate its output's RMS grew to 160 times that of word embeddings: stage 1 still
+                    # read well, but stage 2 hardly learned to locate (docs/method.md). So it is 12 times.
                     optimizer_groups={"multi_modal_projector": 0.3},
                     precision=_PRECISION,
                 ),

@@ -1,4 +1,4 @@
-"""A real language model, frozen, and an encoder from nothing: one GPU in minutes, two CPU cores in hours, no network.
+"""A real language model, frozen, and an encoder from nothing: one GPU, or two CPU cores for hours.
 
     granvit train small-encoder --out runs/small-encoder
     granvit train small --embedded-corpus --out runs/small

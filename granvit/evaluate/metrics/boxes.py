@@ -89,6 +89,8 @@ def average_precision(
 ) -> dict[str, float | None]:
     """COCO's AP in [0, 1] of the boxes found in each image, against the true ones.
 
+    Areas are the boxes' own, where COCO takes the masks'; and of an image with more than 100 boxes all count.
+
     Args:
         found: N images' regions; a region without a score counts as certain (1.0).
         true: N images' regions; those to be ignored count neither as found nor as missed, as COCO's crowds.
@@ -143,8 +145,13 @@ def average_precision(
         answers.dataset = {**coco.dataset, "annotations": predictions}
         answers.createIndex()
         evaluation = COCOeval(coco, answers, "bbox")
+        # COCO counts the 100 surest boxes of an image and class. A page has more lines, and all of them count.
+        evaluation.params.maxDets = [1, 10, max(100, *map(len, found))]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    # pycocotools says -1 where there is nothing to average.
-    return {name: None if value < 0 else float(value) for name, value in zip(_NAMES, evaluation.stats[:6], strict=True)}
+    # Its own figure for the whole asks for 100 boxes by number. (IoU, recall, class, area, maxDets); -1 is nothing.
+    precision = evaluation.eval["precision"][..., 0, -1]
+    whole = precision[precision > -1].mean() if (precision > -1).any() else -1.0
+    values = [whole, *evaluation.stats[1:6]]
+    return {name: None if value < 0 else float(value) for name, value in zip(_NAMES, values, strict=True)}

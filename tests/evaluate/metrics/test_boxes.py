@@ -105,6 +105,12 @@ def test_the_true_boxes_have_ap_one():
     assert scores == pytest.approx({"ap": 1, "ap50": 1, "ap75": 1, "ap_medium": 1, "ap_large": 1})
 
 
+def test_all_lines_of_a_page_count():
+    lines = [found((0.0, 20.0 * n, 150.0, 20.0 * n + 15), text="line") for n in range(150)]
+    scores = average_precision([lines], [lines])
+    assert scores["ap"] == scores["ap50"] == scores["ap_medium"] == pytest.approx(1)
+
+
 def test_ap_by_hand():
     # IoU 0.8: right up to the threshold 0.80, 7 of the 10 from 0.50 to 0.95.
     assert average_precision([[found((10, 10, 60, 50), 0.9)]], [[found(BOX)]])["ap"] == pytest.approx(0.7)
