@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -30,13 +31,15 @@ from granvit.sampling import lowest_by_hash, unit_hash
 
 _HELD_OUT = ("val", "test")
 _FRACTION = 0.1
+# What `tiles_of` puts behind an id: place and side, "@x,y,side", of earlier versions "@x,y"; again for tiles of tiles.
+_TILE = re.compile(r"(?<=.)(?:@[0-9]+,[0-9]+(?:,[0-9]+)?)+\Z")
 
 
 def train_and_held_out(corpus: Corpus, fraction: float = _FRACTION) -> tuple[Subset, Subset]:
     """The images to train on, and those held out ("val", or "test" where there is no "val").
 
-    A corpus without either holds out `fraction` of its images, chosen by a hash of their ids: the same ones on
-    every machine and in every run.
+    A corpus without either holds out `fraction` of its images, chosen by a hash of their ids, of tiles by that of
+    their picture's: the same ones on every machine and in every run.
 
     Raises:
         CorpusError: one of the two parts is empty.
@@ -83,13 +86,22 @@ def named_split(corpus: Corpus) -> Callable[[RegionImage], str]:
     return lambda record: split_by_hash(record.id, _FRACTION)
 
 
+def picture_id(record_id: str) -> str:
+    """The id of the picture that a record shows: its own, or if it is a tile's, that of the image that was cut.
+
+    An id that ends in "@3,4" by accident is taken for a tile's too. All that this does is to put the image on the
+    side where the hash of the shorter name puts it, as good a one as any.
+    """
+    return _TILE.sub("", record_id) if "@" in record_id else record_id
+
+
 def split_by_hash(record_id: str, val: float, test: float = 0.0) -> str:
-    """ "train", "val" or "test", by the id alone: an image is held out whatever else the corpus holds.
+    """ "train", "val" or "test", by the id alone: an image is held out whatever else the corpus holds, with its tiles.
 
     Args:
         val, test: the shares of these two, in [0, 1).
     """
-    draw = unit_hash(record_id)
+    draw = unit_hash(picture_id(record_id))
     if draw < val:
         return "val"
     return "test" if draw < val + test else "train"
@@ -165,7 +177,7 @@ def split(
 
     Args:
         val, test: shares in [0, 1) of the images without a split, or in "train", that become "val" and "test", chosen
-            by a hash of the id: an image is held out whatever else the corpus holds. The rest are "train".
+            by a hash of the id, see `split_by_hash`. The rest are "train".
 
     Returns:
         Images by split.
@@ -324,7 +336,7 @@ def tiles_of(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[Regio
         part.save(file, "PNG")
         yield replace(
             record,
-            id=f"{record.id}@{window[0]},{window[1]}",
+            id=f"{record.id}@{window[0]},{window[1]},{tiling.side}",
             image=file.getvalue(),
             width=part.width,
             height=part.height,
