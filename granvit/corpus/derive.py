@@ -81,9 +81,14 @@ def held_out_part(corpus: Corpus) -> Subset:
 
 def named_split(corpus: Corpus) -> Callable[[RegionImage], str]:
     """The split of each record; in a corpus that holds none out by name, "val" for those held out by their hash."""
-    if any(corpus.manifest["images_by_split"].get(name) for name in _HELD_OUT):
+    if names_held_out(corpus):
         return lambda record: record.split
     return lambda record: split_by_hash(record.id, _FRACTION)
+
+
+def names_held_out(corpus: Corpus) -> bool:
+    """Whether images of a corpus are held out by the name of their split, "val" or "test", and not by a hash."""
+    return any(corpus.manifest["images_by_split"].get(name) for name in _HELD_OUT)
 
 
 def picture_id(record_id: str) -> str:
@@ -147,26 +152,46 @@ def write_part(
 def merge(corpora: Sequence[Corpus], out: str | Path, skip_known: bool = False, overwrite: bool = False) -> int:
     """Write all images of several corpora, one corpus after another; returns how many.
 
+    Where some of the corpora name the images that they hold out and others do not, the split of the others' images is
+    written as `named_split` has it: what was held out by its hash would be trained on beside named splits.
+
     Args:
         skip_known: leave out an image whose id an earlier one has; otherwise two of one id are an error.
 
     Raises:
-        CorpusError: two images have one id, `out` is in use, or an image held out would be left out for an earlier
-            one that is trained on.
+        CorpusError: two images have one id, `out` is in use, an image held out would be left out for an earlier one
+            that is trained on, or one picture, whole or in tiles, would be both held out and trained on.
     """
     meta = {"merged": {str(corpus.path): corpus.manifest["meta"] for corpus in corpora}}
-    held_out: set[str] = set()
+    named = any(map(names_held_out, corpora))
+    held_out: set[str] = set()  # pictures, and
+    tiles: set[str] = set()  # pictures of which tiles are trained on
     with CorpusWriter(out, meta=meta, overwrite=overwrite) as writer:
         for corpus in corpora:
+            split_of = named_split(corpus) if named else lambda record: record.split
             for record in corpus:
-                if not (skip_known and record.id in writer):
-                    writer.write(record)
-                    held_out |= {record.id} if record.split in _HELD_OUT else set()
-                elif record.split in _HELD_OUT and record.id not in held_out:
+                picture = picture_id(record.id)
+                if skip_known and record.id in writer:
+                    if record.split in _HELD_OUT and picture not in held_out:
+                        raise CorpusError(
+                            f"{corpus.path}: {record.id!r} is in {record.split}, and trained on in an earlier corpus: "
+                            "name the held-out data first"
+                        )
+                    continue
+                record = replace(record, split=split_of(record))
+                out_here = record.split in _HELD_OUT
+                trained_on = picture in tiles or picture in writer and picture not in held_out
+                if named and record.id not in writer and (trained_on if out_here else picture in held_out):
                     raise CorpusError(
-                        f"{corpus.path}: {record.id!r} is in {record.split}, and trained on in an earlier corpus: "
-                        "name the held-out data first"
+                        f"{corpus.path}: {record.id!r} is {'held out' if out_here else 'trained on'}, and its picture, "
+                        f"whole or in other tiles, {'trained on' if out_here else 'held out'}: make the tiles from the "
+                        "corpus that names what is held out"
                     )
+                writer.write(record)
+                if out_here:
+                    held_out.add(picture)
+                elif picture != record.id:
+                    tiles.add(picture)
     return writer.images
 
 

@@ -174,6 +174,30 @@ def test_tiles_of_two_sizes_are_different_images(tmp_path):
     assert merge([small, small], tmp_path / "once", skip_known=True) == len(small)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_pages_of_held_out_tiles_are_not_trained_on(order, tmp_path):
+    """The tiles name what is held out and the pages do not: named splits alone would leave all pages to training."""
+    whole, tiles = tiled(tmp_path, range(60), split="")
+    assert tiles.manifest["images_by_split"]["val"] and not whole.manifest["images_by_split"].get("val")
+    merge([whole, tiles][::order], tmp_path / "both")
+    train, held_out = train_and_held_out(Corpus(tmp_path / "both"))
+    assert pictures(train).isdisjoint(pictures(held_out)) and pictures(held_out) == pictures(
+        train_and_held_out(whole)[1]
+    )
+    merge([whole, whole], tmp_path / "unnamed", skip_known=True)
+    assert Corpus(tmp_path / "unnamed").manifest["images_by_split"] == {"": 60}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_picture_held_out_whose_tiles_are_trained_on_is_refused(order, tmp_path):
+    whole, tiles = tiled(tmp_path, TRAINED_ON)
+    for part in (whole, tiles):
+        held_out = corpus(tmp_path / f"held{part is tiles}", [replace(part[0], id=f"{part[0].id}@9,9", split="test")])
+        with pytest.raises(CorpusError, match="its picture, whole or in other tiles,.*: make the tiles from"):
+            merge([part, held_out][::order], tmp_path / "out")
+        assert not (tmp_path / "out/manifest.json").exists()
+
+
 def test_named_splits_are_kept(tmp_path):
     records = [replace(page([line(10, 10, 40, 20)]), id=f"{i}", split=("train", "test", "")[i % 3]) for i in range(9)]
     tile(corpus(tmp_path / "in", records), tmp_path / "out", Tiling(160), progress=False)
