@@ -133,7 +133,7 @@ class Tile:
     out: Positional[Path]
     """The corpus folder to write."""
     side: int = 512
-    """Side of a tile, in pixels of the image; an image that is no larger stays whole."""
+    """Side of a tile, in pixels of the image; an image that is no larger, or has no region, stays whole."""
     overlap: float = 0.25
     """Share of its side that a tile has in common, at least, with the next one: what one cuts, the other shows."""
     kind: Kind | None = None
@@ -150,8 +150,7 @@ class Tile:
         except (CorpusError, ValueError) as error:
             return fail(str(error))
         print(f"{self.out}: {made.tiles} tiles, {made.whole} images whole")
-        said = f", {made.conversations} conversations about cut images" if made.conversations else ""
-        print(f"left out: {made.empty} tiles without a region, {made.lost} regions that no tile shows whole{said}")
+        print(f"left out: {made.left_out()}")
         return status_of(self.out, [corpus])
 
 

@@ -301,25 +301,37 @@ class Tiling:
 
 @dataclass
 class Tiled:
-    """What a tiling wrote: tiles, and images that stayed whole; what it left out: tiles, regions no tile shows, and
-    conversations, which are about whole images."""
+    """What a tiling wrote: tiles, and images that stayed whole; what it left out: tiles, regions no tile shows,
+    captions and conversations, which are about whole images, and images all of whose regions are larger than a tile."""
 
     tiles: int = 0
     whole: int = 0
     empty: int = 0
     lost: int = 0
+    captions: int = 0
     conversations: int = 0
+    images: int = 0
+
+    def left_out(self) -> str:
+        """What was left out, in one line."""
+        said = [(self.captions, "captions"), (self.conversations, "conversations")]
+        about = " and ".join(f"{count} {what}" for count, what in said if count)
+        return (
+            f"{self.empty} tiles without a region, {self.lost} regions that no tile shows whole"
+            + (f", {about} about cut images" if about else "")
+            + (f"; {self.images} images are gone, since no tile shows a region of theirs whole" if self.images else "")
+        )
 
 
 def tile(corpus: Corpus, out: str | Path, tiling: Tiling, overwrite: bool = False, progress: bool = True) -> Tiled:
     """Write a corpus's images as tiles; returns what became of them.
 
     All tiles of an image go into one split: where the corpus names none to hold out, its hash decides. Tiles without
-    a usable region are left out, as are captions and conversations, which tell of the whole image. Conversations
-    without an image stay.
+    a usable region are left out, as are captions and conversations of cut images, since they tell of the whole.
+    Images without a usable region have nothing to cut out and stay whole, and so do conversations without an image.
 
     Raises:
-        CorpusError: an image cannot be decoded, no tile has a usable region, or `out` is in use.
+        CorpusError: an image cannot be decoded, nothing is left, or `out` is in use.
     """
     split_of = named_split(corpus)
     made = Tiled()
@@ -337,9 +349,9 @@ def tiles_of(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[Regio
     Raises:
         CorpusError: the record has no image, or one that cannot be decoded.
     """
-    kinds = {region.kind for region in record.regions}
+    kinds = {region.kind for region in record.regions if not region.ignore}
     small = max(record.width, record.height) <= tiling.side
-    if record.text_only or small or (tiling.kind is not None and tiling.kind not in kinds):
+    if record.text_only or small or not kinds or (tiling.kind is not None and tiling.kind not in kinds):
         made.whole += 1
         yield record
         return
@@ -370,6 +382,8 @@ def tiles_of(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[Regio
             conversations=[],
         )
     made.conversations += len(record.conversations)
+    made.captions += bool(record.caption)
+    made.images += not shown
     made.lost += sum(not region.ignore and index not in shown for index, region in enumerate(record.regions))
 
 

@@ -14,7 +14,7 @@ from granvit.corpus.check import verify
 from granvit.corpus.derive import Tiled, Tiling, merge, picture_id, split, tile, tiles_of, train_and_held_out
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
-from granvit.regions import Region, RegionImage
+from granvit.regions import Region, RegionImage, Turn
 from granvit.sampling import unit_hash
 
 SIZE = (300, 200)
@@ -82,8 +82,17 @@ def test_regions_larger_than_a_tile_are_counted_and_unreadable_ones_stay_so():
 
 
 @pytest.mark.parametrize("regions", [[], [line(10, 10, 20, 20, ignore=True)]])
-def test_a_page_without_a_usable_region_leaves_nothing(regions):
-    assert named_tiles(page(regions), 160) == ({}, Tiled(empty=6))
+def test_an_image_without_a_usable_region_stays_whole(regions):
+    """There is nothing to cut out of it, and its caption may be all that it is there for."""
+    told = page(regions, caption="a photo", conversations=[[Turn("user", "What?"), Turn("assistant", "A photo.")]])
+    assert named_tiles(told, 160) == ({"page": told}, Tiled(whole=1))
+
+
+def test_an_image_of_which_no_tile_shows_a_region_is_counted():
+    told = page([line(5, 50, 295, 60)], caption="a", conversations=[[Turn("user", "?"), Turn("assistant", "!")]])
+    found, made = named_tiles(told, 160)
+    assert (found, made) == ({}, Tiled(empty=6, lost=1, captions=1, conversations=1, images=1))
+    assert "1 captions and 1 conversations about cut images; 1 images are gone" in made.left_out()
 
 
 def test_small_images_and_other_kinds_stay_whole():
