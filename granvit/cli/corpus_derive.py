@@ -27,6 +27,8 @@ from granvit.regions import Kind
 class Merge:
     """Write several corpora as one.
 
+    Where only some of them name the images that they hold out, the others' are named by the hash that held them out.
+
     Example: granvit corpus merge receipts photos all
     """
 
@@ -48,6 +50,9 @@ class Merge:
         except CorpusError as error:
             return fail(str(error))
         print(f"{out}: {images} images")
+        unnamed = [str(corpus.path) for corpus in corpora if not derive.names_held_out(corpus)]
+        if unnamed and len(unnamed) < len(corpora):
+            warn(f'no held-out images named in {", ".join(unnamed)}: a tenth, by the hash of their ids, is now "val"')
         return status_of(out, corpora)
 
 
@@ -128,7 +133,7 @@ class Tile:
     out: Positional[Path]
     """The corpus folder to write."""
     side: int = 512
-    """Side of a tile, in pixels of the image; an image that is no larger stays whole."""
+    """Side of a tile, in pixels of the image; an image that is no larger, or has no region, stays whole."""
     overlap: float = 0.25
     """Share of its side that a tile has in common, at least, with the next one: what one cuts, the other shows."""
     kind: Kind | None = None
@@ -145,8 +150,7 @@ class Tile:
         except (CorpusError, ValueError) as error:
             return fail(str(error))
         print(f"{self.out}: {made.tiles} tiles, {made.whole} images whole")
-        said = f", {made.conversations} conversations about cut images" if made.conversations else ""
-        print(f"left out: {made.empty} tiles without a region, {made.lost} regions that no tile shows whole{said}")
+        print(f"left out: {made.left_out()}")
         return status_of(self.out, [corpus])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -30,13 +31,15 @@ from granvit.sampling import lowest_by_hash, unit_hash
 
 _HELD_OUT = ("val", "test")
 _FRACTION = 0.1
+# What `tiles_of` puts behind an id: place and side, "@x,y,side", of earlier versions "@x,y"; again for tiles of tiles.
+_TILE = re.compile(r"(?<=.)(?:@[0-9]+,[0-9]+(?:,[0-9]+)?)+\Z")
 
 
 def train_and_held_out(corpus: Corpus, fraction: float = _FRACTION) -> tuple[Subset, Subset]:
     """The images to train on, and those held out ("val", or "test" where there is no "val").
 
-    A corpus without either holds out `fraction` of its images, chosen by a hash of their ids: the same ones on
-    every machine and in every run.
+    A corpus without either holds out `fraction` of its images, chosen by a hash of their ids, of tiles by that of
+    their picture's: the same ones on every machine and in every run.
 
     Raises:
         CorpusError: one of the two parts is empty.
@@ -78,18 +81,32 @@ def held_out_part(corpus: Corpus) -> Subset:
 
 def named_split(corpus: Corpus) -> Callable[[RegionImage], str]:
     """The split of each record; in a corpus that holds none out by name, "val" for those held out by their hash."""
-    if any(corpus.manifest["images_by_split"].get(name) for name in _HELD_OUT):
+    if names_held_out(corpus):
         return lambda record: record.split
     return lambda record: split_by_hash(record.id, _FRACTION)
 
 
+def names_held_out(corpus: Corpus) -> bool:
+    """Whether images of a corpus are held out by the name of their split, "val" or "test", and not by a hash."""
+    return any(corpus.manifest["images_by_split"].get(name) for name in _HELD_OUT)
+
+
+def picture_id(record_id: str) -> str:
+    """The id of the picture that a record shows: its own, or if it is a tile's, that of the image that was cut.
+
+    An id that ends in "@3,4" by accident is taken for a tile's too. All that this does is to put the image on the
+    side where the hash of the shorter name puts it, as good a one as any.
+    """
+    return _TILE.sub("", record_id) if "@" in record_id else record_id
+
+
 def split_by_hash(record_id: str, val: float, test: float = 0.0) -> str:
-    """ "train", "val" or "test", by the id alone: an image is held out whatever else the corpus holds.
+    """ "train", "val" or "test", by the id alone: an image is held out whatever else the corpus holds, with its tiles.
 
     Args:
         val, test: the shares of these two, in [0, 1).
     """
-    draw = unit_hash(record_id)
+    draw = unit_hash(picture_id(record_id))
     if draw < val:
         return "val"
     return "test" if draw < val + test else "train"
@@ -135,26 +152,46 @@ def write_part(
 def merge(corpora: Sequence[Corpus], out: str | Path, skip_known: bool = False, overwrite: bool = False) -> int:
     """Write all images of several corpora, one corpus after another; returns how many.
 
+    Where some of the corpora name the images that they hold out and others do not, the split of the others' images is
+    written as `named_split` has it: what was held out by its hash would be trained on beside named splits.
+
     Args:
         skip_known: leave out an image whose id an earlier one has; otherwise two of one id are an error.
 
     Raises:
-        CorpusError: two images have one id, `out` is in use, or an image held out would be left out for an earlier
-            one that is trained on.
+        CorpusError: two images have one id, `out` is in use, an image held out would be left out for an earlier one
+            that is trained on, or one picture, whole or in tiles, would be both held out and trained on.
     """
     meta = {"merged": {str(corpus.path): corpus.manifest["meta"] for corpus in corpora}}
-    held_out: set[str] = set()
+    named = any(map(names_held_out, corpora))
+    held_out: set[str] = set()  # pictures, and
+    tiles: set[str] = set()  # pictures of which tiles are trained on
     with CorpusWriter(out, meta=meta, overwrite=overwrite) as writer:
         for corpus in corpora:
+            split_of = named_split(corpus) if named else lambda record: record.split
             for record in corpus:
-                if not (skip_known and record.id in writer):
-                    writer.write(record)
-                    held_out |= {record.id} if record.split in _HELD_OUT else set()
-                elif record.split in _HELD_OUT and record.id not in held_out:
+                picture = picture_id(record.id)
+                if skip_known and record.id in writer:
+                    if record.split in _HELD_OUT and picture not in held_out:
+                        raise CorpusError(
+                            f"{corpus.path}: {record.id!r} is in {record.split}, and trained on in an earlier corpus: "
+                            "name the held-out data first"
+                        )
+                    continue
+                record = replace(record, split=split_of(record))
+                out_here = record.split in _HELD_OUT
+                trained_on = picture in tiles or picture in writer and picture not in held_out
+                if named and record.id not in writer and (trained_on if out_here else picture in held_out):
                     raise CorpusError(
-                        f"{corpus.path}: {record.id!r} is in {record.split}, and trained on in an earlier corpus: "
-                        "name the held-out data first"
+                        f"{corpus.path}: {record.id!r} is {'held out' if out_here else 'trained on'}, and its picture, "
+                        f"whole or in other tiles, {'trained on' if out_here else 'held out'}: make the tiles from the "
+                        "corpus that names what is held out"
                     )
+                writer.write(record)
+                if out_here:
+                    held_out.add(picture)
+                elif picture != record.id:
+                    tiles.add(picture)
     return writer.images
 
 
@@ -165,7 +202,7 @@ def split(
 
     Args:
         val, test: shares in [0, 1) of the images without a split, or in "train", that become "val" and "test", chosen
-            by a hash of the id: an image is held out whatever else the corpus holds. The rest are "train".
+            by a hash of the id, see `split_by_hash`. The rest are "train".
 
     Returns:
         Images by split.
@@ -264,25 +301,37 @@ class Tiling:
 
 @dataclass
 class Tiled:
-    """What a tiling wrote: tiles, and images that stayed whole; what it left out: tiles, regions no tile shows, and
-    conversations, which are about whole images."""
+    """What a tiling wrote: tiles, and images that stayed whole; what it left out: tiles, regions no tile shows,
+    captions and conversations, which are about whole images, and images all of whose regions are larger than a tile."""
 
     tiles: int = 0
     whole: int = 0
     empty: int = 0
     lost: int = 0
+    captions: int = 0
     conversations: int = 0
+    images: int = 0
+
+    def left_out(self) -> str:
+        """What was left out, in one line."""
+        said = [(self.captions, "captions"), (self.conversations, "conversations")]
+        about = " and ".join(f"{count} {what}" for count, what in said if count)
+        return (
+            f"{self.empty} tiles without a region, {self.lost} regions that no tile shows whole"
+            + (f", {about} about cut images" if about else "")
+            + (f"; {self.images} images are gone, since no tile shows a region of theirs whole" if self.images else "")
+        )
 
 
 def tile(corpus: Corpus, out: str | Path, tiling: Tiling, overwrite: bool = False, progress: bool = True) -> Tiled:
     """Write a corpus's images as tiles; returns what became of them.
 
     All tiles of an image go into one split: where the corpus names none to hold out, its hash decides. Tiles without
-    a usable region are left out, as are captions and conversations, which tell of the whole image. Conversations
-    without an image stay.
+    a usable region are left out, as are captions and conversations of cut images, since they tell of the whole.
+    Images without a usable region have nothing to cut out and stay whole, and so do conversations without an image.
 
     Raises:
-        CorpusError: an image cannot be decoded, no tile has a usable region, or `out` is in use.
+        CorpusError: an image cannot be decoded, nothing is left, or `out` is in use.
     """
     split_of = named_split(corpus)
     made = Tiled()
@@ -300,9 +349,9 @@ def tiles_of(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[Regio
     Raises:
         CorpusError: the record has no image, or one that cannot be decoded.
     """
-    kinds = {region.kind for region in record.regions}
+    kinds = {region.kind for region in record.regions if not region.ignore}
     small = max(record.width, record.height) <= tiling.side
-    if record.text_only or small or (tiling.kind is not None and tiling.kind not in kinds):
+    if record.text_only or small or not kinds or (tiling.kind is not None and tiling.kind not in kinds):
         made.whole += 1
         yield record
         return
@@ -324,7 +373,7 @@ def tiles_of(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[Regio
         part.save(file, "PNG")
         yield replace(
             record,
-            id=f"{record.id}@{window[0]},{window[1]}",
+            id=f"{record.id}@{window[0]},{window[1]},{tiling.side}",
             image=file.getvalue(),
             width=part.width,
             height=part.height,
@@ -333,6 +382,8 @@ def tiles_of(record: RegionImage, tiling: Tiling, made: Tiled) -> Iterator[Regio
             conversations=[],
         )
     made.conversations += len(record.conversations)
+    made.captions += bool(record.caption)
+    made.images += not shown
     made.lost += sum(not region.ignore and index not in shown for index, region in enumerate(record.regions))
 
 

@@ -251,6 +251,7 @@ class Corpus:
         self._intact: set[int] = set()
         self._metadata = lru_cache(maxsize=256)(self._open_metadata)
         self._group = lru_cache(maxsize=16)(self._read_group)
+        self._described = lru_cache(maxsize=16)(self._read_described)
         self._columns = lru_cache(maxsize=256)(self._known_columns)
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[Path]]:
@@ -260,6 +261,16 @@ class Corpus:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> RegionImage:
+        shard, group, offset = self._place(index)
+        return next(self._records(shard, group, self._group(shard, group).slice(offset, 1)))
+
+    def described(self, index: int) -> RegionImage:
+        """Record `index` as `records` has it, with `image` None: its picture is not read."""
+        shard, group, offset = self._place(index)
+        return next(self._records(shard, group, self._described(shard, group).slice(offset, 1)))
+
+    def _place(self, index: int) -> tuple[int, int, int]:
+        """The shard of a record, the row group in it, and the row in that."""
         i = operator.index(index)
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.path} has {len(self)} images, there is no image {i}")
@@ -267,8 +278,7 @@ class Corpus:
         row = i % len(self) - (self._ends[shard - 1] if shard else 0)
         ends = group_ends(self._metadata(shard))
         group = bisect_right(ends, row)
-        offset = row - (ends[group - 1] if group else 0)
-        return next(self._records(shard, group, self._group(shard, group).slice(offset, 1)))
+        return shard, group, row - (ends[group - 1] if group else 0)
 
     def __iter__(self) -> Iterator[RegionImage]:
         for shard in range(len(self._shards)):
@@ -285,9 +295,8 @@ class Corpus:
         for shard in range(len(self._shards)):
             if check:
                 self.check_shard(shard)
-            columns = [name for name in self._columns(shard) if name != "image"] + ["image.path"]
             for group in range(self._metadata(shard).num_row_groups):
-                yield from self._records(shard, group, self._read_group(shard, group, columns))
+                yield from self._records(shard, group, self._read_described(shard, group))
 
     def without_image(self) -> set[int]:
         """Which records are conversations about no image; of the files one column is read, and only if need be."""
@@ -362,6 +371,11 @@ class Corpus:
         """The columns of a shard that a record is made of; earlier versions have fewer."""
         absent = ADDED_COLUMNS if self._metadata(shard).metadata[b"granvit_schema"] == b"1" else frozenset()
         return [name for name in SCHEMA.names if name not in absent]
+
+    def _read_described(self, shard: int, group: int) -> pa.Table:
+        """A row group without the pictures."""
+        columns = [name for name in self._columns(shard) if name != "image"] + ["image.path"]
+        return self._read_group(shard, group, columns)
 
     def _read_group(self, shard: int, group: int, columns: list[str] | None = None) -> pa.Table:
         file = self.path / self._shards[shard]["name"]

@@ -87,9 +87,12 @@ def test_parts_of_it(corpus, tmp_path):
 
 def test_tiles_hold_no_conversation(corpus, tmp_path):
     made = derive.tile(corpus, tmp_path / "tiles", derive.Tiling(40), progress=False)
-    assert (made.whole, made.conversations) == (2, 3) and made.tiles >= 2
+    # What is talked about and has no region is not cut.
+    assert (made.whole, made.conversations, made.captions) == (3, 2, 1) and made.tiles >= 2
     tiles = list(Corpus(tmp_path / "tiles"))
-    assert [r.id for r in tiles if r.conversations] == ["mix/alone", "chat/7"] and verify(tmp_path / "tiles") == []
+    assert [r.id for r in tiles if r.conversations] == ["mix/alone", "mix/talk", "chat/7"] and verify(
+        tmp_path / "tiles"
+    ) == []
 
 
 def test_curation(corpus, tmp_path):

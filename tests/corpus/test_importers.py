@@ -273,6 +273,17 @@ def test_the_first_line_is_one_that_is_read(tmp_path):
     assert 8 <= Counter(chosen.values())["val"] <= 32
 
 
+@pytest.mark.parametrize("group", ["id", "first-line"])
+def test_tiles_of_one_picture_go_to_one_side(group, tmp_path):
+    tiles = [(i, x) for i in range(40) for x in (0, 20)]
+    for i, x in tiles:
+        save(tmp_path / f"pack/{i}.jpg@{x},0,20", format="JPEG")
+    rows = [row(f"{i}.jpg@{x},0,20", [{"bbox": [1, 2, 20, 20], "text": f"line {i} {x}"}]) for i, x in tiles]
+    chosen = splits(pack(tmp_path / "pack", *rows), tmp_path / "out", val_fraction=0.5, group=group)
+    assert all(chosen[f"{i}.jpg@0,0,20"] == chosen[f"{i}.jpg@20,0,20"] for i in range(40))
+    assert 16 <= Counter(chosen.values())["val"] <= 64
+
+
 def test_a_picture_that_is_trained_on_first_and_held_out_later_is_reported_by_name(tmp_path):
     region = {"bbox": [1, 2, 20, 20], "caption": "x"}
     train = pack(tmp_path / "train", row("images/a.jpg", [region]), row("images/b.jpg", [region]))

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from granvit.corpus.check import verify
-from granvit.corpus.derive import Tiled, Tiling, tile, tiles_of, train_and_held_out
+from granvit.corpus.derive import Tiled, Tiling, merge, picture_id, split, tile, tiles_of, train_and_held_out
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
-from granvit.regions import Region, RegionImage
+from granvit.regions import Region, RegionImage, Turn
+from granvit.sampling import unit_hash
 
 SIZE = (300, 200)
 
@@ -51,9 +52,9 @@ def test_regions_lie_on_the_pixels_they_lay_on():
     one = page([line(150, 110, 250, 130, polygon=[150, 110, 250, 112, 250, 130, 150, 128])])
     found, made = named_tiles(one, 160, 0.5)
     source = np.asarray(Image.open(io.BytesIO(one.image)))
-    assert made == Tiled(tiles=2, empty=4) and list(found) == ["page@140,0", "page@140,40"]
+    assert made == Tiled(tiles=2, empty=4) and list(found) == ["page@140,0,160", "page@140,40,160"]
     for part in found.values():
-        left, top = map(int, part.id.split("@")[1].split(","))
+        left, top, _ = map(int, part.id.split("@")[1].split(","))
         shown = np.asarray(Image.open(io.BytesIO(part.image)))
         assert np.array_equal(shown, source[top : top + 160, left : left + 160])
         assert (part.width, part.height) == (160, 160)
@@ -67,7 +68,7 @@ def test_regions_lie_on_the_pixels_they_lay_on():
 def test_what_a_tile_cuts_is_there_to_be_ignored():
     half, most = line(80, 10, 120, 20), Region((20, 20, 110, 60), "a dog", polygon=[20, 20, 110, 60, 20, 60])
     found, _ = named_tiles(page([half, most, line(10, 70, 60, 80), line(99.5, 5, 140, 9)]), 100, 0.0)
-    text, dog, whole = found["page@0,0"].regions
+    text, dog, whole = found["page@0,0,100"].regions
     assert text.box == (80, 10, 100, 20) and text.ignore
     assert dog.box == (20, 20, 100, 60) and not dog.ignore and dog.polygon is None  # eight ninths of it
     assert not whole.ignore
@@ -77,12 +78,21 @@ def test_regions_larger_than_a_tile_are_counted_and_unreadable_ones_stay_so():
     wide, illegible = line(5, 50, 295, 60), line(10, 10, 40, 20, ignore=True)
     found, made = named_tiles(page([wide, illegible, line(10, 30, 40, 40)]), 100, 0.0)
     assert made.lost == 1 and made.tiles == 1 and made.empty == 5
-    assert [region.ignore for region in found["page@0,0"].regions] == [True, True, False]
+    assert [region.ignore for region in found["page@0,0,100"].regions] == [True, True, False]
 
 
 @pytest.mark.parametrize("regions", [[], [line(10, 10, 20, 20, ignore=True)]])
-def test_a_page_without_a_usable_region_leaves_nothing(regions):
-    assert named_tiles(page(regions), 160) == ({}, Tiled(empty=6))
+def test_an_image_without_a_usable_region_stays_whole(regions):
+    """There is nothing to cut out of it, and its caption may be all that it is there for."""
+    told = page(regions, caption="a photo", conversations=[[Turn("user", "What?"), Turn("assistant", "A photo.")]])
+    assert named_tiles(told, 160) == ({"page": told}, Tiled(whole=1))
+
+
+def test_an_image_of_which_no_tile_shows_a_region_is_counted():
+    told = page([line(5, 50, 295, 60)], caption="a", conversations=[[Turn("user", "?"), Turn("assistant", "!")]])
+    found, made = named_tiles(told, 160)
+    assert (found, made) == ({}, Tiled(empty=6, lost=1, captions=1, conversations=1, images=1))
+    assert "1 captions and 1 conversations about cut images; 1 images are gone" in made.left_out()
 
 
 def test_small_images_and_other_kinds_stay_whole():
@@ -90,7 +100,7 @@ def test_small_images_and_other_kinds_stay_whole():
     assert named_tiles(small, 300)[0] == {"page": small}
     assert named_tiles(photo, 100, kind="text") == ({"page": photo}, Tiled(whole=1))
     found, _ = named_tiles(small, 100, kind="text")
-    assert list(found) == ["page@0,0"] and found["page@0,0"].caption is None
+    assert list(found) == ["page@0,0,100"] and found["page@0,0,100"].caption is None
 
 
 def test_a_corpus_of_tiles_is_whole_and_keeps_an_image_on_one_side(tmp_path):
@@ -103,6 +113,98 @@ def test_a_corpus_of_tiles_is_whole_and_keeps_an_image_on_one_side(tmp_path):
     assert tiles.manifest["meta"]["of"] == str(whole.path)
     for ours, theirs in zip(train_and_held_out(tiles), train_and_held_out(whole), strict=True):
         assert {one.id.split("@")[0] for one in ours} == {one.id for one in theirs}
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("s/0.png@0,160,512", "s/0.png"),
+        ("s/0.png@0,160", "s/0.png"),  # as earlier versions called them
+        ("a@b@0,0,512@140,0,160@7,8", "a@b"),  # tiles of tiles
+        ("me@2x", "me@2x"),
+        ("0@1,2,3,4", "0@1,2,3,4"),
+        ("0@1,2.png", "0@1,2.png"),
+        ("@1,2", "@1,2"),  # no id is empty
+    ],
+)
+def test_the_id_of_the_picture_that_a_tile_shows(name, picture):
+    assert picture_id(name) == picture
+
+
+def tiled(tmp_path, numbers, side: int = 160, split: str = "train"):
+    """Pages called by these numbers, and a corpus of their tiles."""
+    lines = [line(10, 10, 40, 20), line(200, 150, 250, 160)]
+    whole = corpus(tmp_path / "whole", [replace(page(lines), id=f"{i}", split=split) for i in numbers])
+    tile(whole, tmp_path / f"tiles{side}", Tiling(side), progress=False)
+    return whole, Corpus(tmp_path / f"tiles{side}")
+
+
+def pictures(records) -> set[str]:
+    return {picture_id(one.id) for one in records}
+
+
+# Hashes of these ids hold none out where a tenth is.
+TRAINED_ON = [i for i in range(60) if unit_hash(f"{i}") >= 0.1][:30]
+
+
+def test_tiles_of_one_picture_are_split_to_one_side(tmp_path):
+    """The hash of 30 pictures holds none out, so the tiles name nothing to hold out either, and are split later."""
+    whole, tiles = tiled(tmp_path, TRAINED_ON)
+    assert tiles.manifest["images_by_split"] == {"train": 90}
+    split(tiles, tmp_path / "parts", val=0.3, test=0.2)
+    split(whole, tmp_path / "pages", val=0.3, test=0.2)
+    for name in ("train", "val", "test"):
+        theirs = pictures(Corpus(tmp_path / "pages" / name).records())
+        assert pictures(Corpus(tmp_path / "parts" / name).records()) == theirs != set()
+
+
+def test_tiles_are_held_out_by_picture_where_no_split_is_named(tmp_path):
+    whole, tiles = tiled(tmp_path, TRAINED_ON)
+    with pytest.raises(CorpusError, match="90 images to train on and 0 held out"):
+        train_and_held_out(tiles)
+    for ours, theirs in zip(train_and_held_out(tiles, 0.3), train_and_held_out(whole, 0.3), strict=True):
+        assert pictures(ours) == pictures(theirs) != set()
+
+
+def test_tiles_of_tiles_stay_on_their_pictures_side(tmp_path):
+    whole, tiles = tiled(tmp_path, range(40))
+    tile(tiles, tmp_path / "smaller", Tiling(80), progress=False)
+    train, held_out = train_and_held_out(Corpus(tmp_path / "smaller"))
+    assert any(one.id.count("@") == 2 for one in held_out)
+    assert pictures(train).isdisjoint(pictures(held_out)) and pictures(held_out) == pictures(
+        train_and_held_out(whole)[1]
+    )
+
+
+def test_tiles_of_two_sizes_are_different_images(tmp_path):
+    whole, small = tiled(tmp_path, [1])
+    _, large = tiled(tmp_path / "more", [1], side=200)
+    assert merge([small, large], tmp_path / "both", skip_known=True) == len(small) + len(large)
+    assert merge([small, small], tmp_path / "once", skip_known=True) == len(small)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_pages_of_held_out_tiles_are_not_trained_on(order, tmp_path):
+    """The tiles name what is held out and the pages do not: named splits alone would leave all pages to training."""
+    whole, tiles = tiled(tmp_path, range(60), split="")
+    assert tiles.manifest["images_by_split"]["val"] and not whole.manifest["images_by_split"].get("val")
+    merge([whole, tiles][::order], tmp_path / "both")
+    train, held_out = train_and_held_out(Corpus(tmp_path / "both"))
+    assert pictures(train).isdisjoint(pictures(held_out)) and pictures(held_out) == pictures(
+        train_and_held_out(whole)[1]
+    )
+    merge([whole, whole], tmp_path / "unnamed", skip_known=True)
+    assert Corpus(tmp_path / "unnamed").manifest["images_by_split"] == {"": 60}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_picture_held_out_whose_tiles_are_trained_on_is_refused(order, tmp_path):
+    whole, tiles = tiled(tmp_path, TRAINED_ON)
+    for part in (whole, tiles):
+        held_out = corpus(tmp_path / f"held{part is tiles}", [replace(part[0], id=f"{part[0].id}@9,9", split="test")])
+        with pytest.raises(CorpusError, match="its picture, whole or in other tiles,.*: make the tiles from"):
+            merge([part, held_out][::order], tmp_path / "out")
+        assert not (tmp_path / "out/manifest.json").exists()
 
 
 def test_named_splits_are_kept(tmp_path):

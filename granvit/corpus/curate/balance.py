@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +80,35 @@ class TextCounts:
         self._merge()
         many: NDArray[np.bool_] = self._counts > limit
         return dict(zip(self._hashes[many].tolist(), self._counts[many].tolist(), strict=True))
+
+
+class RepeatedTexts:
+    """Counts of the texts that `repeats` looks at, by source and kind of region."""
+
+    def __init__(self, repeats: Repeats) -> None:
+        self._repeats = repeats
+        self._texts: dict[tuple[str, str], TextCounts] = {}
+        self._regions: Counter[tuple[str, str]] = Counter()
+
+    def __bool__(self) -> bool:
+        """Whether there was any."""
+        return bool(self._texts)
+
+    def add(self, source: str, regions: Iterable[Region]) -> None:
+        """Count the texts of regions that a source has."""
+        for region in regions:
+            key = source, region.kind
+            self._regions[key] += 1
+            if self._repeats.concerns(region):
+                self._texts.setdefault(key, TextCounts()).add(text_hash(region.text))
+
+    def allowed(self) -> dict[tuple[str, str], dict[int, tuple[float, int]]]:
+        """By source and kind: texts that occur too often, as the share of them to keep and their count."""
+        found = {}
+        for key, texts in self._texts.items():
+            limit = max(self._repeats.min_count, self._repeats.max_share * self._regions[key])
+            found[key] = {hashed: (limit / count, count) for hashed, count in texts.above(limit).items()}
+        return found
 
 
 def mix(

@@ -1,8 +1,9 @@
 """From a corpus as it was made to one worth training on; every drop is counted by reason and source.
 
-Two passes over the records, and one over the image files in between where copies are looked for. In memory are some 30
-bytes per image that passes the filters, 45 more for its fingerprint, 20 per different text a captioner wrote, the ids
-of the images that are written (`CorpusWriter`) and the rows of the copies that are not.
+Two passes over the records, and one over the image files in between where copies are looked for; one more over the
+records where captioners' texts are to be counted without what copies and caps took. In memory are some 35 bytes per
+image that passes the filters, 45 more for its fingerprint, 20 per different text a captioner wrote, the ids of the
+images that are written (`CorpusWriter`) and the rows of the copies that are not.
 Records without image files take part in everything but the search for copies.
 """
 
@@ -13,15 +14,17 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from granvit.corpus.curate.balance import Repeats, mix, text_hash
+from granvit.corpus.curate.balance import RepeatedTexts, Repeats, mix, text_hash
+from granvit.corpus.curate.copies import Copies, Share, joined
 from granvit.corpus.curate.filters import Filters, PassedImages, apply_filters, too_few
+from granvit.corpus.curate.report import EXACT, NEAR, WITH_IMAGE, CurationReport
 from granvit.corpus.dedup.copy_search import SIMILARITY, exact_groups, near_groups
 from granvit.corpus.dedup.perceptual_hash import NO_PICTURE, FingerprintFile, store_fingerprints
 from granvit.corpus.layout import CURATION, CorpusError
@@ -31,24 +34,6 @@ from granvit.files import write_text
 from granvit.regions import Region, RegionImage
 from granvit.sampling import unit_hash
 
-WITH_IMAGE = "with-image"
-
-# What to do where a rule takes more than it should.
-_PRESETS_HINT = "the paper's limits are for large photographs, others are --preset photos and --preset documents"
-_HINTS = {
-    "short-side": f"{_PRESETS_HINT}, or --filters.object-image.min-short-side PIXELS",
-    "image-aspect": f"{_PRESETS_HINT}, or --filters.object-image.max-aspect RATIO",
-    "box-area": f"{_PRESETS_HINT}, or --filters.object-box.min-area PIXELS",
-    "box-aspect": f"{_PRESETS_HINT}, or --filters.object-box.max-aspect RATIO",
-    "box-side": f"{_PRESETS_HINT}, or --filters.text-box.min-side PIXELS",
-    "near-duplicate": "pages of one layout look alike, see --similarity and --no-near-duplicates",
-    "no-regions": "a region that is left is needed, see what took the regions, or --filters.min-regions 0",
-    "repeated-text": "see --repeats.max-share",
-}
-
-_Counted = Literal["images", "regions"]
-_COUNTED: tuple[_Counted, ...] = ("images", "regions")
-
 
 @dataclass(frozen=True)
 class Curation:
@@ -57,15 +42,16 @@ class Curation:
     filters: Filters = field(default_factory=Filters)
     repeats: Repeats = field(default_factory=Repeats)
     exact_duplicates: bool = True
-    """Drop files that are there already, byte by byte."""
+    """Drop files that are there already, byte by byte; the one that stays takes over what is said of the others."""
     near_duplicates: bool = True
     """Drop pictures that are there already in another size, compression, or mirrored."""
     similarity: float = SIMILARITY
     """From which agreement, at most 1, two pictures are the same. Receipts in one layout reach 0.9."""
     caps: dict[str, int] = field(default_factory=dict)
-    """At most so many images of a source: NAME COUNT ..."""
+    """At most so many images of a source: NAME COUNT ... Those in the splits "val" and "test" stay and are not counted,
+    but 0 leaves out all of a source."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Proportions of the sources, by images: NAME WEIGHT ... for every source; 0 leaves it out."""
+    """Proportions of the sources, by images: NAME WEIGHT ... for every source, "val" and "test" as with caps."""
     seed: int = 0
     """Which images caps and weights leave: the same for the same seed."""
 
@@ -84,97 +70,6 @@ class Curation:
                     raise CorpusError(f"--{setting} {name} {value}: must be at least 0")
         if not 0 < self.similarity <= 1:
             raise CorpusError(f"--similarity {self.similarity}: must be above 0 and at most 1")
-
-
-@dataclass
-class SourceReport:
-    """What became of one source. ``images_in == images_out + sum(images_dropped)``, and the same for regions, of which
-    those that went with their image are counted as "with-image". Conversations go with their image alone."""
-
-    images_in: int = 0
-    images_out: int = 0
-    regions_in: int = 0
-    regions_out: int = 0
-    conversations_in: int = 0
-    conversations_out: int = 0
-    images_dropped: Counter[str] = field(default_factory=Counter)
-    regions_dropped: Counter[str] = field(default_factory=Counter)
-    scripts: Counter[str] = field(default_factory=Counter)
-    languages: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass
-class CurationReport:
-    """The account of a curation.
-
-    Attributes:
-        sources: by name.
-        repeated: texts that were thinned out: source, kind, text, how often it occurred.
-        groups: how many sets of copies there were, "exact" and "near".
-        without_fingerprint: images that could not be compared with others, by reason.
-    """
-
-    sources: dict[str, SourceReport] = field(default_factory=dict)
-    repeated: list[dict[str, Any]] = field(default_factory=list)
-    groups: Counter[str] = field(default_factory=Counter)
-    without_fingerprint: Counter[str] = field(default_factory=Counter)
-
-    def of(self, source: str) -> SourceReport:
-        """The report of a source, made when it is first asked for."""
-        return self.sources.setdefault(source, SourceReport())
-
-    def total(self, name: str) -> int:
-        """The sum of a number over the sources."""
-        return sum(getattr(report, name) for report in self.sources.values())
-
-    def reasons(self, what: _Counted) -> str:
-        """The drops of all sources in one line, the most frequent reason first."""
-        found: Counter[str] = Counter()
-        for report in self.sources.values():
-            found.update(getattr(report, f"{what}_dropped"))
-        return ", ".join(f"{reason} {count}" for reason, count in found.most_common())
-
-    def losses(self) -> list[str]:
-        """A sentence for images, and one for regions, where more than half are gone, naming the rule that took most."""
-        lines = []
-        for what in _COUNTED:
-            given, left = self.total(f"{what}_in"), self.total(f"{what}_out")
-            found: Counter[str] = Counter()
-            for report in self.sources.values():
-                found.update(getattr(report, f"{what}_dropped"))
-            gone = found.pop(WITH_IMAGE, 0)  # an image's loss is counted as that
-            if found and 2 * left < given - gone:
-                (rule, count), *_ = found.most_common()
-                hint = _HINTS.get(rule, "")
-                lines.append(
-                    f"more than half of the {what} are dropped ({found.total()} of {given - gone}), most of them "
-                    f"({count}) by {rule}" + (f": {hint}" if hint else "")
-                )
-        return lines
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as JSON-able values."""
-        # Field by field: `asdict` turns a Counter into something else.
-        sources = {name: {k: _plain(v) for k, v in vars(report).items()} for name, report in self.sources.items()}
-        return {"sources": sources, **{k: _plain(v) for k, v in vars(self).items() if k != "sources"}}
-
-    def __str__(self) -> str:
-        lines = []
-        for what in _COUNTED:
-            lines.append(f"{what:<8} {self.total(f'{what}_out')} of {self.total(f'{what}_in')} kept")
-            if dropped := self.reasons(what):
-                lines.append(f"  dropped: {dropped}")
-        if said := self.total("conversations_in"):
-            lines.append(f"conversations {self.total('conversations_out')} of {said} kept, the others went with images")
-        lines += [
-            f"  {name}: {s.images_out} of {s.images_in} images, {s.regions_out} of {s.regions_in} regions"
-            for name, s in sorted(self.sources.items())
-        ]
-        return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    return dict(value.most_common()) if isinstance(value, Counter) else value
 
 
 def curate(
@@ -208,10 +103,15 @@ def curate(
     with CorpusWriter(out, meta=meta, overwrite=overwrite) as writer:
         records = tqdm(corpus.records(), "filter", len(corpus), unit=" images", disable=not progress)
         passed = PassedImages(records, curation.filters, curation.repeats, curation.seed)
-        dropped = _choose(corpus, passed, curation, report, fingerprints, workers, writer.folder)
-        thinning = _Thinning(passed, curation.repeats)
+        dropped, copies = _choose(corpus, passed, curation, report, fingerprints, workers, writer.folder)
+        texts = passed.texts
+        if texts and dropped:
+            # What copies and caps took away repeats nothing any more.
+            again = tqdm(corpus.records(), "texts", len(corpus), unit=" images", disable=not progress)
+            texts = _texts_left(again, dropped, copies, curation)
+        thinning = _Thinning(texts, curation.repeats)
         pictures = tqdm(corpus, "write", len(corpus), unit=" images", disable=not progress)
-        for record in _kept(pictures, dropped, thinning, curation, report):
+        for record in _kept(pictures, dropped, copies, thinning, curation, report):
             writer.write(record)
         if not writer.images:
             why = "; ".join(report.losses())
@@ -232,9 +132,13 @@ def _choose(
     fingerprints: Path | None,
     workers: int,
     unfinished: Path,
-) -> dict[int, str]:
-    """Why rows that passed the filters are dropped all the same. `unfinished` is a folder for passing files."""
+) -> tuple[dict[int, str], Copies]:
+    """Why rows that passed the filters are dropped all the same, and of which of them what is said is taken over.
+
+    `unfinished` is a folder for passing files.
+    """
     reasons: dict[int, str] = {}
+    taken_over: dict[int, list[int]] = {}
     left = np.ones(len(passed), dtype=bool)
 
     def drop(entry: int, reason: str) -> None:
@@ -253,9 +157,19 @@ def _choose(
                 report.groups[reason] += 1
                 # From places in the file to places among those that passed; earlier groups may have taken some.
                 members = [i for i in np.searchsorted(entries, group).tolist() if left[i]]
-                for entry in set(members) - {passed.best(members)} if members else ():
+                kept = passed.best(members) if members else None
+                for entry in members:
+                    if kept is None or entry == kept:
+                        continue
                     drop(entry, reason)
-    open_rows = np.flatnonzero(left)
+                    if reason == EXACT and passed.join(kept, entry):
+                        taken_over.setdefault(int(passed.rows[kept]), []).append(int(passed.rows[entry]))
+    for reason, given in (("cap", curation.caps), ("weight", curation.weights)):
+        nothing = [index for index, name in enumerate(passed.sources) if given.get(name) == 0]
+        for entry in np.flatnonzero(left & passed.held_out & np.isin(passed.source, nothing)).tolist():
+            drop(entry, reason)
+    # Caps and weights are about what is trained on. What is held out is there to measure it, whatever its mixture.
+    open_rows = np.flatnonzero(left & ~passed.held_out)
     over_cap, over_weight = mix(
         passed.source[open_rows], passed.draw[open_rows], passed.sources, curation.caps, curation.weights
     )
@@ -263,7 +177,8 @@ def _choose(
         drop(entry, "cap")
     for entry in open_rows[over_weight].tolist():
         drop(entry, "weight")
-    return reasons
+    # What goes all the same takes with it what it took over.
+    return reasons, Copies(corpus, curation.filters, {k: v for k, v in taken_over.items() if k not in reasons})
 
 
 def _fingerprints(
@@ -280,17 +195,17 @@ def _copies(
     file: FingerprintFile, entries: np.ndarray[Any, np.dtype[np.int64]], curation: Curation
 ) -> Iterator[tuple[str, list[int]]]:
     if curation.exact_duplicates:
-        yield from (("exact-duplicate", group) for group in exact_groups(file.sha256, entries))
+        yield from ((EXACT, group) for group in exact_groups(file.sha256, entries))
     if curation.near_duplicates:
-        yield from (("near-duplicate", group) for group in near_groups(file, entries, curation.similarity))
+        yield from ((NEAR, group) for group in near_groups(file, entries, curation.similarity))
 
 
 class _Thinning:
     """Thins out the texts that are repeated too often."""
 
-    def __init__(self, passed: PassedImages, repeats: Repeats) -> None:
+    def __init__(self, texts: RepeatedTexts, repeats: Repeats) -> None:
         self._repeats = repeats
-        self._allowed = passed.allowed(repeats)
+        self._allowed = texts.allowed()
         self._seen: dict[tuple[str, str, int], dict[str, Any]] = {}
 
     def drops(self, record: RegionImage, place: int, region: Region) -> bool:
@@ -310,9 +225,22 @@ class _Thinning:
         return sorted(self._seen.values(), key=lambda entry: (-entry["count"], entry["source"], entry["text"]))
 
 
+def _texts_left(
+    records: Iterable[RegionImage], dropped: dict[int, str], copies: Copies, curation: Curation
+) -> RepeatedTexts:
+    """The texts of what is neither dropped nor filtered out."""
+    texts = RepeatedTexts(curation.repeats)
+    for row, filtered in enumerate(apply_filters(records, curation.filters)):
+        if filtered.reason is None and row not in dropped:
+            for share in copies.shares(row, filtered):
+                texts.add(share.record.source, (region for _, region in share.regions))
+    return texts
+
+
 def _kept(
     records: Iterable[RegionImage],
     dropped: dict[int, str],
+    copies: Copies,
     thinning: _Thinning,
     curation: Curation,
     report: CurationReport,
@@ -324,30 +252,62 @@ def _kept(
             source = report.of(record.source)
             source.images_in += 1
             source.regions_in += len(record.regions)
+            source.captions_in += bool(record.caption)
             source.conversations_in += len(record.conversations)
+            report.splits_in[record.split] += 1
             yield record
 
     for row, filtered in enumerate(apply_filters(counted(), curation.filters)):
         record, source = filtered.record, report.of(filtered.record.source)
         source.regions_dropped.update(filtered.regions)
-        reason = filtered.reason or dropped.get(row)
-        if reason is None:
-            pairs = zip(filtered.places, record.regions, strict=True)
-            regions = [region for place, region in pairs if not thinning.drops(record, place, region)]
-            if len(regions) < len(record.regions):
-                source.regions_dropped["repeated-text"] += len(record.regions) - len(regions)
-                record = replace(record, regions=regions)
-                reason = too_few(record, curation.filters)
+        if reason := filtered.reason or dropped.get(row):
+            source.images_dropped[reason] += 1
+            if row not in copies.rows:  # whose regions are counted with the record that takes them over
+                source.regions_dropped.update([WITH_IMAGE] * len(record.regions))
+                if reason in (EXACT, NEAR):
+                    report.with_copies += _said(record)
+            continue
+        shares = copies.shares(row, filtered)
+        stays = [
+            [region for place, region in share.regions if not thinning.drops(share.record, place, region)]
+            for share in shares
+        ]
+        record = joined(shares, [region for regions in stays for region in regions])
+        thinned = len(record.regions) < sum(len(share.regions) for share in shares)
+        reason = too_few(record, curation.filters) if thinned else None
+        for number, (share, regions) in enumerate(zip(shares, stays, strict=True)):
+            _account(share, regions, report, gone=reason is not None, copy=number > 0)
         if reason is not None:
             source.images_dropped[reason] += 1
-            source.regions_dropped.update([WITH_IMAGE] * len(record.regions))
             continue
         source.images_out += 1
-        source.regions_out += len(record.regions)
-        source.conversations_out += len(record.conversations)
-        for region in record.regions:
-            if not region.ignore:
-                name = script(region.text)
-                source.scripts[name] += 1
-                source.languages[language(region.text, name)] += 1
+        report.splits_out[record.split] += 1
         yield record
+
+
+def _account(share: Share, regions: list[Region], report: CurationReport, gone: bool, copy: bool) -> None:
+    """Count what a share gives to a record that is written, or `gone`; `regions` are those that are not thinned out."""
+    source = report.of(share.record.source)
+    went = share.doubled + (len(regions) if gone else 0)
+    source.regions_dropped += Counter({WITH_IMAGE: went, "repeated-text": len(share.regions) - len(regions)})
+    if gone:
+        return
+    given = Counter(regions=len(regions), captions=int(share.caption), conversations=len(share.conversations))
+    source.regions_out += given["regions"]
+    source.captions_out += given["captions"]
+    source.conversations_out += given["conversations"]
+    if copy:
+        report.joined += given
+        report.with_copies += share.lost
+    for region in regions:
+        if not region.ignore:
+            name = script(region.text)
+            source.scripts[name] += 1
+            source.languages[language(region.text, name)] += 1
+
+
+def _said(record: RegionImage) -> Counter[str]:
+    """What is said of an image, in numbers."""
+    return Counter(
+        regions=len(record.regions), captions=int(bool(record.caption)), conversations=len(record.conversations)
+    )

@@ -10,6 +10,7 @@ square pixels, and a receipt is a long strip. So text is held to what makes it r
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from granvit import geometry
-from granvit.corpus.curate.balance import Repeats, TextCounts, text_hash
+from granvit.corpus.curate.balance import RepeatedTexts, Repeats
 from granvit.regions import Region, RegionImage
 from granvit.sampling import unit_hash
 
@@ -100,7 +101,7 @@ def _chosen(given: Any, default: Any, preset: Any) -> Any:
     return replace(given, **{n: _chosen(getattr(given, n), getattr(default, n), getattr(preset, n)) for n in names})  # type: ignore[type-var]
 
 
-_COINCIDE = 0.7
+COINCIDE = 0.7
 _INSIDE = 0.95
 
 
@@ -180,7 +181,7 @@ def _repeats(regions: list[Region]) -> list[tuple[int, str]]:
     dropped: list[tuple[int, str]] = []
     for i in surest:
         smaller = np.minimum(areas[kept], areas[i])
-        if (iou_nn[i, kept] > _COINCIDE).any():
+        if (iou_nn[i, kept] > COINCIDE).any():
             dropped.append((i, "same-box"))
         elif (shared_nn[i, kept] > _INSIDE * np.maximum(smaller, 1e-6)).any():
             dropped.append((i, "nested-box"))
@@ -256,56 +257,58 @@ def too_few(record: RegionImage, filters: Filters) -> str | None:
 
 
 class PassedImages:
-    """What is known of the images that passed the filters, about 30 bytes each, in the order of the corpus.
+    """What is known of the images that passed the filters, about 35 bytes each, in the order of the corpus.
 
     Attributes:
         rows: places in the corpus.
         source: index into `sources`.
         sources: names, in order of appearance.
         draw: a number in [0, 1) that depends on seed and id alone.
-        texts: by source and kind, the texts whose repetitions are looked at; `regions` counts all of that kind.
+        held_out: whether the split's name says so.
+        texts: those whose repetitions are looked at.
     """
 
     def __init__(self, records: Iterable[RegionImage], filters: Filters, repeats: Repeats, seed: int) -> None:
-        rows, source, pixels, held = array("q"), array("i"), array("q"), array("b")
-        draws = array("d")
+        rows, source, sizes, held = array("q"), array("i"), array("i"), array("b")
+        draws, content = array("d"), array("i")
         names: dict[str, int] = {}
-        self.texts: dict[tuple[str, str], TextCounts] = {}
-        self.regions: Counter[tuple[str, str]] = Counter()
+        self.texts = RepeatedTexts(repeats)
         for row, filtered in enumerate(apply_filters(records, filters)):
             if filtered.reason is not None:
                 continue
             record = filtered.record
             rows.append(row)
             source.append(names.setdefault(record.source, len(names)))
-            pixels.append(record.width * record.height)
+            sizes.extend((record.width, record.height))
             held.append(_KEPT_FIRST.get(record.split, 2))
             draws.append(unit_hash(f"{seed}:{record.id}"))
-            self._count_texts(record, repeats)
+            content.append(_content(record))
+            self.texts.add(record.source, record.regions)
         self.sources = list(names)
         self.rows: NDArray[np.int64] = np.array(rows, np.int64)
         self.source: NDArray[np.int32] = np.array(source, np.int32)
         self.draw: NDArray[np.float64] = np.array(draws, np.float64)
-        self._pixels, self._held = np.array(pixels, np.int64), np.array(held, np.int8)
+        self._sizes = np.array(sizes, np.int32).reshape(-1, 2)
+        self._held, self._content = np.array(held, np.int8), np.array(content, np.int32)
+        self.held_out: NDArray[np.bool_] = self._held < 2
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _count_texts(self, record: RegionImage, repeats: Repeats) -> None:
-        for region in record.regions:
-            key = record.source, region.kind
-            self.regions[key] += 1
-            if repeats.concerns(region):
-                self.texts.setdefault(key, TextCounts()).add(text_hash(region.text))
-
     def best(self, group: Sequence[int]) -> int:
-        """Of images that are copies of each other, the one to keep: held out, then largest, then first."""
-        return min(group, key=lambda i: (self._held[i], -self._pixels[i], i))
+        """Of images that are copies of each other, the one to keep: held out, then the largest, then the one of which
+        most is said, then the first."""
+        return min(group, key=lambda i: (self._held[i], -math.prod(self._sizes[i].tolist()), -self._content[i], i))
 
-    def allowed(self, repeats: Repeats) -> dict[tuple[str, str], dict[int, tuple[float, int]]]:
-        """By source and kind: texts that occur too often, as the share of them to keep and their count."""
-        found = {}
-        for key, texts in self.texts.items():
-            limit = max(repeats.min_count, repeats.max_share * self.regions[key])
-            found[key] = {hashed: (limit / count, count) for hashed, count in texts.above(limit).items()}
-        return found
+    def join(self, kept: int, copy: int) -> bool:
+        """Whether `kept` takes over what is said of a `copy` of its file: boxes are of one size alone."""
+        if (self._sizes[kept] != self._sizes[copy]).any():
+            return False
+        self._content[kept] += self._content[copy]
+        return True
+
+
+def _content(record: RegionImage) -> int:
+    """How much is said of an image: regions, a caption, conversations."""
+    regions = sum(not region.ignore for region in record.regions)
+    return regions + bool(record.caption) + len(record.conversations)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +11,13 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from granvit.corpus.check import LeftOut, Quarantine, Rejection, check_record, whole_rejection
+from granvit.corpus.derive import picture_id, split_by_hash
 from granvit.corpus.importers.base import WITHOUT_REGIONS, Found, check_encoding, get_importer
 from granvit.corpus.layout import QUARANTINE, CorpusError
 from granvit.corpus.store import CorpusWriter
 from granvit.links import read_within
 from granvit.regions import SPLITS, RegionImage
+from granvit.sampling import unit_hash
 
 Group = Literal["id", "first-line"]
 
@@ -98,7 +99,7 @@ def import_corpus(
         val_fraction: the share in [0, 1) of the source's training (or unassigned) images that becomes split "val",
             chosen by a hash, so the same image is chosen each time; 0 keeps the source's splits.
         group: what is hashed: "id", or "first-line", the text of the first text region, which keeps the receipts
-            of one company in one split.
+            of one company in one split. Tiles go where their picture goes, by its id or its first tile's line.
         overwrite: replace the corpus at `out`.
         progress: show a progress bar.
         follow_links: what a link leads to outside of the places is read too, and not refused as "link-outside".
@@ -120,6 +121,7 @@ def import_corpus(
     named = [*places, *(option for option in options.values() if isinstance(option, Path))]
     summary = ImportSummary()
     held_out: set[str] = set()
+    sides = _Sides(val_fraction, group)
     meta = {"importer": name, "src": [str(p) for p in places], "val_fraction": val_fraction, "group": group}
     with CorpusWriter(out, rows_per_shard, meta, overwrite) as writer:
         with Quarantine(writer.folder / QUARANTINE) as quarantine, tqdm(unit=" images", disable=not progress) as bar:
@@ -127,7 +129,7 @@ def import_corpus(
             for place in places:
                 before = replace(summary, reasons=summary.reasons.copy())
                 for item in read_within(reader(place, **options), *named, follow_links=follow_links):
-                    _take(item, writer, quarantine, summary, held_out, val_fraction, group)
+                    _take(item, writer, quarantine, summary, held_out, sides)
                     bar.update()
                 _require_use(place, summary, before, writer, regions=name not in WITHOUT_REGIONS)
         writer.meta |= {
@@ -165,8 +167,7 @@ def _take(
     quarantine: Quarantine,
     summary: ImportSummary,
     held_out: set[str],
-    val_fraction: float,
-    group: Group,
+    sides: _Sides,
 ) -> None:
     if isinstance(item, LeftOut):
         if item.detail and item.count:
@@ -204,7 +205,7 @@ def _take(
         summary.regions_with_image += len(item.regions)
         summary.conversations_with_image += len(item.conversations)
         return
-    split = _split(checked.record, val_fraction, group)
+    split = sides.of(checked.record)
     writer.write(replace(checked.record, split=split))
     if split in ("val", "test"):
         held_out.add(item.id)
@@ -218,13 +219,23 @@ def _take(
     summary.without_picture += checked.record.text_only
 
 
-def _split(record: RegionImage, val_fraction: float, group: Group) -> str:
-    """Only training images move: a test image must not become one to tune on."""
-    if not val_fraction or record.split not in ("", "train"):
-        return record.split
-    key = record.id
-    if group == "first-line":
-        first = next((r.text for r in record.regions if r.kind == "text" and not r.ignore), key)
-        key = " ".join(first.casefold().split())
-    draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-    return "val" if draw < val_fraction else "train"
+@dataclass
+class _Sides:
+    """Which split each record goes to, see `import_corpus`."""
+
+    val_fraction: float
+    group: Group
+    first_lines: dict[str, str] = field(default_factory=dict)
+
+    def of(self, record: RegionImage) -> str:
+        """Only training images move: a test image must not become one to tune on."""
+        if not self.val_fraction or record.split not in ("", "train"):
+            return record.split
+        if self.group == "id":
+            return split_by_hash(record.id, self.val_fraction)
+        # Each tile has a first line of its own: the first tile's speaks for all, so that a picture is on one side.
+        picture = picture_id(record.id)
+        if (line := self.first_lines.get(picture)) is None:
+            first = next((r.text for r in record.regions if r.kind == "text" and not r.ignore), picture)
+            line = self.first_lines[picture] = " ".join(first.casefold().split())
+        return "val" if unit_hash(line) < self.val_fraction else "train"

@@ -262,6 +262,28 @@ def test_caps_and_weights(tmp_path):
         check_sums(report)
 
 
+def test_caps_and_weights_are_about_what_is_trained_on(tmp_path):
+    records = [record(f"{s}{i}", None, source=s, split="val" if i < 10 else "train") for s in "ab" for i in range(40)]
+    source = corpus(tmp_path / "in", records)
+    for name, setting in (("caps", {"caps": {"a": 3}}), ("weights", {"weights": {"a": 1, "b": 10}})):
+        report = curate(source, tmp_path / name, replace(BARE, **setting))
+        assert Corpus(tmp_path / name).manifest["images_by_split"] == {"val": 20, "train": 33}
+        assert report.sources["a"].images_out == 13 and report.losses() == []
+        check_sums(report)
+
+
+@pytest.mark.parametrize("setting", [{"caps": {"a": 0}}, {"weights": {"a": 0, "b": 1}}])
+def test_what_is_left_out_altogether_takes_its_held_out_images_and_that_is_said(setting, tmp_path):
+    records = [
+        record(f"{s}{i}", None, source=s, split="val" if s == "a" and i < 2 else "") for s in "ab" for i in range(9)
+    ]
+    report = curate(corpus(tmp_path / "in", records), tmp_path / "out", replace(BARE, **setting))
+    assert ids(tmp_path / "out") == [f"b{i}" for i in range(9)] and report.losses() == [
+        'no image of the split "val" is left, of 2'
+    ]
+    check_sums(report)
+
+
 def test_every_source_that_is_left_needs_a_weight():
     source, draw = np.array([0, 1], np.int32), np.array([0.1, 0.2])
     with pytest.raises(CorpusError, match="no weight for the source 'b'"):
