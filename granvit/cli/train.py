@@ -180,13 +180,15 @@ def train_into(
     from transformers.utils.logging import disable_progress_bar
 
     from granvit.evaluate.run_report import ask_commands, write_run_report
-    from granvit.train.build import counted_words, sources_of
+    from granvit.train.build import check_parts, counted_words, sources_of
     from granvit.train.config import on_cpu
     from granvit.train.run import run_recipe
 
     disable_progress_bar()
     if init is not None:
         init = checkpoint_of(init)
+    else:
+        check_parts(recipe)  # before a corpus is drawn or read for nothing
     sources = sources_of(recipe, corpora)
     first = PartialState(cpu=on_cpu(device)).is_main_process
     # The report belongs to the run: nobody else writes there in between.

@@ -35,14 +35,23 @@ from granvit.train.stages.config import StageConfig
 _HELD_OUT_SEED = 1_000_000
 
 
+def check_parts(recipe: Recipe) -> None:
+    """Whether a recipe names the parts that it begins with.
+
+    Raises:
+        GranvitError: it goes on from a trained model, which is for `--init` to name.
+    """
+    if FROM_INIT in (recipe.encoder, recipe.language):
+        raise GranvitError(f"{recipe.name} goes on from a trained model: name a run or a checkpoint with --init")
+
+
 def build_model(recipe: Recipe) -> RegionModel:
     """The untrained model of a recipe.
 
     Raises:
         ValueError: a part cannot be had, or the parts do not fit together; the message names it.
     """
-    if FROM_INIT in (recipe.encoder, recipe.language):
-        raise GranvitError(f"{recipe.name} goes on from a trained model: name a run or a checkpoint with --init")
+    check_parts(recipe)
     torch.manual_seed(recipe.seed)
     for name in (recipe.language, recipe.encoder):
         if name in NAMED_PARTS:
