@@ -14,7 +14,8 @@ BASE = "base"
 # What came of it, for people; and the scores of the demo.
 REPORT, METRICS = "report.html", "metrics.json"
 # Of a model's folder what decides its answers: settings, weights, chat template.
-_DECIDING = (".json", ".safetensors", ".gguf", ".jinja")
+_WEIGHTS = (".safetensors", ".gguf")
+_DECIDING = (".json", ".jinja", *_WEIGHTS)
 
 
 def checkpoint_of(folder: Path | str) -> Path:
@@ -30,3 +31,16 @@ def checkpoint_id(folder: Path) -> str:
     for path in sorted(path for ending in _DECIDING for path in root.glob(f"*{ending}")):
         digest.update(path.name.encode() + bytes.fromhex(sha256(path)))
     return digest.hexdigest()
+
+
+def by_content(model: str) -> str:
+    """A model, or a part of one: what lies on this disk by what it holds, wherever that is, any other by its name.
+
+    A folder without weights is no model: one that has only the name of a model on the hub, or at an endpoint.
+    """
+    path = Path(model)
+    if not model or not path.exists():
+        return model
+    if path.is_dir() and not any(any(checkpoint_of(path).glob(f"*{ending}")) for ending in _WEIGHTS):
+        return model
+    return f"sha256 {checkpoint_id(path) if path.is_dir() else sha256(path)}"

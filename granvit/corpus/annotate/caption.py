@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from granvit.coordinates import get_codec
-from granvit.corpus.annotate.base import CAPTIONER, AnnotateError, Item
+from granvit.corpus.annotate.base import CAPTIONER, MODEL, AnnotateError, Item
 from granvit.corpus.annotate.caption_answers import Answer, Refusal, usable_caption
 from granvit.corpus.annotate.caption_endpoint import Endpoint, Limits
 from granvit.corpus.annotate.caption_requests import (
@@ -29,7 +29,7 @@ from granvit.corpus.annotate.caption_requests import (
     region_request,
 )
 from granvit.errors import GranvitError
-from granvit.loading.run_folder import checkpoint_id
+from granvit.loading.run_folder import by_content, checkpoint_id
 from granvit.model.settings import Settings
 from granvit.regions import Region
 
@@ -135,7 +135,7 @@ class CaptionConfig:
     once more, and then refused with its reason.
     """
 
-    model: str
+    model: str = field(metadata=MODEL)
     """The model's name at the endpoint; without an endpoint, a checkpoint on the hub, a folder, or a granvit run."""
     endpoint: str = _runtime("")
     """Base URL of any OpenAI-compatible server, like http://localhost:8000/v1; empty loads the model here."""
@@ -279,7 +279,8 @@ class Caption:
     ) -> None:
         """`settings` are those of a granvit checkpoint, which is asked about a box in the way that it was taught.
 
-        `identity` tells a checkpoint from others of its name, and is given for one that is asked its trained questions.
+        `identity` is that of a checkpoint which is asked its trained questions. Any other model that lies on this disk
+        is known by what it holds: the next one in the same folder is asked anew.
         """
         used = settings or Settings(frame="image", fit="squash")
         self.config, self.captioner, self.cache = config, captioner, cache
@@ -287,7 +288,7 @@ class Caption:
         self._trained = bool(identity)
         mode: Mode = "trained" if identity else "crop" if config.mode == "auto" else config.mode
         self.prompts = PromptConfig(
-            identity or config.model,
+            identity or by_content(config.model),
             mode,
             config.prompt,
             config.max_words,

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from granvit import geometry
 from granvit.corpus.annotate.base import AnnotateError, Annotator, AnnotatorConfig, Item
+from granvit.loading.run_folder import by_content
 
+HOLDS = "_holds"
 # In photographs PP-OCR now and then takes a whole dog or car for one or two huge letters.
 _FEWEST_LETTERS = 3
 
@@ -109,10 +111,19 @@ class Plan:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """The fields of a config as JSON, but for those whose metadata say ``{"runtime": True}``: they change no result."""
+    """The fields of a config as JSON, but for those whose metadata say ``{"runtime": True}``: they change no result.
+
+    A model that lies on this disk has an entry more, what it holds, named as its field with `HOLDS` behind.
+    """
     assert is_dataclass(config)
-    values = {field.name: getattr(config, field.name) for field in fields(config) if not field.metadata.get("runtime")}
-    return {name: _as_json(value) for name, value in values.items()}
+    chosen: dict[str, Any] = {}
+    for field in fields(config):
+        if field.metadata.get("runtime"):
+            continue
+        chosen[field.name] = value = _as_json(getattr(config, field.name))
+        if field.metadata.get("model") and (held := by_content(value)) != value:
+            chosen[field.name + HOLDS] = held
+    return chosen
 
 
 def _as_json(value: Any) -> Any:

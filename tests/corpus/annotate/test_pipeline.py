@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,18 @@ from helpers.cheap import CheapConfig, InlineWorkers, contents, plan, png
 from helpers.paths import PYTHONPATH
 
 from granvit.corpus.annotate import pipeline, shards
-from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.base import MODEL, AnnotateError
+from granvit.corpus.annotate.caption import CaptionConfig
+from granvit.corpus.annotate.detect import DetectConfig
+from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.annotate.pipeline import annotate
+from granvit.corpus.annotate.plan import Plan
 from granvit.corpus.annotate.workers import AnnotatorBug
 from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.errors import BusyError, GranvitError
+from granvit.loading.run_folder import by_content
 from granvit.regions import Region, RegionImage, Turn
 
 
@@ -281,6 +287,51 @@ def test_a_driver_does_not_share_its_folder(photos, tmp_path):
             run(photos, tmp_path / "out")
         other.stdin.close()
     run(photos, tmp_path / "out")
+
+
+@dataclass(frozen=True)
+class Modelled(CheapConfig):
+    """The cheap annotator as if it had weights."""
+
+    model: str = field(default="", metadata=MODEL)
+
+
+def test_a_run_does_not_go_on_with_other_weights_in_the_same_folder(photos, tmp_path, inline, monkeypatch):
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"old")
+    made = plan(detect=Modelled(model=str(weights.parent)))
+    run(photos, tmp_path / "out", made)
+    assert run(photos, tmp_path / "out", made).resumed == 20  # finished, and nothing has changed
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "join_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(photos, tmp_path / "half", made)
+    weights.write_bytes(b"new")
+    with pytest.raises(CorpusError, match=f"it was made with other weights or settings in {weights.parent}: choose"):
+        run(photos, tmp_path / "out", made)
+    with pytest.raises(AnnotateError, match=f"was begun with other weights or settings in {weights.parent}: give"):
+        run(photos, tmp_path / "half", made)
+    # As earlier versions left them, which did not note it.
+    for file in (tmp_path / "out/manifest.json", tmp_path / "half/.annotate/plan.json"):
+        state = json.loads(file.read_text())
+        state.get("meta", state)["annotated"]["detect"].pop("model_holds")
+        file.write_text(json.dumps(state))
+    for out in ("out", "half"):
+        with pytest.raises(GranvitError, match=f"with {weights.parent} before it was noted what a model holds"):
+            run(photos, tmp_path / out, made)
+
+
+def test_what_every_model_on_the_disk_holds_is_noted(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "empty").mkdir()
+    here, held = str(tmp_path), by_content(str(tmp_path))
+    assert held.startswith("sha256 ")
+    noted = Plan("auto", OcrConfig(detector=here), DetectConfig(here), CaptionConfig(here)).settings()
+    assert noted["ocr"]["detector_holds"] == noted["detect"]["model_holds"] == noted["caption"]["model_holds"] == held
+    assert "recognizer_holds" not in noted["ocr"]
+    # A folder that has only the name of a model, and one on the hub.
+    for name in (str(tmp_path / "empty"), "Qwen/Qwen2.5-VL-7B-Instruct"):
+        assert "model_holds" not in Plan("detect", detect=DetectConfig(name)).settings()["detect"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"annotated": 3}'])
