@@ -23,6 +23,7 @@ from granvit.corpus.annotate.caption_requests import (
     Mode,
     PromptConfig,
     Request,
+    check_prompt,
     firmer_request,
     global_request,
     hash_of,
@@ -144,7 +145,8 @@ class CaptionConfig:
     trained: a granvit checkpoint that is loaded here is asked the very question of its training, which auto takes for
     it; for any other model auto is crop."""
     prompt: str = ""
-    """Other words for regions than the mode's own; {words} and {box} are filled in."""
+    """Other words for regions than the mode's own; {words} and {box} are filled in. Mode box needs {box}, and crop, in
+    which the picture is the region, has none."""
     codec: str = ""
     """How {box} is written: decimal, int1000, loc or loc:BINS; empty: as a granvit checkpoint that is loaded here was
     taught, decimal for any other model."""
@@ -213,6 +215,8 @@ class CaptionConfig:
                 raise AnnotateError(f"caption: {error}") from error
         if not 0 <= self.min_confidence <= 1:
             raise AnnotateError(f"caption: min_confidence is from 0 to 1, got {self.min_confidence}")
+        if self.prompt:
+            check_prompt(self.prompt, self.mode)
         cache = AnswerCache(Path(self.cache) if self.cache else default_cache_path())
         if self.endpoint:
             self._check_mode(own=False)
