@@ -138,8 +138,8 @@ class ImageSource(Protocol):
         """The files in order; in place of one that cannot be read, why; and what else is there and not read."""
         ...
 
-    def identify(self, file: str, index: int) -> tuple[str, str]:
-        """Id and URI of one image, without touching its picture."""
+    def identify(self, file: str, index: int) -> RegionImage:
+        """What is known of one image without looking at its picture: id and URI, and what a corpus holds of it."""
         ...
 
     def read(self, file: str, index: int) -> RegionImage:

@@ -21,7 +21,9 @@ from granvit.corpus.annotate.detect import DetectConfig
 from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.annotate.pipeline import annotate
 from granvit.corpus.annotate.plan import Plan
-from granvit.corpus.annotate.workers import AnnotatorBug
+from granvit.corpus.annotate.shards import Task, run_task
+from granvit.corpus.annotate.sources import open_source
+from granvit.corpus.annotate.workers import CRASHED, TIMEOUT, AnnotatorBug
 from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus, CorpusWriter
@@ -155,6 +157,28 @@ def write_corpus(path: Path) -> list[RegionImage]:
         for record in records:
             writer.write(record)
     return records
+
+
+@pytest.mark.parametrize("how", ["keep", "detect"])
+def test_what_goes_with_a_refused_image_is_told(tmp_path, inline, how):
+    said = [[Turn("user", "Hi"), Turn("assistant", "Ho")]] * 3
+    boxes = [Region((1, 2, 30, 20), "dog"), Region((1, 2, 30, 20), "STOP", "text")]
+    files = {"absent": None, "broken": b"no picture", "slow": png(1), "killing": png(2), "sound": png(3)}
+    with CorpusWriter(tmp_path / "corpus") as writer:
+        for name, data in files.items():
+            writer.write(RegionImage(name, data, 40, 30, boxes, f"{name}.png", "set", conversations=said))
+    source = open_source(tmp_path / "corpus", keep=how == "keep")
+    made = plan(how="keep", caption=CheapConfig()) if how == "keep" else plan()
+    given_up = {2: (TIMEOUT, "longer"), 3: (CRASHED, "the worker died over this image")}
+    task = Task(0, [("manifest.json", n) for n in range(5)], 2, given_up)
+    assert list(run_task(task, source, made.build(), tmp_path / "out"))
+    found = read_quarantine(shards.shard_folder(tmp_path / "out", 0) / "quarantine.jsonl")
+    reasons = ["missing-image", "not-an-image", TIMEOUT, CRASHED]
+    assert [(r.reason, r.id, r.uri) for r in found] == [
+        (reason, name, f"{name}.png") for reason, name in zip(reasons, files, strict=False)
+    ]
+    # With "detect" the corpus's regions were to be replaced, and so none is lost.
+    assert {(r.regions, r.conversations) for r in found} == {(2 if how == "keep" else 0, 3)}
 
 
 def test_boxes_of_a_corpus_are_kept_or_replaced(tmp_path, inline):
