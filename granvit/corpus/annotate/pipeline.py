@@ -61,6 +61,8 @@ class AnnotateSummary:
         asked = plan.caption is not None and plan.caption.name.startswith(CAPTIONER)
         if asked and counts.kinds["natural"] and not counts.captions:
             return f"not one caption was made for {counts.kinds['natural']} images{why}"
+        if asked and plan.how == "keep" and not counts.captions:
+            return f"not one caption was made: the boxes of all {counts.kinds['text']} images hold text, and no object"
         return ""
 
     def __str__(self) -> str:

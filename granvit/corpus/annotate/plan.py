@@ -41,8 +41,9 @@ class Plan:
 
     Attributes:
         how: "ocr": every image is a text image; its text is read, and it gets no caption. "detect": every image is
-            natural; objects are found, then captioned. "keep": as "detect" with the boxes that the corpus has.
-            "auto": text images by `text_coverage`, all others as "detect", or as "keep" where `detect` is None.
+            natural; objects are found, then captioned. "keep": as "detect" with the boxes that the corpus has; where
+            all of these hold text, it is a text image, which gets no caption. "auto": text images by `text_coverage`,
+            all others as "detect", or as "keep" where `detect` is None.
         ocr, detect, caption: the annotators' settings; None for one that is not wanted. With "keep", `detect` may be
             a `KeepConfig`, which tells of images without boxes. Without `caption` an object keeps the name of its
             class, or what the corpus says of it.
@@ -163,7 +164,8 @@ class Stages:
         return self._apply(self._plan.ocr, blank)
 
     def _describe(self, items: Sequence[Item]) -> list[Item]:
-        described = [replace(item, kind="natural") for item in items]
+        # The boxes that a corpus has tell a page from a photograph as well; where they are to be found, there are none.
+        described = [replace(item, kind="text" if item.record.text_image else "natural") for item in items]
         return self._apply(self._plan.caption, self._apply(self._plan.detect, described))
 
     def _apply(self, config: AnnotatorConfig | None, items: list[Item]) -> list[Item]:

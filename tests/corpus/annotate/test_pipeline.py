@@ -16,7 +16,8 @@ from helpers.paths import PYTHONPATH
 
 from granvit.corpus.annotate import pipeline, shards
 from granvit.corpus.annotate.base import MODEL, AnnotateError
-from granvit.corpus.annotate.caption import CaptionConfig
+from granvit.corpus.annotate.caption import AnswerCache, Caption, CaptionConfig
+from granvit.corpus.annotate.caption_answers import Answer
 from granvit.corpus.annotate.detect import DetectConfig
 from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.annotate.pipeline import annotate
@@ -189,6 +190,40 @@ def test_boxes_of_a_corpus_are_kept_or_replaced(tmp_path, inline):
     assert (kept.id, kept.caption, kept.licence) == ("set/3", "a dog", "CC0")
     assert [region.text for region in kept.regions] == ["dog", "3/6/7 0 of 1"]
     assert [region.text for region in new.regions] == ["3/6/7 0 of 1"] and new.caption is None
+
+
+@dataclass(frozen=True)
+class Telling(CaptionConfig):
+    """A captioner that says one thing of everything, and is asked by nobody but a `Caption`."""
+
+    def build(self, device="cpu"):
+        return Caption(self, self, AnswerCache(Path(self.cache)))
+
+    def ask(self, requests, keep):
+        return [Answer("a thing of some kind")] * len(requests)
+
+
+def test_a_page_whose_boxes_are_kept_gets_no_caption_of_the_whole(tmp_path, inline):
+    text, crowd, thing = Region((1, 2, 30, 20), "STOP", "text"), Region((1, 2, 9, 9), "", ignore=True), (1, 2, 30, 20)
+    marked = {
+        "page": [text],
+        "page with a crowd": [text, crowd],
+        "street": [text, Region(thing, "dog")],
+        "nothing to see": [crowd],
+        "nothing": [],
+    }
+    with CorpusWriter(tmp_path / "corpus") as writer:
+        for n, (name, regions) in enumerate(marked.items()):
+            writer.write(RegionImage(name, png(n), 40, 30, regions, source="set"))
+    made = plan(how="keep", caption=Telling("m", cache=str(tmp_path / "c")))
+    summary = run(tmp_path / "corpus", tmp_path / "out", made)
+    captioned = [record.id for record in Corpus(tmp_path / "out") if record.caption]
+    assert captioned == ["street", "nothing to see", "nothing"]
+    assert summary.counts.kinds == {"text": 2, "natural": 3} and summary.missing == ""
+    with CorpusWriter(tmp_path / "pages") as writer:
+        writer.write(RegionImage("page", png(1), 40, 30, [text], source="set"))
+    summary = run(tmp_path / "pages", tmp_path / "read", made)
+    assert summary.missing == "not one caption was made: the boxes of all 1 images hold text, and no object"
 
 
 @pytest.mark.parametrize(("share", "kind", "text"), [(0.04, "object", "dog"), (0.06, "text", "3/6/7 0 of 1")])
