@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
-from granvit.files import sha256
+from granvit.files import open_regular, sha256
 
 # The last stage's model; the resolved recipe; which corpora it was trained on.
 CHECKPOINT, RECIPE, DATA = "checkpoint", "recipe.json", "data.json"
@@ -29,7 +30,7 @@ def checkpoint_id(folder: Path) -> str:
     root = checkpoint_of(folder)
     digest = hashlib.sha256()
     for path in sorted(path for ending in _DECIDING for path in root.glob(f"*{ending}")):
-        digest.update(path.name.encode() + bytes.fromhex(sha256(path)))
+        digest.update(path.name.encode() + _sha256(path))
     return digest.hexdigest()
 
 
@@ -37,10 +38,19 @@ def by_content(model: str) -> str:
     """A model, or a part of one: what lies on this disk by what it holds, wherever that is, any other by its name.
 
     A folder without weights is no model: one that has only the name of a model on the hub, or at an endpoint.
+
+    Raises:
+        GranvitError: a file in it is none, such as a pipe. OSError: one cannot be read.
     """
     path = Path(model)
-    if not model or not path.exists():
+    if not model or not os.path.exists(path):  # `Path.exists` raises where a name is too long for a file's
         return model
     if path.is_dir() and not any(any(checkpoint_of(path).glob(f"*{ending}")) for ending in _WEIGHTS):
         return model
-    return f"sha256 {checkpoint_id(path) if path.is_dir() else sha256(path)}"
+    return f"sha256 {checkpoint_id(path) if path.is_dir() else _sha256(path).hex()}"
+
+
+def _sha256(file: Path) -> bytes:
+    """The checksum of a file, which people name, so that it is made sure to be one: a pipe would block for ever."""
+    open_regular(file).close()
+    return bytes.fromhex(sha256(file))

@@ -389,8 +389,11 @@ def test_what_every_model_on_the_disk_holds_is_noted(tmp_path):
     assert noted["ocr"]["detector_holds"] == noted["detect"]["model_holds"] == noted["caption"]["model_holds"] == held
     assert "recognizer_holds" not in noted["ocr"]
     # A folder that has only the name of a model, and one on the hub.
-    for name in (str(tmp_path / "empty"), "Qwen/Qwen2.5-VL-7B-Instruct"):
+    for name in (str(tmp_path / "empty"), "Qwen/Qwen2.5-VL-7B-Instruct", "long" * 100):
         assert "model_holds" not in Plan("detect", detect=DetectConfig(name)).settings()["detect"]
+    os.mkfifo(tmp_path / "empty" / "model.safetensors")
+    with pytest.raises(GranvitError, match="model.safetensors: not a regular file"):
+        Plan("detect", detect=DetectConfig(str(tmp_path / "empty"))).settings()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"annotated": 3}'])
