@@ -344,7 +344,7 @@ def run_swift(checkpoint: Path, options: argparse.Namespace, folder: Path, packi
     logs = sorted(out.rglob("logging.jsonl"))
     if done.returncode or not logs:
         raise RuntimeError(f"ms-swift: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
-    rows = [json.loads(line) for line in logs[-1].read_text().splitlines()]
+    rows = [json.loads(line) for line in logs[-1].read_bytes().splitlines()]
     steps = [row for row in rows if "loss" in row and "elapsed_time" in row]
     # It logs the mean of all steps up to each, as seconds or, where they are short, as steps per second.
     means = [row.get("train_speed(s/it)") or 1 / row["train_speed(iter/s)"] for row in steps]

@@ -101,6 +101,12 @@ class RegionImage:
         """Whether it is about no image at all: it has no size, no file and no place of one, only conversations."""
         return self.image is None and not self.uri and self.width == self.height == 0
 
+    @property
+    def text_image(self) -> bool:
+        """Whether text is all that its regions mark, those to be ignored aside: a page, a receipt."""
+        kinds = {region.kind for region in self.regions if not region.ignore}
+        return kinds == {"text"}
+
     def to_row(self) -> dict[str, Any]:
         """The Parquet row, in the layout of `SCHEMA`."""
         return {

@@ -243,6 +243,12 @@ class Leakage:
                 print(f"not compared: {name}: {reason}", file=sys.stderr)
             if len(benchmarks.problems) > SHOWN_LEAKS:
                 print(f"not compared: ... {len(benchmarks.problems) - SHOWN_LEAKS} more", file=sys.stderr)
+            listed = sum(benchmark.listed + benchmark.by_name_alone for benchmark in benchmarks.benchmarks)
+            for benchmark in benchmarks.benchmarks:
+                if alone := benchmark.by_name_alone:
+                    print(
+                        f"{benchmark.place}: {alone} images have no picture, so they go by name alone", file=sys.stderr
+                    )
             with locked(self.report):
                 report = find_leaks(
                     corpus,
@@ -256,7 +262,9 @@ class Leakage:
             kept = write_without(corpus, report.ids, self.out, self.overwrite) if self.out else 0
         except GranvitError as error:
             return fail(str(error))
-        known = f"{len(benchmarks.names)} pictures" + (f", {len(benchmarks.listed)} names" if benchmarks.listed else "")
+        known = f"{len(benchmarks.names)} pictures" + (f", {listed} names" if listed else "")
+        if nameless := len(benchmarks.problems):
+            known += f"; {nameless} benchmark images were not compared"
         print(f"{report.images} images compared with {known}: {len(report.ids)} are benchmark images")
         for leak in report.leaks[:SHOWN_LEAKS]:
             score = "" if leak.similarity is None else f" {leak.similarity:.2f}"

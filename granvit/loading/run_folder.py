@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from granvit.errors import GranvitError
-from granvit.files import sha256
+from granvit.files import open_regular, sha256
 
 # The last stage's model; the resolved recipe; which corpora it was trained on.
 CHECKPOINT, RECIPE, DATA = "checkpoint", "recipe.json", "data.json"
@@ -17,7 +18,8 @@ REPORT, METRICS = "report.html", "metrics.json"
 # What a model's folder holds, be it an adapter's, and a run's does not; the recipe may lie in both.
 _MODELS = ("config.json", "adapter_config.json")
 # Of a model's folder what decides its answers: settings, weights, chat template.
-_DECIDING = (".json", ".safetensors", ".gguf", ".jinja")
+_WEIGHTS = (".safetensors", ".gguf")
+_DECIDING = (".json", ".jinja", *_WEIGHTS)
 
 
 def checkpoint_of(folder: Path | str) -> Path:
@@ -45,5 +47,27 @@ def checkpoint_id(folder: Path) -> str:
     root = checkpoint_of(folder)
     digest = hashlib.sha256()
     for path in sorted(path for ending in _DECIDING for path in root.glob(f"*{ending}")):
-        digest.update(path.name.encode() + bytes.fromhex(sha256(path)))
+        digest.update(path.name.encode() + _sha256(path))
     return digest.hexdigest()
+
+
+def by_content(model: str) -> str:
+    """A model, or a part of one: what lies on this disk by what it holds, wherever that is, any other by its name.
+
+    A folder without weights is no model: one that has only the name of a model on the hub, or at an endpoint.
+
+    Raises:
+        GranvitError: a file in it is none, such as a pipe. OSError: one cannot be read.
+    """
+    path = Path(model)
+    if not model or not os.path.exists(path):  # `Path.exists` raises where a name is too long for a file's
+        return model
+    if path.is_dir() and not any(any(checkpoint_of(path).glob(f"*{ending}")) for ending in _WEIGHTS):
+        return model
+    return f"sha256 {checkpoint_id(path) if path.is_dir() else _sha256(path).hex()}"
+
+
+def _sha256(file: Path) -> bytes:
+    """The checksum of a file, which people name, so that it is made sure to be one: a pipe would block for ever."""
+    open_regular(file).close()
+    return bytes.fromhex(sha256(file))

@@ -13,12 +13,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 from granvit.errors import GranvitError
-from granvit.files import sha256
-from granvit.loading.run_folder import checkpoint_id
+from granvit.loading.run_folder import by_content
 from granvit.ranges import check_ranges
 from granvit.study.definition import Arm, Study
 from granvit.train.identity import cut_of, decisive, images_in_a_step
@@ -98,20 +96,14 @@ class Job:
 
 def _settings(recipe: Recipe, stages: int) -> dict[str, Any]:
     found = decisive(recipe)
-    found |= {part: by_content(found[part]) for part in ("encoder", "language")}
+    found |= {part: _by_content(found[part]) for part in ("encoder", "language")}
     for n, stage in enumerate(recipe.stages[:stages]):
         step = {"kind": stage.kind, "images in a step": images_of_a_step(stage)}
         found |= {f"stages.{n}.{name}": value for name, value in {**decisive(stage), **step}.items()}
     return found
 
 
-@cache
-def by_content(part: str) -> str:
-    """A part of a model as a study knows it: what is on the disk by what it is, and not by where it lies."""
-    path = Path(part)
-    if not path.exists():
-        return part
-    return f"sha256 {checkpoint_id(path) if path.is_dir() else sha256(path)}"
+_by_content = cache(by_content)  # every job of a study asks about the same few parts
 
 
 def images_of_a_step(stage: StageConfig) -> int:

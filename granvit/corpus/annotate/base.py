@@ -21,6 +21,8 @@ from granvit.regions import RegionImage
 
 # How the names of captioners begin, by which their texts are known.
 CAPTIONER = "captioner:"
+# The metadata of a field that names a model; see `AnnotatorConfig`.
+MODEL = {"model": True}
 
 
 @dataclass
@@ -60,7 +62,9 @@ class AnnotatorConfig(Protocol):
     """The typed settings of an annotator: plain data, so that they travel to workers and into the manifest.
 
     A field with the metadata ``{"runtime": True}`` changes how annotation is done and not what comes out: it may differ
-    when a run goes on. A config may have a property `uses_gpu`; without it, it is taken to use one.
+    when a run goes on. One with `MODEL` names a model, which may be a folder: what that holds is noted too, so that
+    other weights in the same place are other settings. A config may have a property `uses_gpu`; without it, it is
+    taken to use one.
     """
 
     @property
@@ -134,8 +138,8 @@ class ImageSource(Protocol):
         """The files in order; in place of one that cannot be read, why; and what else is there and not read."""
         ...
 
-    def identify(self, file: str, index: int) -> tuple[str, str]:
-        """Id and URI of one image, without touching its picture."""
+    def identify(self, file: str, index: int) -> RegionImage:
+        """What is known of one image without looking at its picture: id and URI, and what a corpus holds of it."""
         ...
 
     def read(self, file: str, index: int) -> RegionImage:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from granvit.coordinates import get_codec
-from granvit.corpus.annotate.base import CAPTIONER, AnnotateError, Item
+from granvit.corpus.annotate.base import CAPTIONER, MODEL, AnnotateError, Item
 from granvit.corpus.annotate.caption_answers import Answer, Refusal, usable_caption
 from granvit.corpus.annotate.caption_endpoint import Endpoint, Limits
 from granvit.corpus.annotate.caption_requests import (
@@ -23,13 +23,14 @@ from granvit.corpus.annotate.caption_requests import (
     Mode,
     PromptConfig,
     Request,
+    check_prompt,
     firmer_request,
     global_request,
     hash_of,
     region_request,
 )
 from granvit.errors import GranvitError
-from granvit.loading.run_folder import checkpoint_id
+from granvit.loading.run_folder import by_content, checkpoint_id
 from granvit.model.settings import Settings
 from granvit.regions import Region
 
@@ -135,7 +136,7 @@ class CaptionConfig:
     once more, and then refused with its reason.
     """
 
-    model: str
+    model: str = field(metadata=MODEL)
     """The model's name at the endpoint; without an endpoint, a checkpoint on the hub, a folder, or a granvit run."""
     endpoint: str = _runtime("")
     """Base URL of any OpenAI-compatible server, like http://localhost:8000/v1; empty loads the model here."""
@@ -144,7 +145,8 @@ class CaptionConfig:
     trained: a granvit checkpoint that is loaded here is asked the very question of its training, which auto takes for
     it; for any other model auto is crop."""
     prompt: str = ""
-    """Other words for regions than the mode's own; {words} and {box} are filled in."""
+    """Other words for regions than the mode's own; {words} and {box} are filled in. Mode box needs {box}, and crop, in
+    which the picture is the region, has none."""
     codec: str = ""
     """How {box} is written: decimal, int1000, loc or loc:BINS; empty: as a granvit checkpoint that is loaded here was
     taught, decimal for any other model."""
@@ -213,6 +215,8 @@ class CaptionConfig:
                 raise AnnotateError(f"caption: {error}") from error
         if not 0 <= self.min_confidence <= 1:
             raise AnnotateError(f"caption: min_confidence is from 0 to 1, got {self.min_confidence}")
+        if self.prompt:
+            check_prompt(self.prompt, self.mode)
         cache = AnswerCache(Path(self.cache) if self.cache else default_cache_path())
         if self.endpoint:
             self._check_mode(own=False)
@@ -279,7 +283,8 @@ class Caption:
     ) -> None:
         """`settings` are those of a granvit checkpoint, which is asked about a box in the way that it was taught.
 
-        `identity` tells a checkpoint from others of its name, and is given for one that is asked its trained questions.
+        `identity` is that of a checkpoint which is asked its trained questions. Any other model that lies on this disk
+        is known by what it holds: the next one in the same folder is asked anew.
         """
         used = settings or Settings(frame="image", fit="squash")
         self.config, self.captioner, self.cache = config, captioner, cache
@@ -287,7 +292,7 @@ class Caption:
         self._trained = bool(identity)
         mode: Mode = "trained" if identity else "crop" if config.mode == "auto" else config.mode
         self.prompts = PromptConfig(
-            identity or config.model,
+            identity or by_content(config.model),
             mode,
             config.prompt,
             config.max_words,

@@ -57,7 +57,12 @@ _TAG = re.compile(r"</?[A-Za-z_][\w:.-]*(?:\s[^<>]*)?/?>|<!--|<!doctype", re.IGN
 _ITEM = re.compile(r"^\s{0,8}(?:[-*+•]|\d{1,2}[.)])\s+", re.MULTILINE)
 _HEADING = re.compile(r"^\s{0,3}(?:#{1,6}|>)\s+", re.MULTILINE)
 _LINK = re.compile(r"!?\[([^\[\]\n]*)\]\([^()\s]*\)")
-_EMPHASIS = re.compile(r"(\*\*|__|\*)(?=\S)([^*_\n]+?)(?<=\S)\1")
+# As Markdown has it: blanks or punctuation around, none just inside, so that 5*3*2 and "M*A*S*H" stay. What is written
+# without blanks between words (Chinese, Japanese, Korean, Thai) has letters around it.
+_LETTER = r"[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af\u0e00-\u0eff]"
+_EMPHASIS = re.compile(
+    rf"(?<!{_LETTER})(?<![*_)\]}}%])(\*{{1,3}}|__)(?=[^\s*_])([^*_\n]+?)(?<=\S)\1(?![*_(\[{{])(?!{_LETTER})"
+)
 _RULE = re.compile(r"^\s*(?:-{3,}|\*{3,}|_{3,}|={3,})\s*$", re.MULTILINE)
 _TABLE = re.compile(r"^\s*\|.*\|\s*$", re.MULTILINE)
 _LEAD = re.compile(
@@ -66,6 +71,7 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "`": "`", "*": "*", "«": "»", "「": "」"}
+_MOST_QUOTES = 8
 # Under which names a server that was asked for nothing of the kind puts a caption into JSON.
 _CAPTION_KEYS = ("caption", "description", "answer", "text", "content", "response", "output", "label", "phrase")
 
@@ -193,13 +199,25 @@ def _without_markup(text: str, one_line: bool) -> str:
     for pattern in (_RULE, _HEADING, _ITEM):
         text = pattern.sub("", text)
     text = _LINK.sub(r"\1", text)
-    return _EMPHASIS.sub(r"\2", text)
+    return _EMPHASIS.sub(r"\2", _EMPHASIS.sub(r"\2", text))  # one may lie in another
 
 
 def _unquoted(text: str) -> str:
-    while len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
+    """Without the quotation marks around the whole; those of "STOP" and "GO" are around two things."""
+    for _ in range(_MOST_QUOTES):
+        if len(text) < 2 or _QUOTES.get(text[0]) != text[-1] or _several_quoted(text):
+            return text
         text = text[1:-1].strip()
     return text
+
+
+def _several_quoted(text: str) -> bool:
+    """Whether the first quotation mark ends before the last one begins: one that ends stands behind a letter."""
+    opens, closes = re.escape(text[0]), re.escape(text[-1])
+    inside = text[1:-1]
+    ends = re.search(rf"(?<=\S){closes}(?!\w)", inside)
+    begins = [match.start() for match in re.finditer(rf"(?<!\w){opens}(?=\S)", inside)]
+    return ends is not None and bool(begins) and begins[-1] > ends.start()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 from PIL import Image
 
 from granvit.coordinates import get_codec
-from granvit.corpus.annotate.base import Item, each_or_error
+from granvit.corpus.annotate.base import AnnotateError, Item, each_or_error
 from granvit.corpus.annotate.caption_answers import Answer, Refusal
 from granvit.geometry import Fit, Frame, View, whole_pixels
 from granvit.questions import BBOX2CAPTION, GLOBAL
@@ -27,6 +28,7 @@ PROMPTS: dict[Mode, str] = {
     "box": BBOX2CAPTION[0] + "{box} in no more than {words} words. Answer with the description alone.",
     "trained": BBOX2CAPTION[0] + "{box}" + BBOX2CAPTION[1],
 }
+_PLACEHOLDER = re.compile(r"\{\s*\w+\s*\}")
 FIRMER = " Your answer must be a short phrase of at most {words} words, without any other text."
 FIRMER_WHOLE = " Your answer must be one paragraph that describes the picture, without any other text."
 
@@ -41,7 +43,7 @@ class PromptConfig:
     """How a captioner is asked.
 
     Attributes:
-        model: its name, part of the key.
+        model: its name, or what it holds; part of the key.
         mode: "crop" shows the region alone (the paper, section 3.1), "crop+image" the region and then the whole image
             (FineViT), "box" the whole image with the box in the words, "trained" the same in the words of training.
         prompt: other words than the mode's own, with {words} and {box} where they belong.
@@ -86,6 +88,28 @@ class Request:
         if self.crop is None or self.with_image:
             shown.append(_fitted(self.picture, self.longest_side))
         return shown
+
+
+def check_prompt(prompt: str, mode: Mode) -> None:
+    """Whether words of one's own ask about a region in this mode. Without {words} they may say how long an answer is
+    to be themselves.
+
+    Raises:
+        AnnotateError: they hold a placeholder that is not filled in, or {box} where only the region is shown; or lack
+            it where the whole image is, so that all regions would be asked about alike.
+    """
+    unknown = sorted(set(_PLACEHOLDER.findall(prompt)) - {"{words}", "{box}"})
+    if unknown:
+        raise AnnotateError(f"caption: prompt: {unknown[0]} is not filled in, only {{words}} and {{box}} are")
+    if mode == "box" and "{box}" not in prompt:
+        raise AnnotateError(
+            "caption: prompt: mode box shows the whole image, so without {box} every region gets the same caption"
+        )
+    if mode in ("crop", "auto") and "{box}" in prompt:
+        raise AnnotateError(
+            f"caption: prompt: mode {mode} shows the region alone, in which {{box}} means nothing; "
+            "mode box shows the whole image"
+        )
 
 
 # Called with each answer as soon as it is there, so that an interrupted run keeps it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from granvit.corpus.annotate.base import AnnotateError, Item, each_or_error
+from granvit.corpus.annotate.base import MODEL, AnnotateError, Item, each_or_error
 from granvit.corpus.check import MIN_BOX_SIDE
 from granvit.geometry import as_boxes, clip, iou
 from granvit.regions import Region
@@ -78,7 +78,7 @@ class DetectConfig:
     a zero-shot detector (Grounding DINO, MM-Grounding-DINO, LLMDet, OWLv2), as long as its weights are safetensors.
     """
 
-    model: str
+    model: str = field(metadata=MODEL)
     """Name of a checkpoint on the hub, or its folder."""
     labels: tuple[str, ...] = ()
     """Zero-shot detector: what to look for. Other detector: the classes to keep, all where empty."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from granvit import geometry
-from granvit.corpus.annotate.base import AnnotateError, Annotator, Item, each_or_error
+from granvit.corpus.annotate.base import MODEL, AnnotateError, Annotator, Item, each_or_error
 from granvit.corpus.annotate.ocr_boxes import (
     Quad,
     Window,
@@ -301,9 +301,9 @@ class OcrConfig:
     """Lines that the recognizer is less sure of, 0 to 1, are refused."""
     lines_at_once: int = 6
     """Lines recognized together."""
-    detector: str = ""
+    detector: str = field(default="", metadata=MODEL)
     """A PP-OCRv5/v6 detection checkpoint for transformers (name or folder); empty: the one of rapidocr."""
-    recognizer: str = ""
+    recognizer: str = field(default="", metadata=MODEL)
     """A PP-OCRv5/v6 recognition checkpoint for transformers (name or folder); empty: the one of rapidocr."""
 
     @property

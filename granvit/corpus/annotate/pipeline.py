@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from granvit.corpus.annotate.base import CAPTIONER, AnnotateError, ImageSource, InputFile
-from granvit.corpus.annotate.plan import Plan
+from granvit.corpus.annotate.plan import HOLDS, Plan
 from granvit.corpus.annotate.shards import WORK, Counts, Progress, Task, counted, counts_of, join_shards
 from granvit.corpus.annotate.sources import LinkedSource, open_source
 from granvit.corpus.annotate.workers import Job, Schedule, WorkerPool, drive
@@ -61,6 +61,8 @@ class AnnotateSummary:
         asked = plan.caption is not None and plan.caption.name.startswith(CAPTIONER)
         if asked and counts.kinds["natural"] and not counts.captions:
             return f"not one caption was made for {counts.kinds['natural']} images{why}"
+        if asked and plan.how == "keep" and not counts.captions:
+            return f"not one caption was made: the boxes of all {counts.kinds['text']} images hold text, and no object"
         return ""
 
     def __str__(self) -> str:
@@ -201,8 +203,11 @@ def _finished(out: Path, meta: dict[str, Any], plan: Plan) -> AnnotateSummary | 
     if not (out / MANIFEST).exists():
         return None
     manifest = read_manifest(out)
-    if any(manifest["meta"].get(key) != value for key, value in meta.items()):
+    before = {key: manifest["meta"][key] for key in meta if key in manifest["meta"]}
+    if len(before) < len(meta):
         raise CorpusError(f"{out} holds another corpus: choose another folder or remove it")
+    if other := _difference(before, meta):
+        raise CorpusError(f"{out} holds another corpus: it was made with {other}: choose another folder or remove it")
     remove_folder(out / WORK)
     stated = {"captions": 0, "left_out": {}, **manifest["meta"]}  # older versions did not count these
     counts = Counts(
@@ -251,13 +256,25 @@ def _refuse_foreign_files(out: Path) -> None:
 
 
 def _refuse_other_plan(file: Path, meta: dict[str, Any]) -> None:
-    before, now = _flat(read_json(file, CorpusError)), _flat(json.loads(json.dumps(meta)))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise AnnotateError(
-                f"{file.parent.parent} was begun with {key} {before.get(key)!r}, and is now to go on with "
-                f"{now.get(key)!r}: give the same settings and input, or choose another folder"
-            )
+    if other := _difference(read_json(file, CorpusError), meta):
+        raise AnnotateError(
+            f"{file.parent.parent} was begun with {other}: give the same settings and input, or choose another folder"
+        )
+
+
+def _difference(before: Any, meta: dict[str, Any]) -> str:
+    """The first setting in which an earlier run differs from this one, what it was and is; "" where all are equal."""
+    was, now = _flat(before), _flat(json.loads(json.dumps(meta)))
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) == now.get(key):
+            continue
+        if key.endswith(HOLDS) and key in now:
+            model = now[key.removesuffix(HOLDS)]
+            if key in was:
+                return f"other weights or settings in {model}"
+            return f"{model} before it was noted what a model holds"
+        return f"{key} {was.get(key)!r}, and is now to go on with {now.get(key)!r}"
+    return ""
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from granvit import geometry
 from granvit.corpus.annotate.base import AnnotateError, Annotator, AnnotatorConfig, Item
+from granvit.loading.run_folder import by_content
 
+HOLDS = "_holds"
 # In photographs PP-OCR now and then takes a whole dog or car for one or two huge letters.
 _FEWEST_LETTERS = 3
 
@@ -39,8 +41,9 @@ class Plan:
 
     Attributes:
         how: "ocr": every image is a text image; its text is read, and it gets no caption. "detect": every image is
-            natural; objects are found, then captioned. "keep": as "detect" with the boxes that the corpus has.
-            "auto": text images by `text_coverage`, all others as "detect", or as "keep" where `detect` is None.
+            natural; objects are found, then captioned. "keep": as "detect" with the boxes that the corpus has; where
+            all of these hold text, it is a text image, which gets no caption. "auto": text images by `text_coverage`,
+            all others as "detect", or as "keep" where `detect` is None.
         ocr, detect, caption: the annotators' settings; None for one that is not wanted. With "keep", `detect` may be
             a `KeepConfig`, which tells of images without boxes. Without `caption` an object keeps the name of its
             class, or what the corpus says of it.
@@ -109,10 +112,19 @@ class Plan:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """The fields of a config as JSON, but for those whose metadata say ``{"runtime": True}``: they change no result."""
+    """The fields of a config as JSON, but for those whose metadata say ``{"runtime": True}``: they change no result.
+
+    A model that lies on this disk has an entry more, what it holds, named as its field with `HOLDS` behind.
+    """
     assert is_dataclass(config)
-    values = {field.name: getattr(config, field.name) for field in fields(config) if not field.metadata.get("runtime")}
-    return {name: _as_json(value) for name, value in values.items()}
+    chosen: dict[str, Any] = {}
+    for field in fields(config):
+        if field.metadata.get("runtime"):
+            continue
+        chosen[field.name] = value = _as_json(getattr(config, field.name))
+        if field.metadata.get("model") and (held := by_content(value)) != value:
+            chosen[field.name + HOLDS] = held
+    return chosen
 
 
 def _as_json(value: Any) -> Any:
@@ -152,7 +164,8 @@ class Stages:
         return self._apply(self._plan.ocr, blank)
 
     def _describe(self, items: Sequence[Item]) -> list[Item]:
-        described = [replace(item, kind="natural") for item in items]
+        # The boxes that a corpus has tell a page from a photograph as well; where they are to be found, there are none.
+        described = [replace(item, kind="text" if item.record.text_image else "natural") for item in items]
         return self._apply(self._plan.caption, self._apply(self._plan.detect, described))
 
     def _apply(self, config: AnnotatorConfig | None, items: list[Item]) -> list[Item]:

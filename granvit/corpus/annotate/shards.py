@@ -33,7 +33,7 @@ from tqdm import tqdm
 from granvit import images
 from granvit.corpus.annotate.base import CAPTIONER, ImageSource, Item
 from granvit.corpus.annotate.plan import Stages
-from granvit.corpus.check import UNKNOWN_SIZE, Quarantine, Refused, Rejection, check_record
+from granvit.corpus.check import UNKNOWN_SIZE, Quarantine, Refused, Rejection, check_record, whole_rejection
 from granvit.corpus.layout import MANIFEST, QUARANTINE, CorpusError, read_manifest
 from granvit.corpus.store import CorpusFiles
 from granvit.files import checked_field, put_in_place, read_json, remove_folder, sync, write_text
@@ -217,9 +217,9 @@ def _open(task: Task, position: int, source: ImageSource) -> Item | RegionImage 
             raise Refused("missing-image", "the corpus has no bytes for this image")
         picture = images.decode(record.image)
     except images.ImageError as error:
-        return Rejection(error.reason, *source.identify(file, index), None, error.detail)
+        return whole_rejection(source.identify(file, index), error.reason, error.detail)
     except Refused as refused:
-        return Rejection(refused.reason, *source.identify(file, index), None, refused.detail)
+        return whole_rejection(source.identify(file, index), refused.reason, refused.detail)
     if (record.width, record.height) == UNKNOWN_SIZE:
         record = replace(record, width=picture.width, height=picture.height)
     return Item(record, picture)

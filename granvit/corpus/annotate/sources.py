@@ -66,8 +66,8 @@ class ParquetSource(_PackedSource):
         if not self.only:
             yield from other_files(self.root, self.suffixes)
 
-    def identify(self, file: str, index: int) -> tuple[str, str]:
-        return f"{self.name}/{file}:{index}", f"{file}:{index}"
+    def identify(self, file: str, index: int) -> RegionImage:
+        return new_record((f"{self.name}/{file}:{index}", f"{file}:{index}"), None, self.name, self.licence)
 
     def read(self, file: str, index: int) -> RegionImage:
         table = _parquet(self.root / file)
@@ -77,7 +77,7 @@ class ParquetSource(_PackedSource):
         image = value["bytes"] if isinstance(value, dict) else value
         if not image:
             raise Refused("missing-image", "the image column holds no bytes here")
-        return new_record(self.identify(file, index), image, self.name, self.licence)
+        return replace(self.identify(file, index), image=image)
 
 
 @lru_cache(maxsize=8)
@@ -172,9 +172,9 @@ class TarSource(_PackedSource):
         if not self.only:
             yield from other_files(self.root, self.suffixes)
 
-    def identify(self, file: str, index: int) -> tuple[str, str]:
+    def identify(self, file: str, index: int) -> RegionImage:
         member, _, _ = _pictures_in(self.root / file)[0][index]
-        return f"{self.name}/{file}/{member}", f"{file}:{member}"
+        return new_record((f"{self.name}/{file}/{member}", f"{file}:{member}"), None, self.name, self.licence)
 
     def read(self, file: str, index: int) -> RegionImage:
         _, start, length = _pictures_in(self.root / file)[0][index]
@@ -183,7 +183,7 @@ class TarSource(_PackedSource):
             data = tar.read(length)
         if len(data) < length:
             raise Refused("damaged-tar", f"cut off after {len(data)} of {length} bytes")
-        return new_record(self.identify(file, index), data, self.name, self.licence)
+        return replace(self.identify(file, index), image=data)
 
 
 @lru_cache(maxsize=4)
@@ -223,16 +223,17 @@ class DatasetSource:
             files = sorted((self.root / split).rglob("*.arrow"))
             yield InputFile(split, len(rows), ",".join(f"{file.name}:{stamp(file)}" for file in files))
 
-    def identify(self, file: str, index: int) -> tuple[str, str]:
+    def identify(self, file: str, index: int) -> RegionImage:
         place = f"{file}:{index}" if file else f"{index}"
-        return f"{self.name}/{place}", place
+        split = as_split(file)
+        known = split if split in SPLITS else ""
+        return new_record((f"{self.name}/{place}", place), None, self.name, self.licence, known)
 
     def read(self, file: str, index: int) -> RegionImage:
         image = _splits(self.root)[file][index]["bytes"]
         if not image:
             raise Refused("missing-image", "the data set holds no bytes for this image")
-        split = as_split(file)
-        return new_record(self.identify(file, index), image, self.name, self.licence, split if split in SPLITS else "")
+        return replace(self.identify(file, index), image=image)
 
 
 @lru_cache(maxsize=1)
@@ -274,7 +275,7 @@ class LinkedSource:
     def files(self) -> Iterator[Listed]:
         return read_within(self.source.files(), self.place, follow_links=self.follow_links)
 
-    def identify(self, file: str, index: int) -> tuple[str, str]:
+    def identify(self, file: str, index: int) -> RegionImage:
         with within(self.place, follow_links=self.follow_links):
             return self.source.identify(file, index)
 
@@ -370,11 +371,11 @@ class FolderSource:
             except OSError as error:  # a link to nowhere
                 yield Rejection("missing-image", f"{self.name}/{uri}", uri, None, str(error.strerror))
 
-    def identify(self, file: str, index: int) -> tuple[str, str]:
-        return f"{self.name}/{file}", file
+    def identify(self, file: str, index: int) -> RegionImage:
+        return new_record((f"{self.name}/{file}", file), None, self.name, self.licence)
 
     def read(self, file: str, index: int) -> RegionImage:
-        return new_record(self.identify(file, index), read_image(self.root, file), self.name, self.licence)
+        return replace(self.identify(file, index), image=read_image(self.root, file))
 
 
 @dataclass(frozen=True)
@@ -389,20 +390,17 @@ class CorpusSource:
     def files(self) -> Iterator[Listed]:
         yield InputFile(MANIFEST, len(_corpus(self.root)), sha256(self.root / MANIFEST))
 
-    def identify(self, file: str, index: int) -> tuple[str, str]:
+    def identify(self, file: str, index: int) -> RegionImage:
         record = _corpus(self.root)[index]
-        return self._id(record), record.uri
-
-    def _id(self, record: RegionImage) -> str:
-        return f"{self.name}/{record.id}" if self.name else record.id
+        name = f"{self.name}/{record.id}" if self.name else record.id
+        source, licence = self.name or record.source, self.licence or record.licence
+        record = replace(record, id=name, source=source, licence=licence)
+        return record if self.keep else replace(record, regions=[], caption=None)
 
     def read(self, file: str, index: int) -> RegionImage:
         corpus = _corpus(self.root)
         corpus.check_shard(corpus.shard_of(index))
-        record = corpus[index]
-        source, licence = self.name or record.source, self.licence or record.licence
-        record = replace(record, id=self._id(record), source=source, licence=licence)
-        return record if self.keep else replace(record, regions=[], caption=None)
+        return self.identify(file, index)
 
 
 @lru_cache(maxsize=1)

@@ -44,7 +44,8 @@ class Join:
 
 
 def join(corpus: Corpus, human: Corpus) -> Join:
-    """Join two corpora of the same images, by id, else by the sha256 of the image file.
+    """Join two corpora of the same images, by id, else by the sha256 of the image file. Conversations without an image
+    are neither joined nor counted.
 
     Pictures are read only where ids don't match. The human corpus's regions are held in memory.
 
@@ -52,9 +53,11 @@ def join(corpus: Corpus, human: Corpus) -> Join:
         CorpusError: they have no image in common.
     """
     joined = Join()
-    waiting = {record.id: record for record in human.records()}
+    waiting = {record.id: record for record in human.records() if not record.text_only}
     unmatched: dict[str, tuple[int, int]] = {}
     for record in corpus.records():
+        if record.text_only:
+            continue
         size = (record.width, record.height)
         if (partner := waiting.pop(record.id, None)) is None:
             unmatched[record.id] = size

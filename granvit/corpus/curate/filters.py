@@ -112,9 +112,7 @@ def image_reason(record: RegionImage, filters: Filters) -> str | None:
     """
     if record.text_only:
         return None
-    counted = [region for region in record.regions if not region.ignore]
-    is_text = bool(counted) and all(region.kind == "text" for region in counted)
-    rule = filters.text_image if is_text else filters.object_image
+    rule = filters.text_image if record.text_image else filters.object_image
     short, long = sorted((record.width, record.height))
     if short <= rule.min_short_side:
         return "short-side"

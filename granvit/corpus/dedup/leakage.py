@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from granvit.corpus.check import Refused, Rejection
 from granvit.corpus.dedup.copy_search import CopyFinder
 from granvit.corpus.dedup.perceptual_hash import (
     FEATURELESS,
+    NO_BYTES,
     NO_PICTURE,
     SIDE,
     Batch,
@@ -35,7 +37,7 @@ from granvit.corpus.dedup.perceptual_hash import (
     store_fingerprints,
 )
 from granvit.corpus.derive import write_part
-from granvit.corpus.importers.image_folder import listing
+from granvit.corpus.importers.image_folder import RAW_SUFFIXES, SUFFIXES, UNSUPPORTED_SUFFIXES, listing
 from granvit.corpus.layout import MANIFEST, CorpusError
 from granvit.corpus.store import Corpus
 from granvit.files import open_regular, read_regular, write_text
@@ -51,12 +53,28 @@ UNREAD_ARCHIVE = "archive-not-read"
 _COCO_DIGITS = 12
 # Numbers of fewer digits are many a file's name.
 _LEAST_NAME = 6
+_TELLS_LITTLE = re.compile(rf"name:0*\d{{1,{_LEAST_NAME - 1}}}")
 LISTS = (".txt", ".json", ".jsonl", ".txt.gz", ".json.gz", ".jsonl.gz")
 
 # In the order of preference: a file name says more than a number.
 _NAME_FIELDS = ("file_name", "img_path", "image_path", "image", "uri", "image_id", "id")
+# What a file name may end on that is not part of the picture's name. "2101.00001" has no ending.
+_ENDINGS = (*SUFFIXES, *UNSUPPORTED_SUFFIXES, *RAW_SUFFIXES, ".txt", ".json", ".xml", ".csv", ".npy", ".mat")
 # REFER's names have an annotation's number behind COCO's, which begin with six zeros; photos' dates do not.
+_QUERY = re.compile(r"[?#].*")
+_TILE = re.compile(r"@\d+,\d+$")  # of `corpus tile`
 _COCO_NUMBER = re.compile(r"(?:^|\D)(\d{12}$|0{6}\d{6}(?=_\d+$))")
+
+
+@dataclass
+class Benchmark:
+    """One of the benchmarks, and how many of its images are compared: by their pictures, as names of a list, and by
+    name alone because a corpus has no file of them."""
+
+    place: str
+    pictures: int = 0
+    listed: int = 0
+    by_name_alone: int = 0
 
 
 @dataclass
@@ -67,8 +85,9 @@ class BenchmarkImages:
         names: of those with pictures.
         thumbs: their thumbnails, shape (N, SIDE, SIDE).
         by_sha256: index by the checksum of the image file.
-        listed: for every key by which a listed image is known (see `keys`), its name in the list.
-        problems: pictures that could not be read: name and reason.
+        listed: for every key by which an image without a picture is known (see `keys`), its name in a list, or its id.
+        problems: images that are not compared at all: name and reason.
+        benchmarks: each of them, with counts.
     """
 
     names: list[str] = field(default_factory=list)
@@ -76,17 +95,34 @@ class BenchmarkImages:
     by_sha256: dict[bytes, int] = field(default_factory=dict)
     listed: dict[str, str] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    benchmarks: list[Benchmark] = field(default_factory=list)
+
+    def add_unpictured(self, record: RegionImage) -> bool:
+        """Let an image of which there is no file be known by its id and URI; gives whether they tell it from others."""
+        known = {key for key in _keys_of(record) if not _TELLS_LITTLE.fullmatch(key)}
+        for key in known:
+            self.listed.setdefault(key, record.id)
+        return bool(known)
 
 
 def keys(name: str) -> set[str]:
-    """What an image of this file name or id may be called in a list: its COCO number, or the name without folder and
-    ending. COCO's numbers are the twelve digits at the end of "COCO_train2014_000000123456.jpg",
-    "000000123456.jpg" and RefCOCO's "COCO_train2014_000000123456_16.jpg"; a name of fewer digits, like "1.jpg", is a
-    name."""
-    stem = PurePosixPath(name.replace("\\", "/")).name
-    stem = stem.rpartition(".")[0] or stem
+    """What an image of this file name, URL or id may be called in a list: its COCO number, or the name without folder
+    and ending, in Unicode's composed form and whatever its case; nothing where there is no name. COCO's numbers are
+    the twelve digits at the end of "COCO_train2014_000000123456.jpg", "000000123456.jpg" and RefCOCO's
+    "COCO_train2014_000000123456_16.jpg"; a name of fewer digits, like "1.jpg", is a name. Endings are those of
+    pictures and annotations, so that "2101.00001" stays whole."""
+    path = _TILE.sub("", _QUERY.sub("", name) if "://" in name else name)
+    stem = unicodedata.normalize("NFC", PurePosixPath(path.replace("\\", "/")).name)
+    ending = next((ending for ending in _ENDINGS if stem.lower().endswith(ending)), "")
+    stem = stem[: -len(ending)] if 0 < len(ending) < len(stem) else stem
     number = _COCO_NUMBER.search(stem)
-    return {f"coco:{int(number[1])}"} if number else {f"name:{stem.casefold()}"}
+    if number:
+        return {f"coco:{int(number[1])}"}
+    return {f"name:{unicodedata.normalize('NFC', stem.casefold())}"} if stem else set()
+
+
+def _keys_of(record: RegionImage) -> set[str]:
+    return keys(record.id) | keys(record.uri)
 
 
 def load_benchmarks(places: Iterable[Path], workers: int = 0) -> BenchmarkImages:
@@ -96,34 +132,51 @@ def load_benchmarks(places: Iterable[Path], workers: int = 0) -> BenchmarkImages
 
     A list is a text file with a name or number on each line, JSON lines, or JSON: an array, or an object with an array
     "images", as COCO has. Names stand in the field file_name, img_path, image_path, image, uri, image_id or id,
-    whichever comes first. Numbers are COCO's image ids. A folder without pictures may hold several lists. Any list may
-    be compressed with gzip.
+    the first that holds one. Numbers are COCO's image ids. A folder without pictures may hold several lists. Any list
+    may be compressed with gzip.
+
+    Images of a corpus that has no files of them are compared by id and URI, unless these are short numbers, which
+    are many a file's name.
 
     Raises:
-        CorpusError: a place does not exist or holds neither, or a list is damaged.
+        CorpusError: a place does not exist, holds neither or no image that can be compared, or a list is damaged.
     """
     found = BenchmarkImages()
     thumbs: list[Thumbs] = [found.thumbs]
     for place in places:
+        benchmark = Benchmark(str(place))
+        found.benchmarks.append(benchmark)
         if lists := _lists(place):
-            for file in lists:
-                _read_list(file, found.listed)
+            benchmark.listed = sum(_read_list(file, found.listed) for file in lists)
+            _check_some(benchmark, [])
             continue
+        known = len(found.problems)
         for batch in fingerprint(_records(place, found), workers):
             for i, record in enumerate(batch.records):
                 problem = batch.problems[i]
                 if problem == NO_PICTURE:
+                    continue
+                if problem == NO_BYTES and found.add_unpictured(record):
+                    benchmark.by_name_alone += 1
                     continue
                 if problem is not None:
                     found.problems.append((record.id, problem))
                     continue
                 found.by_sha256.setdefault(batch.sha256[i], len(found.names))
                 found.names.append(record.id)
+                benchmark.pictures += 1
                 thumbs.append(batch.thumbs[i : i + 1])
+        _check_some(benchmark, found.problems[known:])
     found.thumbs = np.concatenate(thumbs)
-    if not found.names and not found.listed:
-        raise CorpusError(f"no benchmark image to compare with: {len(found.problems)} could not be read")
     return found
+
+
+def _check_some(benchmark: Benchmark, problems: list[tuple[str, str]]) -> None:
+    """Raises a CorpusError where nothing of a benchmark can be compared with anything."""
+    if not (benchmark.pictures or benchmark.listed or benchmark.by_name_alone):
+        counts = Counter(reason for _, reason in problems).most_common()
+        why = f": {', '.join(f'{reason} {count}' for reason, count in counts)}" if counts else ""
+        raise CorpusError(f"{benchmark.place}: no benchmark image to compare with{why}")
 
 
 def _lists(place: Path) -> list[Path]:
@@ -170,12 +223,14 @@ def _unpacked(file: Path) -> bytes:
     return data
 
 
-def _read_list(file: Path, listed: dict[str, str]) -> None:
+def _read_list(file: Path, listed: dict[str, str]) -> int:
+    """Add the names of a list to those that are known; gives how many images it names."""
     try:
         text = _unpacked(file).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise CorpusError(f"{file}: {error}") from error
     kind = file.name.lower().removesuffix(".gz").rpartition(".")[2]
+    named: set[str] = set()
     for number, entry in enumerate(_entries(file, kind, text), start=1):
         name = _name(entry)
         if name is None:
@@ -184,12 +239,15 @@ def _read_list(file: Path, listed: dict[str, str]) -> None:
         if name.isdecimal() and len(name) <= _COCO_DIGITS:
             # COCO's number; a long one may be the name of a file as well, as Flickr30k's are.
             found = {f"coco:{int(name)}"} | (found if len(name.lstrip("0")) >= _LEAST_NAME else set())
+        named.add(name)
         for key in found:
             listed.setdefault(key, name)
+    return len(named)
 
 
 def _entries(file: Path, kind: str, text: str) -> list[Any]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Not `splitlines`, which also cuts at characters that occur inside texts.
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
     if kind == "txt":
         return lines
     try:
@@ -205,14 +263,22 @@ def _entries(file: Path, kind: str, text: str) -> list[Any]:
 
 
 def _name(entry: Any) -> str | None:
+    """The name or number in an entry of a list: of its fields the first that holds one, or None."""
     if isinstance(entry, dict):
-        entry = next((entry[name] for name in _NAME_FIELDS if name in entry), None)
-    return str(entry) if isinstance(entry, str | int) and str(entry).strip() else None
+        return next((named for name in _NAME_FIELDS if (named := _name_in(entry.get(name)))), None)
+    return _name_in(entry)
+
+
+def _name_in(value: Any) -> str | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas writes the whole numbers of a column with gaps so
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip() else None
 
 
 # From which agreement an image counts as a copy. Of 1,814 photos (benchmarks/leakage.py) all others stay below 0.15,
 # and more than 99 of 100 copies that were cropped by a tenth, halved, mirrored and recompressed reach it.
 SIMILARITY = 0.4
+SHOWN_NAMES = 100
 
 
 def ids_beside(report: Path) -> Path:
@@ -226,8 +292,9 @@ class Leak:
 
     Attributes:
         id, uri, source: of the image.
-        how: "name": a list has its name; "file": the same bytes; "picture": a copy of some kind.
-        benchmark: the benchmark image's id, or its name in the list.
+        how: "name": a list, or a benchmark without pictures, has its name; "file": the same bytes; "picture": a copy
+            of some kind.
+        benchmark: the benchmark image's id, or its name in a list.
         similarity: of pictures, in [0, 1]; see `granvit.corpus.dedup.copy_search.agreement`.
         mirrored: whether it is flipped left to right.
     """
@@ -249,11 +316,17 @@ class LeakageReport:
         images: how many images were looked at.
         leaks: by corpus order; an image may be a copy of several benchmark images.
         unseen: images whose picture could not be compared, by reason; their names and, if blank, files were.
+        against: the benchmarks.
+        similarity: from which agreement a picture counted as a copy; None where no benchmark has pictures.
+        not_compared: benchmark images that nothing was compared with, name and reason.
     """
 
     images: int = 0
     leaks: list[Leak] = field(default_factory=list)
     unseen: Counter[str] = field(default_factory=Counter)
+    against: list[Benchmark] = field(default_factory=list)
+    similarity: float | None = None
+    not_compared: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:
@@ -261,9 +334,18 @@ class LeakageReport:
         return list(dict.fromkeys(leak.id for leak in self.leaks))
 
     def to_json(self) -> dict[str, Any]:
-        """Counts by how and by source, and every leak."""
+        """What was compared with what, counts by how and by source, and every leak. Of the benchmark images that were
+        not compared all are counted, and `SHOWN_NAMES` of each reason named."""
         first = {leak.id: leak for leak in reversed(self.leaks)}
+        missed: dict[str, list[str]] = {}
+        for name, reason in self.not_compared:
+            missed.setdefault(reason, []).append(name)
         return {
+            "against": [asdict(benchmark) for benchmark in self.against],
+            "similarity": self.similarity,
+            "not_compared": {
+                reason: {"images": len(names), "names": names[:SHOWN_NAMES]} for reason, names in missed.items()
+            },
             "images": self.images,
             "leaked": len(first),
             "by_how": dict(Counter(leak.how for leak in first.values())),
@@ -307,7 +389,11 @@ def find_leaks(
     Raises:
         CorpusError: the corpus cannot be read, or `fingerprints` are another corpus's.
     """
-    report = LeakageReport()
+    report = LeakageReport(
+        against=benchmarks.benchmarks,
+        similarity=similarity if benchmarks.names else None,
+        not_compared=benchmarks.problems,
+    )
     bar = tqdm(desc="compare", total=len(corpus), unit=" images", disable=not progress)
     if not benchmarks.names:
         for record in corpus.records():
@@ -339,7 +425,7 @@ def find_leaks(
 
 def _by_name(record: RegionImage, benchmarks: BenchmarkImages) -> list[Leak]:
     listed = benchmarks.listed
-    names = dict.fromkeys(listed[key] for key in sorted(keys(record.id) | keys(record.uri)) if key in listed)
+    names = dict.fromkeys(listed[key] for key in sorted(_keys_of(record)) if key in listed)
     return [Leak(record.id, record.uri, record.source, "name", name) for name in names]
 
 

@@ -30,11 +30,11 @@ SUFFIXES = (
     ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 # Raw photographs are TIFFs by their first bytes, of which a decoder of TIFF finds the preview.
-_RAW = (
+RAW_SUFFIXES = (
     ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw",
     ".3fr", ".iiq", ".erf", ".kdc", ".dcr", ".mrw", ".x3f",
 )  # fmt: skip
-_UNSUPPORTED_SUFFIXES = (
+UNSUPPORTED_SUFFIXES = (
     ".heic", ".heif", ".hif", ".jxl", ".pdf", ".ps", ".eps", ".ai", ".psd", ".psb", ".svg", ".svgz", ".djvu", ".dcm",
     ".ico", ".icns", ".tga", ".dds", ".exr", ".hdr", ".xcf", ".emf", ".wmf", ".pcx", ".qoi", ".jxr", ".wdp",
 )  # fmt: skip
@@ -61,11 +61,11 @@ def kind_of(name: str, head: bytes) -> FileKind:
     beside = path.name.startswith("._") and head.startswith(_APPLE_DOUBLE)
     if beside or "__MACOSX" in path.parts or path.name == ".DS_Store":
         return "macos"
-    if suffix in _RAW or head.startswith(_UNSUPPORTED) or _brand(head) == "unsupported":
+    if suffix in RAW_SUFFIXES or head.startswith(_UNSUPPORTED) or _brand(head) == "unsupported":
         return "unsupported"
     if _is_picture(head) or suffix in SUFFIXES:
         return "picture"
-    return "unsupported" if suffix in _UNSUPPORTED_SUFFIXES else "other"
+    return "unsupported" if suffix in UNSUPPORTED_SUFFIXES else "other"
 
 
 def listing(root: Path) -> Iterator[tuple[str, FileKind]]:

@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -132,6 +133,31 @@ def test_own_words(serve, config):
     config(server, mode="box", prompt="Defect in {box}? {words} words.").build()([painted("p", 1)])
     (asked,) = server.events("asked")
     assert asked["prompt"].startswith("Defect in [0.017, ") and asked["prompt"].endswith("]? 10 words.")
+
+
+@pytest.mark.parametrize(
+    ("mode", "prompt", "said"),
+    [
+        ("box", "Name the object in at most {words} words.", "without {box} every region gets the same caption"),
+        ("crop", "What is at {box}?", "mode crop shows the region alone, in which {box} means nothing"),
+        ("auto", "What is at {box}?", "mode auto shows the region alone"),
+        ("box", "What is at { box }?", "{ box } is not filled in, only {words} and {box} are"),
+        ("crop", "Describe it in {max_words} words.", "{max_words} is not filled in"),
+    ],
+)
+def test_words_that_do_not_ask_about_a_region_are_refused(tmp_path, mode, prompt, said):
+    config = CaptionConfig("m", "http://localhost:1/v1", mode=mode, prompt=prompt, cache=str(tmp_path / "c"))
+    with pytest.raises(AnnotateError, match=f"^caption: prompt: .*{re.escape(said)}") as error:
+        config.build()
+    assert "\n" not in str(error.value) and not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "prompt"),
+    [("crop", 'In JSON: {"caption": "..."}'), ("crop+image", "It is at {box}."), ("box", "At {box}, one word.")],
+)
+def test_words_of_ones_own_are_taken(serve, config, mode, prompt):
+    config(serve(), mode=mode, prompt=prompt).build()
 
 
 def test_no_more_requests_at_a_time_than_allowed(serve, config):

@@ -8,7 +8,7 @@ from helpers.serving import painted
 from helpers.tiny_captioner import SAYS, save
 
 from granvit.corpus.annotate.base import AnnotateError
-from granvit.corpus.annotate.caption import CaptionConfig
+from granvit.corpus.annotate.caption import AnswerCache, Caption, CaptionConfig
 from granvit.corpus.annotate.caption_answers import Answer
 from granvit.corpus.annotate.caption_requests import PromptConfig, global_request, region_request
 
@@ -129,3 +129,34 @@ def test_a_picture_that_the_processor_cannot_divide_is_refused_alone(config, mon
     annotator([item, thin])
     assert [r.text for r in item.record.regions] == right(item) and item.rejections == []
     assert (thin.record.regions, [r.reason for r in thin.rejections]) == ([], ["captioner-failed"])
+
+
+@pytest.mark.parametrize(("mode", "endpoint"), [("crop", ""), ("box", ""), ("crop", "http://localhost:1/v1")])
+def test_the_next_weights_in_the_same_folder_are_asked_anew(tmp_path, mode, endpoint):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    config = CaptionConfig(str(folder), endpoint, mode, cache=str(tmp_path / "c.sqlite"), whole_image=False)
+
+    class Says:
+        def __init__(self, text):
+            self.text = text
+
+        def ask(self, requests, keep):
+            for request in requests:
+                keep(request, Answer(self.text))
+            return [Answer(self.text)] * len(requests)
+
+    def caption(text):
+        item = painted("a", 1)
+        Caption(config, Says(text), AnswerCache(tmp_path / "c.sqlite"))([item])
+        return item.record.regions[0].text
+
+    (folder / "model.safetensors").write_bytes(b"old")
+    assert [caption("said of old"), caption("never asked")] == ["said of old", "said of old"]
+    (folder / "model.safetensors").write_bytes(b"new")
+    assert caption("said anew") == "said anew"
+    # The same weights elsewhere are the same model.
+    moved = folder.rename(tmp_path / "moved")
+    config = replace(config, model=str(moved))
+    assert caption("never asked") == "said anew"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,21 @@ from helpers.cheap import CheapConfig, InlineWorkers, contents, plan, png
 from helpers.paths import PYTHONPATH
 
 from granvit.corpus.annotate import pipeline, shards
-from granvit.corpus.annotate.base import AnnotateError
+from granvit.corpus.annotate.base import MODEL, AnnotateError
+from granvit.corpus.annotate.caption import AnswerCache, Caption, CaptionConfig
+from granvit.corpus.annotate.caption_answers import Answer
+from granvit.corpus.annotate.detect import DetectConfig
+from granvit.corpus.annotate.ocr import OcrConfig
 from granvit.corpus.annotate.pipeline import annotate
-from granvit.corpus.annotate.workers import AnnotatorBug
+from granvit.corpus.annotate.plan import Plan
+from granvit.corpus.annotate.shards import Task, run_task
+from granvit.corpus.annotate.sources import open_source
+from granvit.corpus.annotate.workers import CRASHED, TIMEOUT, AnnotatorBug
 from granvit.corpus.check import read_quarantine, verify
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.errors import BusyError, GranvitError
+from granvit.loading.run_folder import by_content
 from granvit.regions import Region, RegionImage, Turn
 
 
@@ -151,6 +160,28 @@ def write_corpus(path: Path) -> list[RegionImage]:
     return records
 
 
+@pytest.mark.parametrize("how", ["keep", "detect"])
+def test_what_goes_with_a_refused_image_is_told(tmp_path, inline, how):
+    said = [[Turn("user", "Hi"), Turn("assistant", "Ho")]] * 3
+    boxes = [Region((1, 2, 30, 20), "dog"), Region((1, 2, 30, 20), "STOP", "text")]
+    files = {"absent": None, "broken": b"no picture", "slow": png(1), "killing": png(2), "sound": png(3)}
+    with CorpusWriter(tmp_path / "corpus") as writer:
+        for name, data in files.items():
+            writer.write(RegionImage(name, data, 40, 30, boxes, f"{name}.png", "set", conversations=said))
+    source = open_source(tmp_path / "corpus", keep=how == "keep")
+    made = plan(how="keep", caption=CheapConfig()) if how == "keep" else plan()
+    given_up = {2: (TIMEOUT, "longer"), 3: (CRASHED, "the worker died over this image")}
+    task = Task(0, [("manifest.json", n) for n in range(5)], 2, given_up)
+    assert list(run_task(task, source, made.build(), tmp_path / "out"))
+    found = read_quarantine(shards.shard_folder(tmp_path / "out", 0) / "quarantine.jsonl")
+    reasons = ["missing-image", "not-an-image", TIMEOUT, CRASHED]
+    assert [(r.reason, r.id, r.uri) for r in found] == [
+        (reason, name, f"{name}.png") for reason, name in zip(reasons, files, strict=False)
+    ]
+    # With "detect" the corpus's regions were to be replaced, and so none is lost.
+    assert {(r.regions, r.conversations) for r in found} == {(2 if how == "keep" else 0, 3)}
+
+
 def test_boxes_of_a_corpus_are_kept_or_replaced(tmp_path, inline):
     write_corpus(tmp_path / "corpus")
     run(tmp_path / "corpus", tmp_path / "kept", plan(how="keep", caption=CheapConfig()))
@@ -159,6 +190,40 @@ def test_boxes_of_a_corpus_are_kept_or_replaced(tmp_path, inline):
     assert (kept.id, kept.caption, kept.licence) == ("set/3", "a dog", "CC0")
     assert [region.text for region in kept.regions] == ["dog", "3/6/7 0 of 1"]
     assert [region.text for region in new.regions] == ["3/6/7 0 of 1"] and new.caption is None
+
+
+@dataclass(frozen=True)
+class Telling(CaptionConfig):
+    """A captioner that says one thing of everything, and is asked by nobody but a `Caption`."""
+
+    def build(self, device="cpu"):
+        return Caption(self, self, AnswerCache(Path(self.cache)))
+
+    def ask(self, requests, keep):
+        return [Answer("a thing of some kind")] * len(requests)
+
+
+def test_a_page_whose_boxes_are_kept_gets_no_caption_of_the_whole(tmp_path, inline):
+    text, crowd, thing = Region((1, 2, 30, 20), "STOP", "text"), Region((1, 2, 9, 9), "", ignore=True), (1, 2, 30, 20)
+    marked = {
+        "page": [text],
+        "page with a crowd": [text, crowd],
+        "street": [text, Region(thing, "dog")],
+        "nothing to see": [crowd],
+        "nothing": [],
+    }
+    with CorpusWriter(tmp_path / "corpus") as writer:
+        for n, (name, regions) in enumerate(marked.items()):
+            writer.write(RegionImage(name, png(n), 40, 30, regions, source="set"))
+    made = plan(how="keep", caption=Telling("m", cache=str(tmp_path / "c")))
+    summary = run(tmp_path / "corpus", tmp_path / "out", made)
+    captioned = [record.id for record in Corpus(tmp_path / "out") if record.caption]
+    assert captioned == ["street", "nothing to see", "nothing"]
+    assert summary.counts.kinds == {"text": 2, "natural": 3} and summary.missing == ""
+    with CorpusWriter(tmp_path / "pages") as writer:
+        writer.write(RegionImage("page", png(1), 40, 30, [text], source="set"))
+    summary = run(tmp_path / "pages", tmp_path / "read", made)
+    assert summary.missing == "not one caption was made: the boxes of all 1 images hold text, and no object"
 
 
 @pytest.mark.parametrize(("share", "kind", "text"), [(0.04, "object", "dog"), (0.06, "text", "3/6/7 0 of 1")])
@@ -281,6 +346,54 @@ def test_a_driver_does_not_share_its_folder(photos, tmp_path):
             run(photos, tmp_path / "out")
         other.stdin.close()
     run(photos, tmp_path / "out")
+
+
+@dataclass(frozen=True)
+class Modelled(CheapConfig):
+    """The cheap annotator as if it had weights."""
+
+    model: str = field(default="", metadata=MODEL)
+
+
+def test_a_run_does_not_go_on_with_other_weights_in_the_same_folder(photos, tmp_path, inline, monkeypatch):
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"old")
+    made = plan(detect=Modelled(model=str(weights.parent)))
+    run(photos, tmp_path / "out", made)
+    assert run(photos, tmp_path / "out", made).resumed == 20  # finished, and nothing has changed
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "join_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(photos, tmp_path / "half", made)
+    weights.write_bytes(b"new")
+    with pytest.raises(CorpusError, match=f"it was made with other weights or settings in {weights.parent}: choose"):
+        run(photos, tmp_path / "out", made)
+    with pytest.raises(AnnotateError, match=f"was begun with other weights or settings in {weights.parent}: give"):
+        run(photos, tmp_path / "half", made)
+    # As earlier versions left them, which did not note it.
+    for file in (tmp_path / "out/manifest.json", tmp_path / "half/.annotate/plan.json"):
+        state = json.loads(file.read_text())
+        state.get("meta", state)["annotated"]["detect"].pop("model_holds")
+        file.write_text(json.dumps(state))
+    for out in ("out", "half"):
+        with pytest.raises(GranvitError, match=f"with {weights.parent} before it was noted what a model holds"):
+            run(photos, tmp_path / out, made)
+
+
+def test_what_every_model_on_the_disk_holds_is_noted(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "empty").mkdir()
+    here, held = str(tmp_path), by_content(str(tmp_path))
+    assert held.startswith("sha256 ")
+    noted = Plan("auto", OcrConfig(detector=here), DetectConfig(here), CaptionConfig(here)).settings()
+    assert noted["ocr"]["detector_holds"] == noted["detect"]["model_holds"] == noted["caption"]["model_holds"] == held
+    assert "recognizer_holds" not in noted["ocr"]
+    # A folder that has only the name of a model, and one on the hub.
+    for name in (str(tmp_path / "empty"), "Qwen/Qwen2.5-VL-7B-Instruct", "long" * 100):
+        assert "model_holds" not in Plan("detect", detect=DetectConfig(name)).settings()["detect"]
+    os.mkfifo(tmp_path / "empty" / "model.safetensors")
+    with pytest.raises(GranvitError, match="model.safetensors: not a regular file"):
+        Plan("detect", detect=DetectConfig(str(tmp_path / "empty"))).settings()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"annotated": 3}'])

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 
 import datasets
 import pyarrow as pa
@@ -33,10 +34,11 @@ def everything(source):
         for file, index in listing.inputs(shard):
             try:
                 record = source.read(file, index)
-                assert (record.id, record.uri) == source.identify(file, index)
+                assert replace(source.identify(file, index), image=record.image) == record
                 found.append((record.id, record.uri, record.image))
             except Refused as refused:
-                found.append((*source.identify(file, index), refused.reason))
+                known = source.identify(file, index)
+                found.append((known.id, known.uri, refused.reason))
     return found, [(problem.reason, problem.uri) for problem in listing.problems]
 
 

@@ -7,7 +7,7 @@ from helpers.audited import corpus, picture, record, text
 
 from granvit.corpus.audit.human import against_human, join
 from granvit.corpus.layout import CorpusError
-from granvit.regions import Region
+from granvit.regions import Region, RegionImage, Turn
 
 A, B, C, D = (0, 0, 40, 20), (50, 0, 90, 20), (0, 50, 40, 70), (50, 50, 90, 70)
 
@@ -57,6 +57,19 @@ def test_corpora_of_other_images_are_an_error(tmp_path):
     machine, human = corpus(tmp_path / "machine", record("a")), corpus(tmp_path / "human", record("b"))
     with pytest.raises(CorpusError, match="human: no image of .*machine is in it"):
         join(machine, human)
+
+
+def test_conversations_without_an_image_are_nobodys_partner(tmp_path):
+    def talk(id):
+        said = [[Turn("user", "Hi"), Turn("assistant", "Ho")]]
+        return RegionImage(id, None, 0, 0, [], source="talk", conversations=said)
+
+    machine = corpus(tmp_path / "machine", record("a"), talk("t/1"), talk("t/2"))
+    joined = join(machine, corpus(tmp_path / "human", record("a"), talk("t/1"), talk("t/3")))
+    assert list(joined.human) == ["a"]
+    assert (joined.by_id, joined.only_here, joined.absent, joined.other_size) == (1, 0, 0, 0)
+    with pytest.raises(CorpusError, match="human: no image of .*machine is in it"):
+        join(machine, corpus(tmp_path / "others" / "human", record("b"), talk("t/1")))
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------

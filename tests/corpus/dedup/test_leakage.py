@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,7 +18,7 @@ from PIL import Image
 
 from granvit.cli.corpus_derive import Leakage
 from granvit.corpus.dedup.copy_search import CopyFinder
-from granvit.corpus.dedup.leakage import UNREAD_ARCHIVE, find_leaks, keys, load_benchmarks, write_without
+from granvit.corpus.dedup.leakage import UNREAD_ARCHIVE, Benchmark, find_leaks, keys, load_benchmarks, write_without
 from granvit.corpus.dedup.perceptual_hash import thumbnail
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
@@ -105,6 +106,21 @@ def test_blank_pictures_are_no_copies_of_each_other():
         ("580957.jpg", {"name:580957"}),
         ("C:\\data\\A.B.PNG", {"name:a.b"}),
         ("1000000580957.jpg", {"name:1000000580957"}),
+        # What is behind a dot is an ending only where it is one of a picture or an annotation.
+        ("2101.00001", {"name:2101.00001"}),
+        ("papers/2101.00001.png", {"name:2101.00001"}),
+        ("1.tar_1401.0001.gz_metric_arxiv_0", {"name:1.tar_1401.0001.gz_metric_arxiv_0"}),
+        ("x/Screenshot 2023-01-01 at 10.15.48", {"name:screenshot 2023-01-01 at 10.15.48"}),
+        ("gt_img_1.TXT", {"name:gt_img_1"}),
+        ("scan.nef", {"name:scan"}),
+        (".jpg", {"name:.jpg"}),
+        ("https://x.org/a/photo.jpg?size=large#top", {"name:photo"}),
+        ("what?.jpg", {"name:what?"}),
+        ("set/a.parquet:1", {"name:a.parquet:1"}),
+        ("images/000000580957.jpg@128,0", {"coco:580957"}),  # a tile
+        ("cafe\u0301.jpg", {"name:caf\u00e9"}),
+        ("CAFE\u0301", {"name:caf\u00e9"}),
+        ("", set()),
     ],
 )
 def test_names_of_an_image(name, expected):
@@ -143,6 +159,72 @@ def test_a_long_number_is_a_file_name_too(content, tmp_path):
     file.write_bytes(content)
     source = corpus(tmp_path / "corpus", [record(n, None) for n in ("1007129816.jpg", "36979.jpg", "000000036979.jpg")])
     assert find_leaks(source, load_benchmarks([file])).ids == ["1007129816.jpg", "000000036979.jpg"]
+
+
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_a_list_is_cut_at_the_ends_of_its_lines_alone(inside, tmp_path):
+    rows = [{"image": "x.jpg", "question": f"foo{inside}bar"}, {"image": "y.jpg"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + end for row, end in zip(rows, ("\r\n", "\n"), strict=True))
+    # Of a control character JSON wants the escape.
+    text = text.replace(inside, json.dumps(inside)[1:-1]) if inside < " " else text
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8", newline="")
+    (tmp_path / "names.txt").write_text(f"a{inside}b.jpg\r\nc.jpg\rd.jpg\n", encoding="utf-8", newline="")
+    assert load_benchmarks([tmp_path / "rows.jsonl"]).listed.keys() == {"name:x", "name:y"}
+    assert load_benchmarks([tmp_path / "names.txt"]).listed.keys() == {f"name:a{inside}b", "name:c", "name:d"}
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"image": None, "image_id": 391895}, "coco:391895"),
+        ({"file_name": "", "image": {"bytes": None}, "image_id": 391895.0}, "coco:391895"),
+        ({"image": True, "id": "a.jpg"}, "name:a"),
+    ],
+)
+def test_a_field_that_holds_no_name_is_passed_over(row, key, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert key in load_benchmarks([tmp_path / "rows.jsonl"]).listed
+
+
+def test_a_benchmark_without_pictures_is_compared_by_name(tmp_path, capsys):
+    named = [("ref/COCO_train2014_000000000007.jpg", ""), ("ref/12345", "docs/2101.00001.png"), ("ref/3.jpg", "3.jpg")]
+    rows = [replace(record(id, None), uri=uri) for id, uri in named]
+    bench = corpus(tmp_path / "bench", rows)
+    benchmarks = load_benchmarks([bench.path])
+    assert benchmarks.benchmarks == [Benchmark(str(bench.path), by_name_alone=2)]
+    assert benchmarks.problems == [("ref/3.jpg", "no-image-bytes")]  # a number of one digit tells nothing
+    mine = [record(n, None) for n in ("coco/000000000007.jpg", "arxiv/2101.00001", "arxiv/2101.00002", "mine/3.jpg")]
+    source = corpus(tmp_path / "corpus", [*mine, record("12345.jpg", None)])
+    report = find_leaks(source, benchmarks)
+    assert [(leak.id, leak.how, leak.benchmark) for leak in report.leaks] == [
+        ("coco/000000000007.jpg", "name", "ref/COCO_train2014_000000000007.jpg"),
+        ("arxiv/2101.00001", "name", "ref/12345"),
+    ]
+    assert Leakage(source.path, (bench.path,), report=tmp_path / "leaks.json").run() == 0
+    printed = capsys.readouterr()
+    assert f"{bench.path}: 2 images have no picture, so they go by name alone" in printed.err
+    assert (
+        "not compared: ref/3.jpg: no-image-bytes" in printed.err
+        and "1 benchmark images were not compared" in printed.out
+    )
+
+
+def test_the_report_says_what_was_compared_with_what(benchmark, planted, tmp_path):
+    (tmp_path / "names.txt").write_text("x.jpg\ny.jpg\nx.jpg\n")
+    benchmarks = load_benchmarks([benchmark, tmp_path / "names.txt"])
+    broken = [(f"broken/{i}", "not-an-image") for i in range(150)]
+    benchmarks.problems += broken
+    report = find_leaks(planted, benchmarks, similarity=0.5).to_json()
+    assert report["against"] == [
+        {"place": str(benchmark), "pictures": 8, "listed": 0, "by_name_alone": 0},
+        {"place": str(tmp_path / "names.txt"), "pictures": 0, "listed": 2, "by_name_alone": 0},
+    ]
+    assert report["similarity"] == 0.5
+    names = report["not_compared"]["not-an-image"].pop("names")
+    assert report["not_compared"] == {"not-an-image": {"images": 151}}
+    assert names == [f"{benchmark.name}/broken.jpg", *(name for name, _ in broken)][:100]
+    # Of names alone no similarity is asked.
+    assert find_leaks(planted, load_benchmarks([tmp_path / "names.txt"])).to_json()["similarity"] is None
 
 
 @pytest.mark.parametrize("report", ["bench.json", "leaks.txt", "corpus/manifest.json", "bench.txt"])
@@ -213,7 +295,8 @@ def test_pictures_of_every_kind_in_a_folder_are_compared(tmp_path):
         ("a.jsonl", b'{"x": 1}\n', "entry 1 has none of the fields"),
         ("a.jsonl.gz", b"no gzip", "a.jsonl.gz"),
         ("a.txt", b"\xff\xfe", "a.txt"),
-        ("a.txt", b"\n", "no benchmark image"),
+        ("a.txt", b"\n", "a.txt: no benchmark image"),
+        ("a.json", b"[]", "a.json: no benchmark image"),
         ("a.pdf", b"%PDF", "neither Parquet nor a tar"),
         ("missing", None, "does not exist"),
     ],
@@ -221,8 +304,9 @@ def test_pictures_of_every_kind_in_a_folder_are_compared(tmp_path):
 def test_damaged_lists_name_themselves(name, data, message, tmp_path):
     if data is not None:
         (tmp_path / name).write_bytes(data)
+    (tmp_path / "sound.txt").write_text("x.jpg\n")
     with pytest.raises(CorpusError, match=message):
-        load_benchmarks([tmp_path / name])
+        load_benchmarks([tmp_path / "sound.txt", tmp_path / name])
 
 
 # Real photographs
