@@ -26,6 +26,9 @@ _ROLES = get_args(Role)
 # A region that a cut-out of the image cuts is kept where at least this share of it is seen. Cut text would be a wrong
 # transcription.
 LEAST_VISIBLE: dict[Kind, float] = {"object": 0.5, "text": 0.97}
+# What a tile's id has behind that of its image: place and side, "@x,y,side", of earlier versions "@x,y"; twice for
+# tiles of tiles.
+_TILE = re.compile(r"(?<=.)(?:@[0-9]+,[0-9]+(?:,[0-9]+)?)+\Z")
 
 
 @dataclass
@@ -156,6 +159,15 @@ class RegionImage:
         if problem := _problem(record):
             raise GranvitError(f"record {record.id!r}: {problem}")
         return record
+
+
+def picture_id(record_id: str) -> str:
+    """The id of the picture that a record shows: its own, or if it is a tile's, that of the image that was cut.
+
+    Tiles of a picture are held out together, and drawn again together for an interval. An id that ends in "@3,4" by
+    accident is taken for a tile's too, which does no harm: the image goes where the shorter name does.
+    """
+    return _TILE.sub("", record_id) if "@" in record_id else record_id
 
 
 def _problem(record: RegionImage) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,13 +25,11 @@ from granvit.errors import GranvitError
 from granvit.files import staged_folder
 from granvit.geometry import View, sizes
 from granvit.images import MIN_SIDE, ImageError, decode
-from granvit.regions import LEAST_VISIBLE, SPLITS, Kind, Region, RegionImage
+from granvit.regions import LEAST_VISIBLE, SPLITS, Kind, Region, RegionImage, picture_id
 from granvit.sampling import lowest_by_hash, unit_hash
 
 _HELD_OUT = ("val", "test")
 _FRACTION = 0.1
-# What `tiles_of` puts behind an id: place and side, "@x,y,side", of earlier versions "@x,y"; again for tiles of tiles.
-_TILE = re.compile(r"(?<=.)(?:@[0-9]+,[0-9]+(?:,[0-9]+)?)+\Z")
 
 
 def train_and_held_out(corpus: Corpus, fraction: float = _FRACTION) -> tuple[Subset, Subset]:
@@ -89,15 +86,6 @@ def named_split(corpus: Corpus) -> Callable[[RegionImage], str]:
 def names_held_out(corpus: Corpus) -> bool:
     """Whether images of a corpus are held out by the name of their split, "val" or "test", and not by a hash."""
     return any(corpus.manifest["images_by_split"].get(name) for name in _HELD_OUT)
-
-
-def picture_id(record_id: str) -> str:
-    """The id of the picture that a record shows: its own, or if it is a tile's, that of the image that was cut.
-
-    An id that ends in "@3,4" by accident is taken for a tile's too. All that this does is to put the image on the
-    side where the hash of the shorter name puts it, as good a one as any.
-    """
-    return _TILE.sub("", record_id) if "@" in record_id else record_id
 
 
 def split_by_hash(record_id: str, val: float, test: float = 0.0) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,7 +26,7 @@ from granvit.evaluate.attention import (
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.images import decode
 from granvit.questions import caption_exchange
-from granvit.regions import Region, RegionImage
+from granvit.regions import Region, RegionImage, picture_id
 
 ATTENTION = f"encoder attention, last {LAST_LAYERS} layers"
 SIMILARITY = "feature similarity"
@@ -96,8 +97,8 @@ def attention_mass(
     Raises:
         ValueError: no region of the images can be measured.
     """
-    per_image: list[list[Sums]] = []
-    counts: list[dict[str, int]] = []
+    per_image: dict[str, list[Sums]] = {}
+    counts: dict[str, Counter[str]] = {}
     report = MassReport([e.name for e in encoders], 0)
     records = islice((record for record in records if not record.text_only), limit)
     for record in tqdm(records, total=limit, desc="attention", unit="img", disable=not progress):
@@ -106,17 +107,21 @@ def attention_mass(
         report.images += 1
         report.too_small += len(asked) - len(regions)
         if regions:
-            per_image.append([region_sums(e, record, regions) for e in encoders])
-            counts.append({kind: sum(r.kind == kind for r in regions) for kind in ("object", "text")})
+            picture = picture_id(record.id)  # tiles of an image are drawn together
+            sums = per_image.setdefault(picture, [{} for _ in encoders])
+            for known, encoder in zip(sums, encoders, strict=True):
+                for name, more in region_sums(encoder, record, regions).items():
+                    known[name] = known[name] + more if name in known else more
+            counts.setdefault(picture, Counter()).update(region.kind for region in regions)
     if not per_image:
         raise GranvitError(
             f"nothing to measure: {report.images} images with {report.too_small} regions, all smaller than two patches"
         )
     for kind in ("object", "text"):
-        count_n = np.array([c[kind] for c in counts], dtype=float)
+        count_n = np.array([c[kind] for c in counts.values()], dtype=float)
         if count_n.sum():
             report.regions[kind] = int(count_n.sum())
-            having = [sums for sums, count in zip(per_image, count_n, strict=True) if count]
+            having = [sums for sums, count in zip(per_image.values(), count_n, strict=True) if count]
             report.shares[kind] = _table(having, kind, count_n[count_n > 0], len(encoders))
     return report
 

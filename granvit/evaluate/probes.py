@@ -39,7 +39,7 @@ from granvit.evaluate.probe_tasks import (
 )
 from granvit.images import decode
 from granvit.model.distill import roi_align
-from granvit.regions import RegionImage
+from granvit.regions import RegionImage, picture_id
 from granvit.texts import edit_cost, exact_match
 
 _WIDTH = 128
@@ -262,6 +262,7 @@ def probe(
     targets = vocabulary(task, raw)
     training = usable(task, raw, targets)
     scored = usable(task, probe_questions(task, scored_images, max_regions, seed + 1), targets)
+    shown = _pictures(scored.items, scored_images)
     check = checked_questions(training)
     if not check or len(check) == len(training.items) or not scored.items:
         raise GranvitError(
@@ -269,7 +270,7 @@ def probe(
             f"of {len(scored_images)} to score on are too few"
         )
     if task == "attribute":
-        on = images_of(_truth(scored.items, targets), [q.image for q in scored.items])
+        on = images_of(_truth(scored.items, targets), shown)
         rare = int((on < LEAST_IMAGES).sum())
         if rare == len(targets):
             raise GranvitError(f"attribute: none of {rare} words stands on {LEAST_IMAGES} of the images to score on")
@@ -290,7 +291,7 @@ def probe(
             report.rates.setdefault(encoder.name, {})[name] = fitted.rate
             answers.setdefault(name, []).append(fitted.scores(unseen))
     for name, of_encoders in answers.items():
-        report.rows += _rows(task, name, [e.name for e in encoders], of_encoders, targets, training, scored)
+        report.rows += _rows(task, name, [e.name for e in encoders], of_encoders, targets, training, scored, shown)
     return report
 
 
@@ -374,6 +375,13 @@ def fit_head(
     return fit(lambda: kind(cells, depth, outputs), features, loss, check, steps or training_steps, seed)
 
 
+def _pictures(questions: Sequence[Question], records: Sequence[RegionImage]) -> list[int]:
+    """The picture of each question, as a number: of those that have one, tiles of an image being one picture."""
+    names = [picture_id(records[question.image].id) for question in questions]
+    number = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    return [number[name] for name in names]
+
+
 def _truth(questions: Sequence[Question], targets: Sequence[Any]) -> np.ndarray:
     return np.array([[word in q.target for word in targets] for q in questions])
 
@@ -386,13 +394,13 @@ def _rows(
     targets: Sequence[Any],
     training: Questions,
     scored: Questions,
+    image: Sequence[int],
 ) -> list[Row]:
-    """The metrics of one head. Images without a question take no part in the bootstrap."""
-    number = {image: n for n, image in enumerate(sorted({q.image for q in scored.items}))}
-    image = [number[q.image] for q in scored.items]
+    """The metrics of one head; `image` says of which picture each scored question is."""
+    images = max(image) + 1
 
     def row(metric: str, scores: Sequence[Score], majority: Score, less_is_better: bool = False) -> Row:
-        found, changes = with_intervals([*scores, majority], len(number), centred=task == "attribute")
+        found, changes = with_intervals([*scores, majority], images, centred=task == "attribute")
         by_name = dict(zip(names, found, strict=False))
         return Row(head, metric, less_is_better, by_name, dict(zip(names, changes, strict=False)), found[-1])
 
@@ -405,7 +413,7 @@ def _rows(
     if task == "read":
         said = [[read_text(steps, targets) for steps in a] for a in answers]
         constant = [most] * len(truth_texts)
-        error_rates = [_error_rate(texts, truth_texts, image, len(number)) for texts in [*said, constant]]
+        error_rates = [_error_rate(texts, truth_texts, image, images) for texts in [*said, constant]]
         exacts = [
             _accuracy([exact_match([s], [t]) for s, t in zip(texts, truth_texts, strict=True)], image)
             for texts in [*said, constant]

@@ -14,6 +14,7 @@ from granvit import texts
 from granvit.bootstrap import enough_images, estimate, resampled_sums
 from granvit.evaluate import metrics
 from granvit.evaluate.items import Item, Task
+from granvit.regions import picture_id
 
 Table = NDArray[np.float64]
 Items = Sequence[Item]
@@ -295,10 +296,10 @@ def draws(measure: Measure, table: Table, seed: int) -> Table:
 
 
 def by_image(table: Table, items: Items, images: Sequence[str]) -> Table:
-    """(N questions, K) -> (images, K)."""
-    order = {name: i for i, name in enumerate(images)}
+    """(N questions, K) -> (pictures, K), tiles of an image being one picture."""
+    order = {name: i for i, name in enumerate(dict.fromkeys(map(picture_id, images)))}
     sums = np.zeros((len(order), table.shape[1]))
-    np.add.at(sums, [order[item.id] for item in items], table)
+    np.add.at(sums, [order[picture_id(item.id)] for item in items], table)
     return sums
 
 

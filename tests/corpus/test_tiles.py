@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from granvit.corpus.check import verify
-from granvit.corpus.derive import Tiled, Tiling, merge, picture_id, split, tile, tiles_of, train_and_held_out
+from granvit.corpus.derive import Tiled, Tiling, merge, split, tile, tiles_of, train_and_held_out
 from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus
-from granvit.regions import Region, RegionImage, Turn
+from granvit.regions import Region, RegionImage, Turn, picture_id
 from granvit.sampling import unit_hash
 
 SIZE = (300, 200)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,13 @@ def test_it_is_the_mean_of_what_is_seen_from_each_region(encoder, records):
         assert share.chance == pytest.approx(np.mean([seen.chance for seen in each]))
     # One image of text allows no interval.
     assert report.shares["text"][ATTENTION][0].inside.low is None
+
+
+def test_tiles_of_an_image_are_drawn_together(encoder, records):
+    of_one = [replace(r, id=f"page@{n},0,64") for n, r in enumerate(records)]
+    report, alone = (attention_mass([encoder], some, progress=False).shares["object"] for some in (of_one, records))
+    assert report[ATTENTION][0].inside.value == pytest.approx(alone[ATTENTION][0].inside.value)
+    assert report[ATTENTION][0].inside.low is None and alone[ATTENTION][0].inside.low is not None
 
 
 def test_encoders_are_compared_on_the_same_regions(encoder, records):

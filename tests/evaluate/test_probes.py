@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -193,7 +194,10 @@ def test_colours_are_distinguished_by_their_features(encoder):
     assert (report.trained_on, report.scored_on) == ({"images": 40, "regions": 80}, {"images": 16, "regions": 32})
     assert [(row.head, row.metric) for row in report.rows] == [("linear", "accuracy"), ("attentive", "accuracy")]
     for row in report.rows:
-        assert row.scores["tiny"].value == 1 and row.majority.value == 0.5
+        assert row.scores["tiny"].value == 1 and row.majority.value == 0.5 and row.majority.low is not None
+    tiles = [replace(record, id=f"page@{n},0,64") for n, record in enumerate(held_out)]
+    of_tiles = probe([encoder], train, tiles, "label", progress=False)  # all of one image: drawn together
+    assert [row.majority for row in of_tiles.rows] == [(0.5, None, None)] * 2
     reported = report.as_text()
     assert "linear, accuracy" in reported and "majority 50.0 %" in reported and "100.0 %" in reported
     plain = json.loads(json.dumps(report.to_json()))

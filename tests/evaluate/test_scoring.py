@@ -105,6 +105,17 @@ def test_the_interval_is_over_images_not_questions():
     assert higher - lower == pytest.approx(2 * 1.96 * 0.05, abs=0.02)  # the normal approximation
 
 
+def test_tiles_of_an_image_are_drawn_together():
+    def items(name):
+        return [box_item(i, BOX if i % 4 < 2 else None, name(i)) for i in range(100)]
+
+    whole, tiled = (
+        score(Task("t", "boxes"), items(name)) for name in (lambda i: f"p{i % 4}", lambda i: f"p{i % 4}@{i},0,48")
+    )
+    assert tiled.intervals == whole.intervals and tiled.drawn.tolist() == whole.drawn.tolist()
+    assert score(Task("t", "boxes"), items(lambda i: f"p@{i},0")).intervals == {}  # all of one picture
+
+
 def test_the_interval_of_a_rate_is_that_of_the_rate():
     """Of a rate over the corpus long texts weigh more, in the interval too."""
     items = [text_item(i, "x" * 90, "y" * 90) for i in range(2)] + [text_item(i, "a", "a") for i in range(2, 60)]

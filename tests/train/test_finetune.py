@@ -278,6 +278,10 @@ def test_the_held_out_loss_is_that_of_each_question_alone():
         assert losses[kind].tokens == len(expected)
         assert losses[kind].loss.value == pytest.approx(np.mean(expected), abs=1e-4)
     assert losses["conversation"].questions == 4
+    assert losses["all"].loss.low is not None
+    tiles = [replace(record, id=f"page@{n},0,48") for n, record in enumerate(records)]  # drawn together
+    of_tiles, _ = held_out_losses(model, tiles, batch=3, progress=False)
+    assert of_tiles["all"].loss == (pytest.approx(losses["all"].loss.value), None, None)
     with pytest.raises(GranvitError, match="nothing to evaluate: 1 x nothing to ask"):
         held_out_losses(model, [replace(seen(0), conversations=[], regions=[], caption=None)], progress=False)
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from granvit.corpus.check import LeftOut, Quarantine, Rejection, check_record, whole_rejection
-from granvit.corpus.derive import picture_id, split_by_hash
+from granvit.corpus.derive import split_by_hash
 from granvit.corpus.importers.base import WITHOUT_REGIONS, Found, check_encoding, get_importer
 from granvit.corpus.layout import QUARANTINE, CorpusError
 from granvit.corpus.store import CorpusWriter
 from granvit.links import read_within
-from granvit.regions import SPLITS, RegionImage
+from granvit.regions import SPLITS, RegionImage, picture_id
 from granvit.sampling import unit_hash
 
 Group = Literal["id", "first-line"]
