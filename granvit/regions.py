@@ -28,7 +28,8 @@ _ROLES = get_args(Role)
 LEAST_VISIBLE: dict[Kind, float] = {"object": 0.5, "text": 0.97}
 # What a tile's id has behind that of its image: place and side, "@x,y,side", of earlier versions "@x,y"; twice for
 # tiles of tiles.
-_TILE = re.compile(r"(?<=.)(?:@[0-9]+,[0-9]+(?:,[0-9]+)?)+\Z")
+_TILE = re.compile(r"(?<=.)(?:@[0-9]+,[0-9]+,[0-9]+)+\Z")
+_EARLIER_TILE = re.compile(r"(?<=.)(?:@[0-9]+,[0-9]+(?:,[0-9]+)?)+\Z")
 
 
 @dataclass
@@ -161,13 +162,16 @@ class RegionImage:
         return record
 
 
-def picture_id(record_id: str) -> str:
+def picture_id(record_id: str, earlier: bool = True) -> str:
     """The id of the picture that a record shows: its own, or if it is a tile's, that of the image that was cut.
 
-    Tiles of a picture are held out together, and drawn again together for an interval. An id that ends in "@3,4" by
-    accident is taken for a tile's too, which does no harm: the image goes where the shorter name does.
+    Tiles of a picture are held out together, and drawn again together for an interval.
+
+    Args:
+        earlier: whether "@3,4" ends a tile's id too, as in earlier versions. Images can be called so by accident, which
+            does no harm to an interval, and where sides are chosen may put many on one.
     """
-    return _TILE.sub("", record_id) if "@" in record_id else record_id
+    return (_EARLIER_TILE if earlier else _TILE).sub("", record_id) if "@" in record_id else record_id
 
 
 def _problem(record: RegionImage) -> str:

@@ -27,7 +27,8 @@ from granvit.regions import Kind
 class Merge:
     """Write several corpora as one.
 
-    Where only some of them name the images that they hold out, the others' are named by the hash that held them out.
+    Where only some of them name the images that they hold out, those without a split are named by the hash that held
+    them out.
 
     Example: granvit corpus merge receipts photos all
     """
@@ -50,9 +51,10 @@ class Merge:
         except CorpusError as error:
             return fail(str(error))
         print(f"{out}: {images} images")
-        unnamed = [str(corpus.path) for corpus in corpora if not derive.names_held_out(corpus)]
-        if unnamed and len(unnamed) < len(corpora):
-            warn(f'no held-out images named in {", ".join(unnamed)}: a tenth, by the hash of their ids, is now "val"')
+        unnamed = [corpus for corpus in corpora if not derive.names_held_out(corpus)]
+        moved = [str(corpus.path) for corpus in unnamed if corpus.manifest["images_by_split"].get("")]
+        if moved and len(unnamed) < len(corpora):
+            warn(f'no split named in {", ".join(moved)}: a tenth, by the hash of their ids, is now "val"')
         return status_of(out, corpora)
 
 

@@ -80,7 +80,8 @@ def named_split(corpus: Corpus) -> Callable[[RegionImage], str]:
     """The split of each record; in a corpus that holds none out by name, "val" for those held out by their hash."""
     if names_held_out(corpus):
         return lambda record: record.split
-    return lambda record: split_by_hash(record.id, _FRACTION)
+    picture = _pictures_of(corpus)
+    return lambda record: split_by_hash(picture(record.id), _FRACTION)
 
 
 def names_held_out(corpus: Corpus) -> bool:
@@ -88,13 +89,27 @@ def names_held_out(corpus: Corpus) -> bool:
     return any(corpus.manifest["images_by_split"].get(name) for name in _HELD_OUT)
 
 
-def split_by_hash(record_id: str, val: float, test: float = 0.0) -> str:
-    """ "train", "val" or "test", by the id alone: an image is held out whatever else the corpus holds, with its tiles.
+def _pictures_of(corpus: Corpus) -> Callable[[str], str]:
+    """What tells of a record's id which picture it shows; as earlier versions wrote it in corpora of tiles alone."""
+    return partial(picture_id, earlier=_made_of_tiles(corpus.manifest["meta"]))
+
+
+def _made_of_tiles(meta: Any) -> bool:
+    """Whether a corpus, or one that it was made from, was made by `tile`, as their manifests say."""
+    if not isinstance(meta, dict):
+        return False
+    earlier = [meta.get("before"), *(merged.values() if isinstance(merged := meta.get("merged"), dict) else ())]
+    return "tiles" in meta or any(map(_made_of_tiles, earlier))
+
+
+def split_by_hash(picture: str, val: float, test: float = 0.0) -> str:
+    """ "train", "val" or "test", by the id of the picture alone: it is held out whatever else the corpus holds.
 
     Args:
+        picture: as `picture_id` has it of a record's id, so that tiles go with their picture.
         val, test: the shares of these two, in [0, 1).
     """
-    draw = unit_hash(picture_id(record_id))
+    draw = unit_hash(picture)
     if draw < val:
         return "val"
     return "test" if draw < val + test else "train"
@@ -111,7 +126,7 @@ def _parts(corpus: Corpus, fraction: float = _FRACTION) -> tuple[Subset, Subset]
         held_out = splits[named]
         train = sorted(i for name, indices in splits.items() if name not in _HELD_OUT for i in indices)
     else:
-        by_hash = [split_by_hash(name, fraction) for name in ids]
+        by_hash = [split_by_hash(picture, fraction) for picture in map(_pictures_of(corpus), ids)]
         train, held_out = ([i for i, name in enumerate(by_hash) if name == part] for part in ("train", "val"))
     return Subset(corpus, train), Subset(corpus, held_out)
 
@@ -140,8 +155,8 @@ def write_part(
 def merge(corpora: Sequence[Corpus], out: str | Path, skip_known: bool = False, overwrite: bool = False) -> int:
     """Write all images of several corpora, one corpus after another; returns how many.
 
-    Where some of the corpora name the images that they hold out and others do not, the split of the others' images is
-    written as `named_split` has it: what was held out by its hash would be trained on beside named splits.
+    Where some of the corpora name the images that they hold out and others do not, the others' images without a split
+    get the one of `named_split`: what was held out by its hash would be trained on beside named splits.
 
     Args:
         skip_known: leave out an image whose id an earlier one has; otherwise two of one id are an error.
@@ -156,9 +171,9 @@ def merge(corpora: Sequence[Corpus], out: str | Path, skip_known: bool = False, 
     tiles: set[str] = set()  # pictures of which tiles are trained on
     with CorpusWriter(out, meta=meta, overwrite=overwrite) as writer:
         for corpus in corpora:
-            split_of = named_split(corpus) if named else lambda record: record.split
+            by_hash, picture_of = named_split(corpus), _pictures_of(corpus)
             for record in corpus:
-                picture = picture_id(record.id)
+                picture = picture_of(record.id)
                 if skip_known and record.id in writer:
                     if record.split in _HELD_OUT and picture not in held_out:
                         raise CorpusError(
@@ -166,7 +181,7 @@ def merge(corpora: Sequence[Corpus], out: str | Path, skip_known: bool = False, 
                             "name the held-out data first"
                         )
                     continue
-                record = replace(record, split=split_of(record))
+                record = replace(record, split=record.split or (by_hash(record) if named else ""))
                 out_here = record.split in _HELD_OUT
                 trained_on = picture in tiles or picture in writer and picture not in held_out
                 if named and record.id not in writer and (trained_on if out_here else picture in held_out):
@@ -205,8 +220,10 @@ def split(
     meta = {"split": {"val": val, "test": test}, "of": str(corpus.path), "before": corpus.manifest["meta"]}
     writers: dict[str, CorpusFiles] = {}
     with staged_folder(out, partial(_refuse_other_folders, overwrite=overwrite)) as folder, ExitStack() as stack:
+        picture_of = _pictures_of(corpus)
         for record in corpus:
-            name = _split(record, val, test)
+            movable = record.split in _MOVABLE
+            name = split_by_hash(picture_of(record.id), val, test) if movable else record.split
             if name not in writers:
                 (folder / name).mkdir()
                 writers[name] = stack.enter_context(CorpusFiles(folder / name, meta=meta))
@@ -222,12 +239,6 @@ def _refuse_other_folders(out: Path, overwrite: bool) -> None:
         if inner.name not in SPLITS or not inner.is_dir():
             raise CorpusError(f"{out} is not empty (it holds {inner.name}): choose another folder")
         refuse_foreign_files(inner, overwrite)
-
-
-def _split(record: RegionImage, val: float, test: float) -> str:
-    if record.split not in _MOVABLE:
-        return record.split
-    return split_by_hash(record.id, val, test)
 
 
 def sample(corpus: Corpus, count: int, seed: int = 0, per_source: bool = False) -> list[int]:

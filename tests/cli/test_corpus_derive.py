@@ -112,7 +112,7 @@ def test_show(granvit, tmp_path, monkeypatch):
 
 def test_merge_split_and_sample(granvit):
     status, out, err = granvit("merge", "mine", "bench", "all")
-    assert (status, out) == (0, "all: 9 images\n") and "no held-out images named in bench: a tenth" in err
+    assert (status, out) == (0, "all: 9 images\n") and "no split named in bench: a tenth" in err
     assert granvit("merge", "mine", "out")[0] == 1
     assert "two records have the id" in granvit("merge", "mine", "mine", "twice")[2]
     status, out, _ = granvit("split", "all", "parts", "--val", "0.3")

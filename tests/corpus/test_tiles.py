@@ -13,7 +13,7 @@ from PIL import Image
 from granvit.corpus.check import verify
 from granvit.corpus.derive import Tiled, Tiling, merge, split, tile, tiles_of, train_and_held_out
 from granvit.corpus.layout import CorpusError
-from granvit.corpus.store import Corpus
+from granvit.corpus.store import Corpus, CorpusWriter
 from granvit.regions import Region, RegionImage, Turn, picture_id
 from granvit.sampling import unit_hash
 
@@ -197,11 +197,34 @@ def test_pages_of_held_out_tiles_are_not_trained_on(order, tmp_path):
     assert Corpus(tmp_path / "unnamed").manifest["images_by_split"] == {"": 60}
 
 
+def test_images_that_are_named_train_stay_so(tmp_path):
+    """The usual pair: all of one are for training, all of the other held out."""
+    train = corpus(tmp_path / "train", [replace(page([]), id=f"{i}", split="train") for i in range(60)])
+    val = corpus(tmp_path / "val", [replace(page([]), id=f"v{i}", split="val") for i in range(5)])
+    merge([train, val], tmp_path / "both")
+    assert Corpus(tmp_path / "both").manifest["images_by_split"] == {"train": 60, "val": 5}
+
+
+def test_images_that_happen_to_be_called_like_tiles_are_images_of_their_own(tmp_path):
+    """Of a grid of aerial pictures, say. Earlier versions called tiles so, in corpora that say they are of tiles."""
+    grid = [replace(page([]), id=f"area@{i},{j}") for i in range(6) for j in range(6)]
+    made = corpus(tmp_path / "grid", grid)
+    train, held_out = train_and_held_out(made)
+    assert len(train) + len(held_out) == 36
+    parts = [corpus(tmp_path / name, [replace(grid[n], split=name)]) for n, name in enumerate(("train", "val"))]
+    assert merge(parts, tmp_path / "both") == 2
+    with CorpusWriter(tmp_path / "tiles", meta={"before": {"tiles": {"side": 64}}}) as writer:
+        for record in grid:
+            writer.write(record)
+    with pytest.raises(CorpusError, match="both are needed"):  # one picture
+        train_and_held_out(Corpus(tmp_path / "tiles"))
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_picture_held_out_whose_tiles_are_trained_on_is_refused(order, tmp_path):
     whole, tiles = tiled(tmp_path, TRAINED_ON)
     for part in (whole, tiles):
-        held_out = corpus(tmp_path / f"held{part is tiles}", [replace(part[0], id=f"{part[0].id}@9,9", split="test")])
+        held_out = corpus(tmp_path / f"held{part is tiles}", [replace(part[0], id=f"{part[0].id}@9,9,9", split="test")])
         with pytest.raises(CorpusError, match="its picture, whole or in other tiles,.*: make the tiles from"):
             merge([part, held_out][::order], tmp_path / "out")
         assert not (tmp_path / "out/manifest.json").exists()

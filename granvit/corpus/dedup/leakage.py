@@ -62,6 +62,7 @@ _NAME_FIELDS = ("file_name", "img_path", "image_path", "image", "uri", "image_id
 _ENDINGS = (*SUFFIXES, *UNSUPPORTED_SUFFIXES, *RAW_SUFFIXES, ".txt", ".json", ".xml", ".csv", ".npy", ".mat")
 # REFER's names have an annotation's number behind COCO's, which begin with six zeros; photos' dates do not.
 _QUERY = re.compile(r"[?#].*")
+_EARLIER_TILE = re.compile(r"(?:(?<=\.\w{3})|(?<=\.\w{4}))@\d+,\d+$")  # a picture file's, sure to be one
 _COCO_NUMBER = re.compile(r"(?:^|\D)(\d{12}$|0{6}\d{6}(?=_\d+$))")
 
 
@@ -110,7 +111,8 @@ def keys(name: str) -> set[str]:
     the twelve digits at the end of "COCO_train2014_000000123456.jpg", "000000123456.jpg" and RefCOCO's
     "COCO_train2014_000000123456_16.jpg"; a name of fewer digits, like "1.jpg", is a name. Endings are those of
     pictures and annotations, so that "2101.00001" stays whole."""
-    path = picture_id(_QUERY.sub("", name) if "://" in name else name)
+    path = picture_id(_QUERY.sub("", name) if "://" in name else name, earlier=False)
+    path = _EARLIER_TILE.sub("", path)
     stem = unicodedata.normalize("NFC", PurePosixPath(path.replace("\\", "/")).name)
     ending = next((ending for ending in _ENDINGS if stem.lower().endswith(ending)), "")
     stem = stem[: -len(ending)] if 0 < len(ending) < len(stem) else stem

@@ -232,7 +232,7 @@ class _Sides:
         if not self.val_fraction or record.split not in ("", "train"):
             return record.split
         if self.group == "id":
-            return split_by_hash(record.id, self.val_fraction)
+            return split_by_hash(picture_id(record.id), self.val_fraction)
         # Each tile has a first line of its own: the first tile's speaks for all, so that a picture is on one side.
         picture = picture_id(record.id)
         if (line := self.first_lines.get(picture)) is None:

@@ -117,7 +117,10 @@ def test_blank_pictures_are_no_copies_of_each_other():
         ("https://x.org/a/photo.jpg?size=large#top", {"name:photo"}),
         ("what?.jpg", {"name:what?"}),
         ("set/a.parquet:1", {"name:a.parquet:1"}),
-        ("images/000000580957.jpg@128,0", {"coco:580957"}),  # a tile
+        ("images/000000580957.jpg@128,0,512", {"coco:580957"}),  # a tile
+        ("images/000000580957.jpg@128,0,512@0,64,128", {"coco:580957"}),  # of which a tile
+        ("images/000000580957.jpg@128,0", {"coco:580957"}),  # as earlier versions called it
+        ("sat/area@7,7", {"name:area@7,7"}),
         ("cafe\u0301.jpg", {"name:caf\u00e9"}),
         ("CAFE\u0301", {"name:caf\u00e9"}),
         ("", set()),
