@@ -49,6 +49,7 @@ class Plan:
     """Print JSON."""
 
     def run(self) -> int:
+        from granvit.cli.train import of_init, usual_recipe
         from granvit.train.plan import DEVICES, plan, table
 
         if not 0 < self.mfu <= 1:
@@ -56,8 +57,9 @@ class Plan:
         for name, number in (("gpus", self.gpus), ("images", self.images)):
             if number is not None and number < 1:
                 raise GranvitError(f"--{name} {number:g}: must be at least 1")
+        recipe = self.recipe if self.init is None else of_init(self.recipe, usual_recipe(self), self.init)
         place = (DEVICES[self.gpu], self.gpus, self.mfu, self.price)
-        planned = plan(self.recipe, self._workload(), *place, init=self.init)
+        planned = plan(recipe, self._workload(), *place, init=self.init)
         print(json.dumps(planned.facts(), indent=2) if self.json else "\n".join(table(planned)))
         return 0
 

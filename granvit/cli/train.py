@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -103,7 +103,7 @@ class Train:
         self._check_corpus()
         recipe = self.recipe
         if self.init is not None:
-            recipe = self._of_init(recipe, self.init)
+            recipe = of_init(recipe, usual_recipe(self), self.init)
         out = self.out or Path("runs") / self.recipe.name
         return train_into(
             out, recipe, self.corpus, self.held_out, init=self.init, resume=self.resume, device=self.device
@@ -113,32 +113,12 @@ class Train:
     def resumes(self) -> bool:
         return self.resume
 
-    @property
-    def _usual(self) -> Recipe:
-        """The recipe before anything was changed on the command line."""
-        make = next(each.default_factory for each in fields(self) if each.name == "recipe")
-        return self.recipe if make is MISSING else make()
-
-    def _of_init(self, recipe: Recipe, init: Path) -> Recipe:
-        """The recipe with the settings of the model that it goes on from; others that were asked for are refused."""
-        from granvit.model.settings import read_settings
-
-        settings, usual = read_settings(checkpoint_of(init)), self._usual
-        for name, value in vars(recipe.settings).items():
-            if value not in (getattr(settings, name), getattr(usual.settings, name)):
-                kept = getattr(settings, name)
-                raise GranvitError(f"--settings.{name} {value}: a model that --init names keeps its own, {kept!r}")
-        for name in ("canvas", "encoder", "language"):
-            if (value := getattr(recipe, name)) != getattr(usual, name):
-                raise GranvitError(f"--{name} {value}: a model that --init names keeps its own")
-        return replace(recipe, settings=settings)
-
     def _check_corpus(self) -> None:
         if self.corpus and self.embedded_corpus:
             raise GranvitError("--corpus and --embedded-corpus exclude each other")
         if self.corpus or self.embedded_corpus:
             return
-        if self.config is not None and (images := _images_of_its_own(self.config, self._usual)):
+        if self.config is not None and (images := _images_of_its_own(self.config, usual_recipe(self))):
             raise GranvitError(
                 f"the run of {self.config} learned from {images:,} images of corpora that a recipe does not name: name "
                 "them with --corpus DIR, or say --embedded-corpus if drawn shapes are what you want"
@@ -149,6 +129,32 @@ class Train:
                 f"{' and '.join(foreign)} would be trained on the drawn shapes of the embedded corpus: name pictures "
                 "with --corpus DIR, or say --embedded-corpus if that is what you want"
             )
+
+
+def usual_recipe(command: Any) -> Recipe:
+    """The recipe of a command before anything was changed on the command line."""
+    recipe: Recipe = command.recipe
+    make = next(each.default_factory for each in fields(command) if each.name == "recipe")
+    return recipe if make is MISSING else make()
+
+
+def of_init(recipe: Recipe, usual: Recipe, init: Path) -> Recipe:
+    """The recipe with the settings of the model that it goes on from.
+
+    Raises:
+        GranvitError: others were asked for, that is, others than the model's and the usual recipe's.
+    """
+    from granvit.model.settings import read_settings
+
+    settings = read_settings(checkpoint_of(init))
+    for name, value in vars(recipe.settings).items():
+        if value not in (getattr(settings, name), getattr(usual.settings, name)):
+            kept = getattr(settings, name)
+            raise GranvitError(f"--settings.{name} {value}: a model that --init names keeps its own, {kept!r}")
+    for name in ("canvas", "encoder", "language"):
+        if (value := getattr(recipe, name)) != getattr(usual, name):
+            raise GranvitError(f"--{name} {value}: a model that --init names keeps its own")
+    return replace(recipe, settings=settings)
 
 
 def _images_of_its_own(config: Path, recipe: Recipe) -> int:

@@ -14,7 +14,8 @@ from granvit.bootstrap import interval
 from granvit.errors import GranvitError
 from granvit.evaluate.evaluation import Means, has_answers, read_means, read_scores
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.scoring import SCORERS, Table, by_image, draws
+from granvit.evaluate.scoring import SCORERS, Table, by_picture, draws
+from granvit.regions import picture_id
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def compare(
             of_task, undefined = _of_task(task, [ours[k] for k in shared], [theirs[k] for k in shared], seed)
             differences += of_task
             notes += undefined
-            if len({ours[key].id for key in shared}) < 2:
+            if len({picture_id(ours[key].id) for key in shared}) < 2:
                 notes.append(f"{name}: one image tells nothing of others, so there is no interval and no p")
     if not differences:
         raise GranvitError("no question was answered in both evaluations")
@@ -150,7 +151,7 @@ def compare_means(ours: Means, theirs: Means) -> tuple[list[Difference], list[st
         GranvitError: no measure is in both, or they are known to be of other questions.
     """
     first, second = ours.scores, theirs.scores
-    unknown = [side for side, means in (("A", ours), ("B", theirs)) if means.asked is None]
+    unknown = [side for side, means in (("A", ours), ("B", theirs)) if not (means.asked or "").startswith("2:")]
     if not unknown and ours.asked != theirs.asked:
         raise GranvitError(
             "A and B were asked other questions, or about other pictures: evaluate both with granvit eval --out on one "
@@ -186,7 +187,7 @@ def _of_task(task: Task, first: list[Item], second: list[Item], seed: int) -> tu
     differences: list[Difference] = []
     notes: list[str] = []
     for name, measure in SCORERS[task.scorer].measures.items():
-        a, b = (by_image(measure.each(items), items, images) for items in (first, second))
+        a, b = (by_picture(measure.each(items), items, images) for items in (first, second))
         value_a, value_b = (float(measure.value(table.sum(0))) for table in (a, b))
         if np.isnan(value_a) or np.isnan(value_b):
             notes.append(f"{task.name}: {name} is left out: {measure.undefined}")

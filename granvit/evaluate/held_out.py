@@ -244,10 +244,13 @@ class HeldOutScores:
 
 
 def _digest(records: Sequence[RegionImage], items: Sequence[Item]) -> str:
-    """Tells pictures and what is asked of them, with its right answers, from others that go by the same names."""
+    """Tells pictures and what is asked of them, with its right answers, from others that go by the same names.
+
+    What earlier versions noted, without the "2:", told names alone, and cannot be held against this.
+    """
     pictures = [[record.id, hashlib.sha256(record.image or b"").hexdigest()] for record in records]
     asked = [[i.task, i.key, i.how, i.asked, i.truth, None if i.box is None else box_of(i.box)] for i in items]
-    return hashlib.sha256(json.dumps([pictures, asked]).encode()).hexdigest()[:16]
+    return "2:" + hashlib.sha256(json.dumps([pictures, asked]).encode()).hexdigest()[:16]
 
 
 def held_out_share(corpora: Sequence[Path | str], tile: int | None, limit: int) -> list[RegionImage]:

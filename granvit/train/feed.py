@@ -298,7 +298,9 @@ class Feed:
             return
         if self._listed is None:
             self._listed = _listed(self.quarantine)
-        new = dict.fromkeys((r.id, r.reason) for r in rejected if (r.id, r.reason) not in self._listed)
+        # Not of each record that an end was cut of: many are, and they are trained on.
+        refused = ((r.id, r.reason) for r in rejected if r.reason not in (CUT_ANSWER, CUT_CONVERSATION))
+        new = dict.fromkeys(one for one in refused if one not in self._listed)
         self._listed.update(new)
         with self.quarantine.open("a") as file:
             file.writelines(json.dumps({"id": id, "reason": reason}) + "\n" for id, reason in new)

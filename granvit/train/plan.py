@@ -240,7 +240,7 @@ def _plan_stage(
         seconds=seconds,
         sent=sent * (gpus - 1) / gpus,
         checkpoint=4.0 * kept + 8.0 * trained,
-        reads=together / seconds * workload.kilobytes * 1e3,
+        reads=together / asked.usable / seconds * workload.kilobytes * 1e3,  # what is passed over is read, too
         usable=asked.usable,
         cheaper={f"stages.{number}.{setting}": flops for setting, flops in cheaper.items()},
     )

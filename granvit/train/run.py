@@ -106,6 +106,7 @@ def _run_recipe(
     recipe = recipe.resolved(images, state.num_processes, text_only)
     for stage in recipe.stages:
         stage.check()
+        stage.loop.check(stage.folder)
     try:
         weights = None if init is None else Base.of(Path(init)).digest
     except LoadError as error:

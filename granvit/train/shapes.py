@@ -24,6 +24,7 @@ from granvit.coordinates import get_codec
 from granvit.errors import GranvitError
 from granvit.loading.models import LoadError, build, load
 from granvit.loading.run_folder import checkpoint_of, named_checkpoint
+from granvit.model.adapter import root_of
 from granvit.model.assemble import assemble
 from granvit.model.encoders import Encoder
 from granvit.model.families import ENCODERS, HOLDERS, LANGUAGES
@@ -100,7 +101,7 @@ def planned_model(recipe: Recipe, init: Path | None = None) -> RegionModel:
         GranvitError: a part's config is neither in a folder, nor on the hub, nor in the table.
     """
     if init is not None:
-        whole = load(AutoConfig, checkpoint_of(init))
+        whole = load(AutoConfig, root_of(checkpoint_of(init)))  # of adapters what they belong to
         return _joined(whole.vision_config, whole.text_config, recipe)
     if FROM_INIT in (recipe.encoder, recipe.language):
         raise GranvitError(

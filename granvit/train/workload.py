@@ -120,6 +120,11 @@ class Workload:
         usable = math.fsum(often for _, often in taken)
         if not usable:
             wanted = ", ".join(name for name, chance in sample.questions.items() if chance)
+            if sample.max_tokens is not None and sample.max_tokens <= prefix:
+                raise GranvitError(
+                    f"{where}: sample.max_tokens {sample.max_tokens} leaves no room for a question: an image alone "
+                    f"takes {prefix}"
+                )
             raise GranvitError(f"{where}: nothing to ask: no record has what it needs for sample.questions ({wanted})")
 
         def mean(values: Callable[[Asked], float]) -> float:
@@ -131,6 +136,8 @@ class Workload:
     def most(self, sample: SampleConfig, prefix: int) -> Asked:
         """The most that is asked of an image: of regions, if there are any, as many as the stage takes."""
         pictures = [looked for looked, _ in self.looked if looked.picture]
+        if not pictures and isinstance(sample, ConversationSample):
+            return Asked({**dict.fromkeys(KINDS, 0.0), "conversation": sample.max_conversations}, picture=0.0)
         some = any(looked.regions for looked in pictures)
         regions = sample.max_regions if some else 0
         caption = any(looked.caption for looked in pictures)
@@ -184,7 +191,8 @@ def asked_of(looked: Looked, sample: SampleConfig, lengths: dict[str, tuple[int,
     }
     tokens = math.fsum(count * sum(lengths[name]) for name, count in counts.items())
     if sample.max_tokens is not None and prefix + tokens > sample.max_tokens:
-        counts = {name: count * (sample.max_tokens - prefix) / tokens for name, count in counts.items()}
+        room = max(0, sample.max_tokens - prefix)
+        counts = {name: count * room / tokens for name, count in counts.items()}
     crops = min(sample.crops, regions) if isinstance(sample, CroppedSample) else 0.0
     return Asked(counts, crops)
 

@@ -203,9 +203,21 @@ def test_questions_in_other_words_are_told():
     assert compare(TASKS, answers([1] * 3), other)[1] == ["t: 3 questions were asked in other words"]
 
 
+def test_tiles_of_one_image_tell_nothing_of_others():
+    tiles = [replace(item, id=f"page@{n},0,64") for n, item in enumerate(answers([1, 0, 1]))]
+    (found, *_), notes = compare(TASKS, tiles, tiles)
+    assert found.low is None and notes == ["t: one image tells nothing of others, so there is no interval and no p"]
+
+
 def test_means_of_other_questions_are_refused_and_of_unknown_ones_told(tmp_path):
     scores = {"stage1": {"t": {"exact": 0.5, "count": 4}}}
-    for name, asked in (("a", {"asked": "abc"}), ("b", {"asked": "abc"}), ("c", {"asked": "else"}), ("old", {})):
+    for name, asked in (
+        ("a", {"asked": "2:abc"}),
+        ("b", {"asked": "2:abc"}),
+        ("c", {"asked": "2:else"}),
+        ("old", {}),
+        ("named", {"asked": "abc"}),  # of an earlier version, which told names alone
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(json.dumps({**scores, **asked}))
     same = compare_places(tmp_path / "a", tmp_path / "b" / "metrics.json")[1]
@@ -215,12 +227,13 @@ def test_means_of_other_questions_are_refused_and_of_unknown_ones_told(tmp_path)
     with pytest.raises(GranvitError, match="A and B were asked other questions, .* granvit eval --out"):
         compare_places(tmp_path / "a", tmp_path / "c")
     unknown = "it is not known whether both were asked the same questions: {} does not say"
-    assert unknown.format("B") in compare_places(tmp_path / "a", tmp_path / "old")[1]
+    for place in ("old", "named"):
+        assert unknown.format("B") in compare_places(tmp_path / "a", tmp_path / place)[1]
     answered = evaluation(tmp_path / "eval", answers([1, 0]))
     assert unknown.format("A and B") in compare_places(answered, tmp_path / "old")[1]
 
 
-def trained(folder, value, asked="abc", end=True):
+def trained(folder, value, asked="2:abc", end=True):
     folder.mkdir()
     stage = {"kind": "stage2", "name": "", "loop": {"steps": 9}}
     (folder / "recipe.json").write_text(json.dumps({"stages": [{**stage, "name": "first"}, stage]}))
@@ -238,7 +251,7 @@ def test_two_runs_are_compared_by_their_held_out_scores(tmp_path):
         (reported,), notes = compare_places(first, place)
         assert (reported.first, reported.second, reported.low) == (0.25, 0.75, None) and len(notes) == 1
     with pytest.raises(GranvitError, match="A and B were asked other questions"):
-        compare_places(first, trained(tmp_path / "other", 0.5, asked="other"))
+        compare_places(first, trained(tmp_path / "other", 0.5, asked="2:other"))
     early = trained(tmp_path / "early", 0.5, end=False)
     told = "4 questions, asked after step 6 of stage2, and not of this checkpoint, which is that after step 9 of stage2"
     assert compare_places(first, early)[1][0] == f"{early}: {told}"

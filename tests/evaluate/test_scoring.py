@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.scoring import SCORERS, by_image, score
+from granvit.evaluate.scoring import SCORERS, by_image, by_picture, score
 
 BOX = (0.0, 0.0, 10.0, 10.0)
 
@@ -164,6 +164,10 @@ def test_one_image_has_no_interval():
 def test_by_image_sums_in_the_order_asked_for():
     items = [box_item(0, None, "b"), box_item(1, None, "a"), box_item(2, None, "b")]
     assert by_image(np.array([[1.0], [2.0], [4.0]]), items, ["a", "c", "b"]).tolist() == [[2], [0], [5]]
+    tiles = [box_item(0, None, "b@0,0,64"), box_item(1, None, "a"), box_item(2, None, "b@64,0,64")]
+    ids = ["a", "b@0,0,64", "c", "b@64,0,64"]
+    assert by_image(np.array([[1.0], [2.0], [4.0]]), tiles, ids).tolist() == [[2], [1], [0], [4]]
+    assert by_picture(np.array([[1.0], [2.0], [4.0]]), tiles, ids).tolist() == [[2], [5], [0]]
 
 
 # --- the best constant answer ----------------------------------------------------------------------------------------

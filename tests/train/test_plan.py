@@ -186,6 +186,7 @@ def test_a_shipped_recipe_and_the_corpus_of_a_run_can_be_planned(plans: dict[str
         (["paper", "--images", "0"], "--images 0: must be at least 1"),
         (["finetune", "--images", "256"], "name it with --init RUN, or its parts with --encoder and --language"),
         (["finetune", "--images", "256", "--init", "none"], "none/granvit.json: no such file"),
+        (["paper", "--images", "256", "--stages.0.sample.max-tokens", "1000"], "leaves no room for a question"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(

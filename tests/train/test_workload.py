@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from helpers.tiny_recipe import save_parts, tiny_recipe
 
-from granvit.corpus.derive import training_part
 from granvit.corpus.store import Corpus, CorpusWriter, Subset
 from granvit.corpus.synthetic.synthesize import make, synthesize
 from granvit.errors import GranvitError
@@ -75,10 +74,24 @@ def test_answers_and_rows_are_as_long_as_training_lets_them_be():
     asked = asked_of(Looked(True, 16, 16, 0), sample, lengths, prefix=600)
     tokens = sum(count * sum(lengths[name]) for name, count in asked.counts.items())
     assert tokens == pytest.approx(400)
+    full = Workload(3, 6.0)
+    with pytest.raises(
+        GranvitError, match="finetune: sample.max_tokens 1000 leaves no room .*: an image alone takes 1200"
+    ):
+        full.mean(sample, 1200, "finetune")
 
 
-def written(folder: Path, those: list[RegionImage]) -> Subset:
-    with CorpusWriter(folder) as writer:
+def test_conversations_alone_are_a_workload(tmp_path):
+    alone = [RegionImage(f"t{i}", None, 0, 0, [], conversations=TALK * (i + 1)) for i in range(3)]
+    work = workload_of([(written(tmp_path / "corpus", alone), 1.0)], *LENGTHS)
+    sample = ConversationSample(ALL, max_conversations=2)
+    assert (work.images, work.text_only, work.mean(sample, 20, "finetune").apart) == (3, 3, pytest.approx(5 / 3))
+    most = work.most(sample, 20)
+    assert (most.counts["conversation"], most.questions, most.picture) == (2, 2, 0.0)
+
+
+def written(folder: Path, those: list[RegionImage], rows_per_shard: int = 2_000) -> Subset:
+    with CorpusWriter(folder, rows_per_shard) as writer:
         for record in those:
             writer.write(record)
     return whole(Corpus(folder))
@@ -123,5 +136,11 @@ def test_some_row_groups_of_a_corpus_are_looked_at(tmp_path, monkeypatch):
     every = list(corpus.sampled(1))
     assert [place for place, _ in every] == list(range(24))
     assert [record.id for _, record in every] == [record.id for record in corpus.records()]
-    monkeypatch.setattr("granvit.train.workload._LOOKED_AT", 1)
-    assert workload_of([(training_part(corpus), 1.0)], *LENGTHS).records
+    shards = written(tmp_path / "shards", [make(i, seed=1, size=64, documents=0.0) for i in range(12)], 5).corpus
+    assert [place for place, _ in shards.sampled(2)] == [0, 1, 2, 3, 4, 10, 11]  # a group a shard: of 5, 5 and 2
+    monkeypatch.setattr("granvit.train.workload._LOOKED_AT", 6)
+    some = workload_of([(whole(shards), 1.0)], *LENGTHS)
+    assert some.regions == pytest.approx(np.mean([len(shards[n].regions) for n in (0, 1, 2, 3, 4, 10, 11)]))
+    # Where those that are looked at hold nothing that is trained on, all are.
+    skipped = workload_of([(Subset(shards, [6, 7]), 1.0)], *LENGTHS)
+    assert skipped.regions == pytest.approx(np.mean([len(shards[n].regions) for n in (6, 7)]))

@@ -122,9 +122,8 @@ class StageConfig:
         """Refuses settings that do not go together.
 
         Raises:
-            GranvitError: the message names them, or the package that is missing.
+            GranvitError: the message names them.
         """
-        self.loop.check(self.folder)
 
     def prepare(self, model: RegionModel) -> Prepare:
         """What makes this stage's samples of records."""
