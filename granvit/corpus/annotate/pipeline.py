@@ -255,11 +255,14 @@ def _refuse_foreign_files(out: Path) -> None:
         raise CorpusError(f"{out} is not empty (it holds {min(present - ours)}): choose another folder")
 
 
+# Of runs of earlier versions, with a model of this disk.
+_UNNOTED = "before it was noted what a model holds"
+
+
 def _refuse_other_plan(file: Path, meta: dict[str, Any]) -> None:
     if other := _difference(read_json(file, CorpusError), meta):
-        raise AnnotateError(
-            f"{file.parent.parent} was begun with {other}: give the same settings and input, or choose another folder"
-        )
+        way = "finish it with the earlier version" if other.endswith(_UNNOTED) else "give the same settings and input"
+        raise AnnotateError(f"{file.parent.parent} was begun with {other}: {way}, or choose another folder")
 
 
 def _difference(before: Any, meta: dict[str, Any]) -> str:
@@ -272,7 +275,7 @@ def _difference(before: Any, meta: dict[str, Any]) -> str:
             model = now[key.removesuffix(HOLDS)]
             if key in was:
                 return f"other weights or settings in {model}"
-            return f"{model} before it was noted what a model holds"
+            return f"{model}, {_UNNOTED}"
         return f"{key} {was.get(key)!r}, and is now to go on with {now.get(key)!r}"
     return ""
 

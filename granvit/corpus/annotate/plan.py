@@ -164,8 +164,9 @@ class Stages:
         return self._apply(self._plan.ocr, blank)
 
     def _describe(self, items: Sequence[Item]) -> list[Item]:
-        # The boxes that a corpus has tell a page from a photograph as well; where they are to be found, there are none.
-        described = [replace(item, kind="text" if item.record.text_image else "natural") for item in items]
+        # Where boxes are kept, they tell a page from a photograph; `auto` has read how much of it text covers.
+        pages = [self._plan.how == "keep" and item.record.text_image for item in items]
+        described = [replace(item, kind="text" if page else "natural") for item, page in zip(items, pages, strict=True)]
         return self._apply(self._plan.caption, self._apply(self._plan.detect, described))
 
     def _apply(self, config: AnnotatorConfig | None, items: list[Item]) -> list[Item]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -224,6 +224,10 @@ def test_a_page_whose_boxes_are_kept_gets_no_caption_of_the_whole(tmp_path, inli
         writer.write(RegionImage("page", png(1), 40, 30, [text], source="set"))
     summary = run(tmp_path / "pages", tmp_path / "read", made)
     assert summary.missing == "not one caption was made: the boxes of all 1 images hold text, and no object"
+    # Where it was read that text covers little of a picture, it is a photograph, with signs in it.
+    signs = replace(made, how="auto", ocr=CheapConfig("text", 0.01))
+    run(tmp_path / "pages", tmp_path / "signs", signs)
+    assert [bool(record.caption) for record in Corpus(tmp_path / "signs")] == [True]
 
 
 @pytest.mark.parametrize(("share", "kind", "text"), [(0.04, "object", "dog"), (0.06, "text", "3/6/7 0 of 1")])
@@ -376,7 +380,7 @@ def test_a_run_does_not_go_on_with_other_weights_in_the_same_folder(photos, tmp_
         state.get("meta", state)["annotated"]["detect"].pop("model_holds")
         file.write_text(json.dumps(state))
     for out in ("out", "half"):
-        with pytest.raises(GranvitError, match=f"with {weights.parent} before it was noted what a model holds"):
+        with pytest.raises(GranvitError, match=f"with {weights.parent}, before it was noted what a model holds"):
             run(photos, tmp_path / out, made)
 
 
