@@ -178,8 +178,9 @@ def test_copies_that_lie_anywhere_are_read_in_their_order_and_once(memory, tmp_p
         return [Turn("user", "Who?"), Turn("assistant", f"{number}")]
 
     monkeypatch.setattr(joining, "_IN_MEMORY", memory)
-    stay = [replace(annotated(0), id=f"{i}", image=None) for i in range(400)]
-    talks = [replace(talked_about(0), id=f"t{i}", image=None, conversations=[talk(i)]) for i in range(400)]
+    one, talked = replace(annotated(0), image=None), replace(talked_about(0), image=None)
+    stay = [replace(one, id=f"{i}") for i in range(400)]
+    talks = [replace(talked, id=f"t{i}", conversations=[talk(i)]) for i in range(400)]
     whole = corpus(tmp_path / "in", [*stay, *talks])
     shuffled = random.Random(0).sample(range(400), 400)
     read = []
@@ -248,6 +249,17 @@ def test_the_ones_that_stand_in_take_over_from_each_other(tmp_path):
     assert all(one.conversations == [TALK, [*TALK, *TALK]] for one in talked)
     assert report.joined == {"conversations": 2} and report.with_copies == {"conversations": 2}
     assert report.sources["plain"].images_dropped == {"exact-duplicate": 2, "near-duplicate": 1}
+
+
+def test_a_copy_of_the_capped_source_is_not_taken_over_by_the_one_that_stands_in(tmp_path):
+    """It was dropped for that one, before both went for a larger picture of its own source."""
+    large = [record(f"l/{i}", jpeg(picture(i).resize((1024, 960))), (1024, 960), source="coco") for i in range(2)]
+    talks = [[TALK[0], Turn("assistant", f"{n}")] for n in range(4)]
+    records = [*(talked_about(i, conversations=talks) for i in range(2)), *map(annotated, range(2)), *large]
+    report, kept = curated(tmp_path, records, caps={"coco": 1})
+    (alone,) = [one for one in kept.values() if one.source != "coco"]
+    assert len(kept) == 2 and (alone.source, alone.regions, alone.conversations) == ("llava", [], talks)
+    assert report.sources["coco"].images_dropped == {"cap": 2, "near-duplicate": 1} and not report.joined
 
 
 @pytest.mark.parametrize("quality", [90, 60])
