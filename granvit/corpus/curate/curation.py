@@ -1,9 +1,10 @@
 """From a corpus as it was made to one worth training on; every drop is counted by reason and source.
 
 Two passes over the records, and one over the image files in between where copies are looked for; one more over the
-records where captioners' texts are to be counted without what copies and caps took. In memory are some 35 bytes per
-image that passes the filters, 45 more for its fingerprint, 20 per different text a captioner wrote, the ids of the
-images that are written (`CorpusWriter`) and the rows of the copies that are not.
+records where captioners' texts are to be counted without what copies and caps took, and one over the copies that are
+joined. In memory are some 35 bytes per image that passes the filters, 45 more for its fingerprint, 20 per different
+text a captioner wrote, the ids of the images that are written (`CorpusWriter`), the rows of the copies that are not,
+and up to 64 MB of what is said of them; more of that is on the disk meanwhile.
 Records without image files take part in everything but the search for copies.
 """
 
@@ -21,7 +22,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from granvit.corpus.curate.balance import RepeatedTexts, Repeats, mix, text_hash
+from granvit.corpus.curate.balance import RepeatedTexts, Repeats, text_hash
+from granvit.corpus.curate.choice import Choice
 from granvit.corpus.curate.copies import Copies, Share, joined
 from granvit.corpus.curate.filters import Filters, PassedImages, apply_filters, too_few
 from granvit.corpus.curate.report import EXACT, NEAR, WITH_IMAGE, CurationReport
@@ -49,7 +51,8 @@ class Curation:
     """From which agreement, at most 1, two pictures are the same. Receipts in one layout reach 0.9."""
     caps: dict[str, int] = field(default_factory=dict)
     """At most so many images of a source: NAME COUNT ... Those in the splits "val" and "test" stay and are not counted,
-    but 0 leaves out all of a source."""
+    but 0 leaves out all of a source, before copies are looked for. In the place of one that goes a copy stays whose
+    source has room."""
     weights: dict[str, float] = field(default_factory=dict)
     """Proportions of the sources, by images: NAME WEIGHT ... for every source, "val" and "test" as with caps."""
     seed: int = 0
@@ -103,16 +106,17 @@ def curate(
     with CorpusWriter(out, meta=meta, overwrite=overwrite) as writer:
         records = tqdm(corpus.records(), "filter", len(corpus), unit=" images", disable=not progress)
         passed = PassedImages(records, curation.filters, curation.repeats, curation.seed)
-        dropped, copies = _choose(corpus, passed, curation, report, fingerprints, workers, writer.folder)
-        texts = passed.texts
-        if texts and dropped:
-            # What copies and caps took away repeats nothing any more.
-            again = tqdm(corpus.records(), "texts", len(corpus), unit=" images", disable=not progress)
-            texts = _texts_left(again, dropped, copies, curation)
-        thinning = _Thinning(texts, curation.repeats)
-        pictures = tqdm(corpus, "write", len(corpus), unit=" images", disable=not progress)
-        for record in _kept(pictures, dropped, copies, thinning, curation, report):
-            writer.write(record)
+        dropped, taken_over = _choose(corpus, passed, curation, report, fingerprints, workers, writer.folder)
+        with Copies(corpus, curation.filters, taken_over, writer.folder, progress) as copies:
+            texts = passed.texts
+            if texts and dropped:
+                # What copies and caps took away repeats nothing any more.
+                again = tqdm(corpus.records(), "texts", len(corpus), unit=" images", disable=not progress)
+                texts = _texts_left(again, dropped, copies, curation)
+            thinning = _Thinning(texts, curation.repeats)
+            pictures = tqdm(corpus, "write", len(corpus), unit=" images", disable=not progress)
+            for record in _kept(pictures, dropped, copies, thinning, curation, report):
+                writer.write(record)
         if not writer.images:
             why = "; ".join(report.losses())
             raise CorpusError(
@@ -132,60 +136,36 @@ def _choose(
     fingerprints: Path | None,
     workers: int,
     unfinished: Path,
-) -> tuple[dict[int, str], Copies]:
-    """Why rows that passed the filters are dropped all the same, and of which of them what is said is taken over.
+) -> tuple[dict[int, str], dict[int, list[int]]]:
+    """Why rows that passed the filters go all the same, and those whose content a row takes over; see `Choice`.
 
     `unfinished` is a folder for passing files.
     """
-    reasons: dict[int, str] = {}
-    taken_over: dict[int, list[int]] = {}
-    left = np.ones(len(passed), dtype=bool)
-
-    def drop(entry: int, reason: str) -> None:
-        reasons[int(passed.rows[entry])] = reason
-        left[entry] = False
-
-    if len(passed) and (curation.exact_duplicates or curation.near_duplicates):
+    choice = Choice(passed, curation.caps, curation.weights)
+    choice.leave_out()
+    among = np.flatnonzero(choice.left)
+    if len(among) and (curation.exact_duplicates or curation.near_duplicates):
+        rows = passed.rows[among]
         # Beside what is written, not in the system's folder: what a killed run leaves is cleared by the next one.
         with tempfile.TemporaryDirectory(dir=unfinished) as folder:
-            file = _fingerprints(corpus, passed, fingerprints, Path(folder), workers)
-            file.check_holds(passed.rows)
-            entries = np.searchsorted(file.rows, passed.rows)
+            file = _fingerprints(corpus, rows, fingerprints, Path(folder), workers)
+            file.check_holds(rows)
+            entries = np.searchsorted(file.rows, rows)
             problems = (file.problems.get(i) for i in entries.tolist())
             report.without_fingerprint.update(problem for problem in problems if problem not in (None, NO_PICTURE))
             for reason, group in _copies(file, entries, curation):
                 report.groups[reason] += 1
-                # From places in the file to places among those that passed; earlier groups may have taken some.
-                members = [i for i in np.searchsorted(entries, group).tolist() if left[i]]
-                kept = passed.best(members) if members else None
-                for entry in members:
-                    if kept is None or entry == kept:
-                        continue
-                    drop(entry, reason)
-                    if reason == EXACT and passed.join(kept, entry):
-                        taken_over.setdefault(int(passed.rows[kept]), []).append(int(passed.rows[entry]))
-    for reason, given in (("cap", curation.caps), ("weight", curation.weights)):
-        nothing = [index for index, name in enumerate(passed.sources) if given.get(name) == 0]
-        for entry in np.flatnonzero(left & passed.held_out & np.isin(passed.source, nothing)).tolist():
-            drop(entry, reason)
-    # Caps and weights are about what is trained on. What is held out is there to measure it, whatever its mixture.
-    open_rows = np.flatnonzero(left & ~passed.held_out)
-    over_cap, over_weight = mix(
-        passed.source[open_rows], passed.draw[open_rows], passed.sources, curation.caps, curation.weights
-    )
-    for entry in open_rows[over_cap].tolist():
-        drop(entry, "cap")
-    for entry in open_rows[over_weight].tolist():
-        drop(entry, "weight")
-    # What goes all the same takes with it what it took over.
-    return reasons, Copies(corpus, curation.filters, {k: v for k, v in taken_over.items() if k not in reasons})
+                # From places in the file to places among those that passed.
+                choice.thin_copies(among[np.searchsorted(entries, group)].tolist(), reason == EXACT)
+    choice.thin_sources()
+    return choice.outcome()
 
 
 def _fingerprints(
-    corpus: Corpus, passed: PassedImages, kept: Path | None, folder: Path, workers: int
+    corpus: Corpus, rows: np.ndarray[Any, np.dtype[np.int64]], kept: Path | None, folder: Path, workers: int
 ) -> FingerprintFile:
     if kept is None:
-        return store_fingerprints(corpus, folder / "fingerprints.parquet", passed.rows, workers)
+        return store_fingerprints(corpus, folder / "fingerprints.parquet", rows, workers)
     if kept.exists():
         return FingerprintFile(kept, corpus)
     return store_fingerprints(corpus, kept, None, workers)
@@ -262,10 +242,12 @@ def _kept(
         source.regions_dropped.update(filtered.regions)
         if reason := filtered.reason or dropped.get(row):
             source.images_dropped[reason] += 1
-            if row not in copies.rows:  # whose regions are counted with the record that takes them over
+            if row not in copies:  # whose regions are counted with the record that takes them over
                 source.regions_dropped.update([WITH_IMAGE] * len(record.regions))
-                if reason in (EXACT, NEAR):
+                if reason == NEAR:
                     report.with_copies += _said(record)
+                elif reason == EXACT:
+                    report.other_size += _said(record)
             continue
         shares = copies.shares(row, filtered)
         stays = [
@@ -288,8 +270,8 @@ def _kept(
 def _account(share: Share, regions: list[Region], report: CurationReport, gone: bool, copy: bool) -> None:
     """Count what a share gives to a record that is written, or `gone`; `regions` are those that are not thinned out."""
     source = report.of(share.record.source)
-    went = share.doubled + (len(regions) if gone else 0)
-    source.regions_dropped += Counter({WITH_IMAGE: went, "repeated-text": len(share.regions) - len(regions)})
+    thinned = Counter({WITH_IMAGE: len(regions) if gone else 0, "repeated-text": len(share.regions) - len(regions)})
+    source.regions_dropped += share.dropped + thinned
     if gone:
         return
     given = Counter(regions=len(regions), captions=int(share.caption), conversations=len(share.conversations))
@@ -298,7 +280,7 @@ def _account(share: Share, regions: list[Region], report: CurationReport, gone: 
     source.conversations_out += given["conversations"]
     if copy:
         report.joined += given
-        report.with_copies += share.lost
+        report.stood_for += share.lost
     for region in regions:
         if not region.ignore:
             name = script(region.text)

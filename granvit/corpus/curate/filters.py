@@ -154,8 +154,12 @@ def _certainty(region: Region) -> float:
     return 1.0 if region.score is None else region.score
 
 
-def nested_reasons(regions: Sequence[Region]) -> list[str | None]:
-    """For each region of one image, why it repeats another: "same-box", "nested-box", or None."""
+def nested_reasons(regions: Sequence[Region], settled: int = 0) -> list[str | None]:
+    """For each region of one image, why it repeats another: "same-box", "nested-box", or None.
+
+    Args:
+        settled: how many of the first of them, which do not repeat each other, stay whatever the others are.
+    """
     reasons: list[str | None] = [None] * len(regions)
     by_text: dict[tuple[str, str], list[int]] = {}
     for i, region in enumerate(regions):
@@ -163,18 +167,18 @@ def nested_reasons(regions: Sequence[Region]) -> list[str | None]:
             by_text.setdefault((region.kind, region.text.casefold()), []).append(i)
     for same in by_text.values():
         if len(same) > 1:
-            for i, reason in _repeats([regions[i] for i in same]):
+            for i, reason in _repeats([regions[i] for i in same], sum(i < settled for i in same)):
                 reasons[same[i]] = reason
     return reasons
 
 
-def _repeats(regions: list[Region]) -> list[tuple[int, str]]:
-    """Those to drop among regions of the same text, the surest and then the largest first to stay."""
+def _repeats(regions: list[Region], settled: int) -> list[tuple[int, str]]:
+    """Those to drop among regions of the same text: settled ones stay first, then the surest, then the largest."""
     boxes_n4 = geometry.as_boxes([region.box for region in regions])
     areas = geometry.area(boxes_n4)
     shared_nn = geometry.intersection(boxes_n4, boxes_n4)
     iou_nn = geometry.iou(boxes_n4, boxes_n4)
-    surest = sorted(range(len(regions)), key=lambda i: (-_certainty(regions[i]), -areas[i], i))
+    surest = sorted(range(len(regions)), key=lambda i: (i >= settled, -_certainty(regions[i]), -areas[i], i))
     kept: list[int] = []
     dropped: list[tuple[int, str]] = []
     for i in surest:
@@ -298,12 +302,13 @@ class PassedImages:
         most is said, then the first."""
         return min(group, key=lambda i: (self._held[i], -math.prod(self._sizes[i].tolist()), -self._content[i], i))
 
-    def join(self, kept: int, copy: int) -> bool:
-        """Whether `kept` takes over what is said of a `copy` of its file: boxes are of one size alone."""
-        if (self._sizes[kept] != self._sizes[copy]).any():
-            return False
+    def same_size(self, first: int, second: int) -> bool:
+        """Whether two images are of one size, and so their boxes of the same pixels."""
+        return bool((self._sizes[first] == self._sizes[second]).all())
+
+    def join(self, kept: int, copy: int) -> None:
+        """Count what is said of a copy as said of the image that is kept."""
         self._content[kept] += self._content[copy]
-        return True
 
 
 def _content(record: RegionImage) -> int:

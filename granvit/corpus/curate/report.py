@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 WITH_IMAGE = "with-image"
 EXACT, NEAR = "exact-duplicate", "near-duplicate"
+CAP, WEIGHT = "cap", "weight"
 
 # What to do where a rule takes more than it should.
 _PRESETS_HINT = "the paper's limits are for large photographs, others are --preset photos and --preset documents"
@@ -32,7 +33,8 @@ _COUNTED: tuple[_Counted, ...] = ("images", "regions")
 class SourceReport:
     """What became of one source. ``images_in == images_out + sum(images_dropped)``, and the same for regions, of which
     those that went with their image are counted as "with-image". Captions and conversations go with their image alone.
-    What a copy's record takes over stays this source's: `regions_out` may be in records of another one."""
+    What a copy's record takes over stays this source's: `regions_out` may be in records of another one. "cap" and
+    "weight" take with an image all its copies, of whatever source."""
 
     images_in: int = 0
     images_out: int = 0
@@ -57,7 +59,9 @@ class CurationReport:
         repeated: texts that were thinned out: source, kind, text, how often it occurred.
         groups: how many sets of copies there were, by reason.
         joined: the "regions", "captions" and "conversations" that files took over from copies.
-        with_copies: the "regions", "captions" and "conversations" that went with copies.
+        stood_for: the "captions" of such copies that another caption stands for.
+        with_copies: the "regions", "captions" and "conversations" that went with near duplicates of pictures that stay.
+        other_size: those that went with copies of files that stay, the same byte by byte, but of another stated size.
         splits_in, splits_out: images by split.
         without_fingerprint: images that could not be compared with others, by reason.
     """
@@ -66,7 +70,9 @@ class CurationReport:
     repeated: list[dict[str, Any]] = field(default_factory=list)
     groups: Counter[str] = field(default_factory=Counter)
     joined: Counter[str] = field(default_factory=Counter)
+    stood_for: Counter[str] = field(default_factory=Counter)
     with_copies: Counter[str] = field(default_factory=Counter)
+    other_size: Counter[str] = field(default_factory=Counter)
     splits_in: Counter[str] = field(default_factory=Counter)
     splits_out: Counter[str] = field(default_factory=Counter)
     without_fingerprint: Counter[str] = field(default_factory=Counter)
@@ -88,7 +94,8 @@ class CurationReport:
 
     def losses(self) -> list[str]:
         """What a person should hear of: more than half of the images or regions gone, with the rule that took most,
-        more than a tenth of what is said of images gone with copies, a held-out split of which nothing is left."""
+        more than a tenth of what is said of images gone with near duplicates, a held-out split of which nothing is
+        left."""
         lines = []
         for what in _COUNTED:
             given, left = self.total(f"{what}_in"), self.total(f"{what}_out")
@@ -107,8 +114,8 @@ class CurationReport:
             given, gone = self.total(f"{name}_in"), self.with_copies[name]
             if 10 * gone > given:
                 lines.append(
-                    f"{gone} of {given} {name} went with copies of pictures that stay; those are joined to files that "
-                    "are the same byte by byte alone, see --no-near-duplicates and --similarity"
+                    f"{gone} of {given} {name} went with near duplicates of pictures that stay: what is said of copies "
+                    "is taken over from the very same file alone, see --no-near-duplicates and --similarity"
                 )
         for name in ("val", "test"):
             if self.splits_in[name] and not self.splits_out[name]:
@@ -131,7 +138,12 @@ class CurationReport:
             lines.append(f"conversations {self.total('conversations_out')} of {said} kept")
         if told := self.total("captions_in"):
             lines.append(f"captions {self.total('captions_out')} of {told} kept")
-        for how, counts in (("taken over from copies", self.joined), ("gone with copies", self.with_copies)):
+        for how, counts in (
+            ("taken over from copies", self.joined),
+            ("of copies, that another stands for", self.stood_for),
+            ("gone with near duplicates", self.with_copies),
+            ("gone with copies of another stated size", self.other_size),
+        ):
             if counted := ", ".join(f"{name} {counts[name]}" for name in _SAID if counts[name]):
                 lines.append(f"{how}: {counted}")
         lines += [
