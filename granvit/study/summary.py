@@ -106,13 +106,20 @@ def _row(arm: Arm, wanted: int, results: Sequence[Result], measures: Sequence[st
         arm,
         wanted,
         [result.seed for result in results],
-        {m: of_arm(results, m) for m in measures},
+        {m: _possible(of_arm(results, m), MEASURES[m].percent) for m in measures},
         {m: [v for r in results if (v := r.value(m)) is not None] for m in measures},
         _mean([float(r.cost["images"]) for r in results if isinstance(r.cost.get("images"), int)]),
         flops,
         flops / base if flops is not None and base else None,
         curves,
     )
+
+
+def _possible(found: Estimate | None, percent: bool) -> Estimate | None:
+    """A score whose interval ends where a share does, at 0 and 1; t over few seeds knows of no such ends."""
+    if not percent or found is None or found.low is None or found.high is None:
+        return found
+    return Estimate(found.value, max(0.0, found.low), min(1.0, found.high))
 
 
 def _flops(result: Result) -> float | None:

@@ -59,7 +59,7 @@ def test_statistics(corpus, capsys):
     assert (mix.turns.total, mix.turns.max, chat.conversation_words.sum) == (4, 4, 2)
     assert json.loads(json.dumps(mix.to_json()))["conversations"] == 4
     assert Stats(corpus.path).run() == 0
-    assert "  talk     4 conversations of 3 (2 to 4) turns" in capsys.readouterr().out
+    assert "  talk     4 conversations of 2 (2 to 4) turns" in capsys.readouterr().out
 
 
 def test_looking_at_it(corpus, tmp_path, capsys):

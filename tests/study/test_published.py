@@ -20,7 +20,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture(
     scope="module",
-    params=[(nano_study, 5, "study"), (nano_longer, 2, "study/longer"), (nano_smollm2, 2, "study/smollm2")],
+    params=[(nano_study, 5, "study"), (nano_longer, 3, "study/longer"), (nano_smollm2, 3, "study/smollm2")],
     ids=["nano", "longer", "smollm2"],
 )
 def published(request):
