@@ -8,7 +8,7 @@ are of other pixels.
 
 from __future__ import annotations
 
-import pickle
+import json
 import zlib
 from array import array
 from collections import Counter
@@ -78,7 +78,7 @@ class Copies:
         self._ends = array("q", [0])
         records = (corpus.described(row) for row in tqdm(rows, "copies", disable=not (progress and rows)))
         for filtered in apply_filters(records, filters):
-            packed = zlib.compress(pickle.dumps(filtered), 1)
+            packed = zlib.compress(_packed(filtered), 1)
             self._file.write(packed)
             self._ends.append(self._ends[-1] + len(packed))
 
@@ -101,8 +101,16 @@ class Copies:
     def _filtered(self, row: int) -> Filtered:
         start, end = self._ends[self._places[row] : self._places[row] + 2]
         self._file.seek(start)
-        filtered: Filtered = pickle.loads(zlib.decompress(self._file.read(end - start)))
-        return filtered
+        return _unpacked(zlib.decompress(self._file.read(end - start)))
+
+
+def _packed(filtered: Filtered) -> bytes:
+    return json.dumps([filtered.record.to_row(), filtered.places, filtered.reason, filtered.regions]).encode()
+
+
+def _unpacked(packed: bytes) -> Filtered:
+    row, places, reason, regions = json.loads(packed)
+    return Filtered(RegionImage.from_row(row), places, reason, Counter(regions))
 
 
 def _shares(parts: Sequence[Filtered], nested: bool) -> Iterator[Share]:
