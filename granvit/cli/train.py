@@ -84,8 +84,7 @@ class Train:
 
     recipe: Recipe
     corpus: tuple[str, ...] = ()
-    """Corpus folders, each DIR or DIR=WEIGHT; their training images are mixed. If none, the
-    embedded corpus, of recipes whose parts are granvit's own."""
+    """Corpus folders, each DIR or DIR=WEIGHT, mixed; if none the embedded corpus, where no part is pretrained."""
     embedded_corpus: bool = False
     """Train on the embedded corpus, drawn shapes, also where the model comes pretrained."""
     out: Path | None = None
