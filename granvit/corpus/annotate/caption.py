@@ -243,6 +243,8 @@ class CaptionConfig:
         if self.mode == "trained" and not trained:
             why = "with a prompt of its own" if own else f"{self.model} is none that is loaded here"
             raise AnnotateError(f"caption: mode trained is for a granvit checkpoint in its own words: {why}")
+        if self.codec and (trained or (self.mode != "box" and "{box}" not in self.prompt)):
+            raise AnnotateError("caption: codec: no box is written out in this mode, so there is none to write so")
         if self.min_confidence and not trained:
             raise AnnotateError(f"caption: min_confidence: {self.model}, asked in this way, states no confidence")
         return trained

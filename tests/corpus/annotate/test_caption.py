@@ -541,6 +541,14 @@ def test_a_box_is_written_as_the_captioner_reads_it(serve, config, codec, box):
     assert box in server.events("asked")[0]["prompt"]
 
 
+@pytest.mark.parametrize("mode", ["crop", "crop+image", "auto"])
+def test_a_codec_where_no_box_is_written_out_is_refused(serve, config, mode):
+    with pytest.raises(AnnotateError, match="^caption: codec: no box is written out"):
+        config(serve(), mode=mode, codec="int1000").build()
+    if mode == "crop+image":
+        config(serve(), mode=mode, codec="int1000", prompt="Name {box} in {words} words.").build()
+
+
 def test_a_codec_that_nobody_knows(serve, config):
     with pytest.raises(AnnotateError, match="unknown coordinate codec 'words'"):
         config(serve(), codec="words").build()
