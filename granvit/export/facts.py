@@ -14,11 +14,9 @@ from typing import Any
 
 from granvit.errors import CheckpointError
 from granvit.evaluate.scores_log import SCORES_LOG, RunScores, run_scores
-from granvit.files import check_nesting, checked_field, read_regular
+from granvit.files import checked_field, read_json
 from granvit.loading.run_folder import DATA, METRICS, RECIPE, checkpoint_id, checkpoint_of
 
-_LARGEST = 100_000_000  # bytes
-_DEEPEST = 50
 # Of the facts of an evaluation those that say nothing of whose machine it ran on.
 _CIRCUMSTANCES = ("Benchmarks", "Limit", "Reading")
 
@@ -88,13 +86,7 @@ def read_source(folder: Path, metrics: Path | None = None) -> ExportSource:
 def _read(path: Path, kind: type) -> Any:
     if not path.exists():
         return None
-    try:
-        content = json.loads(read_regular(path, _LARGEST))
-        check_nesting(content, _DEEPEST)
-    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8, and endless numbers
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    content = read_json(path, CheckpointError)
     if not isinstance(content, kind):
         raise CheckpointError(f"{path}: expected a JSON {'object' if kind is dict else 'array'}")
     return content

@@ -165,7 +165,7 @@ def plan(
     Raises:
         GranvitError: a stage is none of the paper's, or finds nothing to ask; or a part's shapes are not to be had.
     """
-    recipe = recipe.resolved(workload.images - workload.text_only, gpus, workload.text_only)
+    recipe = workload.resolved(recipe, gpus)
     if init is not None:
         recipe = replace(recipe, settings=read_settings(checkpoint_of(init)))
     stages = [_plan_stage(recipe, number, workload, device, gpus, mfu, init) for number in range(len(recipe.stages))]
@@ -240,7 +240,7 @@ def _plan_stage(
         seconds=seconds,
         sent=sent * (gpus - 1) / gpus,
         checkpoint=4.0 * kept + 8.0 * trained,
-        reads=together / asked.usable / seconds * workload.kilobytes * 1e3,  # what is passed over is read, too
+        reads=workload.read(asked, together) / seconds,
         usable=asked.usable,
         cheaper={f"stages.{number}.{setting}": flops for setting, flops in cheaper.items()},
     )

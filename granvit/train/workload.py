@@ -20,6 +20,7 @@ from granvit.regions import RegionImage
 from granvit.train.build import counted
 from granvit.train.config import ConversationSample, CroppedSample, SampleConfig
 from granvit.train.feed import Records
+from granvit.train.recipes.base import Recipe
 
 # Tokens of a question, and of an answer that is a box with three decimals. The questions are the paper's.
 GLOBAL, BBOX2CAPTION, CAPTION2BBOX = 28, 68, 45
@@ -91,6 +92,14 @@ class Workload:
     def without_picture(self) -> float:
         """The share of the records that are conversations alone."""
         return math.fsum(often for looked, often in self.looked if not looked.picture)
+
+    def resolved(self, recipe: Recipe, gpus: int) -> Recipe:
+        """The recipe with its steps as numbers, as training on this counts them (`Recipe.resolved`)."""
+        return recipe.resolved(self.images - self.text_only, gpus, self.text_only)
+
+    def read(self, asked: Asked, images: int) -> float:
+        """Bytes read from the disk for so many images of a stage, those that it passes over included."""
+        return images / asked.usable * self.kilobytes * 1e3
 
     def lengths(self, sample: SampleConfig) -> dict[str, tuple[int, int]]:
         """By kind of question its tokens and its answer's, cut as training cuts them; each answer ends with one more.

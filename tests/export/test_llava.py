@@ -41,18 +41,6 @@ ASSETS = Path(predict.__file__).parent / "assets"
 SIZES = ((91, 53), (40, 120), (64, 64), (301, 200))
 
 
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained") / "checkpoint"
-    model.save(folder)
-    return folder
-
-
 def noise(size, seed=0):
     """A picture with large and small structure; `size` is (width, height)."""
     rng = np.random.default_rng([seed, *size])

@@ -25,8 +25,10 @@ from granvit.train import checkpoint, identity
 from granvit.train.config import ConversationSample, LoopConfig, Lora
 from granvit.train.debug.replay import replay
 from granvit.train.loop import NonFiniteLoss
+from granvit.train.recipes.finetune import finetune
 from granvit.train.recipes.saved import read_recipe
 from granvit.train.run import run_recipe, run_stage
+from granvit.train.shapes import planned_model
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.config import AdaptConfig, FinetuneConfig
 
@@ -232,6 +234,13 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(run, start, tmp_path):
     whole, half = adapter(tmp_path / "whole"), adapter(tmp_path / "half")
     assert all(torch.equal(tensor, half[name]) for name, tensor in whole.items())
     assert not all(torch.equal(tensor, whole[name]) for name, tensor in adapter(run).items())
+
+
+def test_it_can_be_planned_from(run):
+    """By the shapes of what its adapters belong to."""
+    model = planned_model(finetune(), run)
+    assert model.llava.config.text_config.hidden_size == make_model().llava.config.text_config.hidden_size
+    assert all(weight.is_meta for weight in model.llava.model.vision_tower.parameters())
 
 
 def test_it_does_not_go_on_from_another_base_or_at_another_rank(run, start, tmp_path):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.tiny_model import make_model
 from helpers.tiny_recipe import save_parts, tiny_recipe
 
 from granvit.cli.app import main, parse
@@ -198,6 +199,16 @@ def test_what_cannot_be_planned_is_one_line(
     error = capsys.readouterr().err
     assert ended.value.code == 1 and said in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_model_to_go_on_from_keeps_its_own_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As training has it, which a plan is of."""
+    make_model().save(tmp_path / "run")
+    for words in (["--canvas", "1024"], ["--settings.codec", "loc"]):
+        with pytest.raises(SystemExit):
+            main(["plan", "finetune", "--images", "256", "--init", str(tmp_path / "run"), *words])
+        said = capsys.readouterr().err
+        assert f"{' '.join(words)}: a model that --init names keeps its own" in said, said
 
 
 def test_each_gpu_has_a_peak() -> None:

@@ -15,6 +15,8 @@ from granvit.regions import RegionImage, Turn
 from granvit.train.build import build_model
 from granvit.train.config import ConversationSample, CroppedSample, SampleConfig
 from granvit.train.prepare import Prepare
+from granvit.train.recipes.finetune import finetune
+from granvit.train.recipes.paper import paper
 from granvit.train.workload import KINDS, Looked, Workload, asked_of, workload_of
 
 ALL = {"global": 1.0, "bbox2caption": 1.0, "caption2bbox": 1.0}
@@ -88,6 +90,18 @@ def test_conversations_alone_are_a_workload(tmp_path):
     assert (work.images, work.text_only, work.mean(sample, 20, "finetune").apart) == (3, 3, pytest.approx(5 / 3))
     most = work.most(sample, 20)
     assert (most.counts["conversation"], most.questions, most.picture) == (2, 2, 0.0)
+
+
+def test_steps_and_reading_are_of_what_a_stage_takes(tmp_path):
+    """Two records in eight are conversations, one without a picture; one in eight has no caption, one no region."""
+    work = workload_of([(written(tmp_path / "corpus", records()), 1.0)], *LENGTHS)
+    pictured, talks = paper().stages[0], finetune().stages[0]
+    for stage, seen in ((pictured, 7), (talks, 8)):
+        small = replace(stage, images_per_step=1, loop=replace(stage.loop, batch_size=1, accumulate=1, steps=0))
+        (resolved,) = work.resolved(replace(paper(), stages=[small]), 1).stages
+        assert resolved.loop.steps == seen
+    asked = work.mean(SampleConfig({"global": 1.0}), 20, "stage1")
+    assert work.read(asked, 6) == pytest.approx(8 * work.kilobytes * 1e3)  # six of eight are taken
 
 
 def written(folder: Path, those: list[RegionImage], rows_per_shard: int = 2_000) -> Subset:
