@@ -151,7 +151,7 @@ def test_conversations_without_an_image_are_no_images_a_second():
     assert (batch.counts["images"], len(batch.ids)) == (1, 3)
 
 
-def test_ends_that_are_cut_are_counted():
+def test_ends_that_are_cut_are_counted(tmp_path):
     model = make_model()
     records = [seen(0, talk("What?", "a star " * 30)), seen(1, talk("What?", "tea"))]
     limits = {"max_answer": 4, "max_conversation": 40}
@@ -168,8 +168,10 @@ def test_ends_that_are_cut_are_counted():
     assert sum((Counter(lost(sample)) for sample in samples), Counter()) == cut
     assert not any(lost(sample) for sample in longer)
     with Feed([(records, 1.0)], prepare, prepare.collate, batch_size=2, seed=0) as feed:
+        feed.quarantine = tmp_path / "quarantine.jsonl"
         next(feed)
         assert feed.rejected == cut
+        assert not feed.quarantine.exists() or not feed.quarantine.read_text()  # they are trained on
         state = feed.state()
         next(feed)
     with Feed([(records, 1.0)], prepare, prepare.collate, batch_size=2, seed=0) as again:
@@ -233,7 +235,12 @@ def test_a_run_from_a_checkpoint(tmp_path, train_encoder, monkeypatch, capsys):
     assert "conversation" in capsys.readouterr().out
 
 
-def test_it_goes_on_from_a_model_and_from_nothing_else(tmp_path):
+def test_it_goes_on_from_a_model_and_from_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["train", "finetune"])
+    assert "finetune goes on from a trained model" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.parquet"))  # no corpus is drawn for nothing
     with pytest.raises(GranvitError, match="finetune goes on from a trained model: .* with --init"):
         build_model(finetune())
     stage = finetune().stages[0]

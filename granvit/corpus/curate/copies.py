@@ -105,12 +105,12 @@ class Copies:
 
 
 def _packed(filtered: Filtered) -> bytes:
-    return json.dumps([filtered.record.to_row(), filtered.places, filtered.reason, filtered.regions]).encode()
+    return json.dumps([filtered.record.to_row(), filtered.places]).encode()
 
 
 def _unpacked(packed: bytes) -> Filtered:
-    row, places, reason, regions = json.loads(packed)
-    return Filtered(RegionImage.from_row(row), places, reason, Counter(regions))
+    row, places = json.loads(packed)
+    return Filtered(RegionImage.from_row(row), places, None)  # a copy is an image that passed
 
 
 def _shares(parts: Sequence[Filtered], nested: bool) -> Iterator[Share]:
