@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from granvit.regions import picture_id
 
 DRAWS = 1_000
 
@@ -21,21 +24,35 @@ class Estimate(NamedTuple):
         return self._asdict()
 
 
-def ratios(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> list[Estimate | None]:
+def ratios(
+    numerators: ArrayLike, denominators: ArrayLike, seed: int = 0, ids: Sequence[str] | None = None
+) -> list[Estimate | None]:
     """Sums over images divided by sums over images, each with the 95 % interval of the percentile bootstrap.
 
     Args:
         numerators, denominators: (images, K): what each image contributes to K ratios.
+        ids: the images' ids, by which tiles of one are drawn together.
 
     Returns:
         K estimates; None where the denominators sum to 0.
     """
     table_n2k = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)], axis=1)
+    if ids is not None:
+        table_n2k = by_picture(table_n2k, ids)
     values_k = _divide(table_n2k.sum(axis=0))
     draws = [_divide(sums) for sums in resampled_sums(table_n2k, seed)] if len(table_n2k) > 1 else []
     drawn_dk = np.array(draws).reshape(len(draws), len(values_k))
     drawn_dk[:, ~enough_images(table_n2k[:, 1])] = np.nan
     return [estimate(value, column[~np.isnan(column)]) for value, column in zip(values_k, drawn_dk.T, strict=True)]
+
+
+def by_picture(table: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+    """(images, ...) -> (pictures, ...): the sums of rows whose ids are of tiles of one picture, in their order."""
+    names = [picture_id(name) for name in ids]
+    number = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    sums = np.zeros((len(number), *table.shape[1:]))
+    np.add.at(sums, [number[name] for name in names], table)
+    return sums
 
 
 def enough_images(counts: ArrayLike) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,7 +25,7 @@ from granvit.evaluate.attention import (
 from granvit.evaluate.patch_encoder import PatchEncoder
 from granvit.images import decode
 from granvit.questions import caption_exchange
-from granvit.regions import Region, RegionImage, picture_id
+from granvit.regions import Region, RegionImage
 
 ATTENTION = f"encoder attention, last {LAST_LAYERS} layers"
 SIMILARITY = "feature similarity"
@@ -97,8 +96,9 @@ def attention_mass(
     Raises:
         ValueError: no region of the images can be measured.
     """
-    per_image: dict[str, list[Sums]] = {}
-    counts: dict[str, Counter[str]] = {}
+    per_image: list[list[Sums]] = []
+    counts: list[dict[str, int]] = []
+    ids: list[str] = []
     report = MassReport([e.name for e in encoders], 0)
     records = islice((record for record in records if not record.text_only), limit)
     for record in tqdm(records, total=limit, desc="attention", unit="img", disable=not progress):
@@ -107,22 +107,20 @@ def attention_mass(
         report.images += 1
         report.too_small += len(asked) - len(regions)
         if regions:
-            picture = picture_id(record.id)  # tiles of an image are drawn together
-            sums = per_image.setdefault(picture, [{} for _ in encoders])
-            for known, encoder in zip(sums, encoders, strict=True):
-                for name, more in region_sums(encoder, record, regions).items():
-                    known[name] = known[name] + more if name in known else more
-            counts.setdefault(picture, Counter()).update(region.kind for region in regions)
+            per_image.append([region_sums(e, record, regions) for e in encoders])
+            counts.append({kind: sum(r.kind == kind for r in regions) for kind in ("object", "text")})
+            ids.append(record.id)
     if not per_image:
         raise GranvitError(
             f"nothing to measure: {report.images} images with {report.too_small} regions, all smaller than two patches"
         )
     for kind in ("object", "text"):
-        count_n = np.array([c[kind] for c in counts.values()], dtype=float)
+        count_n = np.array([c[kind] for c in counts], dtype=float)
         if count_n.sum():
             report.regions[kind] = int(count_n.sum())
-            having = [sums for sums, count in zip(per_image.values(), count_n, strict=True) if count]
-            report.shares[kind] = _table(having, kind, count_n[count_n > 0], len(encoders))
+            having = [sums for sums, count in zip(per_image, count_n, strict=True) if count]
+            of = [name for name, count in zip(ids, count_n, strict=True) if count]
+            report.shares[kind] = _table(having, of, kind, count_n[count_n > 0], len(encoders))
     return report
 
 
@@ -172,7 +170,9 @@ def _word_rows(encoder: PatchEncoder, picture: Image.Image, regions: list[Region
     return {WORDS: layers.mean(1), **rows}
 
 
-def _table(per_image: list[list[Sums]], kind: str, count_n: np.ndarray, encoders: int) -> dict[str, list[Share | None]]:
+def _table(
+    per_image: list[list[Sums]], ids: list[str], kind: str, count_n: np.ndarray, encoders: int
+) -> dict[str, list[Share | None]]:
     names = sorted({name for sums in per_image for of_one in sums for k, name in of_one if k == kind})
     sums_nek2 = np.full((len(per_image), encoders, len(names), 2), np.nan)
     for n, of_image in enumerate(per_image):
@@ -186,8 +186,8 @@ def _table(per_image: list[list[Sums]], kind: str, count_n: np.ndarray, encoders
     for e in range(encoders):
         mine = sums_nek2[:, e, :, 0]
         has = ~np.isnan(mine).any(0)
-        inside = ratios(np.nan_to_num(mine), denominators)
-        changes = ratios(np.nan_to_num(mine - first), denominators)
+        inside = ratios(np.nan_to_num(mine), denominators, ids=ids)
+        changes = ratios(np.nan_to_num(mine - first), denominators, ids=ids)
         comparable = has & ~np.isnan(first).any(0) & (e > 0)
         for k, name in enumerate(names):
             value = inside[k]

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from granvit.bootstrap import interval
+from granvit.bootstrap import by_picture, interval
 from granvit.errors import GranvitError
 from granvit.evaluate.evaluation import Means, has_answers, read_means, read_scores
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.scoring import SCORERS, Table, by_picture, draws
+from granvit.evaluate.scoring import SCORERS, Table, by_image, draws
 from granvit.regions import picture_id
 
 
@@ -187,7 +187,7 @@ def _of_task(task: Task, first: list[Item], second: list[Item], seed: int) -> tu
     differences: list[Difference] = []
     notes: list[str] = []
     for name, measure in SCORERS[task.scorer].measures.items():
-        a, b = (by_picture(measure.each(items), items, images) for items in (first, second))
+        a, b = (by_picture(by_image(measure.each(items), items, images), images) for items in (first, second))
         value_a, value_b = (float(measure.value(table.sum(0))) for table in (a, b))
         if np.isnan(value_a) or np.isnan(value_b):
             notes.append(f"{task.name}: {name} is left out: {measure.undefined}")

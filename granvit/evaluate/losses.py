@@ -19,7 +19,7 @@ from granvit.model.forward import answer_logits
 from granvit.model.packing import IGNORE, Batch, Sample
 from granvit.model.region_model import RegionModel
 from granvit.questions import CONVERSATION, TASKS
-from granvit.regions import RegionImage, picture_id
+from granvit.regions import RegionImage
 from granvit.train.config import ConversationSample
 from granvit.train.feed import Reject, lost
 from granvit.train.prepare import Prepare
@@ -63,18 +63,18 @@ def held_out_losses(
     """
     prepare = Prepare(model, sample)
     left_out: dict[str, int] = {}
-    rows: dict[str, np.ndarray] = {}
+    rows: list[np.ndarray] = []
+    ids: list[str] = []
     model.llava.eval()
     shown = tqdm(islice(iter(records), limit), total=total, desc="loss", unit="img", disable=not progress)
     for some in _batches(_samples(shown, prepare, left_out), batch):
-        for one, sums in zip(some, _sums(model, prepare.collate(some)), strict=True):
-            picture = picture_id(one.id)  # tiles of an image are drawn together
-            rows[picture] = rows[picture] + sums if picture in rows else sums
+        rows += _sums(model, prepare.collate(some))
+        ids += [sample.id for sample in some]
     if not rows:
         raise GranvitError(f"nothing to evaluate: {', '.join(f'{n} x {reason}' for reason, n in left_out.items())}")
-    losses_nk, tokens_nk, questions_nk = np.stack(list(rows.values()), axis=1)
+    losses_nk, tokens_nk, questions_nk = np.stack(rows, axis=1)
     found = {}
-    estimates = ratios(_with_all(losses_nk), _with_all(tokens_nk))
+    estimates = ratios(_with_all(losses_nk), _with_all(tokens_nk), ids=ids)
     for kind, value, tokens, questions in zip(
         (*KINDS, "all"), estimates, _with_all(tokens_nk).sum(0), _with_all(questions_nk).sum(0), strict=True
     ):

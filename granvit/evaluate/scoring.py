@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from granvit import texts
-from granvit.bootstrap import enough_images, estimate, resampled_sums
+from granvit.bootstrap import by_picture, enough_images, estimate, resampled_sums
 from granvit.evaluate import metrics
 from granvit.evaluate.items import Item, Task
-from granvit.regions import picture_id
 
 Table = NDArray[np.float64]
 Items = Sequence[Item]
@@ -269,7 +268,7 @@ def score(task: Task, items: Items, images: Sequence[str] | None = None, seed: i
     scores = Scores()
     images = images or list(dict.fromkeys(item.id for item in items))
     for name, measure in scorer.measures.items():
-        table_ik = by_picture(measure.each(items), items, images)
+        table_ik = by_picture(by_image(measure.each(items), items, images), images)
         drawn = draws(measure, table_ik, seed)
         estimated = estimate(float(measure.value(table_ik.sum(0))), drawn[~np.isnan(drawn)])
         if estimated is not None:
@@ -297,18 +296,9 @@ def draws(measure: Measure, table: Table, seed: int) -> Table:
 
 def by_image(table: Table, items: Items, images: Sequence[str]) -> Table:
     """(N questions, K) -> (images, K)."""
-    return _sums(table, [item.id for item in items], images)
-
-
-def by_picture(table: Table, items: Items, images: Sequence[str]) -> Table:
-    """(N questions, K) -> (pictures, K), in the order of the images; tiles of an image are one picture."""
-    return _sums(table, [picture_id(item.id) for item in items], list(dict.fromkeys(map(picture_id, images))))
-
-
-def _sums(table: Table, names: Sequence[str], all_names: Sequence[str]) -> Table:
-    order = {name: i for i, name in enumerate(all_names)}
+    order = {name: i for i, name in enumerate(images)}
     sums = np.zeros((len(order), table.shape[1]))
-    np.add.at(sums, [order[name] for name in names], table)
+    np.add.at(sums, [order[item.id] for item in items], table)
     return sums
 
 

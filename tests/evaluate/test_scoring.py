@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from granvit.bootstrap import by_picture
 from granvit.evaluate.items import Item, Task
-from granvit.evaluate.scoring import SCORERS, by_image, by_picture, score
+from granvit.evaluate.scoring import SCORERS, by_image, score
 
 BOX = (0.0, 0.0, 10.0, 10.0)
 
@@ -167,7 +168,7 @@ def test_by_image_sums_in_the_order_asked_for():
     tiles = [box_item(0, None, "b@0,0,64"), box_item(1, None, "a"), box_item(2, None, "b@64,0,64")]
     ids = ["a", "b@0,0,64", "c", "b@64,0,64"]
     assert by_image(np.array([[1.0], [2.0], [4.0]]), tiles, ids).tolist() == [[2], [1], [0], [4]]
-    assert by_picture(np.array([[1.0], [2.0], [4.0]]), tiles, ids).tolist() == [[2], [5], [0]]
+    assert by_picture(np.array([[2.0], [1.0], [0.0], [4.0]]), ids).tolist() == [[2], [5], [0]]
 
 
 # --- the best constant answer ----------------------------------------------------------------------------------------

@@ -136,15 +136,17 @@ class _Tally:
     def __init__(self, scores: Mapping[str, tuple[str, str]]) -> None:
         self._scores = scores
         self._rows: dict[str, list[dict[str, float]]] = defaultdict(list)
+        self._ids: dict[str, list[str]] = defaultdict(list)
 
-    def add(self, source: str, sums: dict[str, float]) -> None:
-        self._rows[source].append(sums)
+    def add(self, record: RegionImage, sums: dict[str, float]) -> None:
+        self._rows[record.source].append(sums)
+        self._ids[record.source].append(record.id)
 
     def estimates(self, seed: int) -> dict[str, dict[str, Estimate | None]]:
         result = {}
         for source, rows in self._rows.items():
             over, under = ([[row[pair[side]] for pair in self._scores.values()] for row in rows] for side in (0, 1))
-            result[source] = dict(zip(self._scores, ratios(over, under, seed), strict=True))
+            result[source] = dict(zip(self._scores, ratios(over, under, seed, self._ids[source]), strict=True))
         return result
 
 
@@ -189,7 +191,7 @@ class Reread:
                 opinion.agrees.append(index)
             else:
                 opinion.differs[index] = said
-        self._tally.add(record.source, sums)
+        self._tally.add(record, sums)
         return opinion
 
     def scores(self, seed: int) -> dict[str, dict[str, Estimate | None]]:
@@ -231,7 +233,7 @@ class Redetect:
         judged = len(theirs) - len(matching.ignored)
         overlap = sum(iou for _, _, iou in matching.pairs)
         pairs = len(matching.pairs)
-        self._tally.add(record.source, {"pairs": pairs, "ours": len(chosen), "theirs": judged, "iou": overlap})
+        self._tally.add(record, {"pairs": pairs, "ours": len(chosen), "theirs": judged, "iou": overlap})
         return Opinion(
             [chosen[j] for _, j, _ in matching.pairs],
             {chosen[j]: "not found" for j in matching.missed},
@@ -273,7 +275,7 @@ class Recaption:
             sums["rouge"] = sum(scores)
             opinion.differs = {i: said for (i, said), s in zip(answered, scores, strict=True) if s < SAME_CAPTION}
             opinion.agrees = [i for i, _ in answered if i not in opinion.differs]
-        self._tally.add(record.source, sums)
+        self._tally.add(record, sums)
         return opinion
 
     def scores(self, seed: int) -> dict[str, dict[str, Estimate | None]]:

@@ -221,6 +221,7 @@ def group(record: RegionImage, human: RegionImage) -> str:
 def against_human(records: Iterable[RegionImage], joined: Join, seed: int = 0) -> HumanScores:
     """Score every joined image, by source and kind; a kind that people didn't annotate in a source is not judged."""
     rows: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    ids: dict[tuple[str, str], list[str]] = defaultdict(list)
     scores: dict[tuple[str, str], KindScores] = defaultdict(KindScores)
     annotated: set[tuple[str, str]] = set()
     for record in records:
@@ -233,11 +234,12 @@ def against_human(records: Iterable[RegionImage], joined: Join, seed: int = 0) -
             if not (compared.found or compared.true or compared.ignored):
                 continue
             rows[source, kind].append(_row(compared, kind))
+            ids[source, kind].append(record.id)
             _count(scores[source, kind], compared)
     result = HumanScores(joined)
     for (source, name), mine in sorted(scores.items()):
         if (source, name) in annotated:
-            mine.scores = _scores(np.array(rows[source, name]), name, seed)
+            mine.scores = _scores(np.array(rows[source, name]), ids[source, name], name, seed)
             result.sources.setdefault(source, {})[name] = mine
         else:
             result.unjudged[source, name] = mine.found
@@ -294,7 +296,7 @@ def _count(scores: KindScores, compared: Compared) -> None:
     scores.split_found += split_found
 
 
-def _scores(rows_nk: np.ndarray, kind: str, seed: int) -> dict[str, Estimate | None]:
+def _scores(rows_nk: np.ndarray, ids: list[str], kind: str, seed: int) -> dict[str, Estimate | None]:
     wanted = {**_SCORES, **_TEXT_SCORES[kind]}
     columns = [[_SUMS.index(name) for name in side] for side in zip(*wanted.values(), strict=True)]
-    return dict(zip(wanted, ratios(rows_nk[:, columns[0]], rows_nk[:, columns[1]], seed), strict=True))
+    return dict(zip(wanted, ratios(rows_nk[:, columns[0]], rows_nk[:, columns[1]], seed, ids), strict=True))

@@ -93,6 +93,16 @@ def test_sources_are_kept_apart():
     assert values(check, "one")["cer"] == 0 and values(check, "two")["cer"] == 1
 
 
+def test_tiles_of_a_picture_are_drawn_together():
+    def scored(*names):
+        check = Reread(Says([text(A, "x")], [text(A, "y")]), "reader")
+        for name in names:
+            check(record(name, text(A, "x")), PICTURE)
+        return check.scores(0)["shop"]["cer"]
+
+    assert scored("a", "b").low == 0 and scored("a@0,0,64", "a@64,0,64") == (0.5, None, None)
+
+
 def test_print_is_read_from_its_crop():
     pytest.importorskip("rapidocr")
     from granvit.corpus.annotate.ocr import OcrConfig

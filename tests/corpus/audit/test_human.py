@@ -129,6 +129,11 @@ def test_sums_are_over_all_images_and_intervals_over_images(tmp_path):
     recall = mine.scores["recall"]
     assert mine.images == 20 and recall.value == 0.75 and 0.6 < recall.low < 0.75 < recall.high < 0.9
     assert mine.scores["precision"] == (1, 1, 1)
+    # Tiles of one picture are drawn together, and one tells nothing of others.
+    machine = corpus(tmp_path / "mt", *(record(f"p@{i},0,64", *(true if i % 2 else true[:1])) for i in range(20)))
+    human = corpus(tmp_path / "ht", *(record(f"p@{i},0,64", *true) for i in range(20)))
+    tiles = against_human(machine.records(), join(machine, human)).sources["shop"]["text"]
+    assert tiles.images == 20 and tiles.scores["recall"] == (0.75, None, None)
 
 
 def test_a_kind_that_nobody_annotated_is_not_judged(tmp_path):
