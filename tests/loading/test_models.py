@@ -443,7 +443,7 @@ def test_every_part_loads_as_it_is(saved):
 def test_a_pipe_among_a_runs_files_is_refused(tmp_path, name):
     (tmp_path / "checkpoint").mkdir()
     os.mkfifo(tmp_path / name)
-    with pytest.raises(CheckpointError, match=f"{name}: not readable as JSON: .*not a regular file"):
+    with pytest.raises(CheckpointError, match=f"{name}: not a regular file"):
         read_source(tmp_path)
 
 
