@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from granvit.errors import GranvitError
 
@@ -118,8 +118,63 @@ class Loc:
         return _checked([0.0 if b == 0 else 1.0 if b == self.bins - 1 else (b + 0.5) / self.bins for b in bins])
 
 
+@dataclass(frozen=True)
+class Cell:
+    """``<cell0137><wide06><high09>``: the cell that a box's centre lies in, then its width and its height.
+
+    The picture is `bins` x `bins` cells, counted row by row, as Kosmos-2's patch indices are (which name two corners
+    in place of centre and size). So one token says where to look: a language model that is not trained finds the
+    patches of a box by it, where it had to combine the digits of four numbers. Decoding gives the middle of the cell
+    and of the sizes' bins, cut to the picture; the last bin of a size reaches from border to border.
+    """
+
+    bins: int
+
+    @property
+    def spec(self) -> str:
+        return f"cell:{self.bins}"
+
+    @property
+    def tokens(self) -> list[str]:
+        cells = [f"<cell{i:04d}>" for i in range(self.bins**2)]
+        return cells + [f"<{side}{i:02d}>" for side in ("wide", "high") for i in range(self.bins)]
+
+    @property
+    def centres(self) -> NDArray[np.float64]:
+        """The middle (x, y) of every cell, in [0, 1]: (bins * bins, 2)."""
+        middle = (np.arange(self.bins) + 0.5) / self.bins
+        return np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)
+
+    def _side(self, low: float, high: float) -> tuple[int, int]:
+        """The bins of centre and size along one axis."""
+        centre, size = (min(int(v * self.bins), self.bins - 1) for v in ((low + high) / 2, high - low))
+        return (self.bins // 2 if size == self.bins - 1 else centre), size
+
+    def _ends(self, centre: int, size: int) -> tuple[float, float]:
+        if size == self.bins - 1:
+            return 0.0, 1.0
+        middle, half = (centre + 0.5) / self.bins, (size + 0.5) / self.bins / 2
+        return max(middle - half, 0.0), min(middle + half, 1.0)
+
+    def encode(self, box: ArrayLike) -> str:
+        x1, y1, x2, y2 = _clipped(box)
+        (column, wide), (row, high) = self._side(x1, x2), self._side(y1, y2)
+        return f"<cell{row * self.bins + column:04d}><wide{wide:02d}><high{high:02d}>"
+
+    def decode(self, text: str) -> Box | None:
+        match = re.fullmatch(r"<cell(\d{4})><wide(\d{2})><high(\d{2})>", text.strip(), re.ASCII)
+        if not match:
+            return None
+        cell, wide, high = (int(v) for v in match.groups())
+        if cell >= self.bins**2 or max(wide, high) >= self.bins:
+            return None
+        row, column = divmod(cell, self.bins)
+        (x1, x2), (y1, y2) = self._ends(column, wide), self._ends(row, high)
+        return _checked([x1, y1, x2, y2])
+
+
 def get_codec(spec: str) -> Codec:
-    """The codec that a checkpoint or recipe names: "decimal", "int1000", "loc" or "loc:BINS".
+    """The codec that a checkpoint or recipe names: "decimal", "int1000", "loc", "loc:BINS" or "cell:BINS".
 
     Raises:
         ValueError: no codec has that name.
@@ -131,6 +186,10 @@ def get_codec(spec: str) -> Codec:
     match = re.fullmatch(r"loc(?::(\d+))?", spec, re.ASCII)
     if match and 2 <= int(match.group(1) or 1024) <= 9999:
         return Loc(int(match.group(1) or 1024))
+    match = re.fullmatch(r"cell:(\d+)", spec, re.ASCII)
+    if match and 2 <= int(match.group(1)) <= 99:
+        return Cell(int(match.group(1)))
     raise GranvitError(
-        f"unknown coordinate codec {spec!r}: use 'decimal', 'int1000', 'loc' or 'loc:BINS' (2-9999 bins)"
+        f"unknown coordinate codec {spec!r}: use 'decimal', 'int1000', 'loc', 'loc:BINS' (2-9999 bins) or 'cell:BINS' "
+        "(2-99 cells a side)"
     )

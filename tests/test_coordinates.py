@@ -3,9 +3,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from granvit.coordinates import Decimal, Int1000, Loc, get_codec
+from granvit.coordinates import Cell, Decimal, Int1000, Loc, get_codec
 
-SPECS = ["decimal", "int1000", "loc", "loc:64", "loc:2000", "loc:9999"]
+SPECS = ["decimal", "int1000", "loc", "loc:64", "loc:2000", "loc:9999", "cell:24", "cell:7"]
 # Half a step of the text; for tokens, half a bin, but a whole one where the outermost bins reach for the border.
 STEP = {"decimal": 0.0005, "int1000": 0.0005}
 unit = st.floats(0, 1)
@@ -16,7 +16,7 @@ def test_round_trip_within_half_a_step(spec, corners):
     x1, x2 = sorted(corners[:2])
     y1, y2 = sorted(corners[2:])
     codec = get_codec(spec)
-    step = STEP.get(spec) or 0.5 / codec.bins
+    step = STEP.get(spec) or (1.0 if spec.startswith("cell") else 0.5) / codec.bins
     assume(x2 - x1 > 2.1 * step and y2 - y1 > 2.1 * step)
     box = np.array([x1, y1, x2, y2])
     decoded = np.array(codec.decode(codec.encode(box)))
@@ -44,6 +44,9 @@ def test_texts_by_hand():
     assert Int1000().encode(box) == "[125, 250, 500, 750]"
     assert Loc().encode(box) == "<loc0128><loc0256><loc0512><loc0768>"
     assert Loc(64).encode(box) == "<loc0008><loc0016><loc0032><loc0048>"
+    # centre (0.3125, 0.5), in cell 5, 8 of 16; 0.375 wide, 0.5 high
+    assert Cell(16).encode(box) == "<cell0133><wide06><high08>"
+    assert Cell(16).decode("<cell0133><wide06><high08>") == (9 / 64, 17 / 64, 35 / 64, 51 / 64)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -117,6 +120,42 @@ def test_int1000_is_strict(text):
 )
 def test_loc_is_strict(text):
     assert Loc().decode(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<cell0001><wide02>",
+        "<cell0001><wide02><high03><high03>",
+        "<cell0001><high02><wide03>",
+        "<cell0001><wide02><high03> car",
+        "<cell0576><wide02><high03>",
+        "<cell0001><wide24><high03>",
+        "<cell0001><wide02><high24>",
+        "<cell1><wide2><high3>",
+        "<loc0001><loc0002><loc0003><loc0004>",
+        "[100, 200, 300, 400]",
+    ],
+)
+def test_cell_is_strict(text):
+    assert Cell(24).decode(text) is None
+
+
+def test_a_cell_keeps_most_of_a_box():
+    rng = np.random.default_rng(0)
+    sizes = rng.uniform(0.15, 0.5, (500, 2))
+    corners = rng.uniform(0, 1 - sizes)
+    for low, high in zip(corners, corners + sizes, strict=True):
+        found = np.array(Cell(24).decode(Cell(24).encode([*low, *high])))
+        overlap = np.prod(np.minimum(found[2:], high) - np.maximum(found[:2], low))
+        assert overlap / (np.prod(found[2:] - found[:2]) + np.prod(high - low) - overlap) > 0.5
+
+
+def test_the_cells_middles_are_those_that_are_named():
+    codec = Cell(5)
+    for index, (x, y) in enumerate(codec.centres):
+        assert codec.encode([x - 0.05, y - 0.05, x + 0.05, y + 0.05]).startswith(codec.tokens[index])
 
 
 @pytest.mark.parametrize("spec", ["decimal", "int1000"])

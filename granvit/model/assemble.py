@@ -32,6 +32,7 @@ from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.families import body_of, canvas_of, family_of, patch_of, registers_of
 from granvit.model.forward import Llava, encode, scale_projector
 from granvit.model.languages import load_language
+from granvit.model.locations import add_tokens, rows_of, start_tokens, unknown_tokens
 from granvit.model.region_model import RegionModel, Settings, pinpoints, stock_classes
 
 IMAGE_TOKEN = "<image>"
@@ -52,9 +53,12 @@ def assemble(
     input in pixels where `encoder` is a name (its own where None). Features are those of the tower's `hidden_states`
     that its family is read at, so that the result is exactly what stock LLaVA computes.
 
+    A codec's tokens that the language model has never seen are added to it (`granvit.model.locations`), and the model
+    says so, as `new_tokens`: a stage that keeps the language model frozen has to train their embeddings.
+
     Raises:
-        ValueError: another architecture, a canvas that patches do not tile, or a codec whose tokens the
-            language model has never seen.
+        ValueError: another architecture, a canvas that patches do not tile, or a codec of which the language model has
+            some tokens and lacks others.
     """
     if isinstance(encoder, PreTrainedModel):
         encoder = Encoder.of(encoder)
@@ -63,12 +67,6 @@ def assemble(
     tower = encoder.tower
     model, tokenizer = load_language(language)
     codec = get_codec(settings.codec)
-    unknown = [t for t in codec.tokens if t not in tokenizer.get_vocab()]
-    if unknown:
-        raise GranvitError(
-            f"codec {settings.codec!r} needs {len(unknown)} tokens (such as {unknown[0]}) that the language model has "
-            "never seen, and stage 1 keeps it frozen: use 'decimal' or 'int1000', or a language model that has them"
-        )
     vision, family = tower.config, family_of(tower.config)
     side, patch = canvas_of(vision), patch_of(vision)
     if side % patch:
@@ -83,10 +81,15 @@ def assemble(
         tokenizer.eos_token = end
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(IMAGE_TOKEN, special=True)]})
+    new = bool(unknown_tokens(tokenizer, codec))
+    if new:
+        add_tokens(tokenizer, codec)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:  # never shrink: real checkpoints pad their vocabulary
-        with quiet():  # no words about how the image token's embedding starts: no question reads it
+        with quiet():  # no words about how new embeddings start: no question reads the image token's
             model.resize_token_embeddings(len(tokenizer))
+    if new:
+        start_tokens(model.get_input_embeddings(), rows_of(tokenizer, codec), codec)
     config_class, model_class, _ = stock_classes(settings)
     config = config_class(
         vision_config=vision,
@@ -111,7 +114,9 @@ def assemble(
         if settings.tiles:  # as large as a word
             words = llava.get_input_embeddings().weight
             llava.model.image_newline = nn.Parameter(torch.randn(words.shape[1], device=words.device) * words.std())
-    return RegionModel(llava.eval(), _processor(tokenizer, encoder, settings), settings)
+    joined = RegionModel(llava.eval(), _processor(tokenizer, encoder, settings), settings)
+    joined.new_tokens = new
+    return joined
 
 
 def _copied(

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from granvit.coordinates import Codec
+from granvit.coordinates import Codec, Loc
 from granvit.errors import GranvitError
 from granvit.geometry import TiledView
 from granvit.model.attention import fit_attention
@@ -184,7 +184,7 @@ class AnswerLoss(nn.Module):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, codec: Codec, smoothing: float = 0.0):
         super().__init__()
-        tokens = codec.tokens if smoothing > 0 else []
+        tokens = codec.tokens if smoothing > 0 and isinstance(codec, Loc) else []
         ids = tokenizer.convert_tokens_to_ids(tokens) if tokens else []
         assert isinstance(ids, list)
         if ids and ids != list(range(ids[0], ids[0] + len(ids))):

@@ -49,7 +49,8 @@ _MOST_IMAGE_TOKENS = 65_536
 class RegionModel:
     """A stock `LlavaForConditionalGeneration`, of tiles a `LlavaNext...`, with its processor and `Settings`.
 
-    `sources` are those of all pictures and texts that it learned from (`granvit.model.provenance`).
+    `sources` are those of all pictures and texts that it learned from (`granvit.model.provenance`); `new_tokens` says
+    of a model that was just put together whether its codec's tokens were added to the language model.
     """
 
     def __init__(self, llava: Llava, processor: LlavaProcessor | LlavaNextProcessor, settings: Settings):
@@ -57,6 +58,7 @@ class RegionModel:
         self.processor = processor
         self.settings = settings
         self.sources: Sources = frozenset()
+        self.new_tokens = False
 
     @property
     def codec(self) -> Codec:

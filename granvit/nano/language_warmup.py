@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from granvit.errors import GranvitError
 from granvit.files import staged_folder
 from granvit.model.assemble import save_language
+from granvit.model.locations import patch_fourier_features
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel
-from granvit.nano.models import PLACES, WORDS, patch_fourier_features
+from granvit.nano.models import PLACES, WORDS
 from granvit.nano.projector import start_projector
 from granvit.nano.symbolic import Grids
 from granvit.train.stages.base import AnsweringStage, Term

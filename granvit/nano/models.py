@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -27,10 +26,12 @@ from granvit.model.dialog import PLAIN
 from granvit.model.encoders import Encoder, load_encoder
 from granvit.model.families import body_of
 from granvit.model.languages import load_language
+from granvit.model.locations import fourier_features, patch_fourier_features, start_places
 from granvit.model.region_model import RegionModel
-from granvit.nano.projector import start_projector
+from granvit.nano.projector import start_foreign, start_projector
 from granvit.nano.symbolic import WHERE
 from granvit.questions import BBOX2CAPTION, CAPTION2BBOX, GLOBAL
+from granvit.train.build import drawn_canvases
 from granvit.train.recipes.base import Recipe
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -40,23 +41,9 @@ ENCODERS = {"nano": ASSETS / "nano-encoder", "nano-reader": ASSETS / "nano-reade
 PLACES = "places.safetensors"
 # The head of an encoder's warm-up: which word is in which patch.
 WORDS = "words.safetensors"
-_FREQUENCIES = 12
 # Bytes and merges of the from-scratch tokenizer.
 _VOCABULARY = 1024
 UNTRAINED, SMALL = "nano-untrained", "small-untrained"
-
-
-def fourier_features(places: Tensor) -> Tensor:
-    """Coordinates in [0, 1], shape (N,), as sines and cosines of 12 frequencies, (N, 24): near places, near codes."""
-    frequencies = 2 * math.pi * torch.logspace(math.log10(0.5), math.log10(12), _FREQUENCIES)
-    angles = places[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def patch_fourier_features(side: int) -> Tensor:
-    """The place codes of a side x side grid of patch centres, row by row: (side * side, 48), x then y."""
-    centres = (torch.arange(side) + 0.5) / side
-    return torch.cat([fourier_features(centres.repeat(side)), fourier_features(centres.repeat_interleave(side))], dim=1)
 
 
 def nano_language(
@@ -195,6 +182,12 @@ def build_model(recipe: Recipe) -> RegionModel:
             )
         known = recipe.encoder in ENCODERS
         start_projector(model, places, load_file(ENCODERS[recipe.encoder] / WORDS) if known else None)
+    elif model.new_tokens and recipe.language != UNTRAINED:
+        if recipe.encoder in ENCODERS:
+            _, spelling = load_language(LANGUAGE)  # the head counts by its tokens
+            start_foreign(model, load_file(ENCODERS[recipe.encoder] / WORDS), spelling)
+        else:
+            start_places(model.llava, model.normalise(drawn_canvases(model.canvas)))
     if recipe.language == "nano" or recipe.encoder in ENCODERS:
         model.sources = SOURCES  # which the shipped parts learned from
     return model

@@ -80,6 +80,7 @@ def small() -> Recipe:
         LoopConfig(**_loop(3000, 5e-4)),  # type: ignore[arg-type]
         distill_weight=1.0,
         alpha=0.9,
+        train_locations=True,
     )
     adapt = AdaptConfig(
         SampleConfig({"global": 0.2, "bbox2caption": 0.0, "caption2bbox": 1.0}, max_regions=8),
@@ -89,7 +90,7 @@ def small() -> Recipe:
         name="small",
         encoder=ENCODER,
         language=LANGUAGE,
-        settings=Settings(codec="int1000", frame="image", fit="letterbox"),
+        settings=Settings(codec="cell:24", frame="image", fit="letterbox"),
         corpus=EmbeddedCorpus(train=48_000, val=500, size=CANVAS, documents=0.1),
         stages=[pretrain, adapt],
     )

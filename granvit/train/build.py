@@ -11,18 +11,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from granvit.corpus.derive import training_part
 from granvit.corpus.store import Corpus, Subset
 from granvit.corpus.synthetic.scenes import SOURCES
-from granvit.corpus.synthetic.synthesize import LazySynthetic, synthesize
+from granvit.corpus.synthetic.synthesize import LazySynthetic, make, synthesize
 from granvit.errors import GranvitError
 from granvit.files import locked
+from granvit.images import decode
 from granvit.loading.run_folder import named_checkpoint
 from granvit.model.assemble import assemble
 from granvit.model.encoders import load_encoder
 from granvit.model.languages import load_language
+from granvit.model.locations import start_places
 from granvit.model.provenance import Sources, joined, read_sources
 from granvit.model.region_model import RegionModel
 from granvit.model.settings import SETTINGS_FILE
@@ -62,7 +66,19 @@ def build_model(recipe: Recipe) -> RegionModel:
     inner = Path(named_checkpoint(recipe.encoder))
     if (inner / SETTINGS_FILE).exists():  # the encoder of a checkpoint of ours, in a transfer
         model.sources = read_sources(inner)
+    if model.new_tokens:
+        start_places(model.llava, model.normalise(drawn_canvases(model.canvas)))
     return model
+
+
+def drawn_canvases(side: int, pictures: int | None = None) -> Tensor:
+    """Pictures of the embedded corpus that fill a canvas of so many pixels, uint8 (N, H, W, 3).
+
+    Without a number 64, and fewer of large canvases, so that what is fitted on them takes seconds.
+    """
+    count = pictures or max(4, min(64, 64 * 224**2 // side**2))
+    drawn = (make(index, seed=0, size=side, documents=0.1).image or b"" for index in range(count))
+    return torch.from_numpy(np.stack([np.asarray(decode(picture)) for picture in drawn]))
 
 
 def learned_from(sources: Sequence[tuple[Records, float]]) -> Sources:

@@ -82,7 +82,8 @@ class LoopConfig:
         parallel: a process holds a whole model ("ddp"), or its share of weights and optimizer ("fsdp", not with muon).
         gradient_checkpointing: of which parts only the blocks' inputs are kept for the backward pass, "encoder" and
             "language"; less memory for a third more arithmetic there.
-        compile: run the blocks of encoder, teacher and language model through `torch.compile`; GPUs alone.
+        compile: run the blocks of encoder, teacher and language model through `torch.compile`; on a CPU,
+            which needs a C++ compiler for it, it pays through a language model of some hundred million parameters.
         workers: processes that prepare images for each that trains; None takes threads on a CPU, and beside a GPU its
             share of the machine's cores, eight at most. The images are the same.
         timing: measure the sections of each step; their shares go to speed.jsonl and the trackers.

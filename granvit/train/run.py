@@ -297,8 +297,8 @@ def memory_options(stage: AnsweringStage, config: StageConfig, state: PartialSta
     parts = {"encoder": stage.tower, "language": stage.model.model.language_model}
     with ExitStack() as context:
         context.enter_context(recomputed([parts[name] for name in loop.gradient_checkpointing]))
-        if loop.compile and state.device.type == "cuda":
-            context.enter_context(compiled(stage))
+        if loop.compile:  # on a CPU for any lengths at once: compiling costs more than padding would
+            context.enter_context(compiled(stage, dynamic=True if state.device.type == "cpu" else None))
         if isinstance(loop, CachingLoop) and loop.feature_cache is not None:
             assert isinstance(stage, Adapt)
             if loop.parallel == "fsdp" and state.num_processes > 1:

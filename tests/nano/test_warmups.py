@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from granvit.cli.recipes import RECIPES
 from granvit.corpus.synthetic.synthesize import LazySynthetic, make
+from granvit.model.locations import patch_fourier_features
 from granvit.nano.encoder_warmup import EncoderWarmup, present_tokens, word_maps
 from granvit.nano.language_warmup import LanguageWarmup
-from granvit.nano.models import PLACES, patch_fourier_features
+from granvit.nano.models import PLACES
 from granvit.nano.projector import fit_projector, start_projector, word_scores
 from granvit.nano.symbolic import SymbolicPrepare, WordMapPrepare
 from granvit.train.config import SampleConfig

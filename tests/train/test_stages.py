@@ -4,9 +4,9 @@ import torch
 from helpers.tiny_model import collate, make_model, make_samples
 
 from granvit.model.distill import distillation_loss
+from granvit.model.locations import patch_fourier_features
 from granvit.model.packing import Sample
 from granvit.nano.language_warmup import LanguageWarmup
-from granvit.nano.models import patch_fourier_features
 from granvit.nano.symbolic import Grid
 from granvit.train.stages.adapt import Adapt
 from granvit.train.stages.finetune import Finetune

@@ -163,6 +163,12 @@ class LanguageConfig(StageConfig):
         if self.lora.rank is not None:
             from granvit.train.lora import check_targets
 
+            if model.new_tokens:
+                raise GranvitError(
+                    f"{self.folder}: lora: adapters leave out the embeddings of codec {model.settings.codec!r}, whose "
+                    f"{len(model.codec.tokens)} tokens the language model has never seen: train it as a whole, or use "
+                    "codec 'decimal' or 'int1000'"
+                )
             check_targets(model.llava, self.lora)
         return super().prepare(model)
 
@@ -186,6 +192,8 @@ class PretrainConfig(StageConfig):
             trains without a teacher.
         alpha: the share of itself that the teacher, a moving average of the encoder, keeps at each step (paper: 0.9).
         train_language: whether the language model learns too, as where both stages are one.
+        train_locations: whether the embeddings of the codec's location tokens learn, where the language model is frozen
+            that never saw them; it takes the memory of a gradient and two moments for its whole vocabulary.
     """
 
     kind: ClassVar[str] = "stage1"
@@ -195,11 +203,32 @@ class PretrainConfig(StageConfig):
     distill_weight: float = 1.0
     alpha: float = 0.9
     train_language: bool = field(default=False, metadata={NEWER: True} | SELDOM)
+    train_locations: bool = field(default=False, metadata={NEWER: True} | SELDOM)
+
+    def check(self) -> None:
+        super().check()
+        if self.train_locations and self.loop.parallel == "fsdp":
+            raise GranvitError(f"{self.folder}: train_locations: loop.parallel is ddp where some rows alone train")
+
+    def prepare(self, model: RegionModel) -> Prepare:
+        from granvit.model.locations import rows_of
+
+        learns = self.train_language or self.train_locations
+        if model.new_tokens and not learns:
+            raise GranvitError(
+                f"{self.folder}: the language model has never seen the {len(model.codec.tokens)} tokens of codec "
+                f"{model.settings.codec!r}, such as {model.codec.tokens[0]}, and is frozen: set train_locations, which "
+                "trains their embeddings alone, or use codec 'decimal' or 'int1000'"
+            )
+        if self.train_locations:
+            rows_of(model.processor.tokenizer, model.codec)
+        return super().prepare(model)
 
     def build(self, model: RegionModel, context: RunContext = NO_RUN) -> AnsweringStage:
         from granvit.train.stages.pretrain import Pretrain
 
-        return Pretrain(model, self.smoothing, self.distill_weight, self.alpha, self.train_language)
+        learned = (self.train_language, self.train_locations)
+        return Pretrain(model, self.smoothing, self.distill_weight, self.alpha, *learned)
 
 
 @dataclass

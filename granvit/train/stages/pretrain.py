@@ -9,6 +9,7 @@ from torch import Tensor
 
 from granvit.model.distill import Teacher, distillation_loss
 from granvit.model.forward import project
+from granvit.model.locations import rows_of, train_rows
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel
 from granvit.train.parallel import is_sharded
@@ -21,7 +22,7 @@ class Pretrain(AnsweringStage):
 
     L = L_caption + `distill_weight` * MSE(teacher(crop), ROIAlign(student(image))); the teacher is an EMA of the
     student that keeps `alpha` of itself per step (paper: weight 1, alpha 0.9). With `train_language` the language model
-    learns too.
+    learns too; with `train_locations` of it the embeddings of the codec's location tokens alone.
     """
 
     name = "stage1"
@@ -33,12 +34,16 @@ class Pretrain(AnsweringStage):
         distill_weight: float = 1.0,
         alpha: float = 0.9,
         train_language: bool = False,
+        train_locations: bool = False,
     ):
         super().__init__(region_model, smoothing)
         self.distill_weight = distill_weight
         self._train(self.projector)
         if train_language:
             self._train(self.model.model.language_model, self.model.lm_head)
+        elif train_locations:
+            rows = rows_of(region_model.processor.tokenizer, region_model.codec)
+            train_rows(self.model.get_input_embeddings().weight, rows)
         self._train_encoder()
         self.teacher = Teacher(self.tower, alpha) if distill_weight > 0 else None
 
