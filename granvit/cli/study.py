@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -168,9 +168,12 @@ class Study:
             raise GranvitError(f"study {study.name} is of corpora of your own: name them with --corpus DIR")
         from granvit.corpus.derive import training_part
         from granvit.corpus.store import Corpus
-        from granvit.train.build import counted
+        from granvit.study.pictures import pictures_of
 
-        parts = [training_part(Corpus(folder)) for folder in self.corpus]
-        shards = [[shard["sha256"] for shard in part.corpus.manifest["shards"]] for part in parts]
-        images, text_only = counted([(part, 1.0) for part in parts])
-        return Data(images, shards, text_only)
+        parts = [pictures_of(training_part(Corpus(folder))) for folder in self.corpus]
+        facts: list[Any] = [[shard["sha256"] for shard in part.corpus.manifest["shards"]] for part in parts]
+        if told := sum(part.corpus.manifest.get("conversations", 0) for part in parts):
+            facts.append("without conversations")
+            if int(os.environ.get("RANK", "0")) == 0:
+                print(f"{told:,} conversations of the corpora are asked in no arm")
+        return Data(sum(map(len, parts)), facts)

@@ -29,12 +29,10 @@ _SEEDS_APART = 1000
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on: how many images, what tells the corpora from others (JSON-able), and how many conversations
-    without an image."""
+    """What is trained on: how many images, and what tells the corpora from others (JSON-able)."""
 
     images: int
     facts: Any
-    text_only: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,8 @@ def _shared(job: Job, count: Mapping[str, int]) -> int:
 def _job(study: Study, arm: Arm, seed: int, data: Data) -> Job:
     def recipe_of(arm: Arm) -> Recipe:
         try:
-            images, text_only = (round(arm.share * count) for count in (data.images, data.text_only))
-            recipe = seeded(arm.change(study.base()), seed).resolved(max(1, images), 1, text_only)
+            images = max(1, round(arm.share * data.images))
+            recipe = seeded(arm.change(study.base()), seed).resolved(images, 1)
             check_ranges(recipe)
             for stage in recipe.stages:
                 stage.check()

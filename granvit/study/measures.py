@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from granvit.bootstrap import by_picture
 from granvit.evaluate.answering import answer_all
 from granvit.evaluate.attention_mass import ATTENTION, WORDS, large_enough, region_sums
 from granvit.evaluate.items import Item
@@ -18,7 +19,7 @@ from granvit.evaluate.region_tasks import MAX_REGIONS, region_images, region_tas
 from granvit.evaluate.scoring import SCORERS, by_image
 from granvit.model.region_model import RegionModel
 from granvit.predict import GranViT
-from granvit.regions import RegionImage
+from granvit.regions import RegionImage, picture_id
 from granvit.sampling import evenly
 from granvit.study.definition import Measuring
 from granvit.study.features import probe_tables, rank_and_spread
@@ -38,7 +39,8 @@ _ANSWERED = {
 
 @dataclass
 class Measured:
-    """`tables` (images, 2) by measure, sums and counts; `numbers` by measure; `images` says which images."""
+    """`tables` (pictures, 2) by measure, sums and counts, of tiles those of one picture together; `numbers` by measure;
+    `images` says which images, and of how many pictures they are tiles."""
 
     images: dict[str, object]
     tables: dict[str, np.ndarray] = field(default_factory=dict)
@@ -72,6 +74,9 @@ def measure(model: RegionModel, train: Records, held_out: Sequence[RegionImage],
     if len(questions) > 1:
         features = region_features(encoder, held_out, questions, (1, 1), progress=False)[:, 0, 0]
         found.numbers["rank"], found.numbers["spread"] = rank_and_spread(features)
+    if (pictures := len(set(map(picture_id, ids)))) < len(ids):
+        found.images["pictures"] = pictures
+        found.tables = {name: by_picture(table, ids) for name, table in found.tables.items()}
     return found
 
 

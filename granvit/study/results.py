@@ -27,8 +27,9 @@ class Result:
     """What came of a job.
 
     Attributes:
-        images: the ids of the held-out images, as a digest, and their number.
-        tables: by measure, (images, 2): what each image adds to the measure's numerator and denominator.
+        images: the ids of the held-out images, as a digest, and their number; where some are tiles of one picture, of
+            how many "pictures" they are.
+        tables: by measure, (pictures, 2): what each picture adds to the measure's numerator and denominator.
         numbers: measures that are no such ratio, a number each.
         curves: by stage, metric -> (step, value) pairs, thinned.
         cost: "images" seen in training, "flops" (None where uncounted), "steps" by stage, "seconds" of the last
@@ -134,6 +135,8 @@ def read_result(path: Path) -> Result:
         for name in ("settings", "images", "numbers", "curves", "cost", "facts")
     }
     count = checked_field(objects["images"], "count", int, path, "images.")
+    if "pictures" in objects["images"]:
+        count = checked_field(objects["images"], "pictures", int, path, "images.")
     tables = {}
     for name, columns in checked_field(content, "tables", dict, path).items():
         both = [checked_field(columns, column, list, path, f"tables.{name}.") for column in ("sums", "counts")]

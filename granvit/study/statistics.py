@@ -2,13 +2,13 @@
 
 The same images are asked in every run, so images and seeds are crossed, not nested: an image that is hard is hard in
 all runs. The mean over seeds would have come out otherwise on other images, and with other seeds, and each of the two
-gets the interval that fits it. Images are many: they are drawn again, all runs being asked about the drawn ones (the
-percentile bootstrap). Seeds are two to five, of which a bootstrap knows far too little: Student's t of their mean, with
-n - 1 degrees of freedom, as though what a run gives were normally distributed over seeds. The distances from the mean
-to the two ends are added in quadrature, end by end (Howe 1974; MOVER, Zou and Donner 2008). What an image and a seed do
-together counts in both, which errs to the wide side. Two arms are compared on the same draws: seed by seed, since seed
-n gives both the same random choices, and image by image. Of one seed nothing can be said of others: its interval is
-over images alone.
+gets the interval that fits it. Images are many: they are drawn again, tiles of one picture together, all runs being
+asked about the drawn ones (the percentile bootstrap). Seeds are two to five, of which a bootstrap knows far too little:
+Student's t of their mean, with n - 1 degrees of freedom, as though what a run gives were normally distributed over
+seeds. The distances from the mean to the two ends are added in quadrature, end by end (Howe 1974; MOVER, Zou and Donner
+2008). What an image and a seed do together counts in both, which errs to the wide side. Two arms are compared on the
+same draws: seed by seed, since seed n gives both the same random choices, and image by image. Of one seed nothing can
+be said of others: its interval is over images alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from granvit.bootstrap import DRAWS, Estimate, resampled_sums
+from granvit.bootstrap import DRAWS, Estimate, enough_images, resampled_sums
 from granvit.errors import GranvitError
 from granvit.study.definition import Comparison
 from granvit.study.results import Result
@@ -76,8 +76,8 @@ def of_pair(first: Sequence[Result], second: Sequence[Result], measure: str) -> 
 
 
 def _check_images(results: Sequence[Result]) -> None:
-    digests = {result.images.get("digest") for result in results}
-    if len(digests) > 1:
+    measured = {tuple(result.images.get(name) for name in ("digest", "count", "pictures")) for result in results}
+    if len(measured) > 1:
         names = ", ".join(sorted({r.arm for r in results}))
         raise GranvitError(f"{names}: measured on different images, which cannot be compared")
 
@@ -85,13 +85,21 @@ def _check_images(results: Sequence[Result]) -> None:
 def _drawn(results: Sequence[Result], measure: str) -> tuple[Floats, Floats | None]:
     """A measure of each result (S,), and in each drawing of images (draws, S).
 
-    A measure that is no ratio over images is the same in every drawing; of one such result there is no drawing at all.
+    A measure that is no ratio over images is the same in every drawing; of one such result there is no drawing at all,
+    nor where in some run fewer than two pictures count.
+
+    Raises:
+        GranvitError: the results are of different images.
     """
+    _check_images(results)
     known = [result for result in results if result.value(measure) is not None]
     values = np.array([result.value(measure) for result in known], float)
     if all(measure in result.tables for result in known) and known:
-        # (images, S, 2): the same draws for all runs, and, by the same seed and length, for all arms.
-        sums = resampled_sums(np.stack([result.tables[measure] for result in known], axis=1))
+        # (pictures, S, 2): the same draws for all runs, and, by the same seed and length, for all arms.
+        table = np.stack([result.tables[measure] for result in known], axis=1)
+        if not enough_images(table[..., 1]).all():
+            return values, None
+        sums = resampled_sums(table)
         with np.errstate(divide="ignore", invalid="ignore"):
             return values, sums[..., 0] / sums[..., 1]
     return values, np.tile(values, (DRAWS, 1)) if len(values) > 1 else None

@@ -188,10 +188,11 @@ def _facts(jobs: Sequence[Job], results: Sequence[Result]) -> dict[str, str]:
         return {}
     machines = sorted({f"{r.facts.get('machine', '?')}, {r.facts.get('device', '?')}" for r in results})
     seconds = sum(r.cost.get("seconds", 0) for r in results)
-    images = results[0].images.get("count")
+    images = results[0].images
+    tiled = f" of {images['pictures']} pictures" if "pictures" in images else ""
     return {
         "Jobs": f"{len(results)} of {len(jobs)} done",
-        "Held-out images": f"{images}, the same for all",
+        "Held-out images": f"{images.get('count')}{tiled}, the same for all",
         "Training images": f"{jobs[0].data.images:,}" if jobs else "–",
         "Machines": "; ".join(machines),
         "Versions": ", ".join(sorted({r.facts.get("version", "?") for r in results})),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from granvit.corpus.derive import held_out_part, training_part
+from granvit.corpus.layout import CorpusError
 from granvit.corpus.store import Corpus, Subset
 from granvit.files import locked, open_regular, read_json, remove_folder, write_text
 from granvit.loading.run_folder import CHECKPOINT
@@ -25,6 +27,7 @@ from granvit.regions import RegionImage
 from granvit.study.definition import Measuring, Study
 from granvit.study.jobs import Job, stretched
 from granvit.study.measures import measure, measured_images
+from granvit.study.pictures import pictures_of
 from granvit.study.results import Result, write_result
 from granvit.train import checkpoint
 from granvit.train.build import build_model, embedded_corpora
@@ -56,19 +59,23 @@ def job_folder(out: Path, job: Job) -> Path:
 
 
 def open_images(study: Study, out: Path, corpora: Sequence[str]) -> Images:
-    """The study's images; those of the embedded corpus are drawn on first use, once for all jobs.
+    """The study's images (`pictures_of` corpora); those of the embedded one are drawn on first use, for all jobs.
 
     Raises:
-        GranvitError: a corpus cannot be read, or has nothing to train on or nothing held out.
+        GranvitError: a corpus cannot be read, has nothing to train on or nothing held out, or two hold out one id.
     """
     if not corpora:
         train, held_out = embedded_corpora(study.base().corpus, out / CORPORA)
         return Images([(train, 1.0)], measured_images(held_out, study.measuring.held_out))
     whole = [Corpus(folder) for folder in corpora]
-    parts = [held_out_part(corpus) for corpus in whole]
+    parts = [pictures_of(held_out_part(corpus)) for corpus in whole]
     each = -(-study.measuring.held_out // len(parts))
     held = [record for part in parts for record in measured_images(part, each)]
-    return Images([(training_part(corpus), 1.0) for corpus in whole], held[: study.measuring.held_out])
+    sources: Sources = [(pictures_of(training_part(corpus)), 1.0) for corpus in whole]
+    held = held[: study.measuring.held_out]
+    if twice := next((name for name, n in Counter(record.id for record in held).items() if n > 1), None):
+        raise CorpusError(f"{twice!r} is held out in two of the corpora: make one of them with `granvit corpus merge`")
+    return Images(sources, held)
 
 
 def do_job(study: Study, job: Job, out: Path, images: Images, device: Literal["auto", "cpu"], keep: bool) -> None:
@@ -119,7 +126,7 @@ def _part(records: Records, share: float) -> Records:
         return records
     count = max(1, round(share * len(records)))
     if isinstance(records, Subset):
-        return Subset(records.corpus, records.indices[:count])
+        return type(records)(records.corpus, records.indices[:count])
     assert isinstance(records, Corpus)
     return Subset(records, list(range(count)))
 

@@ -47,13 +47,6 @@ def test_seeds_change_weights_and_samples_of_every_stage_and_nothing_else():
     assert len(set(seeds)) == 4
 
 
-def test_conversations_without_an_image_make_no_epoch_longer():
-    plain, more = (jobs_of(paper_study(), 1, Data(1_000_000, "own", text_only=n)) for n in (0, 400_000))
-    longer = [a.arm.name for a, b in zip(plain, more, strict=True) if a.recipe != b.recipe]
-    # Of these a stage fine-tunes, and learns from conversations.
-    assert longer == ["encoder-trained", "encoder-trained.flops"]
-
-
 def test_what_decides_changes_the_identity_and_what_does_not_does_not():
     base = jobs()["stage1.seed0"]
     longer = replace(tiny_study(PARTS).measuring, held_out=7)

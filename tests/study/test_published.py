@@ -49,6 +49,15 @@ def test_the_page_has_the_tables_that_they_make(published):
     assert missing == []
 
 
+def test_the_page_says_how_many_jobs_there_are_and_what_they_took(published):
+    study, _, results, _ = published
+    paragraphs = (DOCS / "study.md").read_text().split("\n\n")
+    said = next(text for text in paragraphs if text.startswith(f"`granvit study {study.name} "))
+    count = {15: "Fifteen"}.get(len(results), len(results))
+    hours = sum(result.cost["seconds"] for result in results) / 3600
+    assert f"{count} jobs, {hours:.1f} hours by their own clocks" in said.replace("\n", " ")
+
+
 # What the page says of arms that no question of the study names: (first, second, measure).
 PAIRS = {
     "nano": (
@@ -56,7 +65,10 @@ PAIRS = {
         ("global-only", "no-distillation", "describe"),
         ("no-distillation", PAPER_ARM, "attribute-linear"),
         ("lambda-0.1", "no-distillation", "describe"),
+        ("contrast", "no-distillation", "attribute-linear"),
         ("contrast.flops", "no-distillation.flops", "describe"),
+        ("merged.flops", PAPER_ARM, "locate-iou"),
+        ("encoder-trained.flops", PAPER_ARM, "locate-iou"),
     ),
     "nano-smollm2": (
         ("initial", "no-distillation", "attribute-linear"),
@@ -74,5 +86,6 @@ def test_pairs_that_the_page_compares_besides_differ_by_as_much(published):
     for first, second, measure in PAIRS.get(study.name, ()):
         of = [[result for result in results if result.arm == name] for name in (first, second)]
         found = of_pair(*of, measure).estimate
-        assert f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]" in page, (first, second)
-        assert f"{abs(100 * found.value):.1f}" in page
+        before, *others = page.split(f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
+        assert others, (first, second)
+        assert any(f"{abs(100 * found.value):.1f}" in text[-50:] for text in (before, *others[:-1])), (first, second)

@@ -11,18 +11,23 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.drawn import corpus
 from helpers.paths import PYTHONPATH
 from helpers.tiny_recipe import save_parts, shorten_answers
 from helpers.tiny_study import impossible, tiny_study
 
+from granvit.cli.study import Study
+from granvit.corpus.synthetic.synthesize import make
 from granvit.errors import BusyError, GranvitError
 from granvit.files import locked
+from granvit.regions import RegionImage, Turn
 from granvit.study import worker
 from granvit.study.definition import Arm
 from granvit.study.jobs import Data, jobs_of
 from granvit.study.report import markdown, write_study
 from granvit.study.results import find_result, path_of
 from granvit.study.runner import plan_lines
+from granvit.study.statistics import of_arm
 from granvit.study.summary import summarise
 from granvit.study.work import do_job, job_folder, open_images
 from granvit.study.worker import Place, serve
@@ -83,6 +88,82 @@ def test_killed_in_the_middle_and_resumed_it_comes_to_the_same_table(parts, whol
     # The first lines of the history are those of before, which only going on from a checkpoint leaves.
     assert len(history.read_text().splitlines()) == STEPS
     assert table(study, out) == table(study, whole[1])
+
+
+def test_of_a_corpus_with_conversations_every_arm_learns_what_it_does_without(parts, tmp_path, monkeypatch, capsys):
+    """Also the one that fine-tunes, which would ask them, and for as many steps; so do parts of the corpus."""
+    arms = (Arm("tuned", "", by.encoder_trained), Arm("half", "", by.encoder_trained, share=0.5))
+    study = tiny_study(parts, 0, arms)
+    study = replace(study, measuring=replace(study.measuring, tasks=("describe",)))
+    shorten_answers(monkeypatch)
+    drawn = [make(i, seed=1, size=64, documents=0.0) for i in range(12)]
+    pictures = [replace(record, split="val" if n % 4 == 3 else "train") for n, record in enumerate(drawn)]
+    said = [[Turn("user", "Which colours are there?"), Turn("assistant", "Red and blue.")]]
+    told = [
+        record
+        for n, picture in enumerate(pictures)
+        for record in (
+            RegionImage(f"said{n}", None, 0, 0, [], split=picture.split, source="said", conversations=said),
+            replace(picture, conversations=said),
+        )
+    ]
+    found = []
+    for name, records in (("plain", pictures), ("told", told)):
+        corpus(tmp_path / name, records)
+        data = Study("paper", corpus=(str(tmp_path / name),))._data(study)
+        images, out = open_images(study, tmp_path / "out" / name, (str(tmp_path / name),)), tmp_path / "out" / name
+        assert data.images == len(images.train[0][0]) == 9 and len(images.held_out) == 3
+        assert not any(record.conversations for record in images.train[0][0])
+        made = [job for job in jobs_of(study, 1, data) if job.arm in arms]
+        for job in made:
+            do_job(study, job, out, images, "cpu", keep=False)
+        found.append([find_result(out, job) for job in made])
+    for plain, asked in zip(*found, strict=True):
+        assert plain.cost["steps"] == asked.cost["steps"] and plain.curves == asked.curves
+        assert plain.images == asked.images and plain.numbers == asked.numbers
+        assert {name: table.tolist() for name, table in plain.tables.items()} == {
+            name: table.tolist() for name, table in asked.tables.items()
+        }
+        assert plain.identity != asked.identity, "what earlier versions left did ask them"
+    assert capsys.readouterr().out.count("24 conversations of the corpora are asked in no arm\n") == 1
+
+
+def test_corpora_that_cannot_be_measured_on_are_told_before_anything_is_trained(parts, tmp_path):
+    said = [[Turn("user", "Hello?"), Turn("assistant", "Hello.")]]
+    pictures = [
+        replace(make(i, seed=1, size=64, documents=0.0), split=split) for i, split in enumerate(("train", "val"))
+    ]
+    corpus(tmp_path / "plain", pictures)
+    words = RegionImage("said", None, 0, 0, [], split="val", source="said", conversations=said)
+    corpus(tmp_path / "words", [pictures[0], words])
+    plain, words = str(tmp_path / "plain"), str(tmp_path / "words")
+    with pytest.raises(GranvitError, match=f"{pictures[1].id!r} is held out in two of the corpora"):
+        open_images(tiny_study(parts), tmp_path, (plain, plain))
+    with pytest.raises(GranvitError, match="words: of what is to be trained or measured on no record has an image"):
+        open_images(tiny_study(parts), tmp_path, (plain, words))
+
+
+def test_tiles_of_a_picture_count_as_one(whole, parts, tmp_path, monkeypatch):
+    """Six held-out images are tiles of three pictures: their rows are those of the images, added up."""
+    study, out = whole
+    job = jobs(study)[0]
+    shorten_answers(monkeypatch, 24)
+    images = open_images(study, tmp_path, ())
+    images.held_out = [replace(r, id=f"p{n // 2}@{n % 2 * 32},0,32") for n, r in enumerate(images.held_out)]
+    do_job(study, job, tmp_path, images, "cpu", keep=False)
+    single, tiled = find_result(out, job), find_result(tmp_path, job)
+    assert (tiled.images["count"], tiled.images["pictures"]) == (6, 3) and "pictures" not in single.images
+    assert tiled.tables.keys() == single.tables.keys()
+    for name, table in tiled.tables.items():
+        assert table == pytest.approx(single.tables[name].reshape(3, 2, 2).sum(1), abs=1e-3), name
+    assert of_arm([tiled], "describe").value == pytest.approx(of_arm([single], "describe").value, abs=1e-3)
+    assert summarise(study, [job], [tiled], "stage1").facts["Held-out images"] == "6 of 3 pictures, the same for all"
+    with pytest.raises(GranvitError, match="different images"):
+        of_arm([single, tiled], "describe")
+    path = path_of(tmp_path, job)
+    path.write_text(path.read_text().replace('"pictures": 3', '"pictures": 6'))
+    with pytest.raises(GranvitError, match="6 finite numbers are expected"):
+        find_result(tmp_path, job)
 
 
 @pytest.mark.slow

@@ -110,6 +110,15 @@ def test_an_arm_without_results_gives_nothing():
     assert found == Difference(None, None, 0)
 
 
+def test_of_one_picture_nothing_is_said_of_others():
+    """As of many tiles of one: drawing it again gives it again."""
+    runs = [
+        [result(arm, n, [v, 0], [1, 0]) for n, v in enumerate(values)] for arm, values in (("a", (0, 1)), ("b", (1, 1)))
+    ]
+    assert of_arm(runs[0], "describe") == Estimate(0.5, None, None)
+    assert of_pair(*runs, "describe").p is None
+
+
 def test_different_images_are_not_compared():
     with pytest.raises(GranvitError, match="a, b: measured on different images"):
         of_pair([result("a", 0, [1, 0])], [result("b", 0, [1, 0], digest="other")], "describe")
