@@ -298,7 +298,7 @@ class Export:
     overwrite: bool = False
     """Replace the export at OUT once the new one is complete."""
     coordinates: str | None = None
-    """llava: how boxes are written: decimal (the default), int1000, loc or loc:BINS."""
+    """llava: how boxes are written: decimal (the default), int1000, loc, loc:BINS or cell:BINS."""
     frame: Frame | None = None
     """llava: boxes relative to the image (the default), or to the canvas, the picture padded to a square."""
     questions_per_conversation: int | None = None

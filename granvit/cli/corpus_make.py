@@ -92,7 +92,7 @@ class Import:
     frame: Frame | None = None
     """llava: any boxes are relative to the image, or to the canvas, the picture padded to a square."""
     coordinates: str | None = None
-    """llava: how boxes are written: decimal (the default), int1000, loc or loc:BINS."""
+    """llava: how boxes are written: decimal (the default), int1000, loc, loc:BINS or cell:BINS."""
     level: Level | None = None
     """funsd: what becomes a region: an entry, a line (the default) or a word."""
     image_column: str | None = None

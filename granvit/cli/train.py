@@ -285,7 +285,7 @@ class Transfer:
     out: Path | None = None
     """The run folder; runs/transfer-LLM by default."""
     codec: str | None = None
-    """How boxes are written ("decimal", "int1000", "loc", "loc:BINS"); as RUN writes them by default."""
+    """How boxes are written ("decimal", "int1000", "loc", "loc:BINS", "cell:BINS"); as RUN writes them by default."""
     frame: Frame | None = None
     """What relative coordinates refer to; as in RUN by default."""
     fit: Fit | None = None

@@ -115,13 +115,14 @@ def write_card(
 def _fits(recipe: dict[str, Any] | None, text: Any) -> dict[str, str] | None:
     """Which GGUF "file" of the published language model does as well, and of which "model" if any of its files does.
 
-    None where the run trained the language model, or it was never published.
+    None where the run trained the language model, if only its location tokens, or it was never published.
 
     Runs that went on from a checkpoint don't know how that came about, and those of before don't know whether they did.
     """
     if recipe is None or recipe.get("init", "unknown") is not None:
         return None
-    if any(stage["kind"] not in _LANGUAGE_FROZEN for stage in recipe["stages"]):
+    learns = ("train_language", "train_locations")
+    if any(s["kind"] not in _LANGUAGE_FROZEN or any(s.get(name) for name in learns) for s in recipe["stages"]):
         return None
     if hasattr(text, "dequantized_from"):
         return {"file": str(text.dequantized_from).rpartition(" (")[0], "model": ""}

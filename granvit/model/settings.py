@@ -26,7 +26,7 @@ class Settings:
     """How this checkpoint preprocesses images and writes boxes.
 
     Attributes:
-        codec: how boxes are written ("decimal", "int1000", "loc", "loc:BINS").
+        codec: how boxes are written ("decimal", "int1000", "loc", "loc:BINS", "cell:BINS").
         frame: what relative coordinates refer to: the visible "image" or the padded "canvas".
         fit: how the whole image becomes the canvas: "letterbox" (the paper) or "squash".
         tiles: grids of further canvases that show the picture larger, COLUMNSxROWS with commas between ("2x1,1x2,2x2");

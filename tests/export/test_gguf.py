@@ -324,8 +324,9 @@ def card_of(folder, recipe, model):
     """The model card of a run's GGUF export; `recipe` is what its recipe.json says beside the stages' settings."""
     model.save(folder / "run" / "checkpoint")
     loop = {"steps": 1, "batch_size": 1, "accumulate": 1, "lr": 1e-3}
-    kinds = recipe.pop("kinds")
-    stages = [{"kind": k, "name": "", "loop": loop, "sample": {"questions": {"global": 1.0}}} for k in kinds]
+    kinds, learns = recipe.pop("kinds"), recipe.pop("learns", {})
+    sample = {"questions": {"global": 1.0}}
+    stages = [{"kind": k, "name": "", "loop": loop, "sample": sample, **learns} for k in kinds]
     content = {"name": "a", "encoder": "e", "seed": 0, "processes": 1, "init": None, "stages": stages, **recipe}
     (folder / "run" / "recipe.json").write_text(json.dumps({k: v for k, v in content.items() if v != "unknown"}))
     export(folder / "run", folder / "out", "gguf")
@@ -355,6 +356,12 @@ def test_after_stage_1_the_card_names_the_published_file(model, tmp_path):
     assert named == {("out.gguf", "")}
     assert f"{FITS}, so any GGUF file of `{SMOL}`, smaller ones included,\nfits too" in card
     assert "`--chat-template chatml`" in card
+
+
+@pytest.mark.parametrize("part", ["train_language", "train_locations"])
+def test_where_stage_1_trained_any_of_it_no_published_file_fits(model, tmp_path, part):
+    card, named = card_of(tmp_path, {"kinds": ["stage1"], "language": SMOL, "learns": {part: True}}, model)
+    assert named == {("out.gguf", "")} and FITS not in card
 
 
 def test_where_it_was_not_written_the_command_takes_the_published_file(tmp_path):
