@@ -27,6 +27,11 @@ class Codec(Protocol):
     @property
     def tokens(self) -> list[str]: ...
 
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        """Where each of `tokens` lies, in bins, (tokens, axes): those that say nearly the same lie close by."""
+        ...
+
     def encode(self, box: ArrayLike) -> str:
         """A relative box (x1, y1, x2, y2) in [0, 1] as text; values outside are clipped."""
         ...
@@ -60,6 +65,10 @@ class Decimal:
     def tokens(self) -> list[str]:
         return []
 
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        return np.zeros((0, 1))
+
     def encode(self, box: ArrayLike) -> str:
         return "[" + ", ".join(f"{v:.3f}" for v in _clipped(box)) + "]"
 
@@ -78,6 +87,10 @@ class Int1000:
     @property
     def tokens(self) -> list[str]:
         return []
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        return np.zeros((0, 1))
 
     def encode(self, box: ArrayLike) -> str:
         return "[" + ", ".join(str(round(v * 1000)) for v in _clipped(box)) + "]"
@@ -104,6 +117,10 @@ class Loc:
     @property
     def tokens(self) -> list[str]:
         return [f"<loc{i:04d}>" for i in range(self.bins)]
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        return np.arange(self.bins, dtype=float)[:, None]
 
     def encode(self, box: ArrayLike) -> str:
         return "".join(f"<loc{min(int(v * self.bins), self.bins - 1):04d}>" for v in _clipped(box))
@@ -138,6 +155,13 @@ class Cell:
     def tokens(self) -> list[str]:
         cells = [f"<cell{i:04d}>" for i in range(self.bins**2)]
         return cells + [f"<{side}{i:02d}>" for side in ("wide", "high") for i in range(self.bins)]
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        """(column, row) of the cells; the sizes lie so far from them and from each other that none is near."""
+        at, far = np.arange(self.bins), 1e6 * np.ones(self.bins)
+        cells = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)
+        return np.concatenate([cells, np.stack([at, far], 1), np.stack([at, 2 * far], 1)])
 
     @property
     def centres(self) -> NDArray[np.float64]:

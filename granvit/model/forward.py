@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from granvit.coordinates import Codec, Loc
+from granvit.coordinates import Codec
 from granvit.errors import GranvitError
 from granvit.geometry import TiledView
 from granvit.model.attention import fit_attention
@@ -177,21 +177,21 @@ CHUNK_BYTES = 1 << 28
 class AnswerLoss(nn.Module):
     """The summed cross-entropy of answer tokens; the caller normalises by their global number.
 
-    With `smoothing` > 0 (in bins) the target of a location token is a Gaussian over its neighbouring bins: one
-    bin off is nearly right. The paper's plain loss is `smoothing` = 0. Only the `loc` codec has bins; for other
-    codecs smoothing does nothing.
+    With `smoothing` > 0 (in bins) the target of a location token is a Gaussian over its neighbours, of a cell those
+    around it: one bin off is nearly right. The paper's plain loss is `smoothing` = 0. Of codecs without location tokens
+    smoothing does nothing.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, codec: Codec, smoothing: float = 0.0):
         super().__init__()
-        tokens = codec.tokens if smoothing > 0 and isinstance(codec, Loc) else []
+        tokens = codec.tokens if smoothing > 0 else []
         ids = tokenizer.convert_tokens_to_ids(tokens) if tokens else []
         assert isinstance(ids, list)
         if ids and ids != list(range(ids[0], ids[0] + len(ids))):
             raise GranvitError("the tokenizer's location tokens are not one contiguous range")
         self.first = ids[0] if ids else -1
-        bins = torch.arange(len(ids), dtype=torch.float32)
-        targets = torch.exp(-0.5 * ((bins[:, None] - bins[None, :]) / max(smoothing, 1e-6)) ** 2)
+        at = torch.from_numpy(codec.positions[: len(ids)]).float()
+        targets = torch.exp(-0.5 * ((at[:, None] - at[None, :]) / max(smoothing, 1e-6)).square().sum(-1))
         self.register_buffer("targets", targets / targets.sum(1, keepdim=True).clamp(min=1e-9), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,8 +6,10 @@
 
 SmolLM2-135M-Instruct (Apache-2.0) is taken by its name on the hub, or from a folder or GGUF file by `--language`. The
 encoder first learns which words belong to a drawn picture, as the presets' does (`small_encoder_recipe`); `--encoder`
-names any other. From there on all is the paper's: no warm-up on symbolic images, no smoothing, coordinates written in
-digits, stage 1 through the frozen language model with lambda 1 and alpha 0.9, stage 2 with the encoder frozen.
+names any other. From there on all is the paper's but for how boxes are written: no warm-up on symbolic images, no
+smoothing, stage 1 through the frozen language model with lambda 1 and alpha 0.9, stage 2 with the encoder frozen. A box
+is three location tokens, whose embeddings train in stage 1: a frozen model of this size has no link between the digits
+of a box and a place in the picture (docs/encoders.md).
 """
 
 from __future__ import annotations

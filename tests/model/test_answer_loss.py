@@ -68,6 +68,25 @@ def test_one_bin_off_costs_less_than_five(model):
     assert at(8) < at(9) < at(13)
 
 
+def test_a_cell_is_smoothed_over_those_around_it_and_a_size_over_sizes():
+    model = make_model("qwen2", codec="cell:5")
+    tokens = model.codec.tokens
+    ids = model.processor.tokenizer.convert_tokens_to_ids(tokens)
+    targets = loss_of(model, 1.0).get_buffer("targets")
+
+    def of(token):
+        return dict(zip(tokens, targets[tokens.index(token)].tolist(), strict=True))
+
+    cell, size = of("<cell0012>"), of("<wide02>")
+    assert cell["<cell0011>"] == pytest.approx(cell["<cell0007>"])
+    assert cell["<cell0012>"] > cell["<cell0011>"] > cell["<cell0006>"] > 0
+    assert sum(cell[token] for token in tokens[:25]) == pytest.approx(1) and cell["<cell0004>"] < cell["<cell0006>"]
+    assert size["<wide01>"] == pytest.approx(size["<wide03>"])
+    assert size["<wide02>"] > size["<wide01>"] > size["<wide00>"] > 0
+    assert sum(size[token] for token in tokens[25:30]) == pytest.approx(1) and size["<high02>"] == 0
+    assert ids == list(range(ids[0], ids[0] + 35))
+
+
 def test_codecs_without_bins_are_not_smoothed(model):
     logits, labels, _ = logits_and_labels(model)
     decimal = AnswerLoss(model.processor.tokenizer, get_codec("decimal"), 2.0)
