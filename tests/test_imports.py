@@ -111,4 +111,4 @@ def test_the_core_speaks_of_no_warm_up(name):
 
 
 def test_a_model_has_nothing_but_its_own_parts():
-    assert set(vars(RegionModel(None, None, None))) == {"llava", "processor", "settings", "sources"}
+    assert set(vars(RegionModel(None, None, None))) == {"llava", "processor", "settings", "sources", "new_tokens"}
