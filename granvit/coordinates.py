@@ -163,12 +163,6 @@ class Cell:
         cells = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)
         return np.concatenate([cells, np.stack([at, far], 1), np.stack([at, 2 * far], 1)])
 
-    @property
-    def centres(self) -> NDArray[np.float64]:
-        """The middle (x, y) of every cell, in [0, 1]: (bins * bins, 2)."""
-        middle = (np.arange(self.bins) + 0.5) / self.bins
-        return np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)
-
     def _side(self, low: float, high: float) -> tuple[int, int]:
         """The bins of centre and size along one axis."""
         centre, size = (min(int(v * self.bins), self.bins - 1) for v in ((low + high) / 2, high - low))

@@ -152,9 +152,10 @@ def test_a_cell_keeps_most_of_a_box():
         assert overlap / (np.prod(found[2:] - found[:2]) + np.prod(high - low) - overlap) > 0.5
 
 
-def test_the_cells_middles_are_those_that_are_named():
+def test_cells_are_counted_row_by_row():
     codec = Cell(5)
-    for index, (x, y) in enumerate(codec.centres):
+    for index, (column, row) in enumerate(codec.positions[:25].astype(int)):
+        x, y = (column + 0.5) / 5, (row + 0.5) / 5
         assert codec.encode([x - 0.05, y - 0.05, x + 0.05, y + 0.05]).startswith(codec.tokens[index])
 
 
