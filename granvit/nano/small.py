@@ -77,9 +77,11 @@ def small() -> Recipe:
     granvit train small --embedded-corpus --out runs/small
     """
     questions = {"global": 0.2, "bbox2caption": 1.0}
+    first = LoopConfig(**_loop(3000, 5e-4))  # type: ignore[arg-type]
+    first.optimizer_groups = {**first.optimizer_groups, "embed_tokens": 2.0}  # location tokens start from nothing too
     pretrain = PretrainConfig(
         CroppedSample(questions, max_regions=8, crops=2, crop_size=112, draw_crops=True),  # type: ignore[arg-type]
-        LoopConfig(**_loop(3000, 5e-4)),  # type: ignore[arg-type]
+        first,
         distill_weight=1.0,
         alpha=0.9,
         train_locations=True,
