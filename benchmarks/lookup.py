@@ -2,6 +2,7 @@
 
     python benchmarks/lookup.py DIR [--codecs int1000 decimal] [--objects 2 4] [--images 40]
     python benchmarks/lookup.py DIR --states [--codecs int1000 decimal] [--questions 1200]
+    python benchmarks/lookup.py RUN --pictures [--objects 2 4] [--images 40]
 
 Stage 1 keeps the language model frozen, so the encoder can only say things that this model knows how to look up. Here
 it gets the best that an encoder could say: in place of the picture a line for each region, its box in the codec and its
@@ -15,6 +16,9 @@ out of the features alone, which takes far more pictures than it takes with a mo
 box it was asked about? Of a third of the questions the box is predicted from the state there, by a ridge regression on
 the others; printed is the explained variance of each side, layer by layer. Where it is high, an encoder has something
 to match its patches to.
+
+`--pictures` asks a trained model, a run or a checkpoint, in the same way, with the picture itself and in its own codec:
+how often the right one of the picture's own texts is the likeliest tells reading the box from reading the picture.
 """
 
 from __future__ import annotations
@@ -32,7 +36,9 @@ from transformers import DynamicCache
 
 from granvit.bootstrap import ratios
 from granvit.coordinates import Codec, get_codec
-from granvit.corpus.synthetic.synthesize import LazySynthetic
+from granvit.corpus.synthetic.synthesize import LazySynthetic, make
+from granvit.images import decode
+from granvit.loading.run_folder import checkpoint_of
 from granvit.model.assemble import assemble
 from granvit.model.region_model import RegionModel
 from granvit.model.settings import Settings
@@ -42,6 +48,7 @@ from granvit.regions import RegionImage
 
 # Pictures that are drawn to have as many regions as asked are looked for among so many times more.
 _DRAWN = 20
+_SEED = 23
 
 
 def written(record: RegionImage, codec: Codec) -> tuple[list[list[float]], list[str], str]:
@@ -53,13 +60,29 @@ def written(record: RegionImage, codec: Codec) -> tuple[list[list[float]], list[
 
 
 @torch.no_grad()
-def answer_losses(model: RegionModel, context: str, exchanges: Sequence[Exchange]) -> NDArray[np.float64]:
-    """Nats per answer token of each exchange (N,), every one asked right behind the context."""
+def in_words(model: RegionModel, context: str) -> Tensor:
+    """The embeddings (1, T, hidden) of what stands before a question, a text in the picture's place."""
+    ids = model.dialog.prefix(0) + model.dialog.plain.encode([model.dialog.plain.places(context)])[0]
+    embeds: Tensor = model.llava.get_input_embeddings()(torch.tensor([ids]))
+    return embeds
+
+
+@torch.no_grad()
+def in_pixels(model: RegionModel, picture: bytes) -> Tensor:
+    """The embeddings (1, T, hidden) of what stands before a question about a picture."""
+    ids = torch.tensor([model.dialog.prefix_ids])
+    embeds: Tensor = model.llava.get_input_embeddings()(ids)
+    shown = model.embed(model.show(decode(picture)))
+    return embeds.masked_scatter((ids == model.dialog.image_token)[..., None], shown)
+
+
+@torch.no_grad()
+def answer_losses(model: RegionModel, prefix: Tensor, exchanges: Sequence[Exchange]) -> NDArray[np.float64]:
+    """Nats per answer token of each exchange (N,), every one asked right behind the prefix (1, T, hidden)."""
     dialog, llava = model.dialog, model.llava
-    prefix = dialog.prefix(0) + dialog.plain.encode([dialog.plain.places(context)])[0]
     branches = dialog.branches(exchanges)
     cache = DynamicCache(config=llava.config.text_config)
-    llava.model.language_model(input_ids=torch.tensor([prefix]), past_key_values=cache)
+    llava.model.language_model(inputs_embeds=prefix, past_key_values=cache)
     cache.batch_repeat_interleave(len(branches))
     longest = max(len(branch.ids) for branch in branches)
     ids = torch.full((len(branches), longest), dialog.pad_token)
@@ -75,20 +98,24 @@ def answer_losses(model: RegionModel, context: str, exchanges: Sequence[Exchange
 
 
 def chosen(model: RegionModel, record: RegionImage, codec: Codec, locate: bool) -> NDArray[np.int64]:
-    """For each of the record's regions (N,) the one whose text, or box, is the likeliest answer."""
+    """For each of the record's regions (N,) the one whose text, or box, is the likeliest answer.
+
+    The picture is shown where the record has one, and is else written out.
+    """
     boxes, texts, context = written(record, codec)
+    prefix = in_words(model, context) if record.image is None else in_pixels(model, record.image)
     exchange = box_exchange if locate else caption_exchange
     right = [exchange(box, text, codec) for box, text in zip(boxes, texts, strict=True)]
     every = [replace(asked, answer=answered.answer) for asked in right for answered in right]
-    return answer_losses(model, context, every).reshape(len(right), len(right)).argmin(axis=1)
+    return answer_losses(model, prefix, every).reshape(len(right), len(right)).argmin(axis=1)
 
 
-def pictures(count: int, objects: int) -> list[RegionImage]:
-    """Scenes of the embedded corpus that show as many objects, all of them called otherwise."""
-    scenes = LazySynthetic(count * _DRAWN, 23, 160, 0.0, (objects, objects))
-    fit = (scene for scene in (scenes[i] for i in range(len(scenes))) if len(scene.regions) == objects)
-    found = [scene for scene in fit if len({region.text for region in scene.regions}) == objects]
-    return found[:count]
+def pictures(count: int, objects: int, side: int, drawn: bool) -> list[RegionImage]:
+    """Scenes of the embedded corpus that show as many objects, all of them called otherwise; `side` is in pixels."""
+    scenes = LazySynthetic(count * _DRAWN, _SEED, side, 0.0, (objects, objects))
+    fit = (i for i in range(len(scenes)) if len({region.text for region in scenes[i].regions}) == objects)
+    found = [i for i in fit if len(scenes[i].regions) == objects][:count]
+    return [make(i, _SEED, side, 0.0, (objects, objects)) if drawn else scenes[i] for i in found]
 
 
 @torch.no_grad()
@@ -133,24 +160,28 @@ def print_states(language: str, codecs: Sequence[str], questions: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("language", help="a language model: a folder, a hub name or a GGUF file")
+    parser.add_argument("language", help="a language model: a folder, a hub name or a GGUF file; a run for --pictures")
     parser.add_argument("--codecs", nargs="+", default=["int1000", "decimal"])
     parser.add_argument("--objects", type=int, nargs="+", default=[2, 4], help="regions of a picture")
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--states", action="store_true", help="what its states say of the box, in place of the above")
+    parser.add_argument("--pictures", action="store_true", help="asks a trained model about the pictures themselves")
     parser.add_argument("--questions", type=int, default=1200, help="of --states")
     options = parser.parse_args()
     if options.states:
         return print_states(options.language, options.codecs, options.questions)
     print(f"{'codec':10}{'regions':>8}{'chance':>9}  {'Bbox2Caption':24}{'Caption2Bbox':24}")
-    for name in options.codecs:
-        codec = get_codec(name)
-        model = assemble(nano_encoder(), options.language, Settings(name))
+    if options.pictures:
+        models = [RegionModel.load(checkpoint_of(options.language))]
+    else:
+        models = [assemble(nano_encoder(), options.language, Settings(name)) for name in options.codecs]
+    for model in models:
+        codec, name = model.codec, model.settings.codec
         for objects in options.objects:
             columns = []
             for locate in (False, True):
                 hits = []
-                for record in pictures(options.images, objects):
+                for record in pictures(options.images, objects, model.canvas, options.pictures):
                     hits.append([float((chosen(model, record, codec, locate) == np.arange(objects)).sum())])
                 (found,) = ratios(hits, [[objects]] * len(hits))
                 assert found is not None
