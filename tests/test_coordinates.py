@@ -152,6 +152,11 @@ def test_a_cell_keeps_most_of_a_box():
         assert overlap / (np.prod(found[2:] - found[:2]) + np.prod(high - low) - overlap) > 0.5
 
 
+def test_a_side_as_long_as_the_picture_is_written_in_one_way():
+    codec, whole = Cell(24), Cell(24).encode([0, 0, 1, 1])
+    assert codec.encode([0, 0, 0.97, 0.98]) == codec.encode([0.03, 0.02, 1, 1]) == whole == "<cell0300><wide23><high23>"
+
+
 def test_cells_are_counted_row_by_row():
     codec = Cell(5)
     for index, (column, row) in enumerate(codec.positions[:25].astype(int)):
