@@ -85,7 +85,7 @@ def test_every_setting_is_a_flag(run, corpus, tmp_path):
     [
         (lambda args: args.update({"--llm": args["--corpus"]}), "train: no language model of that name"),
         (lambda args: args.update({"run": args["--corpus"]}), "granvit.json: no such file"),
-        (lambda args: args.update({"--codec": "loc:1000"}), "'loc:1000' needs"),
+        (lambda args: args.update({"--codec": "loc:1000"}), "'loc:1000': the tokenizer has some"),
     ],
 )
 def test_what_does_not_work_is_reported_in_one_line(run, corpus, tmp_path, spoil, said, capsys):
