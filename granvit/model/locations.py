@@ -68,10 +68,8 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, codec: Codec) -> range:
     """Where the embeddings of a codec's tokens lie in a language model's.
 
     Raises:
-        GranvitError: the codec has no tokens, or they are not one contiguous range.
+        GranvitError: they are not one contiguous range.
     """
-    if not codec.tokens:
-        raise GranvitError(f"codec {codec.spec!r} writes boxes in digits: it has no location tokens that could train")
     ids = tokenizer.convert_tokens_to_ids(codec.tokens)
     assert isinstance(ids, list)
     if ids != list(range(ids[0], ids[0] + len(ids))):
@@ -103,8 +101,17 @@ def train_rows(weight: nn.Parameter, rows: range) -> None:
         kept[rows.start : rows.stop] = gradient[rows.start : rows.stop]
         return kept
 
+    train_all_rows(weight)
     weight.requires_grad_(True)
-    weight.register_hook(theirs)
+    weight.rows_hook = weight.register_hook(theirs)  # type: ignore[attr-defined]
+
+
+def train_all_rows(weight: Tensor) -> None:
+    """Take back what `train_rows` did, for a later stage of the same model; whether it trains, that stage says."""
+    hook = getattr(weight, "rows_hook", None)
+    if hook is not None:
+        hook.remove()
+        del weight.rows_hook  # type: ignore[attr-defined]
 
 
 @torch.no_grad()

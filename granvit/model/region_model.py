@@ -39,6 +39,7 @@ from granvit.model.adapter import is_adapter, merge, read_adapter
 from granvit.model.dialog import OWN_TEMPLATES, Dialog
 from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of
 from granvit.model.forward import Llava, arrange, encode, mosaic, normalise, project
+from granvit.model.locations import unknown_tokens
 from granvit.model.provenance import Sources, read_sources, write_sources
 from granvit.model.settings import SETTINGS_FILE, Settings, read_settings
 
@@ -297,7 +298,7 @@ def check_parts(model: RegionModel, folder: Path) -> None:
     beyond = [token for token, i in vocabulary.items() if i >= rows]
     if beyond:
         raise CheckpointError(f"{folder}/tokenizer.json: token {beyond[0]!r} has no row in an embedding of {rows}")
-    unknown = [token for token in model.codec.tokens if token not in vocabulary]
+    unknown = unknown_tokens(processor.tokenizer, model.codec)
     if unknown:
         raise CheckpointError(
             f"{folder}/{SETTINGS_FILE}: codec {model.settings.codec!r} needs {len(unknown)} tokens that the tokenizer "

@@ -182,7 +182,7 @@ def build_model(recipe: Recipe) -> RegionModel:
             )
         known = recipe.encoder in ENCODERS
         start_projector(model, places, load_file(ENCODERS[recipe.encoder] / WORDS) if known else None)
-    elif model.new_tokens and recipe.language != UNTRAINED:
+    elif model.new_tokens:
         if recipe.encoder in ENCODERS:
             _, spelling = load_language(LANGUAGE)  # the head counts by its tokens
             start_foreign(model, load_file(ENCODERS[recipe.encoder] / WORDS), spelling)

@@ -18,6 +18,7 @@ from transformers import LlavaNextForConditionalGeneration
 from granvit.model.attention import use_packed_attention
 from granvit.model.families import trained_parameters
 from granvit.model.forward import AnswerLoss, answer_states, frozen
+from granvit.model.locations import train_all_rows
 from granvit.model.packing import Batch
 from granvit.model.region_model import RegionModel
 from granvit.train.lora import adapter_parameters, trained_names
@@ -110,6 +111,7 @@ class AnsweringStage(Stage):
         self.answer_loss = AnswerLoss(region_model.processor.tokenizer, region_model.codec, smoothing)
         self.adapters = adapter_parameters(self.model)
         frozen(self.model)
+        train_all_rows(self.model.get_input_embeddings().weight)  # where an earlier stage trained some alone
         use_packed_attention(self.model)
 
     def _train(self, *modules: nn.Module) -> None:

@@ -211,8 +211,6 @@ class PretrainConfig(StageConfig):
             raise GranvitError(f"{self.folder}: train_locations: loop.parallel is ddp where some rows alone train")
 
     def prepare(self, model: RegionModel) -> Prepare:
-        from granvit.model.locations import rows_of
-
         learns = self.train_language or self.train_locations
         if model.new_tokens and not learns:
             raise GranvitError(
@@ -220,8 +218,11 @@ class PretrainConfig(StageConfig):
                 f"{model.settings.codec!r}, such as {model.codec.tokens[0]}, and is frozen: set train_locations, which "
                 "trains their embeddings alone, or use codec 'decimal' or 'int1000'"
             )
-        if self.train_locations:
-            rows_of(model.processor.tokenizer, model.codec)
+        if self.train_locations and not model.codec.tokens:
+            raise GranvitError(
+                f"{self.folder}: train_locations: codec {model.settings.codec!r} writes boxes in digits, so there "
+                "are no location tokens to train: switch it off, or use codec 'cell:24'"
+            )
         return super().prepare(model)
 
     def build(self, model: RegionModel, context: RunContext = NO_RUN) -> AnsweringStage:
