@@ -2,6 +2,7 @@
 
     python benchmarks/lookup.py DIR [--codecs int1000 decimal] [--objects 2 4] [--images 40]
     python benchmarks/lookup.py DIR --states [--codecs int1000 decimal] [--questions 1200]
+    python benchmarks/lookup.py DIR --copies [--questions 200]
     python benchmarks/lookup.py RUN --pictures [--objects 2 4] [--images 40]
 
 Stage 1 keeps the language model frozen, so the encoder can only say things that this model knows how to look up. Here
@@ -16,6 +17,11 @@ out of the features alone, which takes far more pictures than it takes with a mo
 box it was asked about? Of a third of the questions the box is predicted from the state there, by a ridge regression on
 the others; printed is the explained variance of each side, layer by layer. Where it is high, an encoder has something
 to match its patches to.
+
+`--copies` asks whether the model treats location tokens as words at all: it reads eight pairs of a word and a token, and
+then one of the words; the answer is right when of the eight tokens the likeliest is the one that stood behind
+that word (an induction head's work; chance is an eighth). Asked with words in the tokens' place, with the location
+tokens as they start (`granvit.model.locations`), and with as many drawn from a normal distribution of the words' size.
 
 `--pictures` asks a trained model, a run or a checkpoint, in the same way, with the picture itself and in its own codec:
 how often the right one of the picture's own texts is the likeliest tells reading the box from reading the picture.
@@ -40,6 +46,7 @@ from granvit.corpus.synthetic.synthesize import LazySynthetic, make
 from granvit.images import decode
 from granvit.loading.run_folder import checkpoint_of
 from granvit.model.assemble import assemble
+from granvit.model.locations import rows_of
 from granvit.model.region_model import RegionModel
 from granvit.model.settings import Settings
 from granvit.nano.models import nano_encoder
@@ -49,6 +56,9 @@ from granvit.regions import RegionImage
 # Pictures that are drawn to have as many regions as asked are looked for among so many times more.
 _DRAWN = 20
 _SEED = 23
+# Of --copies: so many words are read with a token each, and the tokens are those of this codec.
+_PAIRS = 8
+_CELLS = "cell:24"
 
 
 def written(record: RegionImage, codec: Codec) -> tuple[list[list[float]], list[str], str]:
@@ -158,6 +168,44 @@ def print_states(language: str, codecs: Sequence[str], questions: int) -> None:
             print(f"{name:10}{layer:>6}" + "".join(f"{max(0.0, value):>8.2f}" for value in found), flush=True)
 
 
+@torch.no_grad()
+def copied(model: RegionModel, tokens: Tensor, questions: int) -> NDArray[np.float64]:
+    """Whether, behind a word that is read again, that token is the likeliest of all (N, hidden) read that followed it
+    before: (questions, 1), 0 or 1."""
+    rng = np.random.default_rng(_SEED)
+    embeddings, known = model.word_embeddings, np.array(whole_words(model))
+    first = embeddings[model.dialog.prefix(0)[:1]]
+    hits = []
+    for _ in range(questions):
+        words = embeddings[rng.choice(known, _PAIRS, replace=False)]
+        behind = tokens[rng.choice(len(tokens), _PAIRS, replace=False)]
+        asked = int(rng.integers(_PAIRS))
+        read = torch.cat([first, torch.stack([words, behind], 1).flatten(0, 1), words[asked][None]])
+        state = model.llava.model.language_model(inputs_embeds=read[None]).last_hidden_state[0, -1]
+        hits.append([float((behind @ state).argmax() == asked)])
+    return np.array(hits)
+
+
+def whole_words(model: RegionModel) -> list[int]:
+    """The tokens that are a space and letters."""
+    texts = (model.processor.tokenizer.decode([i]) for i in range(len(model.word_embeddings)))
+    return [i for i, text in enumerate(texts) if text[:1] == " " and text[1:].isalpha()]
+
+
+def print_copies(language: str, questions: int) -> None:
+    model = assemble(nano_encoder(), language, Settings(_CELLS))
+    words, rows = model.word_embeddings, rows_of(model.processor.tokenizer, model.codec)
+    cells = model.llava.get_input_embeddings().weight.detach()[rows.start : rows.stop]
+    drawn = torch.randn(cells.shape, generator=torch.Generator().manual_seed(_SEED)) * words.std()
+    print(f"{'behind each word':32}right of {_PAIRS}")
+    kinds = {"a word": words[whole_words(model)], "a location token": cells, "a drawn embedding": drawn}
+    for name, tokens in kinds.items():
+        hits = copied(model, tokens, questions)
+        (found,) = ratios(hits, np.ones_like(hits))
+        assert found is not None
+        print(f"{name:32}{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("language", help="a language model: a folder, a hub name or a GGUF file; a run for --pictures")
@@ -166,10 +214,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--states", action="store_true", help="what its states say of the box, in place of the above")
     parser.add_argument("--pictures", action="store_true", help="asks a trained model about the pictures themselves")
-    parser.add_argument("--questions", type=int, default=1200, help="of --states")
+    parser.add_argument("--copies", action="store_true", help="whether it copies location tokens as it does words")
+    parser.add_argument("--questions", type=int, help="of --states (1200) and --copies (200)")
     options = parser.parse_args()
     if options.states:
-        return print_states(options.language, options.codecs, options.questions)
+        return print_states(options.language, options.codecs, options.questions or 1200)
+    if options.copies:
+        return print_copies(options.language, options.questions or 200)
     print(f"{'codec':10}{'regions':>8}{'chance':>9}  {'Bbox2Caption':24}{'Caption2Bbox':24}")
     if options.pictures:
         models = [RegionModel.load(checkpoint_of(options.language))]

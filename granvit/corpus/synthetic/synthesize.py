@@ -6,6 +6,8 @@ import math
 import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,7 +65,8 @@ def synthesize(
     """The embedded corpus of `count` pictures in `out`; one that is already there with the same settings is kept.
 
     Raises:
-        CorpusError: `out` holds something else. ValueError: no picture is asked for, or one too small to draw in.
+        CorpusError: `out` holds something else, or a process that draws was killed.
+        GranvitError: no picture is asked for, or one too small to draw in.
     """
     shares = all(0 <= share <= 1 for share in (documents, prints))
     if count < 1 or size < SMALLEST or not shares or not 1 <= objects[0] <= objects[1]:
@@ -114,11 +117,21 @@ def _draw(
                 writer.write(replace(record, split=split))
                 bar.update()
         else:
-            # Spawned, not forked: a fork after PyTorch has started its threads can hang.
-            with multiprocessing.get_context("spawn").Pool(workers) as pool:
-                for record in pool.imap(job, range(count), chunksize=_CHUNK):
-                    writer.write(replace(record, split=split))
-                    bar.update()
+            # Spawned, not forked: a fork after PyTorch has started its threads can hang. An executor, not a
+            # `multiprocessing.Pool`: that one waits for ever when a worker is killed or cannot start.
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                try:
+                    for record in pool.map(job, range(count), chunksize=_CHUNK):
+                        writer.write(replace(record, split=split))
+                        bar.update()
+                except BrokenProcessPool as error:
+                    raise CorpusError(
+                        f"{out}: a process that draws was killed or could not start; a script of one's own must draw "
+                        'under `if __name__ == "__main__":`, since every such process imports it'
+                    ) from error
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)  # what nobody will write is not drawn either
+                    raise
 
 
 def _embedded(out: Path | str, split: str) -> dict[str, object] | None:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -17,6 +19,19 @@ def test_synthesize_is_the_same_whatever_the_number_of_workers(tmp_path):
     assert verify(tmp_path / "one") == verify(tmp_path / "two") == []
     assert [r.id[-7:] for r in two] == [f"{i:07d}" for i in range(40)]
     assert two[33] == replace(make(33, 2, 64, 0.5), split="train")
+
+
+def test_workers_that_cannot_start_end_the_drawing(tmp_path):
+    """As those of a script that draws without asking whether it is the main module: they must not be waited for."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from granvit.corpus.synthetic.synthesize import synthesize\n"
+        f"synthesize({str(tmp_path / 'out')!r}, 64, 2, 64, workers=2, progress=False)\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert 'must draw under `if __name__ == "__main__":`' in ended.stderr.splitlines()[-1]
+    assert not (tmp_path / "out" / "corpus.json").exists()
 
 
 def test_synthesize_draws_once(tmp_path, monkeypatch):
