@@ -15,8 +15,6 @@ from granvit.model.families import patches_of
 from granvit.model.forward import Llava, encode
 
 _FREQUENCIES = 12
-# Of so many words a direction is mixed.
-_MIXED = 4096
 
 
 def fourier_features(places: Tensor) -> Tensor:
@@ -32,35 +30,16 @@ def patch_fourier_features(side: int) -> Tensor:
     return torch.cat([fourier_features(centres.repeat(side)), fourier_features(centres.repeat_interleave(side))], dim=1)
 
 
-@torch.no_grad()
-def word_mean(words: Tensor) -> Tensor:
-    """What all embeddings (V, hidden) of a language model have in common: (hidden,), in float32."""
-    return words.mean(0, dtype=torch.float32)
+def place_codes(side: int, hidden: int, seed: int = 0) -> Tensor:
+    """The embeddings that name the cells of a side x side grid, row by row: (side * side, hidden), of unit variance.
 
-
-@torch.no_grad()
-def as_words(features: Tensor, words: Tensor, seed: int) -> Tensor:
-    """Features (N, F) as differences between words: (N, hidden), of the size by which words differ, in float32.
-
-    Each feature has a direction of its own, a drawn mixture of what words differ by. Pretrained embeddings lie in a
-    cone, and most of their variance in few directions: attention copies and compares what lies there, and hardly what
-    lies elsewhere. `words` (V, hidden) are a language model's embeddings.
+    They are the Fourier features of each cell's middle in `hidden` drawn directions, so that those of two grids are
+    alike where the cells are: a token that names a place has nearly the code of the patch there.
     """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(words), generator=generator)[:_MIXED].to(words.device)
-    differences = words[drawn].float() - word_mean(words)
-    mixture = torch.randn(features.shape[1], len(drawn), generator=generator).to(differences)
-    said = features.to(differences) @ mixture @ differences
-    return said * (differences.std() / said.std().clamp(min=1e-8))
-
-
-def place_codes(side: int, words: Tensor, seed: int = 0) -> Tensor:
-    """What names the cells of a side x side grid, row by row: (side * side, hidden), beside the `word_mean`.
-
-    They are the Fourier features of each cell's middle, said `as_words`: those of two grids are alike where the cells
-    are, so a token that names a place has nearly the code of the patch there.
-    """
-    return as_words(patch_fourier_features(side), words, seed)
+    features = patch_fourier_features(side)
+    directions = torch.randn(features.shape[1], hidden, generator=torch.Generator().manual_seed(seed))
+    codes = features @ directions
+    return codes / math.sqrt(features.square().sum(1).mean().item())
 
 
 def unknown_tokens(tokenizer: PreTrainedTokenizerBase, codec: Codec) -> list[str]:
@@ -100,13 +79,14 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, codec: Codec) -> range:
 
 @torch.no_grad()
 def start_tokens(embeddings: nn.Embedding, rows: range, codec: Codec) -> None:
-    """Set the embeddings of fresh location tokens as if they were words: cells to their place codes, others drawn."""
+    """Set the embeddings of fresh location tokens, as large as a word's: cells to their place codes, others drawn."""
     weight = embeddings.weight
-    words = weight[: rows.start]
-    started = as_words(torch.eye(len(rows)), words, seed=1)
+    size = weight[: rows.start].std()
+    generator = torch.Generator().manual_seed(1)
+    started = torch.randn(len(rows), weight.shape[1], generator=generator)
     if isinstance(codec, Cell):
-        started[: codec.bins**2] = place_codes(codec.bins, words)
-    weight[rows.start : rows.stop] = (word_mean(words) + started).to(weight)
+        started[: codec.bins**2] = place_codes(codec.bins, weight.shape[1])
+    weight[rows.start : rows.stop] = started.to(weight) * size
 
 
 def train_rows(weight: nn.Parameter, rows: range) -> None:
@@ -135,7 +115,7 @@ def train_all_rows(weight: Tensor) -> None:
 
 
 @torch.no_grad()
-def start_places(llava: Llava, pictures: Tensor, words: Tensor) -> None:
+def start_places(llava: Llava, pictures: Tensor) -> None:
     """Set a fresh projector so that each patch says its place, and beside it, as loudly, what tells it from others.
 
     The last layer is fitted by least squares: to the place code of the patch (`place_codes`), which location tokens
@@ -143,21 +123,21 @@ def start_places(llava: Llava, pictures: Tensor, words: Tensor) -> None:
 
     Args:
         pictures: normalised canvases, (N, 3, H, W), of different pictures.
-        words: the language model's own embeddings (`RegionModel.word_embeddings`).
     """
     features = patches_of(llava.config.vision_config, encode(llava.model.vision_tower, pictures)).float()  # (N, P, D)
-    projector = llava.model.multi_modal_projector
-    content = (features - features.mean(0, keepdim=True)).flatten(0, 1)
-    codes = place_codes(math.isqrt(features.shape[1]), words).repeat(len(features), 1)
-    targets = word_mean(words) + codes + as_words(content, words, seed=2)
+    words, projector = llava.get_input_embeddings().weight, llava.model.multi_modal_projector
+    side, hidden = math.isqrt(features.shape[1]), words.shape[1]
     generator = torch.Generator().manual_seed(2)
+    content = features - features.mean(0, keepdim=True)
+    content = content @ torch.randn(content.shape[-1], hidden, generator=generator).to(content)
+    targets = place_codes(side, hidden).to(content) + content / content.std().clamp(min=1e-8)
     spread = features.flatten(0, 1).std(0).clamp(min=1e-6)
     projector.linear_1.weight.copy_(
         torch.randn(projector.linear_1.weight.shape, generator=generator).to(spread) / (spread * len(spread) ** 0.5)
     )
     projector.linear_1.bias.copy_(-projector.linear_1.weight.float() @ features.flatten(0, 1).mean(0))
     mixed = projector.act(projector.linear_1(features.flatten(0, 1).to(words.dtype))).float()
-    solution = least_squares(mixed, targets)
+    solution = least_squares(mixed, targets.flatten(0, 1) * words.std())
     projector.linear_2.weight.copy_(solution[:-1].T)
     projector.linear_2.bias.copy_(solution[-1])
 

@@ -39,7 +39,7 @@ from granvit.model.adapter import is_adapter, merge, read_adapter
 from granvit.model.dialog import OWN_TEMPLATES, Dialog
 from granvit.model.families import canvas_of, family_of, patch_of, patches_of, registers_of
 from granvit.model.forward import Llava, arrange, encode, mosaic, normalise, project
-from granvit.model.locations import rows_of, unknown_tokens
+from granvit.model.locations import unknown_tokens
 from granvit.model.provenance import Sources, read_sources, write_sources
 from granvit.model.settings import SETTINGS_FILE, Settings, read_settings
 
@@ -88,12 +88,6 @@ class RegionModel:
     def tokens_of(self, view: View | None) -> int:
         """How many tokens the language model sees of an image, by its view; None is a canvas, however it came to be."""
         return view.tokens(self.grid) if isinstance(view, TiledView) else self.image_tokens
-
-    @property
-    def word_embeddings(self) -> Tensor:
-        """Those that the language model had before its codec's tokens were added: (V, hidden)."""
-        embeddings: Tensor = self.llava.get_input_embeddings().weight.detach()
-        return embeddings[: rows_of(self.processor.tokenizer, self.codec).start]
 
     @property
     def largest_view(self) -> View:

@@ -187,7 +187,7 @@ def build_model(recipe: Recipe) -> RegionModel:
             _, spelling = load_language(LANGUAGE)  # the head counts by its tokens
             start_foreign(model, load_file(ENCODERS[recipe.encoder] / WORDS), spelling)
         else:
-            start_places(model.llava, model.normalise(drawn_canvases(model.canvas)), model.word_embeddings)
+            start_places(model.llava, model.normalise(drawn_canvases(model.canvas)))
     if recipe.language == "nano" or recipe.encoder in ENCODERS:
         model.sources = SOURCES  # which the shipped parts learned from
     return model

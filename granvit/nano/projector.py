@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from granvit.model.families import patches_of
 from granvit.model.forward import Llava, encode
-from granvit.model.locations import least_squares, place_codes, with_one, word_mean
+from granvit.model.locations import least_squares, place_codes, with_one
 from granvit.model.region_model import RegionModel
 from granvit.sampling import evenly
 from granvit.train.build import drawn_canvases
@@ -64,10 +64,10 @@ def start_foreign(model: RegionModel, words: Mapping[str, Tensor], tokenizer: Pr
         tokenizer: that of the warm-up, by whose tokens the head counts.
     """
     canvases = drawn_canvases(model.canvas)
-    own = model.word_embeddings
-    spelled = _spelled(model, tokenizer, len(words["score.weight"])) - word_mean(own)
-    said, codes = found_words(model, words, canvases) @ spelled, place_codes(model.grid, own)
-    targets = word_mean(own) + codes + said * (codes.std() / said.std().clamp(min=1e-8))
+    weight = model.llava.get_input_embeddings().weight.detach()
+    said = found_words(model, words, canvases) @ _spelled(model, tokenizer, len(words["score.weight"]))
+    codes = place_codes(model.grid, weight.shape[1]).to(weight)
+    targets = (codes + said / said.std().clamp(min=1e-8)) * weight.std()
     fit_projector(model.llava, model.normalise(canvases), targets)
 
 

@@ -67,7 +67,7 @@ def build_model(recipe: Recipe) -> RegionModel:
     if (inner / SETTINGS_FILE).exists():  # the encoder of a checkpoint of ours, in a transfer
         model.sources = read_sources(inner)
     if model.new_tokens:
-        start_places(model.llava, model.normalise(drawn_canvases(model.canvas)), model.word_embeddings)
+        start_places(model.llava, model.normalise(drawn_canvases(model.canvas)))
     return model
 
 
