@@ -18,10 +18,11 @@ box it was asked about? Of a third of the questions the box is predicted from th
 the others; printed is the explained variance of each side, layer by layer. Where it is high, an encoder has something
 to match its patches to.
 
-`--copies` asks whether the model treats location tokens as words at all: it reads eight pairs of a word and a token, and
-then one of the words; the answer is right when of the eight tokens the likeliest is the one that stood behind
-that word (an induction head's work; chance is an eighth). Asked with words in the tokens' place, with the location
-tokens as they start (`granvit.model.locations`), and with as many drawn from a normal distribution of the words' size.
+`--copies` asks whether the model treats location tokens as words at all: it reads eight pairs of a word and a token,
+then one of the words; the answer is right when of the eight tokens the likeliest is the one that stood behind that word
+(an induction head's work; chance is an eighth). Asked with words in the tokens' place, with the location tokens as they
+start (`granvit.model.locations`), and with embeddings drawn as words lie: their mean, and what they differ by in random
+mixtures.
 
 `--pictures` asks a trained model, a run or a checkpoint, in the same way, with the picture itself and in its own codec:
 how often the right one of the picture's own texts is the likeliest tells reading the box from reading the picture.
@@ -173,7 +174,7 @@ def copied(model: RegionModel, tokens: Tensor, questions: int) -> NDArray[np.flo
     """Whether, behind a word that is read again, that token is the likeliest of all (N, hidden) read that followed it
     before: (questions, 1), 0 or 1."""
     rng = np.random.default_rng(_SEED)
-    embeddings, known = model.word_embeddings, np.array(whole_words(model))
+    embeddings, known = own_embeddings(model), np.array(whole_words(model))
     first = embeddings[model.dialog.prefix(0)[:1]]
     hits = []
     for _ in range(questions):
@@ -186,20 +187,33 @@ def copied(model: RegionModel, tokens: Tensor, questions: int) -> NDArray[np.flo
     return np.array(hits)
 
 
+def own_embeddings(model: RegionModel) -> Tensor:
+    """Those that the language model had before its codec's tokens came: (V, hidden)."""
+    embeddings: Tensor = model.llava.get_input_embeddings().weight.detach()
+    return embeddings[: rows_of(model.processor.tokenizer, model.codec).start]
+
+
 def whole_words(model: RegionModel) -> list[int]:
     """The tokens that are a space and letters."""
-    texts = (model.processor.tokenizer.decode([i]) for i in range(len(model.word_embeddings)))
+    texts = (model.processor.tokenizer.decode([i]) for i in range(len(own_embeddings(model))))
     return [i for i, text in enumerate(texts) if text[:1] == " " and text[1:].isalpha()]
+
+
+def as_words(words: Tensor, count: int) -> Tensor:
+    """Embeddings (count, hidden) drawn around the mean of words (V, hidden), in the directions that these differ by."""
+    differences = words - words.mean(0)
+    drawn = torch.randn(count, len(words), generator=torch.Generator().manual_seed(_SEED)) @ differences
+    return words.mean(0) + drawn * (differences.std() / drawn.std())
 
 
 def print_copies(language: str, questions: int) -> None:
     model = assemble(nano_encoder(), language, Settings(_CELLS))
-    words, rows = model.word_embeddings, rows_of(model.processor.tokenizer, model.codec)
-    cells = model.llava.get_input_embeddings().weight.detach()[rows.start : rows.stop]
-    drawn = torch.randn(cells.shape, generator=torch.Generator().manual_seed(_SEED)) * words.std()
+    rows = rows_of(model.processor.tokenizer, model.codec)
+    embeddings: Tensor = model.llava.get_input_embeddings().weight.detach()
+    words = embeddings[whole_words(model)]
     print(f"{'behind each word':32}right of {_PAIRS}")
-    kinds = {"a word": words[whole_words(model)], "a location token": cells, "a drawn embedding": drawn}
-    for name, tokens in kinds.items():
+    started, drawn = embeddings[rows.start : rows.stop], as_words(words, len(rows))
+    for name, tokens in {"a word": words, "a location token": started, "drawn as words lie": drawn}.items():
         hits = copied(model, tokens, questions)
         (found,) = ratios(hits, np.ones_like(hits))
         assert found is not None
