@@ -88,9 +88,9 @@ clean:
 
 .venv-lowest/stamp: pyproject.toml tests/lowest.py
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
-	$(PYTHON) tests/lowest.py dev annotate eval gguf > .venv-lowest/constraints.txt
+	$(PYTHON) tests/lowest.py dev annotate eval gguf lora > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install -q "$$(grep '^torch==' .venv-lowest/constraints.txt)"
-	.venv-lowest/bin/python -m pip install -q -c .venv-lowest/constraints.txt -e ".[dev,annotate,eval,gguf]"
+	.venv-lowest/bin/python -m pip install -q -c .venv-lowest/constraints.txt -e ".[dev,annotate,eval,gguf,lora]"
 	touch $@
 
 .venv/dev.stamp: .venv/core.stamp
