@@ -19,11 +19,15 @@ from granvit.evaluate.held_out import HeldOutScores
 from granvit.evaluate.report import duration, title_of, write_report
 from granvit.files import read_regular
 from granvit.loading.run_folder import CHECKPOINT, RECIPE, REPORT
+from granvit.model.forward import image_token_norm
 from granvit.model.region_model import RegionModel
+from granvit.train.build import drawn_canvases
 from granvit.train.recipes.base import Recipe
 from granvit.train.timing import SECTIONS
 
 _LARGEST_FILE = 1 << 30
+# Of so many drawn pictures the size of image tokens is measured.
+_NORM_PICTURES = 4
 # Of a history what is no measure of how well the model learns.
 _NO_CURVES = ("step", "lr", "grad_norm")
 
@@ -42,7 +46,7 @@ def write_run_report(
     """Writes the report of a run whose stages are done, or of those that are; returns its path.
 
     Args:
-        model: of which the parameters are counted.
+        model: of which the parameters are counted, and the image tokens measured.
         scores: those of held-out pictures, where there are any.
         facts: what of the run its folder does not tell, such as its corpus.
         commands: how to go on from here, by what for.
@@ -64,6 +68,7 @@ def write_run_report(
         facts={
             **facts,
             "Model": _sizes(model),
+            "Image tokens": _image_tokens(model),
             "Recipe": f"{recipe.name}: " + ", ".join(_steps(histories[stage.folder], stage) for stage in recipe.stages),
             "Machine": machine(),
             "Memory": _memory(),
@@ -158,6 +163,12 @@ def _sizes(model: RegionModel) -> str:
     parts = {"encoder": model.llava.model.vision_tower, "language model": model.llava.model.language_model}
     counts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
     return ", ".join(f"{name} {count:,.1f} M parameters" for name, count in counts.items())
+
+
+@torch.no_grad()
+def _image_tokens(model: RegionModel) -> str:
+    features = model.features(drawn_canvases(model.canvas, _NORM_PICTURES).to(model.device))
+    return f"{image_token_norm(model.llava, features):.1f} times as large as words (RMS of the embeddings)"
 
 
 def machine() -> str:

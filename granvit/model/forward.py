@@ -125,6 +125,17 @@ def scale_projector(llava: Llava, features: Tensor) -> None:
     last.bias.zero_()
 
 
+@torch.no_grad()
+def image_token_norm(llava: Llava, features: Tensor) -> float:
+    """How large the image tokens of patch features (N, P, D) are beside words: the RMS of both embeddings, as a ratio.
+
+    A pre-norm language model adds to its residual stream; to tokens a hundred times as large as words it adds in vain,
+    and cannot locate by them.
+    """
+    words = llava.get_input_embeddings().weight.float()
+    return float(project(llava, features).float().square().mean().sqrt() / words.square().mean().sqrt())
+
+
 # Activations of a block are kept (False) or computed again from its input when their gradients are (True).
 _recompute = partial(checkpoint, use_reentrant=False)
 

@@ -1,6 +1,7 @@
 """Scores on held-out pictures while a recipe trains: nothing of training changes by them, interrupted or not."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -322,6 +323,12 @@ def test_the_report_is_made_of_what_the_run_left(whole, parts):
     assert "held-out describe, ROUGE-L" in page and "stage1 2 steps, stage2 2 steps" in page
     assert "&#34;distill_weight&#34;: 1.0" in page, "the recipe with every setting"
     assert "After stage 1" in page and "images/s" in page and "GB at most" in page
+    with torch.no_grad():
+        model.llava.model.multi_modal_projector.linear_2.weight.mul_(100)
+        model.llava.model.multi_modal_projector.linear_2.bias.mul_(100)
+    louder = write_run_report(out, recipe, model, scores, title="", summary="", facts={}, commands={}).read_text()
+    before, after = (float(re.findall(r"([0-9.]+) times as large as words", text)[0]) for text in (page, louder))
+    assert after == pytest.approx(100 * before, rel=0.1)
 
 
 def test_a_run_without_scores_has_a_report_too(whole, parts):

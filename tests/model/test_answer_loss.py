@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from granvit.coordinates import get_codec
 from granvit.model import forward
-from granvit.model.forward import AnswerLoss, project, scale_projector
+from granvit.model.forward import AnswerLoss, image_token_norm, project, scale_projector
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,7 @@ def test_a_projector_is_scaled_to_the_size_of_word_embeddings():
         assert project(model.llava, features).std() > 5 * words
         scale_projector(model.llava, features)
         assert project(model.llava, features).std() == pytest.approx(words.item(), rel=0.01)
+    assert image_token_norm(model.llava, features) == pytest.approx(1, rel=0.05)
 
 
 def test_pixels_are_normalised_as_the_stock_image_processor_does():
